@@ -1,0 +1,75 @@
+# Checks of arguments. Each names the argument and says what was expected; `call`
+# is that of the function the user called.
+
+stop_argument <- function(name, expected, call) {
+  stop(simpleError(paste0("'", name, "' must be ", expected), call))
+}
+
+check_string <- function(x, name, call = sys.call(-1L)) {
+  if (!is.character(x) || length(x) != 1L || is.na(x) || !nzchar(x)) {
+    stop_argument(name, "a single non-empty character string", call)
+  }
+}
+
+check_flag <- function(x, name, call = sys.call(-1L)) {
+  if (!is.logical(x) || length(x) != 1L || is.na(x)) stop_argument(name, "TRUE or FALSE", call)
+}
+
+is_number <- function(x) is.numeric(x) && length(x) == 1L && !is.na(x)
+
+is_count <- function(x) is_number(x) && x >= 0 && x == trunc(x) && x <= .Machine$integer.max
+
+check_count <- function(x, name, call = sys.call(-1L)) {
+  if (!is_count(x)) stop_argument(name, "a single whole number, zero or greater", call)
+}
+
+check_positive <- function(x, name, what = "a single positive number", call = sys.call(-1L)) {
+  if (!is_number(x) || x <= 0) stop_argument(name, what, call)
+}
+
+check_profile <- function(x, call = sys.call(-1L)) {
+  if (is.null(x)) return(.Call(rs_current_profile))
+  check_string(x, ".compute", call)
+  x
+}
+
+check_urls <- function(x, call = sys.call(-1L)) {
+  if (!is.character(x) || !length(x) || anyNA(x) || !all(nzchar(x))) {
+    stop_argument("url", "a character vector of one or more URLs", call)
+  }
+}
+
+# What mirai(), everywhere() and mirai_map() take as `...`: a list of named
+# objects, or NULL.
+named_dots <- function(dots, call = sys.call(-1L)) {
+  if (length(dots) == 1L && is.null(names(dots)) && is.environment(dots[[1L]])) {
+    return(environment_objects(dots[[1L]]))
+  }
+  if (!all_named(dots)) {
+    stop_argument("...", "named arguments, or a single environment", call)
+  }
+  dots
+}
+
+# What they take as `.args`: likewise.
+named_args <- function(args, call = sys.call(-1L)) {
+  if (is.environment(args)) return(environment_objects(args))
+  if (!is.list(args)) args <- as.list(args)
+  if (!all_named(args)) {
+    stop_argument(".args", "a named list, or an environment", call)
+  }
+  args
+}
+
+all_named <- function(x) {
+  if (!length(x)) return(TRUE)
+  nms <- names(x)
+  !is.null(nms) && !anyNA(nms) && all(nzchar(nms))
+}
+
+# Objects of an environment as a list. The RNG's state belongs to its process,
+# and the dots of a function are not an object.
+environment_objects <- function(env) {
+  objects <- as.list.environment(env, all.names = TRUE)
+  objects[setdiff(names(objects), c(".Random.seed", "..."))]
+}

@@ -1,0 +1,253 @@
+#' Set daemons
+#'
+#' Starts daemons, persistent R processes that evaluate [mirai()], or listens for daemons
+#' that are started otherwise. New settings replace the old ones of the same compute profile.
+#'
+#' @param n number of daemons to start on this machine. `0` ends the daemons and returns to a
+#'   fresh process for each mirai. `NULL` does so, too, and also ends daemons that were started
+#'   with `autoexit = FALSE`. Without any argument, returns [status()].
+#' @param url one or more URLs to listen at for daemons, instead of starting any: see
+#'   [local_url()].
+#' @param remote,tls,pass reserved for daemons on other machines, which this version does not
+#'   have yet.
+#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, and go to a daemon when
+#'   it can start them at once. `FALSE`: they are assigned right away, to the connected daemons in
+#'   turn.
+#' @param ... options for the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`,
+#'   `maxtasks`, `idletime`, `walltime`, `timerstart`, `asyncdial`. And for the dispatch: `retry`,
+#'   `TRUE` to run a task again, on another daemon, when its daemon has ended in the middle of it;
+#'   `token`, `TRUE` to add a random path to `url`. Anything else is ignored.
+#' @param sync `TRUE` to evaluate in this process, at the call of `mirai()`: for debugging with
+#'   [browser()], and for tests.
+#' @param seed an integer for random numbers that do not depend on how many daemons there are or
+#'   which of them evaluates what: each task has an L'Ecuyer-CMRG stream of its own, in the order
+#'   of submission. `NULL`: each daemon has one.
+#' @param memory megabytes (10^6 bytes) of serialized data that may wait in the queue. When they are
+#'   used up, `mirai()` waits and [try_mirai()] returns `NULL`.
+#' @param serial reserved for custom serialization.
+#' @param .compute name of the compute profile to set, or `NULL` for the current one.
+#'
+#' @returns The number of daemons set, or with `url` the number of URLs: an integer of class
+#'   `"miraiDaemons"`. With `url` and without dispatcher, the URL.
+#'
+#' @details
+#' Local daemons are connected when this returns. If one cannot start, that is an error which shows
+#' what it has said.
+#'
+#' `with(daemons(...), expr)` evaluates `expr` with daemons set for just that long, and
+#' with their profile current.
+#'
+#' Local daemons end with this session, however it ends.
+#' @examples
+#' daemons(2)
+#' status()
+#' m <- mirai(Sys.getpid())
+#' m[] != Sys.getpid()
+#' daemons(0)
+#'
+#' # Separate daemons for a separate purpose
+#' daemons(1, .compute = "database")
+#' m <- mirai("from the other profile", .compute = "database")
+#' m[]
+#' daemons(0, .compute = "database")
+#'
+#' with(daemons(2), mirai(1 + 1)[])
+#' @export
+daemons <- function(
+  n,
+  url = NULL,
+  remote = NULL,
+  dispatcher = TRUE,
+  ...,
+  sync = FALSE,
+  seed = NULL,
+  memory = NULL,
+  serial = NULL,
+  tls = NULL,
+  pass = NULL,
+  .compute = NULL
+) {
+  profile <- check_profile(.compute)
+  check_flag(sync, "sync")
+  if (missing(n) && is.null(url) && !sync) return(status(profile))
+  call <- sys.call()
+  if (!missing(n) && !is.null(n)) check_count(n, "n")
+  if (!is.null(url)) check_urls(url)
+  if (!is.null(seed) && !(is_number(seed) && seed == trunc(seed))) {
+    stop_argument("seed", "a single whole number, or NULL", call)
+  }
+  if (!is.null(memory)) check_positive(memory, "memory", "a single positive number of megabytes")
+  check_flag(dispatcher, "dispatcher")
+  if (!is.null(remote) || !is.null(tls) || !is.null(pass)) {
+    stop("'remote', 'tls' and 'pass' are for daemons on other machines, which this version does not have yet")
+  }
+
+  if (sync) {
+    .Call(rs_open_sync, profile, as_seed(seed))
+    return(new_daemons(1L, profile))
+  }
+  if (is.null(url) && (is.null(n) || n == 0L)) {
+    .Call(rs_close_profile, profile, is.null(n))
+    return(new_daemons(0L, profile))
+  }
+  settings <- daemons_settings(...)
+  if (.Call(rs_daemon_state) == 2L && is.null(url)) {
+    stop("local daemons cannot be set on a daemon from within mirai_map()")
+  }
+  if (is.null(url)) {
+    return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
+  }
+  if (!missing(n) && !is.null(n) && length(url) == 1L && dispatcher) {
+    url <- paste0(url, "/", seq_len(n))
+  } else if (!dispatcher && length(url) != 1L) {
+    stop_argument("url", "a single URL without dispatcher", call)
+  }
+  if (settings$token) url <- paste0(url, "/", .Call(rs_random_token))
+  url <- open_profile(profile, url, dispatcher, settings, seed, memory, call)
+  if (dispatcher) new_daemons(length(url), profile) else new_daemons(url, profile)
+}
+
+new_daemons <- function(x, profile) structure(x, class = c("miraiDaemons", profile))
+
+as_seed <- function(seed) if (!is.null(seed)) as.integer(seed)
+
+# Starts local daemons, all or none.
+set_local <- function(profile, n, dispatcher, settings, seed, memory, call) {
+  urls <- replicate(if (dispatcher) n else 1L, local_url())
+  open_profile(profile, urls, dispatcher, settings, seed, memory, call)
+  ready <- FALSE
+  on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
+  for (i in seq_len(n)) launch_daemon(profile, urls[[if (dispatcher) i else 1L]], settings, call)
+  ready <- wait_connected(profile, n, call)
+  new_daemons(n, profile)
+}
+
+open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call) {
+  urls <- with_call(
+    .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, as_double(memory), as_seed(seed)),
+    call
+  )
+  the$settings[[profile]] <- settings
+  urls
+}
+
+as_double <- function(x) if (!is.null(x)) as.double(x)
+
+wait_connected <- function(profile, n, call) {
+  repeat {
+    ended <- .Call(rs_wait_connected, profile, n)
+    if (isTRUE(ended)) return(TRUE)
+    if (is.character(ended)) stop(simpleError(ended, call))
+    # Usually does not come back.
+    .Call(rs_obey_interrupt)
+  }
+}
+
+# Shows errors of native code as those of the function that the user called.
+with_call <- function(expr, call) {
+  tryCatch(expr, error = function(e) stop(simpleError(conditionMessage(e), call)))
+}
+
+# What the package remembers of profiles between calls.
+the <- new.env(parent = emptyenv())
+the$settings <- list()
+
+#' @export
+print.miraiDaemons <- function(x, ...) {
+  print(unclass(x))
+  invisible(x)
+}
+
+#' @rdname daemons
+#' @param data a value of `daemons()`.
+#' @param expr an expression to evaluate.
+#' @export
+with.miraiDaemons <- function(data, expr, ...) {
+  profile <- class(data)[[2L]]
+  before <- .Call(rs_set_current_profile, profile)
+  on.exit({
+    .Call(rs_set_current_profile, before)
+    daemons(0L, .compute = profile)
+  })
+  expr
+}
+
+#' Make a compute profile current
+#'
+#' `with_daemons()` evaluates an expression, and `local_daemons()` has the rest of the calling
+#' function evaluated, with an existing compute profile as the one that `.compute = NULL` stands
+#' for.
+#'
+#' @param .compute name of a compute profile that has been set by [daemons()]; a value of
+#'   `daemons()` will do, too.
+#' @param expr an expression.
+#' @param frame the environment of the function until whose end the profile shall be current.
+#' @returns The value of `expr`; for `local_daemons()`, the name of the profile that was current
+#'   before, invisibly.
+#' @examples
+#' daemons(1, .compute = "cpu")
+#' with_daemons("cpu", mirai(1 + 1)[])
+#'
+#' f <- function() {
+#'   local_daemons("cpu")
+#'   mirai(2 + 2)[]
+#' }
+#' f()
+#' daemons(0, .compute = "cpu")
+#' @export
+with_daemons <- function(.compute, expr) {
+  before <- .Call(rs_set_current_profile, existing_profile(.compute))
+  on.exit(.Call(rs_set_current_profile, before))
+  expr
+}
+
+#' @rdname with_daemons
+#' @export
+local_daemons <- function(.compute, frame = parent.frame()) {
+  before <- .Call(rs_set_current_profile, existing_profile(.compute))
+  restore <- as.call(list(function() .Call(rs_set_current_profile, before)))
+  do.call(on.exit, list(restore, add = TRUE, after = FALSE), envir = frame)
+  invisible(before)
+}
+
+existing_profile <- function(x, call = sys.call(-1L)) {
+  if (inherits(x, "miraiDaemons")) x <- class(x)[[2L]]
+  check_string(x, ".compute", call)
+  if (!daemons_set(x)) {
+    stop(simpleError(paste0("no daemons set for profile '", x, "'"), call))
+  }
+  x
+}
+
+#' Are daemons set?
+#'
+#' @inheritParams status
+#' @param call the call to show in the error.
+#' @returns `daemons_set()`: `TRUE` or `FALSE`. `require_daemons()`: `TRUE`, invisibly, or an
+#'   error.
+#' @examples
+#' daemons_set()
+#' daemons(1)
+#' daemons_set()
+#' daemons(0)
+#' @export
+daemons_set <- function(.compute = NULL) {
+  !is.null(.Call(rs_profile_status, check_profile(.compute)))
+}
+
+#' @rdname daemons_set
+#' @export
+require_daemons <- function(.compute = NULL, call = sys.call(-1L)) {
+  profile <- check_profile(.compute)
+  if (!daemons_set(profile)) stop_no_daemons(profile, call)
+  invisible(TRUE)
+}
+
+stop_no_daemons <- function(profile, call = sys.call(-1L)) {
+  message <- if (profile == "default") {
+    "no daemons set: use for example daemons(6) to set 6 local ones"
+  } else {
+    paste0("no daemons set for profile '", profile, "': use for example daemons(6, .compute = \"", profile, "\")")
+  }
+  stop(simpleError(message, call))
+}

@@ -1,0 +1,146 @@
+#' Kinds of values
+#'
+#' Tests for mirai, mirai maps, and for the values that stand for something that went
+#' wrong.
+#'
+#' @param x an object.
+#' @returns `TRUE` or `FALSE`.
+#' @details
+#' `is_error_value()` is `TRUE` for all of these:
+#'
+#' * An integer of class `"errorValue"`: the evaluation did not end by itself. 5 timed out,
+#'   7 object closed, 19 connection reset (the daemon was lost, or daemons were reset), 20
+#'   operation canceled (by [stop_mirai()]).
+#' * A `"miraiError"`: the evaluation ended in an error. It is a character string of
+#'   the form `Error in <call>: <message>`. Further to that, `$stack.trace` is a list of the
+#'   calls on the stack as strings, innermost first; `$message`, `$call`, `$condition.class`
+#'   and every other field of the original condition can be had in the same way.
+#'   [conditionMessage()] and [conditionCall()] work on it. Test with `is_mirai_error()`.
+#' * A `"miraiInterrupt"`: the evaluation was interrupted by the user. It is an empty
+#'   string. Test with `is_mirai_interrupt()`.
+#'
+#' @examples
+#' m <- mirai(log("a"))
+#' m[]
+#' is_error_value(m$data)
+#' is_mirai_error(m$data)
+#' m$data$message
+#' @name is_mirai
+NULL
+
+#' @rdname is_mirai
+#' @export
+is_mirai <- function(x) inherits(x, "mirai")
+
+#' @rdname is_mirai
+#' @export
+is_mirai_map <- function(x) inherits(x, "mirai_map")
+
+#' @rdname is_mirai
+#' @export
+is_error_value <- function(x) inherits(x, "errorValue")
+
+#' @rdname is_mirai
+#' @export
+is_mirai_error <- function(x) inherits(x, "miraiError")
+
+#' @rdname is_mirai
+#' @export
+is_mirai_interrupt <- function(x) inherits(x, "miraiInterrupt")
+
+#' @export
+print.errorValue <- function(x, ...) {
+  cat(paste0("'errorValue' int ", x, " | ", error_text(x), "\n"))
+  invisible(x)
+}
+
+error_text <- function(code) {
+  switch(
+    as.character(unclass(code)),
+    "5" = "Timed out",
+    "7" = "Object closed",
+    "19" = "Connection reset",
+    "20" = "Operation canceled",
+    "Unknown error"
+  )
+}
+
+#' @export
+print.miraiError <- function(x, ...) {
+  cat(paste0("'miraiError' chr ", as.vector(x), "\n"))
+  invisible(x)
+}
+
+#' @export
+print.miraiInterrupt <- function(x, ...) {
+  cat("'miraiInterrupt' chr \"\"\n")
+  invisible(x)
+}
+
+#' @export
+`$.miraiError` <- function(x, name) attr(x, name, exact = TRUE)
+
+#' @export
+.DollarNames.miraiError <- function(x, pattern = "") {
+  grep(pattern, setdiff(names(attributes(x)), "class"), value = TRUE)
+}
+
+#' @export
+conditionMessage.miraiError <- function(c) attr(c, "message", exact = TRUE)
+
+#' @export
+conditionCall.miraiError <- function(c) attr(c, "call", exact = TRUE)
+
+# Makes an error value of a condition and the calls that were on the stack, outermost
+# first.
+new_mirai_error <- function(cnd, calls) {
+  message <- tryCatch(
+    paste(as.character(conditionMessage(cnd)), collapse = "\n"),
+    error = function(e) "(the condition has no message)"
+  )
+  call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
+  if (identical(call, evaluator_call)) call <- NULL
+  text <- if (is.null(call)) {
+    paste0("Error: ", message)
+  } else {
+    paste0("Error in ", deparse(call, nlines = 1L)[1L], ": ", message)
+  }
+  # Names that mean something else on a character vector cannot be kept.
+  fields <- unclass(cnd)
+  reserved <- c("", "names", "dim", "dimnames", "tsp", "class", "levels", "comment", "row.names")
+  fields <- if (is.list(fields)) fields[setdiff(names(fields), c(reserved, "message", "call"))]
+  attributes(text) <- c(
+    fields,
+    list(
+      stack.trace = rev(lapply(calls, call_text)),
+      message = message,
+      call = call,
+      condition.class = class(cnd),
+      class = c("miraiError", "errorValue", "try-error")
+    )
+  )
+  text
+}
+
+# A call as it stands in the source, if that is known.
+call_text <- function(call) {
+  source <- attr(call, "srcref")
+  text <- if (!is.null(source)) {
+    tryCatch(as.character(source), error = function(e) NULL)
+  }
+  # Without end, a call into which large data was substituted could take for ever.
+  if (is.null(text)) text <- deparse(call, nlines = 50L)
+  paste(text, collapse = "\n")
+}
+
+new_mirai_interrupt <- function() {
+  structure("", class = c("miraiInterrupt", "errorValue", "try-error"))
+}
+
+# The value of a task that has none: it has jumped to top level (NULL), or R could not
+# serialize its value, with R's own words about that.
+failure_value <- function(text) {
+  if (is.null(text)) return(new_mirai_interrupt())
+  message <- sub("^Error[^:]*: ", "", trimws(text))
+  new_mirai_error(simpleError(message), list())
+}

@@ -1,0 +1,53 @@
+# Evaluates a task: on a daemon called from daemon.rs, and here for `sync = TRUE`.
+#
+# An error or interrupt that the task does not handle itself becomes the value. The
+# handlers are calling ones, established at less than half the price of tryCatch() and
+# run with the stack still there to be recorded. `leave` is a promise to return from this
+# very frame, so forcing it ends the evaluation.
+evaluate <- function(.expr., .envir.) {
+  depth <- sys.nframe()
+  outcome <- NULL
+  delayedAssign("leave", return(outcome))
+  withCallingHandlers(
+    eval(.expr., .envir.),
+    error = function(cnd) {
+      calls <- sys.calls()
+      outcome <<- new_mirai_error(cnd, task_calls(calls, depth, sys.nframe()))
+      leave
+    },
+    interrupt = function(cnd) {
+      outcome <<- new_mirai_interrupt()
+      leave
+    }
+  )
+}
+utils::globalVariables("leave")
+
+# How an error names its call when that is the task's own expression.
+evaluator_call <- quote(eval(.expr., .envir.))
+
+# Takes our own frames off the calls on the stack: up to evaluate() at `depth` and the
+# three that it makes (withCallingHandlers, and eval twice); at the other end the handler
+# at `last`, and what R calls it through for an error of its own.
+task_calls <- function(calls, depth, last) {
+  last <- last - 1L
+  if (last > 0L && identical(calls[[last]][[1L]], quote(.handleSimpleError))) last <- last - 1L
+  first <- depth + 4L
+  if (last < first) list() else as.list(calls[first:last])
+}
+
+# For daemons, called from cleanup.rs when something has changed. Packages are detached
+# but stay loaded.
+detach_others <- function(known) {
+  for (name in search()) {
+    env <- as.environment(name)
+    if (name %in% c(".GlobalEnv", "package:base")) next
+    if (!any(vapply(known, identical, NA, env))) detach(name, character.only = TRUE)
+  }
+}
+
+reset_options <- function(names, values) {
+  added <- setdiff(names(options()), names)
+  options(structure(values, names = names))
+  options(structure(vector("list", length(added)), names = added))
+}

@@ -1,0 +1,140 @@
+#' Evaluate asynchronously
+#'
+#' Evaluates an expression in another process and returns at once, with an object
+#' that will hold the value. With [daemons()] set, one of them evaluates it;
+#' otherwise a fresh R process is started for it and ends afterwards.
+#'
+#' @param .expr an expression to evaluate. It is quoted, so wrap several statements
+#'   in braces; or the name of a variable that holds a language object (a call, an
+#'   expression, a symbol), in which case that is used.
+#' @param ... named objects to assign to the daemon's global environment for the
+#'   evaluation. Or a single environment, such as `environment()`, whose objects are
+#'   (including those with names beginning with a dot, except `.Random.seed`).
+#' @param .args a named list, or an environment, of objects that only `.expr` itself
+#'   shall see.
+#' @param .timeout milliseconds after which the mirai resolves to an error value of
+#'   5 (timed out), or `NULL` for none. With dispatcher, the task is cancelled, too: it is
+#'   taken out of the queue, or interrupted if it is running.
+#' @param .compute name of the compute profile to use, or `NULL` for the current one
+#'   (`"default"`, unless [with_daemons()] or [local_daemons()] says otherwise).
+#'
+#' @returns A mirai, invisibly: an environment of class `"mirai"`. Its `$data` is the
+#'   value once that is there, and until then an unresolved value, a logical `NA` of
+#'   class `"unresolvedValue"`. Reading it never blocks. To wait, use `m[]` or
+#'   [call_mirai()]. `attr(m, "id")` is an integer that increases through the session.
+#'
+#'   An error in the evaluation makes the value a character string of classes
+#'   `"miraiError"`, `"errorValue"` and `"try-error"`; see [is_error_value()].
+#'
+#' @details
+#' The evaluation takes place in an environment whose parent is the daemon's global
+#' environment. Nothing of the session is sent but what `...` and `.args` name.
+#'
+#' If a daemon ends in the middle of the evaluation, the value is an error value of 19
+#' (connection reset), or the task is run again elsewhere if [daemons()] was told to
+#' `retry`. If the number of daemons is reset, pending mirai resolve to 19, too.
+#'
+#' @examples
+#' m <- mirai(x + 2 * y, x = 1, y = 10)
+#' m
+#' m[]
+#'
+#' # An existing function and its variables, by way of the calling environment
+#' square <- function(x) x^2
+#' n <- 4
+#' m <- mirai(square(n), environment())
+#' call_mirai(m)$data
+#'
+#' # Errors are values
+#' m <- mirai(stop("sorry"))
+#' m[]
+#' is_mirai_error(m$data)
+#' @export
+mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
+  if (missing(.expr)) stop("missing expression, perhaps wrap in {}?")
+  expr <- substitute(.expr)
+  if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
+    expr <- .expr
+  }
+  globals <- if (...length()) named_dots(list(...))
+  args <- if (length(.args)) named_args(.args)
+  if (!is.null(.timeout)) check_positive(.timeout, ".timeout")
+  if (!is.null(.compute)) check_string(.compute, ".compute")
+  m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, submit_task)
+  if (is.logical(m)) m <- evaluate_sync(expr, globals, args, .compute)
+  invisible(m)
+}
+
+# How to submit: the kind of task (0 ordinary, 1 element of a map), and whether to
+# give up (1) rather than wait when the queue is full.
+submit_task <- c(0L, 0L)
+submit_or_give_up <- c(0L, 1L)
+submit_element <- c(1L, 0L)
+
+#' Evaluate asynchronously if there is room
+#'
+#' The same as [mirai()], except when [daemons()] were set with a `memory` budget and
+#' the queue has used it up: where `mirai()` waits for room, this returns at once.
+#'
+#' @inheritParams mirai
+#' @returns A mirai, invisibly, or `NULL` if there is no room.
+#' @examples
+#' daemons(1, memory = 100)
+#' m <- try_mirai(1 + 1)
+#' if (!is.null(m)) m[]
+#' daemons(0)
+#' @export
+try_mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
+  call <- match.call()
+  call[[1L]] <- try_submit
+  invisible(eval(call, parent.frame()))
+}
+
+# mirai(), submitting differently: the same body, with another constant in its scope.
+try_submit <- mirai
+environment(try_submit) <- list2env(
+  list(submit_task = submit_or_give_up),
+  parent = environment(mirai)
+)
+
+# Function of the active binding `data` of an unread mirai. Evaluated in copies whose
+# environment is the mirai itself, which is where `.task` is: see tasks.rs.
+data_binding <- function(value) {
+  if (missing(value)) .Call(rs_data, .task) else stop("'data' of a mirai cannot be set")
+}
+utils::globalVariables(".task")
+
+# The profile evaluates in this process: do so now, with a stand-in for the global
+# environment so that nothing leaks into the real one.
+evaluate_sync <- function(expr, globals, args, .compute) {
+  global <- list2env(as.list(globals), parent = parent.env(globalenv()))
+  envir <- list2env(as.list(args), parent = global)
+  stream <- .Call(rs_task_stream, check_profile(.compute))
+  if (!is.null(stream)) {
+    seed <- globalenv()[[".Random.seed"]]
+    on.exit(
+      if (is.null(seed)) {
+        rm(".Random.seed", envir = globalenv())
+      } else {
+        assign(".Random.seed", seed, envir = globalenv())
+      }
+    )
+    assign(".Random.seed", stream, envir = globalenv())
+  }
+  .Call(rs_resolved, evaluate(expr, envir))
+}
+
+#' @export
+print.mirai <- function(x, ...) {
+  cat(if (.Call(rs_pending, x)) "< mirai [] >\n" else "< mirai [$data] >\n")
+  invisible(x)
+}
+
+#' @export
+`[.mirai` <- function(x, ...) .Call(rs_collect, x)
+
+#' @export
+print.unresolvedValue <- function(x, ...) {
+  cat("'unresolved' logi NA\n")
+  invisible(x)
+}

@@ -1,0 +1,93 @@
+#' Wait for mirai
+#'
+#' Waits until a mirai, or each of a list of them, has resolved. The wait can be
+#' interrupted; the mirai are not affected by that.
+#'
+#' @param x a mirai, or a list of mirai (such as a mirai map).
+#' @returns `x`, invisibly. For a mirai that has resolved, `x$data` is the value.
+#' @details `call_mirai_()` is the same as `call_mirai()`, kept for older code. To get at
+#'   the values themselves, `x[]` is the shortest way, and [collect_mirai()] has options.
+#' @examples
+#' m <- mirai(Sys.getpid())
+#' call_mirai(m)$data
+#' @export
+call_mirai <- function(x) {
+  check_waitable(x)
+  invisible(.Call(rs_wait_all, x))
+}
+
+#' @rdname call_mirai
+#' @export
+call_mirai_ <- call_mirai
+
+#' Wait for mirai and collect their values
+#'
+#' @inheritParams call_mirai
+#' @param options a character vector of collection options, for a list: any of
+#'   `".flat"`, `".progress"`, `".progress_cli"` and `".stop"`. See [mirai_map()].
+#' @returns The value of a mirai, or a list of the values with the names of `x`.
+#' @examples
+#' collect_mirai(mirai(1 + 1))
+#' collect_mirai(list(a = mirai("a"), b = mirai("b")))
+#' @export
+collect_mirai <- function(x, options = NULL) {
+  check_waitable(x)
+  if (is.environment(x)) return(.Call(rs_collect, x))
+  collect_all(x, options)
+}
+
+#' Wait for the first of several mirai
+#'
+#' @param x a mirai, or a list of mirai.
+#' @returns The index of a mirai that has resolved: the first in the list, if there are
+#'   several already. `0L` for an empty list.
+#' @examples
+#' daemons(2)
+#' x <- list(mirai({Sys.sleep(5); "slow"}), mirai("fast"))
+#' race_mirai(x)
+#' daemons(0)
+#' @export
+race_mirai <- function(x) {
+  check_waitable(x)
+  .Call(rs_race, x)
+}
+
+#' Cancel mirai
+#'
+#' A task that waits in the queue is taken out of it. A running one is interrupted, and its
+#' daemon stays in service. Either way the mirai resolves at once, to an error value of 20
+#' (operation canceled).
+#'
+#' @inheritParams call_mirai
+#' @returns Invisibly a logical vector, for each mirai whether it was cancelled: `FALSE`
+#'   means that it had resolved already.
+#' @examples
+#' m <- mirai(Sys.sleep(60))
+#' stop_mirai(m)
+#' m$data
+#' @export
+stop_mirai <- function(x) {
+  check_waitable(x)
+  invisible(.Call(rs_cancel, x))
+}
+
+#' Has it resolved?
+#'
+#' Tells without waiting whether a mirai is still unresolved, so it can be used in
+#' conditions directly.
+#'
+#' @param x a mirai, the `$data` of one, or a list of these.
+#' @returns `TRUE` if `x`, or any element of the list, is unresolved; otherwise `FALSE`, which
+#'   includes anything that is not a mirai.
+#' @examples
+#' m <- mirai(Sys.sleep(0.1))
+#' unresolved(m)
+#' m[]
+#' unresolved(m)
+#' @export
+unresolved <- function(x) .Call(rs_pending, x) > 0L
+
+check_waitable <- function(x, call = sys.call(-1L)) {
+  if (is_mirai(x) || is.list(x) && all(vapply(x, is_mirai, NA))) return()
+  stop_argument("x", "a mirai, or a list of mirai", call)
+}

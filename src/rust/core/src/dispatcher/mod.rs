@@ -1,0 +1,671 @@
+//! The queue: which task goes to which daemon, and what becomes of it.
+//!
+//! A deterministic state machine without I/O, clocks or threads, called by
+//! [`host`](crate::host) under its one lock. Events go in, together with the
+//! time at which they happened; [`Action`]s come out, in the order in which they
+//! have to be carried out. It is generic over the job `J`, of which it only
+//! keeps clones (the host's is an `Arc`).
+//!
+//! The rules, which `tests/dispatcher_model.rs` checks against random histories:
+//!
+//! - A task submitted is resolved exactly once.
+//! - [`Policy::Queue`]: first in, first out; a task is sent only to a daemon that
+//!   can start it at once. [`Policy::RoundRobin`]: tasks are assigned in turn to
+//!   the daemons connected at submission, each of which works in order.
+//! - A daemon that is lost takes at most the one task with it that it had
+//!   started; what it held unstarted goes back to where it came from.
+//! - What is pinned to a daemon (everywhere) runs before anything submitted
+//!   later starts there, and nowhere else.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+
+use crate::protocol::Seq;
+
+/// Names a task; unique in the process and increasing.
+pub type TaskId = u64;
+/// Names a connection of a daemon; unique in a dispatcher and increasing.
+pub type PeerId = u32;
+/// Index of a URL that is listened at, from 0.
+pub type Endpoint = usize;
+/// Time since an origin that the caller chooses and keeps.
+pub type Time = Duration;
+
+/// How tasks find their daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// One queue; each daemon holds one task at a time.
+    Queue,
+    /// A queue per daemon, filled in turn.
+    RoundRobin,
+}
+
+/// With [`Policy::RoundRobin`], how many of its tasks a daemon holds at most;
+/// the rest of its queue waits on the host, where it can still be moved.
+const ROUND_ROBIN_WINDOW: usize = 16;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub policy: Policy,
+    /// Run a task again whose daemon was lost in the middle of it.
+    pub retry: bool,
+    /// Bytes that may wait in the queue; the caller asks [`Dispatcher::has_room`].
+    pub capacity: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            policy: Policy::Queue,
+            retry: false,
+            capacity: None,
+        }
+    }
+}
+
+/// Where a task may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Wherever the policy says.
+    Any,
+    /// On this connection, ahead of what is not pinned there.
+    Peer(PeerId),
+    /// On the first connection at this endpoint, which may be there already.
+    Endpoint(Endpoint),
+    /// On the next connection anywhere.
+    NextJoin,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<J> {
+    /// `id` must be larger than any submitted before.
+    Submit {
+        id: TaskId,
+        job: J,
+        /// Size of the payload, for the accounts.
+        bytes: u64,
+        deadline: Option<Time>,
+        target: Target,
+    },
+    /// A daemon connected and proved itself.
+    Joined { peer: PeerId, endpoint: Endpoint },
+    /// A daemon has finished with a task, or skipped it.
+    Replied { peer: PeerId, seq: Seq },
+    /// A daemon will start nothing more.
+    Leaving { peer: PeerId },
+    /// The connection is gone.
+    Lost { peer: PeerId },
+    /// The user does not want this task any more.
+    Cancel { id: TaskId },
+    /// Time has passed: see [`Dispatcher::next_deadline`].
+    Tick,
+    /// Nobody will connect at this endpoint.
+    Abandoned { endpoint: Endpoint },
+    /// Every task ends. The links do, too: a daemon decides by itself whether to
+    /// finish what it runs.
+    Reset,
+}
+
+/// What to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<J> {
+    Send {
+        peer: PeerId,
+        seq: Seq,
+        job: J,
+    },
+    /// Tell the daemon that nobody waits for this task.
+    Cancel {
+        peer: PeerId,
+        seq: Seq,
+    },
+    /// The task is over. It is not mentioned again.
+    Resolve {
+        job: J,
+        verdict: Verdict,
+    },
+    /// The queue has shrunk: see [`Dispatcher::has_room`].
+    Room,
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// With the reply that the event was about.
+    Replied,
+    TimedOut,
+    /// Its daemon was lost, or everything was reset.
+    Reset,
+    Canceled,
+}
+
+/// Numbers for `status()` and `info()`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tasks not yet sent, and sent.
+    pub awaiting: usize,
+    pub executing: usize,
+    /// Tasks replied to so far.
+    pub completed: u64,
+    /// Daemons connected now, and so far.
+    pub connections: usize,
+    pub cumulative: u64,
+    /// Bytes waiting, now and at most so far.
+    pub queued: u64,
+    pub peak: u64,
+}
+
+/// Numbers of one endpoint; all but `online` accumulate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointCounts {
+    pub online: u32,
+    pub instance: u32,
+    pub assigned: u64,
+    pub complete: u64,
+}
+
+struct Entry<J> {
+    job: J,
+    bytes: u64,
+    deadline: Option<Time>,
+    target: Target,
+    /// Where it has been sent, if it has.
+    sent: Option<(PeerId, Seq)>,
+}
+
+/// A task on a daemon. `id` is `None` when nobody waits for it any more.
+struct Flight {
+    seq: Seq,
+    id: Option<TaskId>,
+}
+
+struct Peer {
+    endpoint: Endpoint,
+    /// Tasks sent and not replied to. The daemon works in order, so the first
+    /// one may have been started and the others have not.
+    flights: VecDeque<Flight>,
+    /// Tasks that only this daemon shall run.
+    pinned: VecDeque<TaskId>,
+    /// Tasks assigned in turn, not yet sent.
+    assigned: VecDeque<TaskId>,
+    last_seq: Seq,
+    leaving: bool,
+    /// Whether it stands in `idle`.
+    idle: bool,
+}
+
+#[derive(Default)]
+struct EndpointState {
+    counts: EndpointCounts,
+    /// Tasks for the first connection here.
+    waiting: VecDeque<TaskId>,
+    first: Option<PeerId>,
+    abandoned: bool,
+}
+
+/// See the [module documentation](self).
+pub struct Dispatcher<J> {
+    config: Config,
+    tasks: FxHashMap<TaskId, Entry<J>>,
+    /// Common queue. May hold ids that are no longer in `tasks`: cancelled
+    /// ones, which are passed over (and swept when they prevail).
+    queue: VecDeque<TaskId>,
+    stale: usize,
+    peers: FxHashMap<PeerId, Peer>,
+    /// Peers that hold nothing and may be given something. The last one was
+    /// busy most recently, so its caches are warm; it is the next to be used.
+    idle: Vec<PeerId>,
+    /// Round robin: whose turn it is.
+    turn: VecDeque<PeerId>,
+    joins: VecDeque<TaskId>,
+    endpoints: Vec<EndpointState>,
+    deadlines: BTreeSet<(Time, TaskId)>,
+    in_flight: usize,
+    counts: Counts,
+}
+
+impl<J: Clone> Dispatcher<J> {
+    pub fn new(config: Config) -> Dispatcher<J> {
+        Dispatcher {
+            config,
+            tasks: FxHashMap::default(),
+            queue: VecDeque::new(),
+            stale: 0,
+            peers: FxHashMap::default(),
+            idle: Vec::new(),
+            turn: VecDeque::new(),
+            joins: VecDeque::new(),
+            endpoints: Vec::new(),
+            deadlines: BTreeSet::new(),
+            in_flight: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
+    /// Adds an endpoint and returns its index.
+    pub fn add_endpoint(&mut self) -> Endpoint {
+        self.endpoints.push(EndpointState::default());
+        self.endpoints.len() - 1
+    }
+
+    /// The earliest time at which [`Event::Tick`] has something to do.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Whether a payload of this size may join the queue. One that exceeds the
+    /// whole capacity may do so when the queue is empty, or it never could.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        match self.config.capacity {
+            Some(most) => self.counts.queued == 0 || self.counts.queued + bytes <= most,
+            None => true,
+        }
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            awaiting: self.tasks.len() - self.in_flight,
+            executing: self.in_flight,
+            connections: self.peers.len(),
+            ..self.counts
+        }
+    }
+
+    pub fn endpoint_counts(&self) -> impl Iterator<Item = EndpointCounts> + '_ {
+        self.endpoints.iter().map(|e| e.counts)
+    }
+
+    /// Whether a peer has nothing to do.
+    pub fn is_idle(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_none_or(|p| p.flights.is_empty())
+    }
+
+    /// Connections in the order in which they were made, without those that leave.
+    pub fn peers(&self) -> Vec<PeerId> {
+        let staying = self.peers.iter().filter(|(_, p)| !p.leaving);
+        let mut ids: Vec<PeerId> = staying.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Takes an event and appends what has to be done about it to `out`.
+    ///
+    /// Events about tasks and peers that are gone are normal (they crossed
+    /// with the one that ended them) and have no effect.
+    pub fn handle(&mut self, now: Time, event: Event<J>, out: &mut Vec<Action<J>>) {
+        match event {
+            Event::Submit {
+                id,
+                job,
+                bytes,
+                deadline,
+                target,
+            } => {
+                if let Some(at) = deadline {
+                    self.deadlines.insert((at, id));
+                }
+                let entry = Entry {
+                    job,
+                    bytes,
+                    deadline,
+                    target,
+                    sent: None,
+                };
+                self.tasks.insert(id, entry);
+                self.counts.queued += bytes;
+                self.place(id, target, out);
+            }
+            Event::Joined { peer, endpoint } => self.joined(peer, endpoint, out),
+            Event::Replied { peer, seq } => self.replied(peer, seq, out),
+            Event::Leaving { peer } => self.leaving(peer, out),
+            Event::Lost { peer } => self.lost(peer, out),
+            Event::Cancel { id } => self.finish(id, Verdict::Canceled, true, out),
+            Event::Tick => {
+                // Without a queue the daemon is left to run on, as the contract says.
+                let interrupt = self.config.policy == Policy::Queue;
+                while let Some((at, id)) = self.deadlines.first().copied() {
+                    if at > now {
+                        break;
+                    }
+                    self.finish(id, Verdict::TimedOut, interrupt, out);
+                }
+            }
+            Event::Abandoned { endpoint } => {
+                if let Some(e) = self.endpoints.get_mut(endpoint) {
+                    e.abandoned = true;
+                    for id in std::mem::take(&mut e.waiting) {
+                        self.finish(id, Verdict::Reset, false, out);
+                    }
+                }
+            }
+            Event::Reset => {
+                let mut ids: Vec<TaskId> = self.tasks.keys().copied().collect();
+                ids.sort_unstable();
+                for id in ids {
+                    self.finish(id, Verdict::Reset, false, out);
+                }
+            }
+        }
+        self.counts.peak = self.counts.peak.max(self.counts.queued);
+    }
+
+    /// Puts a new task where it waits, and sends it if it need not.
+    fn place(&mut self, id: TaskId, target: Target, out: &mut Vec<Action<J>>) {
+        match target {
+            Target::Any => match self.config.policy {
+                Policy::Queue => {
+                    self.queue.push_back(id);
+                    self.feed_idle(out);
+                }
+                Policy::RoundRobin => {
+                    // What was queued while nobody was connected comes first.
+                    let in_turn = self.oldest_queued().is_none();
+                    self.queue.push_back(id);
+                    if in_turn {
+                        self.deal(out);
+                    }
+                }
+            },
+            Target::Peer(peer) => match self.peers.get_mut(&peer) {
+                Some(p) if !p.leaving => {
+                    p.pinned.push_back(id);
+                    self.feed(peer, out);
+                }
+                _ => self.finish(id, Verdict::Reset, false, out),
+            },
+            Target::Endpoint(endpoint) => match self.endpoints.get_mut(endpoint) {
+                // A process can be faster than the task that it was started for.
+                Some(EndpointState {
+                    first: Some(peer), ..
+                }) => {
+                    let peer = *peer;
+                    self.place(id, Target::Peer(peer), out);
+                }
+                Some(e) if !e.abandoned => e.waiting.push_back(id),
+                _ => self.finish(id, Verdict::Reset, false, out),
+            },
+            Target::NextJoin => self.joins.push_back(id),
+        }
+    }
+
+    fn joined(&mut self, id: PeerId, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
+        let state = &mut self.endpoints[endpoint];
+        state.counts.online += 1;
+        state.counts.instance += 1;
+        self.counts.cumulative += 1;
+        state.first.get_or_insert(id);
+        let mut pinned = std::mem::take(&mut state.waiting);
+        // One of those that wait for a connection; cancelled ones do not use it up.
+        while let Some(task) = self.joins.pop_front() {
+            if self.tasks.contains_key(&task) {
+                pinned.push_back(task);
+                break;
+            }
+        }
+        // In the order of submission, which is that of ids.
+        pinned.make_contiguous().sort_unstable();
+        let peer = Peer {
+            endpoint,
+            flights: VecDeque::new(),
+            pinned,
+            assigned: VecDeque::new(),
+            last_seq: 0,
+            leaving: false,
+            idle: false,
+        };
+        self.peers.insert(id, peer);
+        self.turn.push_back(id);
+        self.feed(id, out);
+    }
+
+    fn replied(&mut self, id: PeerId, seq: Seq, out: &mut Vec<Action<J>>) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some(at) = peer.flights.iter().position(|f| f.seq == seq) else {
+            return;
+        };
+        let flight = peer.flights.remove(at).expect("position is in range");
+        self.endpoints[peer.endpoint].counts.complete += 1;
+        // The daemon comes first: it shall not wait for the host's own business.
+        let done = flight.id.and_then(|task| self.take(task));
+        self.feed(id, out);
+        if let Some(entry) = done {
+            self.counts.completed += 1;
+            out.push(Action::Resolve {
+                job: entry.job,
+                verdict: Verdict::Replied,
+            });
+        }
+    }
+
+    fn leaving(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.leaving = true;
+        let flights = std::mem::take(&mut peer.flights);
+        self.endpoints[peer.endpoint].counts.assigned -= flights.len() as u64;
+        self.retire(id);
+        self.take_back(id, flights, out);
+    }
+
+    fn lost(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.leaving = true;
+        let mut flights = std::mem::take(&mut peer.flights);
+        // All but the first, which counts as started, go back.
+        let unstarted = flights.len().saturating_sub(1);
+        self.endpoints[peer.endpoint].counts.assigned -= unstarted as u64;
+        self.retire(id);
+        if let Some(Flight { id: Some(task), .. }) = flights.front() {
+            let pinned = !matches!(self.tasks[task].target, Target::Any);
+            if pinned || !self.config.retry {
+                let task = *task;
+                flights.pop_front();
+                self.finish(task, Verdict::Reset, false, out);
+            }
+        }
+        self.take_back(id, flights, out);
+        let peer = self.peers.remove(&id).expect("peer is present");
+        self.endpoints[peer.endpoint].counts.online -= 1;
+    }
+
+    /// The peer takes part in no choice any more.
+    fn retire(&mut self, id: PeerId) {
+        self.idle.retain(|p| *p != id);
+        self.turn.retain(|p| *p != id);
+    }
+
+    /// Returns to the queue, at its head and in order, what a peer held
+    /// unstarted; what was pinned to it has nowhere to go.
+    fn take_back(&mut self, id: PeerId, flights: VecDeque<Flight>, out: &mut Vec<Action<J>>) {
+        let pinned = std::mem::take(&mut self.peer(id).pinned);
+        let mut back: Vec<TaskId> = flights.iter().filter_map(|f| f.id).collect();
+        for task in &back {
+            let entry = self.tasks.get_mut(task).expect("a flight's task is known");
+            entry.sent = None;
+            self.in_flight -= 1;
+            self.counts.queued += entry.bytes;
+        }
+        back.extend(std::mem::take(&mut self.peer(id).assigned));
+        back.retain(|task| self.tasks.contains_key(task));
+        let (free, bound): (Vec<_>, Vec<_>) = back
+            .into_iter()
+            .partition(|t| self.tasks[t].target == Target::Any);
+        for task in bound.into_iter().chain(pinned) {
+            self.finish(task, Verdict::Reset, false, out);
+        }
+        let in_turn = self.config.policy == Policy::RoundRobin && self.oldest_queued().is_none();
+        for task in free.into_iter().rev() {
+            self.queue.push_front(task);
+        }
+        if in_turn {
+            self.deal(out);
+        } else {
+            self.feed_idle(out);
+        }
+    }
+
+    /// Ends a task without a reply.
+    fn finish(&mut self, id: TaskId, verdict: Verdict, tell: bool, out: &mut Vec<Action<J>>) {
+        let Some(entry) = self.take(id) else { return };
+        match entry.sent {
+            Some((peer, seq)) => {
+                // The daemon stays occupied until it says that it is done.
+                let flights = &mut self.peer(peer).flights;
+                if let Some(flight) = flights.iter_mut().find(|f| f.seq == seq) {
+                    flight.id = None;
+                    if tell {
+                        out.push(Action::Cancel { peer, seq });
+                    }
+                }
+            }
+            None => {
+                self.stale += 1;
+                self.sweep();
+            }
+        }
+        out.push(Action::Resolve {
+            job: entry.job,
+            verdict,
+        });
+        if entry.sent.is_none() && self.config.capacity.is_some() {
+            out.push(Action::Room);
+        }
+    }
+
+    /// Forgets a task and puts the accounts right.
+    fn take(&mut self, id: TaskId) -> Option<Entry<J>> {
+        let entry = self.tasks.remove(&id)?;
+        if let Some(at) = entry.deadline {
+            self.deadlines.remove(&(at, id));
+        }
+        match entry.sent {
+            Some(_) => self.in_flight -= 1,
+            None => self.counts.queued -= entry.bytes,
+        }
+        Some(entry)
+    }
+
+    /// Drops ids of cancelled tasks once they are the larger part of the queue.
+    fn sweep(&mut self) {
+        if self.stale > 1024 && self.stale > self.queue.len() / 2 {
+            self.queue.retain(|id| self.tasks.contains_key(id));
+            self.stale = 0;
+        }
+    }
+
+    fn peer(&mut self, id: PeerId) -> &mut Peer {
+        self.peers.get_mut(&id).expect("peer is connected")
+    }
+
+    /// Assigns the queue to the peers in turn, if there are any.
+    fn deal(&mut self, out: &mut Vec<Action<J>>) {
+        let mut dealt = 0;
+        while !self.turn.is_empty()
+            && let Some(task) = self.oldest_queued()
+        {
+            self.queue.pop_front();
+            self.turn.rotate_left(1);
+            let peer = *self.turn.back().expect("turn is not empty");
+            self.peer(peer).assigned.push_back(task);
+            dealt += 1;
+        }
+        // Only now: a peer that is fed before would help itself from the queue.
+        for at in self.turn.len().saturating_sub(dealt)..self.turn.len() {
+            let peer = self.turn[at];
+            self.feed(peer, out);
+        }
+    }
+
+    /// The live task at the head of the common queue.
+    fn oldest_queued(&mut self) -> Option<TaskId> {
+        while let Some(task) = self.queue.front().copied() {
+            if self.tasks.contains_key(&task) {
+                return Some(task);
+            }
+            self.queue.pop_front();
+            self.stale = self.stale.saturating_sub(1);
+        }
+        None
+    }
+
+    fn feed_idle(&mut self, out: &mut Vec<Action<J>>) {
+        while !self.queue.is_empty() {
+            let Some(id) = self.idle.last().copied() else {
+                break;
+            };
+            self.feed(id, out);
+        }
+    }
+
+    /// Sends a peer what it may have, and keeps `idle` true about it.
+    fn feed(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+        let window = match self.config.policy {
+            Policy::Queue => 1,
+            Policy::RoundRobin => ROUND_ROBIN_WINDOW,
+        };
+        let peer = self.peer(id);
+        if peer.leaving {
+            return;
+        }
+        while self.peer(id).flights.len() < window {
+            let Some(task) = self.next_for(id) else { break };
+            let entry = self
+                .tasks
+                .get_mut(&task)
+                .expect("next_for returns live tasks");
+            let peer = self.peers.get_mut(&id).expect("peer is connected");
+            peer.last_seq += 1;
+            let seq = peer.last_seq;
+            peer.flights.push_back(Flight {
+                seq,
+                id: Some(task),
+            });
+            self.endpoints[peer.endpoint].counts.assigned += 1;
+            entry.sent = Some((id, seq));
+            self.in_flight += 1;
+            self.counts.queued -= entry.bytes;
+            out.push(Action::Send {
+                peer: id,
+                seq,
+                job: entry.job.clone(),
+            });
+            if self.config.capacity.is_some() {
+                out.push(Action::Room);
+            }
+        }
+        let peer = self.peers.get_mut(&id).expect("peer is connected");
+        let idle = peer.flights.is_empty();
+        if idle && !peer.idle {
+            self.idle.push(id);
+        } else if !idle && peer.idle {
+            self.idle.retain(|p| *p != id);
+        }
+        peer.idle = idle;
+    }
+
+    /// The next live task for a peer: its own first, then the common queue.
+    fn next_for(&mut self, id: PeerId) -> Option<TaskId> {
+        let peer = self.peers.get_mut(&id)?;
+        for own in [&mut peer.pinned, &mut peer.assigned] {
+            while let Some(task) = own.pop_front() {
+                if self.tasks.contains_key(&task) {
+                    return Some(task);
+                }
+            }
+        }
+        self.oldest_queued()?;
+        self.queue.pop_front()
+    }
+}

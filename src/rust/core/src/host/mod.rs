@@ -1,0 +1,432 @@
+//! The host's side, put together: listeners and links feed events to the
+//! [`Dispatcher`], and its actions are carried out on them.
+//!
+//! There is one lock, around the dispatcher and the table of links. Whoever has
+//! an event (the main thread that submits, the I/O thread that reads a reply)
+//! takes it, lets the dispatcher decide, notes outcomes, puts frames in line, and
+//! lets go; writing and waking happen after that. So the thread that submits a task to a
+//! free daemon writes it to the socket itself, and the thread that reads a reply
+//! has written the daemon's next task before it wakes anybody.
+
+mod listener;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::dispatcher::{
+    Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Target, TaskId,
+    Verdict,
+};
+use crate::process::{self, Child, Program};
+use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost};
+use crate::runtime;
+use crate::task::{Outcome, Task};
+use crate::transport::{Address, Channel, Link};
+use crate::wait::Bell;
+
+/// A timeout from here on is none: no clock could hold its deadline.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// Daemons, the queue of tasks for them, and the URLs at which they connect.
+///
+/// Not closed by being dropped: see [`close`](Host::close).
+pub struct Host(Arc<Shared>);
+
+/// A URL that is listened at, and what happened there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointStatus {
+    pub url: String,
+    pub counts: EndpointCounts,
+}
+
+/// See [`Host::status`].
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub counts: Counts,
+    /// Bytes that the queue may hold.
+    pub capacity: Option<u64>,
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+struct Shared {
+    /// Origin of the dispatcher's time.
+    origin: Instant,
+    state: Mutex<State>,
+    /// An earlier deadline has come up, or the host is closed.
+    timer: Notify,
+    closed: AtomicBool,
+    listening: Mutex<Vec<Listening>>,
+    /// Session directories of daemons by process id, until the process is gone.
+    tempdirs: Mutex<FxHashMap<u32, PathBuf>>,
+}
+
+struct State {
+    dispatcher: Dispatcher<Arc<Task>>,
+    links: FxHashMap<PeerId, Arc<dyn Link>>,
+    last_peer: PeerId,
+    /// Kept for its capacity.
+    actions: Vec<Action<Arc<Task>>>,
+}
+
+struct Listening {
+    address: Address,
+    /// `None` once the host is closed.
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Host {
+    pub fn new(config: Config) -> Host {
+        let shared = Arc::new(Shared {
+            origin: Instant::now(),
+            state: Mutex::new(State {
+                dispatcher: Dispatcher::new(config),
+                links: FxHashMap::default(),
+                last_peer: 0,
+                actions: Vec::new(),
+            }),
+            timer: Notify::new(),
+            closed: AtomicBool::new(false),
+            listening: Mutex::default(),
+            tempdirs: Mutex::default(),
+        });
+        runtime::handle().spawn(keep_time(shared.clone()));
+        Host(shared)
+    }
+
+    /// Listens at a URL.
+    ///
+    /// # Errors
+    /// The name is taken, or this system has no such transport.
+    pub fn listen(&self, address: &Address) -> io::Result<Endpoint> {
+        self.0.listen(address, false)
+    }
+
+    /// Hands over a task. It is resolved sooner or later, whatever happens.
+    pub fn submit(&self, task: Arc<Task>, timeout: Option<Duration>, target: Target) {
+        let bytes = task.payload().map_or(0, |p| p.body.len() as u64);
+        let timeout = timeout.filter(|t| *t < FOREVER);
+        let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
+        self.0.handle(
+            Event::Submit {
+                id: task.id(),
+                job: task,
+                bytes,
+                deadline,
+                target,
+            },
+            None,
+        );
+        if self.0.closed.load(Ordering::SeqCst) {
+            self.0.handle(Event::Reset, None);
+        }
+    }
+
+    /// Hands over a task to a process started for it alone, which will dial
+    /// `address` and should leave after one task.
+    ///
+    /// # Errors
+    /// The process cannot be started or the address not be listened at. Nothing
+    /// will come of the task then.
+    pub fn submit_to_new(
+        &self,
+        task: Arc<Task>,
+        timeout: Option<Duration>,
+        address: &Address,
+        program: &Program,
+    ) -> io::Result<()> {
+        let endpoint = self.0.listen(address, true)?;
+        // First: the process may be fast.
+        self.submit(task, timeout, Target::Endpoint(endpoint));
+        let shared = self.0.clone();
+        let started = process::spawn(program, move |child| {
+            shared.stop_listening(endpoint);
+            // If it has connected, the link has something to say about that, too.
+            shared.handle(Event::Abandoned { endpoint }, None);
+            shared.process_gone(child);
+        });
+        if let Err(e) = started {
+            self.0.stop_listening(endpoint);
+            self.0.handle(Event::Abandoned { endpoint }, None);
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Starts a process that will dial one of the URLs.
+    pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
+        let shared = self.0.clone();
+        process::spawn(program, move |child| shared.process_gone(child))
+    }
+
+    /// Nobody wants the result of the task any more. False if it had already
+    /// resolved.
+    pub fn cancel(&self, task: &Task) -> bool {
+        if task.is_resolved() {
+            return false;
+        }
+        self.0.handle(Event::Cancel { id: task.id() }, None);
+        task.outcome() == Some(&Outcome::Canceled)
+    }
+
+    /// Whether a payload of `bytes` may be queued now. The bell rings whenever
+    /// that may have become true.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.0.state.lock().dispatcher.has_room(bytes)
+    }
+
+    /// The connections that take tasks, oldest first.
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.0.state.lock().dispatcher.peers()
+    }
+
+    pub fn config(&self) -> Config {
+        self.0.state.lock().dispatcher.config()
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.0.state.lock().dispatcher.counts()
+    }
+
+    pub fn status(&self) -> Status {
+        let listening = self.0.listening.lock();
+        let state = self.0.state.lock();
+        let endpoints = listening.iter().zip(state.dispatcher.endpoint_counts());
+        Status {
+            counts: state.dispatcher.counts(),
+            capacity: state.dispatcher.config().capacity,
+            endpoints: endpoints
+                .map(|(l, counts)| EndpointStatus {
+                    url: l.address.to_string(),
+                    counts,
+                })
+                .collect(),
+        }
+    }
+
+    /// URLs in the order in which they were given.
+    pub fn urls(&self) -> Vec<String> {
+        let listening = self.0.listening.lock();
+        listening.iter().map(|l| l.address.to_string()).collect()
+    }
+
+    /// Ends everything, on the main thread: pending tasks resolve to
+    /// [`Outcome::Reset`], daemons see
+    /// the host go. With `end`, daemons that would outlive that leave, too.
+    pub fn close(&self, end: bool) {
+        let shared = &self.0;
+        if shared.closed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let mut accepting = Vec::new();
+        for listening in shared.listening.lock().iter_mut() {
+            listening.close();
+            accepting.extend(listening.accepting.take());
+        }
+        // From here on the names are free for others to listen at.
+        for ending in accepting {
+            let _ = runtime::handle().block_on(ending);
+        }
+        shared.handle(Event::Reset, None);
+        let links = std::mem::take(&mut shared.state.lock().links);
+        for link in links.values() {
+            if end {
+                link.post(Channel::Control, Frame::bare(&Control::End));
+                link.flush();
+            }
+            link.close();
+        }
+        shared.timer.notify_one();
+    }
+}
+
+impl Listening {
+    fn close(&self) {
+        if let Some(accepting) = &self.accepting {
+            accepting.abort();
+        }
+        crate::transport::unix::unlink(&self.address);
+    }
+}
+
+/// Watches the deadlines.
+async fn keep_time(shared: Arc<Shared>) {
+    while !shared.closed.load(Ordering::SeqCst) {
+        let next = shared.state.lock().dispatcher.next_deadline();
+        let Some(at) = next else {
+            shared.timer.notified().await;
+            continue;
+        };
+        let at = shared.origin + at;
+        tokio::select! {
+            () = tokio::time::sleep_until(at.into()) => shared.handle(Event::Tick, None),
+            () = shared.timer.notified() => {}
+        }
+    }
+}
+
+impl Shared {
+    fn stop_listening(&self, endpoint: Endpoint) {
+        self.listening.lock()[endpoint].close();
+    }
+
+    /// Registers a link whose peer has introduced itself.
+    fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, pid: u32, tempdir: PathBuf) -> PeerId {
+        link.post(Channel::Data, Frame::bare(&ToDaemon::Welcome));
+        self.tempdirs.lock().insert(pid, tempdir);
+        let peer = {
+            let mut state = self.state.lock();
+            state.last_peer += 1;
+            let peer = state.last_peer;
+            state.links.insert(peer, link.clone());
+            peer
+        };
+        self.handle(Event::Joined { peer, endpoint }, None);
+        link.flush();
+        if self.closed.load(Ordering::SeqCst) {
+            link.close();
+        }
+        Bell::get().ring();
+        peer
+    }
+
+    /// A daemon has said something.
+    fn receive(&self, peer: PeerId, message: ToHost, body: Vec<u8>) {
+        match message {
+            ToHost::Done { seq, outcome } => {
+                let body = (outcome == Done::Value).then_some(body);
+                self.handle(Event::Replied { peer, seq }, body);
+            }
+            ToHost::Leaving => {
+                self.handle(Event::Leaving { peer }, None);
+                // The daemon waits for this before it goes.
+                let link = self.state.lock().links.get(&peer).cloned();
+                if let Some(link) = link {
+                    link.close();
+                }
+            }
+            // Said once, at the beginning.
+            ToHost::Hello { .. } => {}
+        }
+    }
+
+    /// A link has ended.
+    fn lost(&self, peer: PeerId) {
+        let link = self.state.lock().links.remove(&peer);
+        if let Some(link) = link {
+            link.close();
+        }
+        self.handle(Event::Lost { peer }, None);
+        Bell::get().ring();
+    }
+
+    /// A process that we started is gone; one that was killed has left its
+    /// session directory behind.
+    fn process_gone(&self, child: &Child) {
+        let Some(tempdir) = self.tempdirs.lock().remove(&child.pid()) else {
+            return;
+        };
+        let ours = tempdir.file_name().is_some_and(|name| {
+            // R names it so; nothing else may ever be removed here.
+            name.to_string_lossy().starts_with("Rtmp")
+        });
+        if ours && tempdir.is_absolute() {
+            let _ = std::fs::remove_dir_all(tempdir);
+        }
+    }
+
+    /// Lets the dispatcher decide about an event and carries out what it says.
+    /// `reply` is the value that came with [`Event::Replied`].
+    fn handle(&self, event: Event<Arc<Task>>, mut reply: Option<Vec<u8>>) {
+        let now = self.origin.elapsed();
+        let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
+        let mut over = SmallVec::<[Arc<Task>; 2]>::new();
+        let mut room = false;
+        let (before, after);
+        {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            before = state.dispatcher.next_deadline();
+            state.dispatcher.handle(now, event, &mut state.actions);
+            for action in state.actions.drain(..) {
+                let (peer, channel, frame) = match action {
+                    Action::Send { peer, seq, job } => match task_frame(seq, &job) {
+                        Some(frame) => (peer, Channel::Data, frame),
+                        None => continue,
+                    },
+                    Action::Cancel { peer, seq } => {
+                        let frame = Frame::bare(&Control::Cancel { seq });
+                        (peer, Channel::Control, frame)
+                    }
+                    Action::Resolve { job, verdict } => {
+                        // Here, so that a task which the dispatcher no longer
+                        // knows has an outcome: see `cancel`.
+                        if job.settle(outcome_of(verdict, &mut reply)) {
+                            over.push(job);
+                        }
+                        continue;
+                    }
+                    Action::Room => {
+                        room = true;
+                        continue;
+                    }
+                };
+                // A link may be gone whose end the dispatcher has yet to hear of.
+                if let Some(link) = state.links.get(&peer) {
+                    link.post(channel, frame);
+                    flush.push(link.clone());
+                }
+            }
+            after = state.dispatcher.next_deadline();
+        }
+        for link in flush {
+            link.flush();
+        }
+        for task in over {
+            task.announce();
+        }
+        if room {
+            Bell::get().ring();
+        }
+        if after.is_some() && after != before {
+            self.timer.notify_one();
+        }
+    }
+}
+
+fn outcome_of(verdict: Verdict, reply: &mut Option<Vec<u8>>) -> Outcome {
+    match verdict {
+        // Without a value, the daemon has skipped it.
+        Verdict::Replied => reply.take().map_or(Outcome::Canceled, Outcome::Value),
+        Verdict::TimedOut => Outcome::TimedOut,
+        Verdict::Reset => Outcome::Reset,
+        Verdict::Canceled => Outcome::Canceled,
+    }
+}
+
+/// The frame that carries a task. `None` if it has been resolved meanwhile by
+/// someone other than the dispatcher, which does not happen.
+fn task_frame(seq: u64, task: &Task) -> Option<Frame> {
+    let payload = task.payload()?;
+    let message = ToDaemon::Task {
+        seq,
+        kind: payload.kind,
+        stream: payload.stream,
+    };
+    Some(Frame::new(&message, payload.body))
+}
+
+/// A process-wide source of task ids, from 1.
+pub fn next_task_id() -> TaskId {
+    use std::sync::atomic::AtomicU64;
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}

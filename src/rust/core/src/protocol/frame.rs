@@ -1,0 +1,384 @@
+//! Framing: how messages are laid into a byte stream and taken out again.
+//!
+//! A frame is a 16-byte head, a meta part (a serde message in postcard's
+//! format) and a body of opaque bytes:
+//!
+//! | bytes | content |
+//! | --- | --- |
+//! | 0..4 | magic, `"mira"` |
+//! | 4..8 | length of meta, `u32` little endian |
+//! | 8..16 | length of body, `u64` little endian |
+//!
+//! [`FrameReader`] does no I/O of its own, so the blocking daemon and the
+//! asynchronous host share it. It trusts no length: sizes are checked against
+//! [`Limits`] before anything is allocated, and the memory for a body grows
+//! with the bytes that have arrived, never with the bytes that were announced.
+
+use std::io;
+use std::mem::MaybeUninit;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
+
+/// Bytes before the meta part.
+pub const HEAD: usize = 16;
+const MAGIC: [u8; 4] = *b"mira";
+/// One read takes at most this much when no body is under way.
+const READ_SIZE: usize = 64 * 1024;
+/// The first step in which memory for a body grows; later steps double.
+const BODY_STEP: usize = 1024 * 1024;
+
+/// Head and meta of a frame, ready to be sent before its body.
+pub type Head = SmallVec<[u8; 64]>;
+
+/// A frame on its way out.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub head: Head,
+    pub body: Bytes,
+}
+
+impl Frame {
+    /// A frame with a body.
+    pub fn new<M: Serialize>(meta: &M, body: Bytes) -> Frame {
+        let head = encode_head(meta, body.len());
+        Frame { head, body }
+    }
+
+    /// A frame that is all meta.
+    pub fn bare<M: Serialize>(meta: &M) -> Frame {
+        Frame::new(meta, Bytes::new())
+    }
+}
+
+/// Lays out head and meta for a body of `body_len` bytes that follows.
+pub fn encode_head<M: Serialize>(meta: &M, body_len: usize) -> Head {
+    struct Into(Head);
+    impl postcard::ser_flavors::Flavor for Into {
+        type Output = Head;
+        fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+            self.0.push(byte);
+            Ok(())
+        }
+        fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+            self.0.extend_from_slice(data);
+            Ok(())
+        }
+        fn finalize(self) -> postcard::Result<Head> {
+            Ok(self.0)
+        }
+    }
+    let mut head = Head::from_slice(&[0; HEAD]);
+    head[..4].copy_from_slice(&MAGIC);
+    head[8..].copy_from_slice(&(body_len as u64).to_le_bytes());
+    // Our messages hold numbers and strings, which postcard always encodes.
+    let mut head = postcard::serialize_with_flavor(meta, Into(head)).expect("message encodes");
+    let meta_len = (head.len() - HEAD) as u32;
+    head[4..8].copy_from_slice(&meta_len.to_le_bytes());
+    head
+}
+
+/// The largest sizes that a peer may announce.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of meta.
+    pub meta: u32,
+    /// Bytes of body.
+    pub body: u64,
+}
+
+impl Limits {
+    /// Before a peer has introduced itself: a hello and nothing else.
+    pub const HANDSHAKE: Limits = Limits {
+        meta: 8 * 1024,
+        body: 0,
+    };
+    /// On an established link. R's vectors end at 2^52 elements; this is what
+    /// a machine could conceivably hold.
+    pub const LINK: Limits = Limits {
+        meta: 64 * 1024,
+        body: 1 << 46,
+    };
+}
+
+/// Why a byte stream is not one of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    #[error("not a mirai peer (bad magic)")]
+    Magic,
+    #[error("frame announces {0} bytes, more than is allowed here")]
+    TooLarge(u64),
+    #[error("frame holds a message that cannot be decoded")]
+    Meta,
+}
+
+impl From<FrameError> for io::Error {
+    fn from(e: FrameError) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, e)
+    }
+}
+
+/// Takes frames with meta type `M` out of a byte stream.
+///
+/// Call [`fill`](Self::fill) whenever bytes can be read, then
+/// [`next`](Self::next) until it returns `None`.
+pub struct FrameReader<M> {
+    limits: Limits,
+    /// Bytes not yet taken, from `start` on.
+    buf: Vec<u8>,
+    start: usize,
+    /// A frame whose body is still arriving, and its full length.
+    partial: Option<(M, Vec<u8>, usize)>,
+}
+
+impl<M: DeserializeOwned> FrameReader<M> {
+    pub fn new(limits: Limits) -> FrameReader<M> {
+        FrameReader {
+            limits,
+            buf: Vec::new(),
+            start: 0,
+            partial: None,
+        }
+    }
+
+    /// Continues with the bytes already read, under other limits and with
+    /// another message type: for the step from handshake to link.
+    pub fn into_stage<N>(self, limits: Limits) -> FrameReader<N> {
+        FrameReader {
+            limits,
+            buf: self.buf,
+            start: self.start,
+            partial: None,
+        }
+    }
+
+    /// Reads once through `read`, which is given the memory to fill and returns
+    /// how much of it, from its beginning, it has filled.
+    ///
+    /// Returns the bytes read (0 at the end of the stream) and whether the
+    /// source had no more to give just now.
+    pub fn fill(
+        &mut self,
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
+    ) -> io::Result<(usize, bool)> {
+        let (target, most) = match &mut self.partial {
+            Some((_, body, want)) => {
+                let left = *want - body.len();
+                if body.capacity() == body.len() {
+                    body.reserve_exact(left.min(body.len().max(BODY_STEP)));
+                }
+                (body, left)
+            }
+            None => {
+                self.buf.drain(..self.start);
+                self.start = 0;
+                self.buf.reserve(READ_SIZE);
+                (&mut self.buf, READ_SIZE)
+            }
+        };
+        let len = target.len();
+        let spare = target.spare_capacity_mut();
+        let room = spare.len().min(most);
+        let got = read(&mut spare[..room])?;
+        assert!(
+            got <= room,
+            "read() reports more than it was given room for"
+        );
+        // SAFETY: `read` has initialised the first `got` bytes of the spare capacity.
+        unsafe { target.set_len(len + got) };
+        Ok((got, got < room))
+    }
+
+    /// The next complete frame, if there is one.
+    #[allow(clippy::should_implement_trait)] // it also returns None between frames
+    pub fn next(&mut self) -> Result<Option<(M, Vec<u8>)>, FrameError> {
+        if let Some((_, body, want)) = &self.partial {
+            if body.len() < *want {
+                return Ok(None);
+            }
+            return Ok(self.partial.take().map(|(meta, body, _)| (meta, body)));
+        }
+        let bytes = &self.buf[self.start..];
+        let Some(head) = bytes.first_chunk::<HEAD>() else {
+            return Ok(None);
+        };
+        if head[..4] != MAGIC {
+            return Err(FrameError::Magic);
+        }
+        let meta_len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+        let body_len = u64::from_le_bytes([
+            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
+        ]);
+        if meta_len > self.limits.meta {
+            return Err(FrameError::TooLarge(meta_len.into()));
+        }
+        if body_len > self.limits.body || usize::try_from(body_len).is_err() {
+            return Err(FrameError::TooLarge(body_len));
+        }
+        let rest = &bytes[HEAD..];
+        let (meta_len, body_len) = (meta_len as usize, body_len as usize);
+        if rest.len() < meta_len {
+            return Ok(None);
+        }
+        let (meta, unread) =
+            postcard::take_from_bytes::<M>(&rest[..meta_len]).map_err(|_| FrameError::Meta)?;
+        if !unread.is_empty() {
+            return Err(FrameError::Meta);
+        }
+        let rest = &rest[meta_len..];
+        if rest.len() >= body_len {
+            let body = rest[..body_len].to_vec();
+            self.start += HEAD + meta_len + body_len;
+            Ok(Some((meta, body)))
+        } else {
+            let body = rest.to_vec();
+            self.buf.clear();
+            self.start = 0;
+            self.partial = Some((meta, body, body_len));
+            Ok(None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Done, Kind, ToDaemon, ToHost};
+    use proptest::prelude::*;
+
+    fn stream_of(frames: &[(ToHost, Vec<u8>)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (meta, body) in frames {
+            out.extend_from_slice(&encode_head(meta, body.len()));
+            out.extend_from_slice(body);
+        }
+        out
+    }
+
+    /// Feeds `bytes` in pieces of the given sizes (repeating) and collects what comes out.
+    fn read_back<M: DeserializeOwned>(
+        bytes: &[u8],
+        pieces: &[usize],
+        limits: Limits,
+    ) -> Result<Vec<(M, Vec<u8>)>, FrameError> {
+        let mut reader = FrameReader::<M>::new(limits);
+        let mut out = Vec::new();
+        let mut at = 0;
+        let mut piece = pieces.iter().cycle();
+        while at < bytes.len() {
+            let want = *piece.next().unwrap();
+            let (got, _) = reader
+                .fill(|room| {
+                    let n = want.min(room.len()).min(bytes.len() - at);
+                    for (slot, byte) in room.iter_mut().zip(&bytes[at..at + n]) {
+                        slot.write(*byte);
+                    }
+                    Ok(n)
+                })
+                .unwrap();
+            at += got;
+            while let Some(frame) = reader.next()? {
+                out.push(frame);
+            }
+        }
+        Ok(out)
+    }
+
+    #[test]
+    fn a_body_larger_than_the_read_buffer_arrives_whole() {
+        let body: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
+        let done = ToHost::Done {
+            seq: 9,
+            outcome: Done::Value,
+        };
+        let frames = vec![(done.clone(), body), (ToHost::Leaving, vec![])];
+        let got = read_back(&stream_of(&frames), &[usize::MAX], Limits::LINK).unwrap();
+        assert_eq!(got, frames);
+    }
+
+    #[test]
+    fn an_announced_length_beyond_the_limit_is_refused_before_allocating() {
+        let mut bytes = encode_head(&ToHost::Leaving, 0).to_vec();
+        bytes[8..16].copy_from_slice(&(1u64 << 63).to_le_bytes());
+        for limits in [Limits::HANDSHAKE, Limits::LINK] {
+            let err = read_back::<ToHost>(&bytes, &[usize::MAX], limits).unwrap_err();
+            assert!(matches!(err, FrameError::TooLarge(n) if n == 1 << 63));
+        }
+    }
+
+    #[test]
+    fn a_large_announcement_without_bytes_takes_no_memory() {
+        let mut bytes = encode_head(&ToHost::Leaving, 0).to_vec();
+        bytes[8..16].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        bytes.extend_from_slice(&[7; 100]);
+        let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
+        for _ in 0..2 {
+            let mut rest = std::mem::take(&mut bytes);
+            reader
+                .fill(|room| {
+                    let n = rest.len();
+                    for (slot, byte) in room.iter_mut().zip(rest.drain(..)) {
+                        slot.write(byte);
+                    }
+                    Ok(n)
+                })
+                .unwrap();
+            assert!(reader.next().unwrap().is_none());
+        }
+        let (_, body, _) = reader.partial.as_ref().unwrap();
+        assert!(body.capacity() <= 4 * BODY_STEP);
+    }
+
+    fn any_message() -> impl Strategy<Value = ToHost> {
+        prop_oneof![
+            (any::<u16>(), any::<u32>(), ".{0,80}").prop_map(|(version, pid, tempdir)| {
+                ToHost::Hello {
+                    version,
+                    pid,
+                    tempdir,
+                }
+            }),
+            any::<u64>().prop_map(|seq| ToHost::Done {
+                seq,
+                outcome: Done::Value
+            }),
+            Just(ToHost::Leaving),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_fragmentation(
+            frames in prop::collection::vec((any_message(), prop::collection::vec(any::<u8>(), 0..300)), 0..8),
+            pieces in prop::collection::vec(1usize..200, 1..6),
+        ) {
+            let got = read_back(&stream_of(&frames), &pieces, Limits::LINK).unwrap();
+            prop_assert_eq!(got, frames);
+        }
+
+        #[test]
+        fn random_bytes_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..400),
+            prefix in prop::bool::ANY,
+        ) {
+            let mut bytes = bytes;
+            if prefix && bytes.len() >= 4 {
+                bytes[..4].copy_from_slice(b"mira");
+            }
+            let _ = read_back::<ToHost>(&bytes, &[7, 50], Limits::LINK);
+            let _ = read_back::<ToDaemon>(&bytes, &[7, 50], Limits::HANDSHAKE);
+        }
+
+        #[test]
+        fn flipped_bits_never_panic(at in 0usize..40, bit in 0u8..8) {
+            let task = ToDaemon::Task { seq: 3, kind: Kind::Map, stream: Some([1; 6]) };
+            let mut bytes = encode_head(&task, 20).to_vec();
+            bytes.extend_from_slice(&[1; 20]);
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            let _ = read_back::<ToDaemon>(&bytes, &[usize::MAX], Limits::LINK);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What host and daemon say to each other.
+//!
+//! Every message is the *meta* part of a [frame](super::frame); the payload of
+//! a task and the value of a result travel as the frame's body, opaque bytes
+//! that only the two ends' language runtimes understand.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. Host and daemon must agree on it exactly.
+pub const VERSION: u16 = 1;
+
+/// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
+/// a task's id it is never used twice on a link, also when a task is retried.
+pub type Seq = u64;
+
+/// One L'Ecuyer-CMRG state: the six seeds of `parallel::nextRNGStream()`,
+/// without the leading kind.
+pub type Stream = [i32; 6];
+
+/// How a daemon treats a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// An ordinary task: its traces are cleaned up afterwards.
+    Task,
+    /// One element of a map: as a task, but local daemons may not be set in it.
+    Map,
+    /// Set-up by `everywhere()`: what it leaves behind is kept.
+    Setup,
+}
+
+/// From host to daemon, on the data channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToDaemon {
+    /// The hello was accepted; tasks may follow.
+    Welcome,
+    /// The hello was not accepted. The link closes.
+    Refused { reason: String },
+    /// Evaluate the body and answer with [`ToHost::Done`].
+    Task {
+        seq: Seq,
+        kind: Kind,
+        stream: Option<Stream>,
+    },
+}
+
+/// From host to daemon, on the control channel, which is read even while the
+/// daemon evaluates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Nobody wants the result of this task any more: interrupt it if it runs,
+    /// skip it if it has not begun.
+    Cancel { seq: Seq },
+    /// Leave for good, whatever `autoexit` says.
+    End,
+}
+
+/// From daemon to host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHost {
+    /// First message on a link.
+    Hello {
+        version: u16,
+        /// Process id as the daemon sees it.
+        pid: u32,
+        /// The daemon's session directory, so that a host that launched it can
+        /// remove it should the daemon be killed.
+        tempdir: String,
+    },
+    /// The outcome of a task; its value is the body.
+    Done { seq: Seq, outcome: Done },
+    /// The daemon starts no further task. Whatever it holds unanswered has not
+    /// been started and is the host's again.
+    Leaving,
+}
+
+/// What became of a task on a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    /// It was evaluated; errors are values too.
+    Value,
+    /// It was cancelled before it began. No body.
+    Skipped,
+}

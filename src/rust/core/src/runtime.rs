@@ -1,0 +1,36 @@
+//! The process's one I/O thread: a single-threaded tokio runtime that lives as
+//! long as the process does.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
+
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Builder, Handle};
+
+/// Handle of the runtime; starts its thread at the first call.
+pub(crate) fn handle() -> &'static Handle {
+    static HANDLE: OnceLock<Handle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("the I/O runtime starts");
+        let handle = runtime.handle().clone();
+        // Signals are for the main thread.
+        crate::signals::with_all_blocked(|| {
+            std::thread::Builder::new()
+                .name("mirai-io".into())
+                .spawn(move || runtime.block_on(std::future::pending::<()>()))
+                .expect("the I/O thread starts")
+        });
+        handle
+    })
+}
+
+/// Has the I/O thread watch a descriptor. Must be called within the runtime.
+pub(crate) fn register<T: AsRawFd + Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `T` owns its descriptor (it can be turned into an `OwnedFd`), so it
+    // stays open and the same until the `AsyncFd` is dropped.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}

@@ -1,0 +1,145 @@
+//! L'Ecuyer-CMRG (MRG32k3a) random number streams, as R's `parallel` has them.
+//!
+//! Facts: P. L'Ecuyer, R. Simard, E. J. Chen, W. D. Kelton (2002), "An
+//! object-oriented random-number package with many long streams and substreams",
+//! Operations Research 50(6); R's documentation of `RNGkind()` and
+//! `parallel::nextRNGStream()`. Streams are 2^127 steps apart.
+
+use crate::protocol::Stream;
+
+const M1: u64 = 4_294_967_087;
+const M2: u64 = 4_294_944_443;
+
+type Matrix = [[u64; 3]; 3];
+
+/// One step of each component, as a matrix.
+const A1: Matrix = [[0, 1, 0], [0, 0, 1], [M1 - 810_728, 1_403_580, 0]];
+const A2: Matrix = [[0, 1, 0], [0, 0, 1], [M2 - 1_370_589, 0, 527_612]];
+
+const fn multiply(a: Matrix, b: Matrix, m: u64) -> Matrix {
+    let mut out = [[0; 3]; 3];
+    let mut i = 0;
+    while i < 3 {
+        let mut j = 0;
+        while j < 3 {
+            let mut k = 0;
+            while k < 3 {
+                out[i][j] = (out[i][j] + a[i][k] * b[k][j] % m) % m;
+                k += 1;
+            }
+            j += 1;
+        }
+        i += 1;
+    }
+    out
+}
+
+/// `a` to the power of 2^127, modulo `m`.
+const fn jump(a: Matrix, m: u64) -> Matrix {
+    let mut out = a;
+    let mut i = 0;
+    while i < 127 {
+        out = multiply(out, out, m);
+        i += 1;
+    }
+    out
+}
+
+const JUMP1: Matrix = jump(A1, M1);
+const JUMP2: Matrix = jump(A2, M2);
+
+fn apply(a: &Matrix, seed: [i32; 3], m: u64) -> [i32; 3] {
+    // R keeps unsigned seeds in its signed integers.
+    let s = seed.map(|x| u64::from(x as u32));
+    let row = |r: &[u64; 3]| (r[0] * s[0] % m + r[1] * s[1] % m + r[2] * s[2] % m) % m;
+    [row(&a[0]), row(&a[1]), row(&a[2])].map(|x| x as u32 as i32)
+}
+
+/// The stream after this one.
+pub fn next(stream: Stream) -> Stream {
+    let [a, b, c, d, e, f] = stream;
+    let [a, b, c] = apply(&JUMP1, [a, b, c], M1);
+    let [d, e, f] = apply(&JUMP2, [d, e, f], M2);
+    [a, b, c, d, e, f]
+}
+
+/// The stream that R's `set.seed(seed, kind = "L'Ecuyer-CMRG")` begins with.
+pub fn from_seed(seed: i32) -> Stream {
+    let mut x = seed as u32;
+    let mut step = || {
+        x = x.wrapping_mul(69069).wrapping_add(1);
+        x
+    };
+    // R scrambles the user's seed first, then draws one for each state.
+    for _ in 0..50 {
+        step();
+    }
+    std::array::from_fn(|_| {
+        loop {
+            let seed = step();
+            if u64::from(seed) < M2 {
+                break seed as i32;
+            }
+        }
+    })
+}
+
+/// A stream from the operating system's random numbers.
+pub fn from_entropy() -> Stream {
+    std::array::from_fn(|_| {
+        loop {
+            let mut bytes = [0; 4];
+            crate::random(&mut bytes);
+            let seed = u32::from_ne_bytes(bytes);
+            // Below both moduli, and no component may be all zero.
+            if seed != 0 && u64::from(seed) < M2 {
+                break seed as i32;
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // From R 4.2.2: RNGkind("L'Ecuyer-CMRG"); set.seed(42); .Random.seed[-1], and
+    // parallel::nextRNGStream() of it, twice.
+    #[test]
+    fn streams_are_those_of_r() {
+        let first = from_seed(42);
+        assert_eq!(first, SEED_42);
+        assert_eq!(next(first), NEXT_42);
+        assert_eq!(next(next(first)), NEXT_NEXT_42);
+    }
+
+    const SEED_42: Stream = [
+        -2133391687,
+        507561766,
+        1260545903,
+        1362917092,
+        -1772566379,
+        -1344458670,
+    ];
+    const NEXT_42: Stream = [
+        -94575036,
+        -24861725,
+        357812871,
+        346211554,
+        -1301022835,
+        440649733,
+    ];
+    const NEXT_NEXT_42: Stream = [
+        -358246211,
+        -1411857254,
+        -488221791,
+        1069515918,
+        -1720689715,
+        1070199760,
+    ];
+
+    #[test]
+    fn random_streams_differ() {
+        assert_ne!(from_entropy(), from_entropy());
+    }
+}

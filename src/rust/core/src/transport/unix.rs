@@ -1,0 +1,422 @@
+//! Links on the same machine: Unix sockets and our own framing.
+//!
+//! A daemon connects once and sends, along with its hello, one end of a socket
+//! pair. So a link has two channels: *data*, which the daemon's main thread
+//! reads itself (a thread in between would cost a wake-up per task), and
+//! *control*, which its watcher reads while R is busy. Either one ending means
+//! that the peer is gone.
+//!
+//! The host writes from whichever thread has something to say, without blocking;
+//! what does not fit waits in an [`Outbox`] for the I/O thread.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+#[cfg(not(target_os = "linux"))]
+use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use super::{Address, Channel, Link};
+use crate::protocol::{Frame, FrameReader};
+
+/// Frames put into one system call at most.
+const BATCH: usize = 32;
+
+// A closed peer must show as an error, not as a signal.
+#[cfg(target_os = "linux")]
+const SEND: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(not(target_os = "linux"))]
+const SEND: SendFlags = SendFlags::empty(); // no_sigpipe() sets SO_NOSIGPIPE instead
+
+/// Binds a listener. The socket of an `ipc://` URL is removed by [`unlink`].
+pub fn listen(address: &Address) -> io::Result<UnixListener> {
+    match address {
+        #[cfg(target_os = "linux")]
+        Address::Abstract(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            use std::os::unix::net::SocketAddr;
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+        }
+        Address::Ipc(path) => match UnixListener::bind(path) {
+            // A socket left by a process that is gone may be taken over.
+            Err(e)
+                if e.kind() == io::ErrorKind::AddrInUse
+                    && UnixStream::connect(path)
+                        .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) =>
+            {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)
+            }
+            other => other,
+        },
+        _ => Err(unsupported(address)),
+    }
+}
+
+/// Removes what a listener leaves in the file system.
+pub fn unlink(address: &Address) {
+    if let Address::Ipc(path) = address {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Connects to a listener.
+pub fn connect(address: &Address) -> io::Result<UnixStream> {
+    let stream = match address {
+        #[cfg(target_os = "linux")]
+        Address::Abstract(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            use std::os::unix::net::SocketAddr;
+            UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?
+        }
+        Address::Ipc(path) => UnixStream::connect(path)?,
+        _ => return Err(unsupported(address)),
+    };
+    check_peer(&stream)?;
+    Ok(stream)
+}
+
+fn unsupported(address: &Address) -> io::Error {
+    let text = format!("{address} cannot be used on this system");
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
+/// Refuses a peer that belongs to somebody else: an abstract name has no
+/// permissions, so anybody on the machine can connect to it or squat on it.
+pub fn check_peer(stream: &UnixStream) -> io::Result<()> {
+    no_sigpipe(stream);
+    let theirs = peer_uid(stream)?;
+    let ours = rustix::process::geteuid().as_raw();
+    if theirs == ours {
+        Ok(())
+    } else {
+        let text = format!("peer belongs to another user (uid {theirs})");
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: the descriptor is open and both pointers are valid for writing.
+    match unsafe { libc::getpeereid(stream.as_raw_fd(), &mut uid, &mut gid) } {
+        0 => Ok(uid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(target_os = "macos")]
+fn no_sigpipe(stream: &UnixStream) {
+    let _ = rustix::net::sockopt::set_socket_nosigpipe(stream, true);
+}
+
+#[cfg(not(target_os = "macos"))]
+fn no_sigpipe(_: &UnixStream) {}
+
+/// A connected pair for the control channel, closed on exec.
+pub fn control_pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    no_sigpipe(&ours);
+    no_sigpipe(&theirs);
+    Ok((ours, theirs))
+}
+
+/// Reads once without an intermediate copy, for [`FrameReader::fill`].
+pub fn recv(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let (_, got) = rustix::net::recv(fd, room, RecvFlags::empty())?;
+    Ok(got)
+}
+
+/// Reads once and takes a descriptor that came along.
+pub fn recv_with_fd(
+    fd: BorrowedFd<'_>,
+    room: &mut [MaybeUninit<u8>],
+    passed: &mut Option<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    // recvmsg wants initialised memory; handshakes are small.
+    let mut bytes = [0u8; 4096];
+    let most = room.len().min(bytes.len());
+    let mut iov = [IoSliceMut::new(&mut bytes[..most])];
+    #[cfg(target_os = "linux")]
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    #[cfg(not(target_os = "linux"))]
+    let flags = RecvFlags::empty();
+    let got = rustix::net::recvmsg(fd, &mut iov, &mut control, flags)?.bytes;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            // Any beyond the first is closed by being dropped.
+            for fd in fds {
+                passed.get_or_insert(fd);
+            }
+        }
+    }
+    for (slot, byte) in room.iter_mut().zip(&bytes[..got]) {
+        slot.write(*byte);
+    }
+    Ok(got)
+}
+
+/// Sends all of a frame, blocking, optionally with a descriptor.
+pub fn send_all(
+    stream: &UnixStream,
+    head: &[u8],
+    body: &[u8],
+    mut pass: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let (mut head, mut body) = (head, body);
+    while !head.is_empty() || !body.is_empty() {
+        let iov = [IoSlice::new(head), IoSlice::new(body)];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = pass.map(|fd| [fd]);
+        if let Some(fds) = &fds {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        match rustix::net::sendmsg(stream, &iov, &mut control, SEND) {
+            Ok(sent) => {
+                pass = None;
+                let of_head = sent.min(head.len());
+                head = &head[of_head..];
+                body = &body[sent - of_head..];
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Frames on their way to a socket that may not take them all at once.
+pub struct Outbox {
+    fd: AsyncFd<OwnedFd>,
+    queue: Mutex<VecDeque<(Frame, usize)>>,
+    /// Set when the socket was full: see [`drain_when_writable`](Outbox::drain_when_writable).
+    blocked: Notify,
+}
+
+impl Outbox {
+    /// Must be called within the I/O runtime.
+    fn new(fd: OwnedFd) -> io::Result<Outbox> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Outbox {
+            fd: crate::runtime::register(fd)?,
+            queue: Mutex::default(),
+            blocked: Notify::new(),
+        })
+    }
+
+    fn post(&self, frame: Frame) {
+        self.queue.lock().push_back((frame, 0));
+    }
+
+    fn flush(&self) {
+        if self.try_flush().is_err() {
+            self.blocked.notify_one();
+        }
+    }
+
+    /// Writes until the queue is empty or the socket is full (`WouldBlock`).
+    /// When the peer is gone the queue is emptied; the reader will notice.
+    fn try_flush(&self) -> io::Result<()> {
+        let mut queue = self.queue.lock();
+        while !queue.is_empty() {
+            let mut iov = [IoSlice::new(&[]); 2 * BATCH];
+            for (i, (frame, done)) in queue.iter().take(BATCH).enumerate() {
+                let of_head = (*done).min(frame.head.len());
+                iov[2 * i] = IoSlice::new(&frame.head[of_head..]);
+                iov[2 * i + 1] = IoSlice::new(&frame.body[*done - of_head..]);
+            }
+            let used = 2 * queue.len().min(BATCH);
+            let mut control = SendAncillaryBuffer::default();
+            let flags = SEND | SendFlags::DONTWAIT;
+            match rustix::net::sendmsg(&self.fd, &iov[..used], &mut control, flags) {
+                Ok(mut sent) => {
+                    while let Some((frame, done)) = queue.front_mut() {
+                        let left = frame.head.len() + frame.body.len() - *done;
+                        if sent < left {
+                            *done += sent;
+                            break;
+                        }
+                        sent -= left;
+                        queue.pop_front();
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
+                Err(_) => queue.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs on the I/O thread for as long as the link lives.
+    async fn drain_when_writable(&self) {
+        loop {
+            self.blocked.notified().await;
+            let flushed = self
+                .fd
+                .async_io(Interest::WRITABLE, |_| self.try_flush())
+                .await;
+            if flushed.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn shutdown(&self) {
+        // Not only closed: a process forked by user code may hold a copy.
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+}
+
+/// The host's end of an established link.
+pub struct UnixLink {
+    data: Outbox,
+    control: Outbox,
+}
+
+impl UnixLink {
+    /// Must be called within the I/O runtime.
+    pub fn new(data: OwnedFd, control: OwnedFd) -> io::Result<Arc<UnixLink>> {
+        let link = Arc::new(UnixLink {
+            data: Outbox::new(data)?,
+            control: Outbox::new(control)?,
+        });
+        Ok(link)
+    }
+
+    /// Reads frames and hands them to `on_frame` until the peer is gone or says
+    /// something that is not in the protocol. Runs on the I/O thread, together
+    /// with what else the link needs there.
+    pub async fn serve<M: serde::de::DeserializeOwned>(
+        &self,
+        mut reader: FrameReader<M>,
+        mut on_frame: impl FnMut(M, Vec<u8>),
+    ) -> io::Result<()> {
+        let reading = async {
+            loop {
+                // First: bytes may have come along with the handshake.
+                while let Some((message, body)) = reader.next()? {
+                    on_frame(message, body);
+                }
+                let mut ready = self.data.fd.readable().await?;
+                match ready.try_io(|fd| reader.fill(|room| recv(fd.as_fd(), room))) {
+                    Ok(Ok((0, _))) => return Ok(()),
+                    // A short read has emptied the socket; asking again would
+                    // only cost a system call to hear so.
+                    Ok(Ok((_, true))) => ready.clear_ready(),
+                    Ok(Ok((_, false))) => {}
+                    Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(Err(e)) => return Err(e),
+                    Err(_would_block) => {}
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            end = reading => end,
+            () = self.data.drain_when_writable() => Ok(()),
+            () = self.control.drain_when_writable() => Ok(()),
+        }
+    }
+}
+
+impl Link for UnixLink {
+    fn post(&self, channel: Channel, frame: Frame) {
+        match channel {
+            Channel::Data => self.data.post(frame),
+            Channel::Control => self.control.post(frame),
+        }
+    }
+
+    fn flush(&self) {
+        self.data.flush();
+        self.control.flush();
+    }
+
+    fn close(&self) {
+        self.data.shutdown();
+        self.control.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Control, Limits, ToHost};
+
+    #[test]
+    fn a_descriptor_travels_with_the_first_bytes() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (ours, theirs) = control_pair().unwrap();
+        let hello = Frame::bare(&ToHost::Leaving);
+        send_all(&a, &hello.head, &hello.body, Some(theirs.as_fd())).unwrap();
+        let mut reader = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
+        let mut passed = None;
+        reader
+            .fill(|room| recv_with_fd(b.as_fd(), room, &mut passed))
+            .unwrap();
+        assert_eq!(reader.next().unwrap().unwrap().0, ToHost::Leaving);
+        let theirs = UnixStream::from(passed.expect("descriptor arrived"));
+        send_all(&ours, b"x", b"y", None).unwrap();
+        let mut got = [0; 2];
+        io::Read::read_exact(&mut &theirs, &mut got).unwrap();
+        assert_eq!(&got, b"xy");
+    }
+
+    #[test]
+    fn what_a_full_socket_does_not_take_arrives_later() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (host, daemon) = UnixStream::pair().unwrap();
+        let (host_control, _daemon_control) = UnixStream::pair().unwrap();
+        let frames = 200;
+        let receiver = std::thread::spawn(move || {
+            let mut reader = FrameReader::<Control>::new(Limits::LINK);
+            let mut sizes = Vec::new();
+            while sizes.len() < frames {
+                reader.fill(|room| recv(daemon.as_fd(), room)).unwrap();
+                while let Some((Control::Cancel { seq }, body)) = reader.next().unwrap() {
+                    assert_eq!(seq as usize, sizes.len());
+                    sizes.push(body.len());
+                }
+            }
+            sizes
+        });
+        runtime.block_on(async {
+            let link = UnixLink::new(host.into(), host_control.into()).unwrap();
+            for seq in 0..frames as u64 {
+                let body = vec![0; 10_000 * (seq as usize % 7)].into();
+                link.post(Channel::Data, Frame::new(&Control::Cancel { seq }, body));
+                link.flush();
+            }
+            // Ends when the receiver has everything and drops its end.
+            link.serve(FrameReader::<ToHost>::new(Limits::LINK), |_, _| {})
+                .await
+                .unwrap();
+        });
+        let sizes = receiver.join().unwrap();
+        assert_eq!(sizes.len(), frames);
+        assert_eq!(sizes[6], 60_000);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the daemon's main thread and its watcher agree on: which task runs, and
+//! whether it may be interrupted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rustc_hash::FxHashSet;
+
+use super::{AutoExit, Runtime};
+use crate::protocol::Seq;
+
+pub(super) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+    autoexit: AutoExit,
+    runtime: Arc<dyn Runtime>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The task under evaluation.
+    running: Option<Seq>,
+    /// The last task begun. Later ones have not arrived yet, or are unread.
+    last: Seq,
+    /// Tasks cancelled before they began.
+    skip: FxHashSet<Seq>,
+    /// An interrupt was raised for the running task.
+    interrupted: bool,
+    /// The host has told us to leave for good.
+    end: bool,
+    /// The control channel has ended.
+    gone: bool,
+    /// The main thread has given up this link.
+    released: bool,
+}
+
+impl Gate {
+    pub(super) fn new(autoexit: AutoExit, runtime: Arc<dyn Runtime>) -> Gate {
+        Gate {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            autoexit,
+            runtime,
+        }
+    }
+
+    /// Main thread: a task has been read. False: it was cancelled, skip it.
+    pub(super) fn begin(&self, seq: Seq) -> bool {
+        let mut state = self.state.lock();
+        state.last = seq;
+        let wanted = state.skip.is_empty() || !state.skip.remove(&seq);
+        state.running = wanted.then_some(seq);
+        state.interrupted = false;
+        wanted
+    }
+
+    /// Main thread: the evaluation is over. True if it had been interrupted.
+    pub(super) fn finish(&self) -> bool {
+        let mut state = self.state.lock();
+        state.running = None;
+        std::mem::take(&mut state.interrupted)
+    }
+
+    /// Watcher: the host does not want this task any more.
+    pub(super) fn cancel(&self, seq: Seq) {
+        let mut state = self.state.lock();
+        if state.running == Some(seq) {
+            self.interrupt(&mut state);
+        } else if seq > state.last {
+            state.skip.insert(seq);
+        }
+        // Otherwise the reply and the cancellation have crossed.
+    }
+
+    fn interrupt(&self, state: &mut State) {
+        state.interrupted = true;
+        // Under the lock: `finish` cannot return before the signal is on its way.
+        self.runtime.interrupt();
+    }
+
+    /// Watcher: the host wants this daemon to end.
+    pub(super) fn end(&self) {
+        self.state.lock().end = true;
+    }
+
+    /// Watcher: the host is gone. Does what `autoexit` says, and if that is to
+    /// leave, sees to it that the process does.
+    pub(super) fn hang_up(&self, grace: Duration) {
+        let mut state = self.state.lock();
+        state.gone = true;
+        self.changed.notify_all();
+        if state.released {
+            return;
+        }
+        match self.autoexit {
+            _ if state.end => {}
+            AutoExit::Now => {}
+            AutoExit::AfterTask | AutoExit::Never => return,
+            AutoExit::Signal(signal) => return self.runtime.raise(signal),
+        }
+        if state.running.is_some() {
+            self.interrupt(&mut state);
+        }
+        let released = |s: &mut State| !s.released;
+        let waited = self.changed.wait_while_for(&mut state, released, grace);
+        if waited.timed_out() {
+            drop(state);
+            self.runtime.exit();
+        }
+    }
+
+    /// Main thread: the data channel has ended. Waits for the watcher to hear the
+    /// last of the control channel; true if that was "end".
+    pub(super) fn wait_until_gone(&self, most: Duration) -> bool {
+        let mut state = self.state.lock();
+        let staying = |s: &mut State| !s.gone;
+        self.changed.wait_while_for(&mut state, staying, most);
+        state.end
+    }
+
+    /// Main thread: done with this link.
+    pub(super) fn release(&self) {
+        self.state.lock().released = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    #[derive(Default)]
+    struct Recorder {
+        interrupts: AtomicUsize,
+        exits: AtomicUsize,
+        raised: AtomicUsize,
+    }
+
+    impl Runtime for Recorder {
+        fn interrupt(&self) {
+            self.interrupts.fetch_add(1, SeqCst);
+        }
+        fn exit(&self) {
+            self.exits.fetch_add(1, SeqCst);
+        }
+        fn raise(&self, signal: i32) {
+            self.raised.fetch_add(signal as usize, SeqCst);
+        }
+    }
+
+    fn gate(autoexit: AutoExit) -> (Arc<Recorder>, Gate) {
+        let recorder = Arc::new(Recorder::default());
+        let gate = Gate::new(autoexit, recorder.clone());
+        (recorder, gate)
+    }
+
+    #[test]
+    fn an_interrupt_hits_the_named_task_only() {
+        let (recorder, gate) = gate(AutoExit::Now);
+        assert!(gate.begin(1));
+        gate.cancel(1);
+        assert_eq!(recorder.interrupts.load(SeqCst), 1);
+        assert!(gate.finish());
+        // Crossed with the reply.
+        gate.cancel(1);
+        assert!(gate.begin(2));
+        gate.cancel(1);
+        assert_eq!(recorder.interrupts.load(SeqCst), 1);
+        assert!(!gate.finish());
+    }
+
+    #[test]
+    fn a_task_cancelled_before_it_began_is_skipped() {
+        let (recorder, gate) = gate(AutoExit::Now);
+        gate.cancel(2);
+        assert!(gate.begin(1));
+        gate.finish();
+        assert!(!gate.begin(2));
+        assert!(gate.begin(3));
+        assert_eq!(recorder.interrupts.load(SeqCst), 0);
+    }
+
+    #[test]
+    fn a_host_that_goes_takes_its_daemon_along_unless_told_otherwise() {
+        let brief = Duration::from_millis(1);
+        let (recorder, now) = gate(AutoExit::Now);
+        now.begin(1);
+        now.hang_up(brief);
+        assert_eq!(recorder.interrupts.load(SeqCst), 1);
+        assert_eq!(recorder.exits.load(SeqCst), 1);
+
+        let (recorder, released) = gate(AutoExit::Now);
+        released.release();
+        released.hang_up(brief);
+        assert_eq!(recorder.exits.load(SeqCst), 0);
+
+        for stay in [AutoExit::AfterTask, AutoExit::Never] {
+            let (recorder, gate) = gate(stay);
+            gate.begin(1);
+            gate.hang_up(brief);
+            assert_eq!(recorder.interrupts.load(SeqCst), 0);
+            assert_eq!(recorder.exits.load(SeqCst), 0);
+        }
+
+        let (recorder, ended) = gate(AutoExit::Never);
+        ended.end();
+        ended.hang_up(brief);
+        assert_eq!(recorder.exits.load(SeqCst), 1);
+        assert!(ended.wait_until_gone(brief));
+
+        let (recorder, raising) = gate(AutoExit::Signal(15));
+        raising.hang_up(brief);
+        assert_eq!(recorder.raised.load(SeqCst), 15);
+    }
+}

@@ -1,0 +1,882 @@
+//! The dispatcher against random histories, and a few stories told step by step.
+//!
+//! The test plays the world: it keeps what every daemon holds, lets daemons
+//! begin, reply, leave and crash, and predicts from the rules in the
+//! dispatcher's documentation who is sent what and how each task ends.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use mirai_core::dispatcher::{
+    Action, Config, Counts, Dispatcher, EndpointCounts, Event, PeerId, Policy, Target, TaskId,
+    Verdict,
+};
+use proptest::prelude::*;
+
+/// As in the dispatcher: tasks that a daemon holds at most with round robin.
+const WINDOW: usize = 16;
+const ENDPOINTS: usize = 3;
+
+type Job = TaskId;
+
+/// Where a task is, as far as the world knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Somewhere in the dispatcher.
+    Waiting,
+    On(PeerId),
+    Over(Verdict),
+}
+
+#[derive(Debug)]
+struct Task {
+    bytes: u64,
+    deadline: Option<Duration>,
+    target: Target,
+    place: Place,
+    /// How often a daemon has begun with it.
+    starts: u32,
+}
+
+/// A task on a daemon. `wanted` is false once it has resolved without a reply.
+#[derive(Debug)]
+struct Held {
+    seq: u64,
+    id: TaskId,
+    wanted: bool,
+}
+
+#[derive(Debug)]
+struct Daemon {
+    endpoint: usize,
+    held: VecDeque<Held>,
+    /// Whether it evaluates the first of what it holds.
+    busy: bool,
+    pinned: VecDeque<TaskId>,
+    assigned: VecDeque<TaskId>,
+    last_seq: u64,
+    leaving: bool,
+}
+
+struct World {
+    config: Config,
+    dispatcher: Dispatcher<Job>,
+    now: Duration,
+    tasks: BTreeMap<TaskId, Task>,
+    daemons: BTreeMap<PeerId, Daemon>,
+    last_peer: PeerId,
+    /// Live tasks for any daemon that are assigned to none.
+    queue: VecDeque<TaskId>,
+    turn: VecDeque<PeerId>,
+    joins: VecDeque<TaskId>,
+    /// By endpoint: tasks for its first connection, which that was, and whether
+    /// it is abandoned.
+    waiting: [VecDeque<TaskId>; ENDPOINTS],
+    first: [Option<PeerId>; ENDPOINTS],
+    abandoned: [bool; ENDPOINTS],
+    endpoints: [EndpointCounts; ENDPOINTS],
+    completed: u64,
+    cumulative: u64,
+    peak: u64,
+}
+
+impl World {
+    fn new(config: Config) -> World {
+        let mut dispatcher = Dispatcher::new(config);
+        for endpoint in 0..ENDPOINTS {
+            assert_eq!(dispatcher.add_endpoint(), endpoint);
+        }
+        World {
+            config,
+            dispatcher,
+            now: Duration::ZERO,
+            tasks: BTreeMap::new(),
+            daemons: BTreeMap::new(),
+            last_peer: 0,
+            queue: VecDeque::new(),
+            turn: VecDeque::new(),
+            joins: VecDeque::new(),
+            waiting: Default::default(),
+            first: Default::default(),
+            abandoned: Default::default(),
+            endpoints: Default::default(),
+            completed: 0,
+            cumulative: 0,
+            peak: 0,
+        }
+    }
+
+    fn window(&self) -> usize {
+        match self.config.policy {
+            Policy::Queue => 1,
+            Policy::RoundRobin => WINDOW,
+        }
+    }
+
+    fn is_live(&self, id: TaskId) -> bool {
+        !matches!(self.tasks[&id].place, Place::Over(_))
+    }
+
+    fn live(&self) -> impl Iterator<Item = (TaskId, &Task)> {
+        let live = |(_, t): &(&TaskId, &Task)| !matches!(t.place, Place::Over(_));
+        self.tasks.iter().filter(live).map(|(id, t)| (*id, t))
+    }
+
+    fn queued(&self) -> u64 {
+        let waiting = self.live().filter(|(_, t)| t.place == Place::Waiting);
+        waiting.map(|(_, t)| t.bytes).sum()
+    }
+
+    // What may happen.
+
+    fn submit(&mut self, target: Target, bytes: u64, timeout: Option<Duration>) -> TaskId {
+        let id = self.tasks.len() as TaskId + 1;
+        let deadline = timeout.map(|t| self.now + t);
+        let task = Task {
+            bytes,
+            deadline,
+            target,
+            place: Place::Waiting,
+            starts: 0,
+        };
+        self.tasks.insert(id, task);
+        let mut over = Vec::new();
+        let bound_for = match target {
+            Target::Endpoint(e) => self.first[e].map_or(target, Target::Peer),
+            _ => target,
+        };
+        match bound_for {
+            Target::Any => self.enqueue(&[id]),
+            Target::Peer(peer) => match self.daemons.get_mut(&peer) {
+                Some(d) if !d.leaving => d.pinned.push_back(id),
+                _ => over.push((id, Verdict::Reset)),
+            },
+            Target::Endpoint(e) if self.abandoned[e] => over.push((id, Verdict::Reset)),
+            Target::Endpoint(e) => self.waiting[e].push_back(id),
+            Target::NextJoin => self.joins.push_back(id),
+        }
+        let event = Event::Submit {
+            id,
+            job: id,
+            bytes,
+            deadline,
+            target,
+        };
+        self.happen(event, &over);
+        id
+    }
+
+    fn join(&mut self, endpoint: usize) -> PeerId {
+        self.last_peer += 1;
+        let peer = self.last_peer;
+        let mut pinned = std::mem::take(&mut self.waiting[endpoint]);
+        pinned.extend(self.joins.pop_front());
+        pinned.make_contiguous().sort_unstable();
+        let daemon = Daemon {
+            endpoint,
+            held: VecDeque::new(),
+            busy: false,
+            pinned,
+            assigned: VecDeque::new(),
+            last_seq: 0,
+            leaving: false,
+        };
+        self.daemons.insert(peer, daemon);
+        self.first[endpoint].get_or_insert(peer);
+        self.turn.push_back(peer);
+        self.cumulative += 1;
+        self.endpoints[endpoint].online += 1;
+        self.endpoints[endpoint].instance += 1;
+        self.happen(Event::Joined { peer, endpoint }, &[]);
+        peer
+    }
+
+    /// The daemon begins with the first task that it holds.
+    fn begin(&mut self, peer: PeerId) {
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        let Some(first) = daemon.held.front() else {
+            return;
+        };
+        if std::mem::replace(&mut daemon.busy, true) {
+            return;
+        }
+        let id = first.id;
+        let older = |other: &&TaskId| **other < id;
+        let passed_over = daemon.pinned.iter().find(older);
+        assert_eq!(
+            passed_over, None,
+            "task {id} began before one pinned earlier"
+        );
+        for behind in daemon.held.iter().skip(1).filter(|h| h.wanted) {
+            let pinned = self.tasks[&behind.id].target != Target::Any;
+            assert!(!pinned || behind.id > id, "{} is behind {id}", behind.id);
+        }
+        let task = self.tasks.get_mut(&id).unwrap();
+        task.starts += 1;
+        let again = self.config.retry && task.target == Target::Any;
+        assert!(task.starts == 1 || again, "task {id} was started twice");
+    }
+
+    fn reply(&mut self, peer: PeerId) {
+        self.begin(peer);
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        let Some(first) = daemon.held.pop_front() else {
+            return;
+        };
+        daemon.busy = false;
+        self.endpoints[daemon.endpoint].complete += 1;
+        let mut over = Vec::new();
+        if first.wanted {
+            self.completed += 1;
+            over.push((first.id, Verdict::Replied));
+        }
+        let seq = first.seq;
+        self.happen(Event::Replied { peer, seq }, &over);
+    }
+
+    /// The daemon says goodbye, which it only does between two tasks.
+    fn leave(&mut self, peer: PeerId) {
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        if daemon.busy || daemon.leaving {
+            return;
+        }
+        daemon.leaving = true;
+        let held = std::mem::take(&mut daemon.held);
+        let over = self.take_back(peer, held);
+        self.happen(Event::Leaving { peer }, &over);
+    }
+
+    fn lose(&mut self, peer: PeerId) {
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        let endpoint = daemon.endpoint;
+        let mut held = std::mem::take(&mut daemon.held);
+        let mut over = Vec::new();
+        // Nobody but the daemon knew whether it had begun with the first.
+        let begun = held.pop_front().filter(|h| h.wanted);
+        if let Some(first) = begun {
+            if self.config.retry && self.tasks[&first.id].target == Target::Any {
+                self.endpoints[endpoint].assigned += 1;
+                held.push_front(first);
+            } else {
+                over.push((first.id, Verdict::Reset));
+            }
+        }
+        over.extend(self.take_back(peer, held));
+        self.daemons.remove(&peer);
+        self.endpoints[endpoint].online -= 1;
+        self.happen(Event::Lost { peer }, &over);
+    }
+
+    fn cancel(&mut self, id: TaskId) {
+        let mut over = Vec::new();
+        if self.tasks.contains_key(&id) && self.is_live(id) {
+            over.push((id, Verdict::Canceled));
+        }
+        self.happen(Event::Cancel { id }, &over);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        let late = self
+            .live()
+            .filter(|(_, t)| t.deadline.is_some_and(|at| at <= self.now));
+        let over: Vec<_> = late.map(|(id, _)| (id, Verdict::TimedOut)).collect();
+        self.happen(Event::Tick, &over);
+    }
+
+    fn abandon(&mut self, endpoint: usize) {
+        self.abandoned[endpoint] = true;
+        let waiting = self.waiting[endpoint].iter();
+        let over: Vec<_> = waiting.map(|id| (*id, Verdict::Reset)).collect();
+        self.happen(Event::Abandoned { endpoint }, &over);
+    }
+
+    fn reset(&mut self) {
+        let over: Vec<_> = self.live().map(|(id, _)| (id, Verdict::Reset)).collect();
+        self.happen(Event::Reset, &over);
+    }
+
+    // What the rules say about it.
+
+    /// Puts tasks for any daemon into the queue, at its head if they are older
+    /// than what is there, or deals them out.
+    fn enqueue(&mut self, ids: &[TaskId]) {
+        let in_turn = self.config.policy == Policy::RoundRobin && self.queue.is_empty();
+        if in_turn && !self.turn.is_empty() {
+            for id in ids {
+                self.turn.rotate_left(1);
+                let peer = self.turn.back().unwrap();
+                self.daemons.get_mut(peer).unwrap().assigned.push_back(*id);
+            }
+        } else {
+            self.queue.extend(ids);
+        }
+    }
+
+    /// What a daemon held unstarted returns to where it came from. Returns what
+    /// has nowhere to go.
+    fn take_back(&mut self, peer: PeerId, held: VecDeque<Held>) -> Vec<(TaskId, Verdict)> {
+        self.turn.retain(|p| *p != peer);
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        let pinned = std::mem::take(&mut daemon.pinned);
+        let assigned = std::mem::take(&mut daemon.assigned);
+        self.endpoints[daemon.endpoint].assigned -= held.len() as u64;
+        let held: Vec<_> = held
+            .into_iter()
+            .filter(|h| h.wanted)
+            .map(|h| h.id)
+            .collect();
+        for id in &held {
+            self.tasks.get_mut(id).unwrap().place = Place::Waiting;
+        }
+        let free = |id: &TaskId| self.tasks[id].target == Target::Any;
+        let (mut back, bound): (Vec<_>, Vec<_>) = held.into_iter().partition(free);
+        back.extend(assigned);
+        let newer = std::mem::take(&mut self.queue);
+        if newer.is_empty() {
+            self.enqueue(&back);
+        } else {
+            self.queue.extend(back);
+            self.queue.extend(newer);
+        }
+        let bound = bound.into_iter().chain(pinned);
+        bound.map(|id| (id, Verdict::Reset)).collect()
+    }
+
+    /// Has the dispatcher handle an event after which exactly the tasks `over`
+    /// shall be, and checks everything else against the rules.
+    fn happen(&mut self, event: Event<Job>, over: &[(TaskId, Verdict)]) {
+        let interrupts = match event {
+            Event::Cancel { .. } => true,
+            Event::Tick => self.config.policy == Policy::Queue,
+            _ => false,
+        };
+        let room_before = self.dispatcher.counts().queued;
+        let mut actions = Vec::new();
+        self.dispatcher.handle(self.now, event, &mut actions);
+
+        let mut due: BTreeMap<TaskId, Verdict> = over.iter().copied().collect();
+        // Those are no longer anybody's to send.
+        for id in due.keys() {
+            let gone = |other: &TaskId| other != id;
+            self.queue.retain(gone);
+            self.joins.retain(gone);
+            self.waiting.iter_mut().for_each(|w| w.retain(gone));
+            for daemon in self.daemons.values_mut() {
+                daemon.pinned.retain(gone);
+                daemon.assigned.retain(gone);
+            }
+        }
+        let mut cancels = BTreeMap::new();
+        for (peer, daemon) in &mut self.daemons {
+            for held in daemon.held.iter_mut().filter(|h| h.wanted) {
+                if due.contains_key(&held.id) {
+                    held.wanted = false;
+                    if interrupts {
+                        cancels.insert((*peer, held.seq), held.id);
+                    }
+                }
+            }
+        }
+        let mut room = false;
+        for action in actions {
+            match action {
+                Action::Send { peer, seq, job } => self.sent(peer, seq, job),
+                Action::Cancel { peer, seq } => {
+                    let named = cancels.remove(&(peer, seq));
+                    assert!(named.is_some(), "cancels {seq} on {peer} for no reason");
+                }
+                Action::Resolve { job, verdict } => {
+                    assert_eq!(due.remove(&job), Some(verdict), "task {job}");
+                    assert!(self.is_live(job), "task {job} resolved twice");
+                    self.tasks.get_mut(&job).unwrap().place = Place::Over(verdict);
+                }
+                Action::Room => room = true,
+            }
+        }
+        assert!(due.is_empty(), "did not resolve: {due:?}");
+        assert!(cancels.is_empty(), "did not cancel: {cancels:?}");
+        self.peak = self.peak.max(self.queued());
+        if self.config.capacity.is_some() && self.queued() < room_before {
+            assert!(room, "the queue shrank and nobody was told");
+        }
+        self.check();
+    }
+
+    /// A task is on its way: was it this one's turn?
+    fn sent(&mut self, peer: PeerId, seq: u64, id: TaskId) {
+        let window = self.window();
+        let daemon = self
+            .daemons
+            .get_mut(&peer)
+            .expect("sent to one that is gone");
+        assert!(!daemon.leaving, "sent to one that leaves");
+        assert!(daemon.held.len() < window, "sent more than promised");
+        assert_eq!(seq, daemon.last_seq + 1);
+        let next = [&mut daemon.pinned, &mut daemon.assigned, &mut self.queue]
+            .into_iter()
+            .find_map(VecDeque::pop_front);
+        assert_eq!(next, Some(id), "sent to {peer} out of order");
+        daemon.last_seq = seq;
+        daemon.held.push_back(Held {
+            seq,
+            id,
+            wanted: true,
+        });
+        self.endpoints[daemon.endpoint].assigned += 1;
+        let task = self.tasks.get_mut(&id).unwrap();
+        assert_eq!(task.place, Place::Waiting);
+        task.place = Place::On(peer);
+    }
+
+    /// What must hold between any two events.
+    fn check(&self) {
+        for (id, daemon) in &self.daemons {
+            if daemon.leaving {
+                assert!(daemon.held.is_empty());
+                continue;
+            }
+            let could_take =
+                !daemon.pinned.is_empty() || !daemon.assigned.is_empty() || !self.queue.is_empty();
+            let has_room = daemon.held.len() < self.window();
+            assert!(!(has_room && could_take), "{id} is kept waiting");
+        }
+        let live = || self.live().map(|(_, t)| t);
+        let waiting = live().filter(|t| t.place == Place::Waiting).count();
+        let expected = Counts {
+            awaiting: waiting,
+            executing: live().count() - waiting,
+            completed: self.completed,
+            connections: self.daemons.len(),
+            cumulative: self.cumulative,
+            queued: self.queued(),
+            peak: self.peak,
+        };
+        assert_eq!(self.dispatcher.counts(), expected);
+        let endpoints: Vec<_> = self.dispatcher.endpoint_counts().collect();
+        assert_eq!(endpoints, self.endpoints);
+        let staying = self.daemons.iter().filter(|(_, d)| !d.leaving);
+        let staying: Vec<_> = staying.map(|(id, _)| *id).collect();
+        assert_eq!(self.dispatcher.peers(), staying);
+        let next = live().filter_map(|t| t.deadline).min();
+        assert_eq!(self.dispatcher.next_deadline(), next);
+        for bytes in [0, 10, 1000] {
+            let fits = self
+                .config
+                .capacity
+                .is_none_or(|most| self.queued() + bytes <= most);
+            let room = fits || self.queued() == 0;
+            assert_eq!(self.dispatcher.has_room(bytes), room);
+        }
+        for peer in 0..self.last_peer + 2 {
+            let idle = self.daemons.get(&peer).is_none_or(|d| d.held.is_empty());
+            assert_eq!(self.dispatcher.is_idle(peer), idle);
+        }
+    }
+
+    /// Every daemon works off what it has; what then still waits can only be
+    /// ended by a reset.
+    fn end(&mut self) {
+        while let Some(peer) = self.holding() {
+            self.reply(peer);
+        }
+        self.reset();
+        assert!(self.live().next().is_none());
+        assert_eq!(self.dispatcher.counts().queued, 0);
+    }
+
+    fn holding(&self) -> Option<PeerId> {
+        let mut daemons = self.daemons.iter();
+        daemons.find(|(_, d)| !d.held.is_empty()).map(|(id, _)| *id)
+    }
+
+    /// One of the daemons, if there are any.
+    fn pick(&self, n: usize) -> Option<PeerId> {
+        let at = n.checked_rem(self.daemons.len())?;
+        self.daemons.keys().nth(at).copied()
+    }
+
+    fn verdict(&self, id: TaskId) -> Option<Verdict> {
+        match self.tasks[&id].place {
+            Place::Over(verdict) => Some(verdict),
+            _ => None,
+        }
+    }
+
+    /// The tasks on a daemon, in its order.
+    fn held(&self, peer: PeerId) -> Vec<TaskId> {
+        self.daemons[&peer].held.iter().map(|h| h.id).collect()
+    }
+}
+
+/// A step of a random history. Numbers choose among what there is.
+#[derive(Clone, Debug)]
+enum Step {
+    Submit {
+        target: RandomTarget,
+        times: usize,
+        bytes: u64,
+        timeout: Option<u64>,
+    },
+    Join(usize),
+    Begin(usize),
+    Reply(usize),
+    Leave(usize),
+    Lose(usize),
+    Cancel(u64),
+    Pass(u64),
+    Abandon(usize),
+    Reset,
+    /// Messages about what is gone, or never was.
+    Crossed(u32, u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RandomTarget {
+    Any,
+    /// Among all that ever were, and one that was not.
+    Peer(u32),
+    Endpoint(usize),
+    NextJoin,
+}
+
+fn any_target() -> impl Strategy<Value = RandomTarget> {
+    prop_oneof![
+        8 => Just(RandomTarget::Any),
+        2 => any::<u32>().prop_map(RandomTarget::Peer),
+        1 => (0..ENDPOINTS + 1).prop_map(RandomTarget::Endpoint),
+        1 => Just(RandomTarget::NextJoin),
+    ]
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let submit = (
+        any_target(),
+        1usize..12,
+        0u64..50,
+        prop::option::weighted(0.3, 0u64..40),
+    );
+    prop_oneof![
+        10 => submit.prop_map(|(target, times, bytes, timeout)| {
+            Step::Submit { target, times, bytes, timeout }
+        }),
+        4 => (0..ENDPOINTS).prop_map(Step::Join),
+        6 => any::<usize>().prop_map(Step::Begin),
+        20 => any::<usize>().prop_map(Step::Reply),
+        1 => any::<usize>().prop_map(Step::Leave),
+        3 => any::<usize>().prop_map(Step::Lose),
+        6 => any::<u64>().prop_map(Step::Cancel),
+        4 => (0u64..20).prop_map(Step::Pass),
+        1 => (0..ENDPOINTS).prop_map(Step::Abandon),
+        1 => prop::bool::weighted(0.2).prop_map(|really| if really { Step::Reset } else { Step::Pass(1) }),
+        1 => any::<(u32, u64)>().prop_map(|(peer, seq)| Step::Crossed(peer, seq)),
+    ]
+}
+
+fn any_config() -> impl Strategy<Value = Config> {
+    let policy = prop_oneof![Just(Policy::Queue), Just(Policy::RoundRobin)];
+    let capacity = prop::option::of(0u64..200);
+    (policy, any::<bool>(), capacity).prop_map(|(policy, retry, capacity)| Config {
+        policy,
+        retry,
+        capacity,
+    })
+}
+
+fn live_through(world: &mut World, step: Step) {
+    match step {
+        Step::Submit {
+            target,
+            times,
+            bytes,
+            timeout,
+        } => {
+            let target = match target {
+                RandomTarget::Any => Target::Any,
+                RandomTarget::Peer(n) => Target::Peer(n % (world.last_peer + 2)),
+                RandomTarget::Endpoint(ENDPOINTS..) => Target::Any,
+                RandomTarget::Endpoint(e) => Target::Endpoint(e),
+                RandomTarget::NextJoin => Target::NextJoin,
+            };
+            let timeout = timeout.map(Duration::from_millis);
+            for _ in 0..times {
+                world.submit(target, bytes, timeout);
+            }
+        }
+        Step::Join(endpoint) => {
+            world.join(endpoint);
+        }
+        Step::Begin(n) => world.pick(n).into_iter().for_each(|p| world.begin(p)),
+        Step::Reply(n) => world.pick(n).into_iter().for_each(|p| world.reply(p)),
+        Step::Leave(n) => world.pick(n).into_iter().for_each(|p| world.leave(p)),
+        Step::Lose(n) => world.pick(n).into_iter().for_each(|p| world.lose(p)),
+        Step::Cancel(n) => world.cancel(n % (world.tasks.len() as u64 + 2)),
+        Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
+        Step::Abandon(endpoint) => world.abandon(endpoint),
+        Step::Reset => world.reset(),
+        Step::Crossed(peer, seq) => {
+            let (gone, unknown) = (world.last_peer + 1 + peer % 3, u64::MAX - seq % 3);
+            world.happen(Event::Replied { peer: gone, seq }, &[]);
+            world.happen(Event::Leaving { peer: gone }, &[]);
+            world.happen(Event::Lost { peer: gone }, &[]);
+            let peer = peer % (world.last_peer + 1);
+            world.happen(Event::Replied { peer, seq: unknown }, &[]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_rules_hold_through_any_history(
+        config in any_config(),
+        daemons in 0usize..4,
+        steps in prop::collection::vec(any_step(), 1..120),
+    ) {
+        let mut world = World::new(config);
+        for _ in 0..daemons {
+            world.join(0);
+        }
+        for step in steps {
+            live_through(&mut world, step);
+        }
+        world.end();
+    }
+}
+
+fn queue() -> World {
+    World::new(Config::default())
+}
+
+fn round_robin() -> World {
+    World::new(Config {
+        policy: Policy::RoundRobin,
+        ..Config::default()
+    })
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn submit(world: &mut World) -> TaskId {
+    world.submit(Target::Any, 1, None)
+}
+
+#[test]
+fn tasks_wait_for_a_daemon_and_go_first_in_first_out() {
+    let mut world = queue();
+    let [a, b, c] = [(); 3].map(|()| submit(&mut world));
+    let one = world.join(0);
+    assert_eq!(world.held(one), [a]);
+    let two = world.join(0);
+    assert_eq!(world.held(two), [b]);
+    world.reply(two);
+    assert_eq!(world.held(two), [c]);
+    assert_eq!(world.verdict(b), Some(Verdict::Replied));
+    assert_eq!(world.verdict(a), None);
+}
+
+#[test]
+fn a_crashed_daemons_task_resolves_to_reset_and_the_others_go_on() {
+    let mut world = queue();
+    let one = world.join(0);
+    let two = world.join(0);
+    let [a, b, c] = [(); 3].map(|()| submit(&mut world));
+    assert_eq!(
+        world.held(two),
+        [a],
+        "the daemon that was busy last is warm"
+    );
+    world.begin(two);
+    world.lose(two);
+    assert_eq!(world.verdict(a), Some(Verdict::Reset));
+    world.reply(one);
+    assert_eq!(world.verdict(b), Some(Verdict::Replied));
+    assert_eq!(world.held(one), [c]);
+}
+
+#[test]
+fn with_retry_a_crashed_daemons_task_is_next_in_line() {
+    let mut world = World::new(Config {
+        retry: true,
+        ..Config::default()
+    });
+    let one = world.join(0);
+    let [a, b] = [(); 2].map(|()| submit(&mut world));
+    world.begin(one);
+    world.lose(one);
+    let two = world.join(0);
+    assert_eq!(world.held(two), [a]);
+    world.reply(two);
+    assert_eq!(world.held(two), [b]);
+    assert_eq!(world.endpoints[0].assigned, 3);
+}
+
+#[test]
+fn a_running_task_that_is_cancelled_keeps_its_daemon_until_it_has_let_go() {
+    let mut world = queue();
+    let one = world.join(0);
+    let a = submit(&mut world);
+    world.begin(one);
+    world.cancel(a);
+    assert_eq!(world.verdict(a), Some(Verdict::Canceled));
+    let b = submit(&mut world);
+    assert_eq!(world.held(one), [a]);
+    world.reply(one);
+    assert_eq!(world.held(one), [b]);
+    assert_eq!(world.completed, 0);
+}
+
+#[test]
+fn a_queued_task_that_is_cancelled_never_reaches_a_daemon() {
+    let mut world = queue();
+    let [a, b] = [(); 2].map(|()| submit(&mut world));
+    world.cancel(a);
+    let one = world.join(0);
+    assert_eq!(world.held(one), [b]);
+}
+
+#[test]
+fn a_task_times_out_at_its_deadline_wherever_it_is() {
+    let mut world = queue();
+    let one = world.join(0);
+    let running = world.submit(Target::Any, 1, Some(ms(10)));
+    let queued = world.submit(Target::Any, 1, Some(ms(20)));
+    world.pass(ms(9));
+    assert_eq!(world.verdict(running), None);
+    world.pass(ms(1));
+    assert_eq!(world.verdict(running), Some(Verdict::TimedOut));
+    world.pass(ms(10));
+    assert_eq!(world.verdict(queued), Some(Verdict::TimedOut));
+    world.reply(one);
+    assert!(world.held(one).is_empty());
+}
+
+#[test]
+fn set_up_comes_before_what_was_submitted_after_it() {
+    let mut world = queue();
+    let one = world.join(0);
+    let running = submit(&mut world);
+    let waiting = submit(&mut world);
+    let setup = world.submit(Target::Peer(one), 1, None);
+    let next = world.submit(Target::NextJoin, 1, None);
+    assert_eq!(world.held(one), [running]);
+    world.reply(one);
+    assert_eq!(world.held(one), [setup]);
+    let two = world.join(0);
+    assert_eq!(world.held(two), [next]);
+    world.reply(two);
+    assert_eq!(world.held(two), [waiting]);
+}
+
+#[test]
+fn what_is_pinned_goes_down_with_its_daemon_even_with_retry() {
+    let mut world = World::new(Config {
+        retry: true,
+        ..Config::default()
+    });
+    let one = world.join(0);
+    let running = world.submit(Target::Peer(one), 1, None);
+    let waiting = world.submit(Target::Peer(one), 1, None);
+    world.lose(one);
+    let late = world.submit(Target::Peer(one), 1, None);
+    for id in [running, waiting, late] {
+        assert_eq!(world.verdict(id), Some(Verdict::Reset));
+    }
+}
+
+#[test]
+fn a_process_that_ends_before_it_connects_ends_its_task() {
+    let mut world = queue();
+    let early = world.submit(Target::Endpoint(1), 1, None);
+    world.abandon(1);
+    assert_eq!(world.verdict(early), Some(Verdict::Reset));
+    // It may even be gone before its task is there.
+    let late = world.submit(Target::Endpoint(1), 1, None);
+    assert_eq!(world.verdict(late), Some(Verdict::Reset));
+}
+
+#[test]
+fn a_process_that_connects_before_its_task_is_there_gets_it_all_the_same() {
+    let mut world = queue();
+    let one = world.join(1);
+    let task = world.submit(Target::Endpoint(1), 1, None);
+    assert_eq!(world.held(one), [task]);
+}
+
+#[test]
+fn tasks_that_cross_with_a_goodbye_go_to_the_next_daemon() {
+    let mut world = queue();
+    let one = world.join(0);
+    let [a, b] = [(); 2].map(|()| submit(&mut world));
+    world.leave(one);
+    world.lose(one);
+    let two = world.join(0);
+    assert_eq!(world.held(two), [a]);
+    world.reply(two);
+    assert_eq!(world.held(two), [b]);
+    assert_eq!(world.endpoints[0].assigned, 2);
+}
+
+#[test]
+fn round_robin_deals_evenly_and_holds_back_what_does_not_fit() {
+    let mut world = round_robin();
+    let [one, two] = [(); 2].map(|()| world.join(0));
+    let ids: Vec<_> = (0..3 * WINDOW).map(|_| submit(&mut world)).collect();
+    let odd: Vec<_> = ids.iter().copied().step_by(2).take(WINDOW).collect();
+    assert_eq!(world.held(one), odd);
+    assert_eq!(world.held(two).len(), WINDOW);
+    assert_eq!(world.dispatcher.counts().awaiting, WINDOW);
+    world.begin(one);
+    world.lose(one);
+    assert_eq!(world.verdict(ids[0]), Some(Verdict::Reset));
+    world.end();
+    let replied = ids
+        .iter()
+        .filter(|id| world.verdict(**id) == Some(Verdict::Replied));
+    assert_eq!(replied.count(), ids.len() - 1);
+}
+
+#[test]
+fn round_robin_keeps_the_order_of_what_was_queued_before_anybody_connected() {
+    let mut world = round_robin();
+    let early: Vec<_> = (0..2 * WINDOW).map(|_| submit(&mut world)).collect();
+    let one = world.join(0);
+    let late = submit(&mut world);
+    assert_eq!(world.held(one), early[..WINDOW]);
+    world.lose(one);
+    let two = world.join(0);
+    let expected: Vec<_> = early.into_iter().skip(1).chain([late]).collect();
+    let mut began = Vec::new();
+    while let Some(first) = world.held(two).first().copied() {
+        began.push(first);
+        world.reply(two);
+    }
+    assert_eq!(began, expected);
+}
+
+#[test]
+fn the_peak_counts_what_came_back() {
+    let mut world = queue();
+    let one = world.join(0);
+    world.submit(Target::Any, 100, None);
+    assert_eq!(world.dispatcher.counts().peak, 0);
+    world.leave(one);
+    assert_eq!(world.dispatcher.counts().queued, 100);
+    assert_eq!(world.dispatcher.counts().peak, 100);
+}
+
+#[test]
+fn a_payload_larger_than_the_whole_capacity_fits_an_empty_queue() {
+    let mut world = World::new(Config {
+        capacity: Some(100),
+        ..Config::default()
+    });
+    assert!(world.dispatcher.has_room(1000));
+    world.submit(Target::Any, 1000, None);
+    assert!(!world.dispatcher.has_room(1));
+    world.join(0);
+    assert!(world.dispatcher.has_room(1));
+}

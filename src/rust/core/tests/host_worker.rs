@@ -1,0 +1,926 @@
+//! Host and daemons together, over real sockets, in one process.
+//!
+//! Mostly one thread plays both: it submits, then is the daemon, then waits for
+//! the result. So each step of a story happens when the test says so; threads
+//! come in only where things shall happen at the same time. To be run with
+//! `cargo nextest`: the bell, on which the host waits, is the process's.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirai_core::dispatcher::{Config, Policy, Target};
+use mirai_core::host::{Host, next_task_id};
+use mirai_core::process::Program;
+use mirai_core::protocol::frame::encode_head;
+use mirai_core::protocol::{FrameReader, Kind, Limits, ToDaemon, ToHost, VERSION};
+use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::transport::{Address, local_url, unix};
+use mirai_core::wait::{Bell, Waited, wait_for};
+use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
+
+/// Beyond this something hangs.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Stands in for the language runtime and keeps what is asked of it.
+#[derive(Default)]
+struct Recorder {
+    asked: Mutex<Asked>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asked {
+    interrupts: usize,
+    exits: usize,
+    raised: Option<i32>,
+}
+
+impl Recorder {
+    fn note(&self, change: impl FnOnce(&mut Asked)) {
+        change(&mut self.asked.lock().unwrap());
+        self.changed.notify_all();
+    }
+
+    fn asked(&self) -> Asked {
+        *self.asked.lock().unwrap()
+    }
+
+    /// Waits until an interrupt is pending, at most so long; whether there is one.
+    fn wait_interrupted(&self, most: Duration) -> bool {
+        let asked = self.asked.lock().unwrap();
+        let none = |asked: &mut Asked| asked.interrupts == 0;
+        let (asked, _) = self.changed.wait_timeout_while(asked, most, none).unwrap();
+        asked.interrupts > 0
+    }
+
+    fn clear_interrupts(&self) -> usize {
+        std::mem::take(&mut self.asked.lock().unwrap().interrupts)
+    }
+}
+
+impl Runtime for Recorder {
+    fn interrupt(&self) {
+        self.note(|asked| asked.interrupts += 1);
+    }
+    fn exit(&self) {
+        self.note(|asked| asked.exits += 1);
+    }
+    fn raise(&self, signal: i32) {
+        self.note(|asked| asked.raised = Some(signal));
+    }
+}
+
+fn listening(config: Config) -> (Host, Address) {
+    let host = Host::new(config);
+    let address = local_url().parse().unwrap();
+    host.listen(&address).unwrap();
+    (host, address)
+}
+
+fn options(autoexit: AutoExit) -> Options {
+    Options {
+        autoexit,
+        asyncdial: false,
+        tempdir: String::new(),
+        interruptible: false,
+    }
+}
+
+fn try_dial(
+    address: &Address,
+    options: &Options,
+    recorder: &Arc<Recorder>,
+) -> Result<Worker, DialError> {
+    Worker::dial(address, options, recorder.clone(), None, || false)
+}
+
+fn dial_with(address: &Address, autoexit: AutoExit) -> (Worker, Arc<Recorder>) {
+    let recorder = Arc::new(Recorder::default());
+    let worker = try_dial(address, &options(autoexit), &recorder).unwrap();
+    (worker, recorder)
+}
+
+fn dial(address: &Address) -> Worker {
+    dial_with(address, AutoExit::Never).0
+}
+
+/// Waits, as the host's main thread does, until something it is told of is so.
+fn until(so: impl FnMut() -> bool) {
+    let end = Bell::get().wait(Some(LONG), || false, so);
+    assert_eq!(end, Waited::Ready);
+}
+
+/// A daemon that the host knows of. A welcome is sent just before that.
+fn join(host: &Host, address: &Address) -> Worker {
+    let before = host.counts().cumulative;
+    let worker = dial(address);
+    until(|| host.counts().cumulative > before);
+    worker
+}
+
+fn new_task(body: impl Into<Vec<u8>>) -> Arc<Task> {
+    let payload = Payload {
+        kind: Kind::Task,
+        stream: None,
+        body: body.into().into(),
+    };
+    Arc::new(Task::new(next_task_id(), payload))
+}
+
+fn submit(host: &Host, body: impl Into<Vec<u8>>) -> Arc<Task> {
+    let task = new_task(body);
+    host.submit(task.clone(), None, Target::Any);
+    task
+}
+
+fn submit_within(host: &Host, body: &str, ms: u64) -> Arc<Task> {
+    let task = new_task(body);
+    let timeout = Some(Duration::from_millis(ms));
+    host.submit(task.clone(), timeout, Target::Any);
+    task
+}
+
+fn wait_all(tasks: &[Arc<Task>]) {
+    let end = wait_for(
+        tasks.iter().map(Arc::as_ref),
+        tasks.len(),
+        Some(LONG),
+        || false,
+    );
+    assert_eq!(end, Waited::Ready);
+}
+
+fn outcome(task: &Arc<Task>) -> &Outcome {
+    wait_all(std::slice::from_ref(task));
+    task.outcome().unwrap()
+}
+
+fn value(bytes: impl Into<Vec<u8>>) -> Outcome {
+    Outcome::Value(bytes.into())
+}
+
+fn next(worker: &mut Worker) -> Assignment {
+    match worker.next(Some(Instant::now() + LONG), || false) {
+        Next::Task(assignment) => assignment,
+        other => panic!("instead of a task: {other:?}"),
+    }
+}
+
+/// The daemon evaluates one task to what `answer` makes of it.
+fn evaluate(worker: &mut Worker, answer: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+    let task = next(worker);
+    assert!(!worker.finish());
+    assert!(worker.reply(task.seq, &answer(task.body)));
+}
+
+/// A daemon in a thread of its own that echoes until the host goes.
+fn echoing(mut worker: Worker) -> thread::JoinHandle<usize> {
+    thread::spawn(move || {
+        let mut done = 0;
+        while let Next::Task(task) = worker.next(None, || false) {
+            worker.finish();
+            if !worker.reply(task.seq, &task.body) {
+                break;
+            }
+            done += 1;
+        }
+        done
+    })
+}
+
+/// Asserts that daemons can connect and work.
+fn assert_in_order(host: &Host, address: &Address) {
+    let mut worker = join(host, address);
+    let task = submit(host, "still there?");
+    evaluate(&mut worker, |_| b"yes".into());
+    assert_eq!(outcome(&task), &value("yes"));
+    drop(worker);
+    until(|| host.counts().connections == 0);
+}
+
+#[test]
+fn a_task_goes_out_and_its_value_comes_back() {
+    let (host, address) = listening(Config::default());
+    let mut worker = dial(&address);
+    let payload = Payload {
+        kind: Kind::Map,
+        stream: Some([1, 2, 3, 4, 5, 6]),
+        body: b"question".as_slice().into(),
+    };
+    let task = Arc::new(Task::new(next_task_id(), payload));
+    host.submit(task.clone(), None, Target::Any);
+    let assignment = next(&mut worker);
+    assert_eq!(assignment.kind, Kind::Map);
+    assert_eq!(assignment.stream, Some([1, 2, 3, 4, 5, 6]));
+    assert_eq!(assignment.body, b"question");
+    assert!(!worker.finish());
+    assert!(worker.reply(assignment.seq, b"answer"));
+    assert_eq!(outcome(&task), &value("answer"));
+
+    let status = host.status();
+    assert_eq!((status.counts.completed, status.counts.connections), (1, 1));
+    assert_eq!(status.endpoints[0].url, address.to_string());
+    assert_eq!(status.endpoints[0].counts.complete, 1);
+    host.close(false);
+}
+
+#[test]
+fn tasks_are_begun_first_in_first_out() {
+    let (host, address) = listening(Config::default());
+    let tasks: Vec<_> = (0..100u8).map(|i| submit(&host, vec![i])).collect();
+    let mut worker = dial(&address);
+    for i in 0..100u8 {
+        evaluate(&mut worker, |body| {
+            assert_eq!(body, [i]);
+            body
+        });
+    }
+    wait_all(&tasks);
+    host.close(false);
+}
+
+#[test]
+fn daemons_share_the_queue_and_nothing_is_lost_or_mixed_up() {
+    for policy in [Policy::Queue, Policy::RoundRobin] {
+        let (host, address) = listening(Config {
+            policy,
+            ..Config::default()
+        });
+        let daemons: Vec<_> = (0..3).map(|_| echoing(join(&host, &address))).collect();
+        let number = |i: u32| i.to_le_bytes();
+        let tasks: Vec<_> = (0..5000).map(|i| submit(&host, number(i))).collect();
+        wait_all(&tasks);
+        for (i, task) in (0..).zip(&tasks) {
+            assert_eq!(outcome(task), &value(number(i)));
+        }
+        host.close(false);
+        let done: Vec<usize> = daemons.into_iter().map(|d| d.join().unwrap()).collect();
+        assert_eq!(done.iter().sum::<usize>(), 5000);
+        if policy == Policy::RoundRobin {
+            assert!(done.iter().all(|n| [1666, 1667].contains(n)), "{done:?}");
+        }
+    }
+}
+
+#[test]
+fn a_crashed_daemons_task_resolves_to_reset_and_the_others_go_on() {
+    let (host, address) = listening(Config::default());
+    let mut crashing = join(&host, &address);
+    let doomed = submit(&host, "doomed");
+    assert_eq!(next(&mut crashing).body, b"doomed");
+    let mut staying = join(&host, &address);
+    let other = submit(&host, "other");
+    let queued = submit(&host, "queued");
+    drop(crashing);
+    assert_eq!(outcome(&doomed), &Outcome::Reset);
+    evaluate(&mut staying, |body| body);
+    evaluate(&mut staying, |body| body);
+    assert_eq!(outcome(&other), &value("other"));
+    assert_eq!(outcome(&queued), &value("queued"));
+    host.close(false);
+}
+
+#[test]
+fn a_daemon_that_crashes_within_its_reply_has_not_replied() {
+    let (host, address) = listening(Config::default());
+    let (mut stream, _control) = introduce(&address);
+    until(|| host.counts().connections == 1);
+    let task = submit(&host, "x");
+    let head = encode_head(&done(1), 1000);
+    stream.write_all(&head).unwrap();
+    stream.write_all(&[7; 500]).unwrap();
+    drop(stream);
+    assert_eq!(outcome(&task), &Outcome::Reset);
+    host.close(false);
+}
+
+#[test]
+fn with_retry_a_crashed_daemons_task_runs_on_the_next() {
+    let (host, address) = listening(Config {
+        retry: true,
+        ..Config::default()
+    });
+    let task = submit(&host, "twice");
+    for _ in 0..3 {
+        let mut crashing = dial(&address);
+        assert_eq!(next(&mut crashing).body, b"twice");
+    }
+    let mut staying = dial(&address);
+    evaluate(&mut staying, |body| body);
+    assert_eq!(outcome(&task), &value("twice"));
+    host.close(false);
+}
+
+#[test]
+fn cancelling_a_running_task_interrupts_it_and_no_other() {
+    let (host, address) = listening(Config::default());
+    let (mut worker, recorder) = dial_with(&address, AutoExit::Never);
+    let unwanted = submit(&host, "unwanted");
+    let running = next(&mut worker);
+    assert!(host.cancel(&unwanted));
+    assert_eq!(unwanted.outcome(), Some(&Outcome::Canceled));
+    assert!(!host.cancel(&unwanted));
+    assert!(recorder.wait_interrupted(LONG));
+    assert!(worker.finish());
+    assert_eq!(recorder.clear_interrupts(), 1);
+    worker.reply(running.seq, b"too late");
+
+    let later = submit(&host, "later");
+    evaluate(&mut worker, |body| body);
+    assert_eq!(outcome(&later), &value("later"));
+    assert!(!host.cancel(&later));
+    assert_eq!(unwanted.outcome(), Some(&Outcome::Canceled));
+    host.close(false);
+    assert!(matches!(worker.next(None, || false), Next::Lost { .. }));
+    assert_eq!(recorder.asked(), Asked::default());
+}
+
+#[test]
+fn a_queued_task_that_is_cancelled_never_reaches_a_daemon() {
+    let (host, address) = listening(Config::default());
+    let unwanted = submit(&host, "unwanted");
+    let wanted = submit(&host, "wanted");
+    assert!(host.cancel(&unwanted));
+    let mut worker = dial(&address);
+    evaluate(&mut worker, |body| body);
+    assert_eq!(outcome(&wanted), &value("wanted"));
+    assert_eq!(unwanted.outcome(), Some(&Outcome::Canceled));
+    host.close(false);
+}
+
+#[test]
+fn what_times_out_is_interrupted_or_never_sent() {
+    let (host, address) = listening(Config::default());
+    let (mut worker, recorder) = dial_with(&address, AutoExit::Never);
+    let running = submit_within(&host, "running", 30);
+    let assignment = next(&mut worker);
+    let queued = submit_within(&host, "queued", 10);
+    let patient = submit_within(&host, "patient", 60_000);
+    let begin = Instant::now();
+    assert_eq!(outcome(&queued), &Outcome::TimedOut);
+    assert_eq!(outcome(&running), &Outcome::TimedOut);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(recorder.wait_interrupted(LONG));
+    assert!(worker.finish());
+    worker.reply(assignment.seq, b"");
+    evaluate(&mut worker, |body| body);
+    assert_eq!(outcome(&patient), &value("patient"));
+    host.close(false);
+}
+
+#[test]
+fn a_timeout_beyond_all_times_is_none() {
+    let (host, address) = listening(Config::default());
+    let mut worker = dial(&address);
+    for timeout in [
+        Duration::MAX,
+        Duration::MAX / 2,
+        Duration::from_secs(1 << 60),
+    ] {
+        let endless = new_task("endless");
+        host.submit(endless.clone(), Some(timeout), Target::Any);
+        let brief = submit_within(&host, "brief", 1);
+        assert_eq!(outcome(&brief), &Outcome::TimedOut, "the clock goes on");
+        evaluate(&mut worker, |body| body);
+        assert_eq!(outcome(&endless), &value("endless"));
+    }
+    host.close(false);
+}
+
+#[test]
+fn daemons_that_leave_lose_no_task() {
+    for policy in [Policy::Queue, Policy::RoundRobin] {
+        let (host, address) = listening(Config {
+            policy,
+            ..Config::default()
+        });
+        let over = Arc::new(AtomicBool::new(false));
+        // Each comes back after having left, with a few tasks done.
+        let daemons: Vec<_> = (1..4)
+            .map(|most| {
+                let (address, over) = (address.clone(), over.clone());
+                thread::spawn(move || {
+                    let mut seen = Vec::new();
+                    while !over.load(SeqCst) {
+                        let recorder = Arc::new(Recorder::default());
+                        let options = options(AutoExit::Signal(2));
+                        let Ok(mut worker) = try_dial(&address, &options, &recorder) else {
+                            break;
+                        };
+                        for _ in 0..most {
+                            let Next::Task(task) = worker.next(None, || false) else {
+                                return seen;
+                            };
+                            worker.finish();
+                            assert!(worker.reply(task.seq, &task.body));
+                            seen.push(task.body);
+                        }
+                        worker.leave();
+                        assert_eq!(recorder.asked(), Asked::default(), "the host is not gone");
+                    }
+                    seen
+                })
+            })
+            .collect();
+        let number = |i: u32| i.to_le_bytes();
+        let tasks: Vec<_> = (0..1500).map(|i| submit(&host, number(i))).collect();
+        wait_all(&tasks);
+        for (i, task) in (0..).zip(&tasks) {
+            assert_eq!(outcome(task), &value(number(i)));
+        }
+        over.store(true, SeqCst);
+        host.close(true);
+        let mut times = BTreeMap::new();
+        for body in daemons.into_iter().flat_map(|d| d.join().unwrap()) {
+            *times.entry(body).or_insert(0) += 1;
+        }
+        assert_eq!(times.len(), 1500);
+        assert!(times.values().all(|n| *n == 1), "something ran twice");
+    }
+}
+
+#[test]
+fn closing_resolves_what_is_pending_and_tells_daemons_to_end() {
+    for end in [false, true] {
+        let (host, address) = listening(Config::default());
+        let (mut worker, recorder) = dial_with(&address, AutoExit::AfterTask);
+        let running = submit(&host, "running");
+        next(&mut worker);
+        let queued = submit(&host, "queued");
+        host.close(end);
+        for task in [running, queued] {
+            assert_eq!(task.outcome(), Some(&Outcome::Reset));
+        }
+        if end {
+            assert!(recorder.wait_interrupted(LONG));
+        }
+        // Otherwise this one may finish what it does, for its own sake.
+        assert_eq!(worker.finish(), end);
+        match worker.next(None, || false) {
+            Next::Lost { end: told } => assert_eq!(told, end),
+            other => panic!("{other:?}"),
+        }
+        let late = submit(&host, "late");
+        assert_eq!(late.outcome(), Some(&Outcome::Reset));
+        let again = try_dial(&address, &options(AutoExit::Now), &recorder);
+        assert!(matches!(again, Err(DialError::Connect { .. })));
+        // The name is free at once.
+        let next = Host::new(Config::default());
+        next.listen(&address).unwrap();
+        assert_in_order(&next, &address);
+        next.close(false);
+    }
+}
+
+#[test]
+fn a_daemon_that_shall_go_with_its_host_is_made_to() {
+    let (host, address) = listening(Config::default());
+    let (mut worker, recorder) = dial_with(&address, AutoExit::Now);
+    let _running = submit(&host, "stuck");
+    next(&mut worker);
+    host.close(false);
+    let asked = recorder.asked.lock().unwrap();
+    let staying = |asked: &mut Asked| asked.exits == 0;
+    let (asked, _) = recorder
+        .changed
+        .wait_timeout_while(asked, LONG, staying)
+        .unwrap();
+    assert_eq!(asked.exits, 1);
+}
+
+#[test]
+fn bodies_of_fifty_megabytes_arrive_intact() {
+    let (host, address) = listening(Config::default());
+    let mut worker = dial(&address);
+    let pattern = |seed: u32| -> Vec<u8> {
+        let bytes = (0..50_000_000u32).map(|i| (i.wrapping_mul(seed) >> 13) as u8);
+        bytes.collect()
+    };
+    let (there, back) = (pattern(2_654_435_761), pattern(0x9E37_79B9));
+    let task = submit(&host, there.clone());
+    evaluate(&mut worker, |body| {
+        assert!(body == there);
+        back.clone()
+    });
+    assert!(outcome(&task) == &Outcome::Value(back));
+    host.close(false);
+}
+
+#[test]
+fn a_daemon_lost_within_a_large_body_does_not_hold_up_others() {
+    let (host, address) = listening(Config::default());
+    let crashing = join(&host, &address);
+    // Not read, so most of it is still with the host.
+    let large = submit(&host, vec![1; 20_000_000]);
+    let mut staying = join(&host, &address);
+    let small = submit(&host, "small");
+    evaluate(&mut staying, |body| body);
+    assert_eq!(outcome(&small), &value("small"));
+    drop(crashing);
+    assert_eq!(outcome(&large), &Outcome::Reset);
+    host.close(false);
+}
+
+// Strangers on the socket.
+
+fn connect(address: &Address) -> UnixStream {
+    let stream = unix::connect(address).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream
+}
+
+fn hello(version: u16) -> ToHost {
+    ToHost::Hello {
+        version,
+        pid: 0,
+        tempdir: String::new(),
+    }
+}
+
+fn done(seq: u64) -> ToHost {
+    ToHost::Done {
+        seq,
+        outcome: mirai_core::protocol::Done::Value,
+    }
+}
+
+/// A daemon's connection in the raw, and its end of the control channel.
+fn introduce(address: &Address) -> (UnixStream, UnixStream) {
+    let stream = connect(address);
+    let (ours, theirs) = unix::control_pair().unwrap();
+    let head = encode_head(&hello(VERSION), 0);
+    unix::send_all(&stream, &head, &[], Some(theirs.as_fd())).unwrap();
+    (stream, ours)
+}
+
+/// The host hangs up, at once or, on one that says too little, after some seconds.
+fn assert_hung_up(mut stream: UnixStream) {
+    match stream.read_to_end(&mut Vec::new()) {
+        Ok(_) => {}
+        // It had not read all that we sent.
+        Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset),
+    }
+}
+
+#[test]
+fn strangers_are_turned_away_and_disturb_nobody() {
+    let (host, address) = listening(Config::default());
+    let mut worker = join(&host, &address);
+    let running = submit(&host, "running");
+    let assignment = next(&mut worker);
+
+    drop(connect(&address));
+
+    let mut babbling = connect(&address);
+    let mut noise = [0; 10_000];
+    mirai_core::random(&mut noise);
+    // It may have hung up already.
+    let _ = babbling.write_all(&noise);
+    assert_hung_up(babbling);
+
+    let lengths: [(usize, &[u8]); 3] = [
+        (4, &u32::MAX.to_le_bytes()),
+        (8, &1u64.to_le_bytes()),
+        (8, &u64::MAX.to_le_bytes()),
+    ];
+    for (at, length) in lengths {
+        let mut boasting = connect(&address);
+        let mut head = encode_head(&hello(VERSION), 0);
+        head[at..at + length.len()].copy_from_slice(length);
+        boasting.write_all(&head).unwrap();
+        assert_hung_up(boasting);
+    }
+
+    let mut incomplete = connect(&address);
+    incomplete
+        .write_all(&encode_head(&hello(VERSION), 0))
+        .unwrap();
+    assert_hung_up(incomplete);
+
+    let mut impolite = connect(&address);
+    impolite.write_all(&encode_head(&done(1), 0)).unwrap();
+    assert_hung_up(impolite);
+
+    assert_eq!(host.counts().cumulative, 1);
+    assert!(!worker.finish());
+    worker.reply(assignment.seq, b"done");
+    assert_eq!(outcome(&running), &value("done"));
+    drop(worker);
+    until(|| host.counts().connections == 0);
+    assert_in_order(&host, &address);
+    host.close(false);
+}
+
+#[test]
+fn a_crowd_that_never_says_hello_is_shown_out() {
+    let (host, address) = listening(Config::default());
+    let crowd: Vec<_> = (0..80)
+        .map(|i| {
+            let mut stream = connect(&address);
+            // Some begin to.
+            let head = encode_head(&hello(VERSION), 0);
+            stream.write_all(&head[..i % head.len()]).unwrap();
+            stream
+        })
+        .collect();
+    // One that says a byte whenever it is not answered.
+    let mut slow = connect(&address);
+    slow.set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let slow = thread::spawn(move || {
+        let long = ToHost::Hello {
+            version: VERSION,
+            pid: 0,
+            tempdir: "x".repeat(4000),
+        };
+        for byte in encode_head(&long, 0) {
+            if slow.write_all(&[byte]).is_err() {
+                return true;
+            }
+            match slow.read(&mut [0]) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return true,
+            }
+        }
+        false
+    });
+    assert_in_order(&host, &address);
+    crowd.into_iter().for_each(assert_hung_up);
+    assert!(slow.join().unwrap(), "it was left to finish");
+    host.close(false);
+}
+
+#[test]
+fn a_daemon_of_another_version_is_told_so() {
+    let (host, address) = listening(Config::default());
+    let stream = connect(&address);
+    let (_control, theirs) = unix::control_pair().unwrap();
+    let head = encode_head(&hello(VERSION + 1), 0);
+    unix::send_all(&stream, &head, &[], Some(theirs.as_fd())).unwrap();
+    let mut reader = FrameReader::<ToDaemon>::new(Limits::HANDSHAKE);
+    let answer = loop {
+        if let Some((answer, _)) = reader.next().unwrap() {
+            break answer;
+        }
+        let (got, _) = reader
+            .fill(|room| unix::recv(stream.as_fd(), room))
+            .unwrap();
+        assert!(got > 0, "hung up without a word");
+    };
+    match answer {
+        ToDaemon::Refused { reason } => assert!(reason.contains("same version"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert_hung_up(stream);
+    assert_in_order(&host, &address);
+    host.close(false);
+}
+
+#[test]
+fn a_daemon_that_speaks_nonsense_is_lost_and_takes_only_its_task_along() {
+    let (host, address) = listening(Config::default());
+    for nonsense in [b"this is no frame at all".to_vec(), vec![0; 100_000], {
+        let mut head = encode_head(&done(1), 0).to_vec();
+        head[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        head
+    }] {
+        let (mut stream, _control) = introduce(&address);
+        until(|| host.counts().connections == 1);
+        let task = submit(&host, "x");
+        let _ = stream.write_all(&nonsense);
+        assert_eq!(outcome(&task), &Outcome::Reset);
+        until(|| host.counts().connections == 0);
+    }
+    // Replies to what was never asked are overheard.
+    let (mut stream, _control) = introduce(&address);
+    until(|| host.counts().connections == 1);
+    stream.write_all(&encode_head(&done(77), 0)).unwrap();
+    let task = submit(&host, "x");
+    stream.write_all(&encode_head(&done(1), 0)).unwrap();
+    assert_eq!(outcome(&task), &value([]));
+    drop(stream);
+    until(|| host.counts().connections == 0);
+    assert_in_order(&host, &address);
+    host.close(false);
+}
+
+#[test]
+fn a_socket_in_the_file_system_is_removed_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let address: Address = format!("ipc://{}", path.display()).parse().unwrap();
+    let host = Host::new(Config::default());
+    host.listen(&address).unwrap();
+    assert!(path.exists());
+    let taken = host.listen(&address).unwrap_err();
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    assert_in_order(&host, &address);
+    host.close(false);
+    assert!(!path.exists());
+
+    // What a host that was killed leaves behind is taken over.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let host = Host::new(Config::default());
+    host.listen(&address).unwrap();
+    assert_in_order(&host, &address);
+    host.close(false);
+    assert!(!path.exists());
+}
+
+#[test]
+fn cancelling_at_any_moment_hits_the_task_meant_or_nothing() {
+    let (host, address) = listening(Config::default());
+    let (mut worker, recorder) = dial_with(&address, AutoExit::Never);
+    let daemon = thread::spawn(move || {
+        let mut interrupted = Vec::new();
+        let mut round = 0;
+        while let Next::Task(task) = worker.next(None, || false) {
+            assert!(
+                !recorder.wait_interrupted(Duration::ZERO),
+                "left over from before"
+            );
+            // Long enough for the host to cancel during it, at times.
+            recorder.wait_interrupted(Duration::from_micros(round % 7 * 20));
+            round += 1;
+            let told = worker.finish();
+            let raised = recorder.clear_interrupts();
+            assert_eq!(raised, usize::from(told));
+            if told {
+                interrupted.push(task.body.clone());
+            }
+            assert!(worker.reply(task.seq, &task.body));
+        }
+        interrupted
+    });
+    let mut unwanted = BTreeMap::new();
+    for round in 0..500u32 {
+        let body = [b"cancel ".as_slice(), &round.to_le_bytes()].concat();
+        let task = submit(&host, body.clone());
+        let mut moment = [0; 1];
+        mirai_core::random(&mut moment);
+        let moment = Instant::now() + Duration::from_micros(moment[0].into());
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        if host.cancel(&task) {
+            assert_eq!(task.outcome(), Some(&Outcome::Canceled));
+        } else {
+            assert_eq!(task.outcome(), Some(&Outcome::Value(body.clone())));
+        }
+        unwanted.insert(body, task);
+        let wanted = submit(&host, "wanted");
+        assert_eq!(outcome(&wanted), &value("wanted"));
+    }
+    host.close(false);
+    for body in daemon.join().unwrap() {
+        let task = unwanted
+            .get(&body)
+            .expect("only unwanted tasks are interrupted");
+        assert_eq!(task.outcome(), Some(&Outcome::Canceled));
+    }
+}
+
+#[test]
+fn room_in_the_queue_rings_the_bell() {
+    let (host, address) = listening(Config {
+        capacity: Some(1000),
+        ..Config::default()
+    });
+    let first = submit(&host, vec![0; 600]);
+    assert!(host.has_room(400));
+    assert!(!host.has_room(401));
+    let daemon = thread::spawn(move || echoing(dial(&address)).join());
+    until(|| host.has_room(600));
+    let second = submit(&host, vec![1; 600]);
+    wait_all(&[first, second]);
+
+    let status = host.status();
+    assert_eq!(status.capacity, Some(1000));
+    assert_eq!((status.counts.queued, status.counts.peak), (0, 600));
+    host.close(false);
+    assert_eq!(daemon.join().unwrap().unwrap(), 2);
+}
+
+#[test]
+fn a_process_that_never_connects_ends_its_task() {
+    let host = Host::new(Config::default());
+    let program = Program {
+        path: "/bin/true".into(),
+        args: vec![],
+        env: vec![],
+        output: false,
+    };
+    // It may be gone before or after the task has found its place.
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let task = new_task("x");
+            let address = local_url().parse().unwrap();
+            host.submit_to_new(task.clone(), None, &address, &program)
+                .unwrap();
+            task
+        })
+        .collect();
+    wait_all(&tasks);
+    for task in tasks {
+        assert_eq!(task.outcome(), Some(&Outcome::Reset));
+    }
+    host.close(false);
+}
+
+#[test]
+fn a_process_started_for_a_task_is_sent_away_if_that_is_no_longer_wanted() {
+    // The process ends when the pipe does; in its stead, we connect.
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let program = Program {
+        path: "/bin/cat".into(),
+        args: vec![pipe.clone().into()],
+        env: vec![],
+        output: false,
+    };
+    let host = Host::new(Config::default());
+    for wanted in [true, false] {
+        let task = new_task("x");
+        let address = local_url().parse().unwrap();
+        host.submit_to_new(task.clone(), None, &address, &program)
+            .unwrap();
+        let process = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        if !wanted {
+            assert!(host.cancel(&task));
+        }
+        let mut worker = dial(&address);
+        if wanted {
+            evaluate(&mut worker, |body| body);
+            assert_eq!(outcome(&task), &value("x"));
+        } else {
+            assert!(matches!(
+                worker.next(None, || false),
+                Next::Lost { end: false }
+            ));
+        }
+        drop(worker);
+        until(|| host.counts().connections == 0);
+        drop(process);
+    }
+    host.close(false);
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_an_error() {
+    let host = Host::new(Config::default());
+    let program = Program {
+        path: "/nowhere/to/be/found".into(),
+        args: vec![],
+        env: vec![],
+        output: false,
+    };
+    let task = new_task("x");
+    let address = local_url().parse().unwrap();
+    assert!(host.submit_to_new(task, None, &address, &program).is_err());
+    assert_eq!(host.counts().awaiting, 0);
+    host.close(false);
+}
+
+#[test]
+fn a_daemon_dials_until_somebody_listens_if_it_shall() {
+    let address: Address = local_url().parse().unwrap();
+    let recorder = Arc::new(Recorder::default());
+    let nobody = try_dial(&address, &options(AutoExit::Never), &recorder);
+    assert!(matches!(nobody, Err(DialError::Connect { .. })));
+
+    let patient = Options {
+        asyncdial: true,
+        ..options(AutoExit::Never)
+    };
+    let soon = Some(Instant::now() + Duration::from_millis(30));
+    let nobody = Worker::dial(&address, &patient, recorder.clone(), soon, || false);
+    assert!(matches!(nobody, Err(DialError::TimedOut)));
+
+    let host = Host::new(Config::default());
+    let dialling = address.clone();
+    let daemon = thread::spawn(move || try_dial(&dialling, &patient, &recorder).is_ok());
+    host.listen(&address).unwrap();
+    assert!(daemon.join().unwrap());
+    host.close(false);
+}
+
+#[test]
+fn waiting_for_a_task_ends_at_the_given_time() {
+    let (host, address) = listening(Config::default());
+    let mut worker = dial(&address);
+    let soon = Some(Instant::now() + Duration::from_millis(5));
+    assert!(matches!(worker.next(soon, || false), Next::TimedOut));
+    let task = submit(&host, "x");
+    evaluate(&mut worker, |body| body);
+    assert_eq!(outcome(&task), &value("x"));
+    host.close(false);
+}

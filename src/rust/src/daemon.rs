@@ -1,0 +1,446 @@
+//! The daemon: takes tasks from its link, evaluates them in R, answers.
+//!
+//! [`run`] holds the link and all other Rust values; R is entered through
+//! [`within_r`] only, which a long jump cannot leave. What is called in there
+//! owns nothing.
+
+use std::ffi::{c_int, c_void, CStr};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use extendr_ffi::{
+    R_CallMethodDef, R_GlobalEnv, R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar,
+    Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP,
+    STRING_ELT, VECTOR_ELT,
+};
+use mirai_core::protocol::{Kind, Stream};
+use mirai_core::transport::Address;
+use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
+
+use crate::cleanup::Snapshot;
+use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
+use crate::serialize::{self, Buffer};
+
+pub fn routines() -> Vec<R_CallMethodDef> {
+    vec![
+        r::routine(c"run_daemon", run_daemon as *const (), 2),
+        r::routine(c"daemon_state", daemon_state as *const (), 0),
+    ]
+}
+
+r::symbols! {
+    SEED = c".Random.seed";
+    QUOTE = c"quote";
+}
+
+/// 0: not a daemon; 1: a daemon; 2: one that evaluates an element of a map.
+static STATE: AtomicI32 = AtomicI32::new(0);
+
+unsafe extern "C-unwind" fn daemon_state() -> SEXP {
+    r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
+}
+
+/// Arguments of `daemon()`, checked by R.
+struct Settings {
+    url: String,
+    dial: Options,
+    cleanup: c_int,
+    output: bool,
+    idletime: Option<Duration>,
+    walltime: Option<Duration>,
+    maxtasks: Option<u64>,
+    timerstart: u64,
+}
+
+/// Why a daemon has ended: the value of `daemon()`.
+#[derive(Clone, Copy)]
+enum End {
+    Lost = 0,
+    Idle = 1,
+    Wall = 2,
+    MaxTasks = 3,
+    /// The user has pressed Ctrl-C; R is told when Rust is done.
+    Interrupted = -1,
+}
+
+/// `.Call(run_daemon, url, settings)`: the code above, or an error message.
+unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
+    match run(read_settings(url, settings)) {
+        Ok(end) => r::Rf_ScalarInteger(end as i32),
+        Err(message) => {
+            let out = r::string(&message);
+            drop(message);
+            out
+        }
+    }
+}
+
+/// `settings` is what `daemon()` in R/daemon.R makes: a list in this order.
+unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
+    let number = |i| r::as_number(VECTOR_ELT(settings, i)).unwrap_or(f64::INFINITY);
+    let flag = |i| *LOGICAL(VECTOR_ELT(settings, i)) == 1;
+    let time = |i| Duration::try_from_secs_f64(number(i) / 1000.0).ok();
+    let autoexit = match *INTEGER(VECTOR_ELT(settings, 0)) {
+        0 => AutoExit::Never,
+        1 => AutoExit::Now,
+        i32::MIN => AutoExit::AfterTask,
+        signal => AutoExit::Signal(signal - 100),
+    };
+    let maxtasks = number(5);
+    Settings {
+        url: r::as_str(url).unwrap_or_default().into(),
+        dial: Options {
+            autoexit,
+            asyncdial: flag(7) || autoexit == AutoExit::Never,
+            tempdir: r::as_str(VECTOR_ELT(settings, 8))
+                .unwrap_or_default()
+                .into(),
+            interruptible: flag(9),
+        },
+        cleanup: number(1) as c_int,
+        output: flag(2),
+        idletime: time(3),
+        walltime: time(4),
+        maxtasks: maxtasks.is_finite().then_some(maxtasks as u64),
+        timerstart: number(6) as u64,
+    }
+}
+
+fn run(settings: Settings) -> Result<End, String> {
+    let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
+    if let Address::Network(url) = &address {
+        return Err(format!(
+            "'url' cannot be '{url}': this version dials abstract:// and ipc:// URLs only"
+        ));
+    }
+    let runtime = Arc::new(RSession {
+        // SAFETY: always succeeds.
+        main: unsafe { libc::pthread_self() },
+        tempdir: settings.dial.tempdir.clone().into(),
+    });
+    // Taken before any task, kept across reconnections.
+    let mut snapshot = take_snapshot().ok_or("the session's state cannot be read")?;
+    let mut limits = Limits::new(&settings);
+    let before = STATE.swap(1, Ordering::Relaxed);
+    let end = loop {
+        let dialled = Worker::dial(
+            &address,
+            &settings.dial,
+            runtime.clone(),
+            limits.wall,
+            r::interrupted,
+        );
+        let mut worker = match dialled {
+            Ok(worker) => worker,
+            Err(DialError::TimedOut) => break Ok(End::Wall),
+            Err(DialError::Interrupted) => break Ok(End::Interrupted),
+            Err(e) => break Err(e.to_string()),
+        };
+        // Only now: until here stderr is how whoever launched us hears of failure.
+        let _silence = (!settings.output).then(Silence::begin);
+        match serve(&mut worker, &settings, &mut limits, &mut snapshot) {
+            End::Lost if settings.dial.autoexit == AutoExit::Never && !limits.told_to_end => {}
+            End::Lost => break Ok(End::Lost),
+            end => {
+                worker.leave();
+                break Ok(end);
+            }
+        }
+    };
+    STATE.store(before, Ordering::Relaxed);
+    end
+}
+
+/// When a daemon leaves by itself. Limits are soft: they are looked at between tasks.
+struct Limits {
+    tasks: u64,
+    timers_run: bool,
+    idle: Option<Duration>,
+    wall: Option<Instant>,
+    told_to_end: bool,
+}
+
+impl Limits {
+    fn new(settings: &Settings) -> Limits {
+        let mut limits = Limits {
+            tasks: 0,
+            timers_run: false,
+            idle: None,
+            wall: None,
+            told_to_end: false,
+        };
+        limits.start_timers(settings);
+        limits
+    }
+
+    fn start_timers(&mut self, settings: &Settings) {
+        if !self.timers_run && self.tasks >= settings.timerstart {
+            self.timers_run = true;
+            self.idle = settings.idletime;
+            self.wall = settings
+                .walltime
+                .and_then(|t| Instant::now().checked_add(t));
+        }
+    }
+
+    /// Until when to wait for a task.
+    fn until(&self) -> Option<Instant> {
+        let idle = self.idle.and_then(|t| Instant::now().checked_add(t));
+        [idle, self.wall].into_iter().flatten().min()
+    }
+
+    fn wall_is_over(&self) -> bool {
+        self.wall.is_some_and(|t| Instant::now() >= t)
+    }
+}
+
+/// Works until the link ends or a limit is reached.
+fn serve(
+    worker: &mut Worker,
+    settings: &Settings,
+    limits: &mut Limits,
+    snapshot: &mut Snapshot,
+) -> End {
+    let mut out = Buffer::new();
+    loop {
+        let task = match worker.next(limits.until(), r::interrupted) {
+            Next::Task(task) => task,
+            Next::TimedOut if limits.wall_is_over() => return End::Wall,
+            Next::TimedOut => return End::Idle,
+            Next::Interrupted if settings.dial.interruptible => return End::Interrupted,
+            Next::Interrupted => {
+                // Ctrl-C on an idle daemon means nothing.
+                r::clear_interrupt();
+                continue;
+            }
+            Next::Lost { end } => {
+                limits.told_to_end = end;
+                return End::Lost;
+            }
+        };
+        evaluate(worker, &task, &mut out);
+        if !worker.reply(task.seq, out.as_slice()) {
+            // What the link has to say about it comes from the next call.
+            out = Buffer::new();
+        }
+        match task.kind {
+            Kind::Setup => {
+                if let Some(now) = take_snapshot() {
+                    *snapshot = now;
+                }
+            }
+            Kind::Task | Kind::Map => {
+                clean_up(snapshot, settings.cleanup);
+                limits.tasks += 1;
+            }
+        }
+        limits.start_timers(settings);
+        if settings.maxtasks.is_some_and(|most| limits.tasks >= most) {
+            return End::MaxTasks;
+        }
+        if limits.wall_is_over() {
+            return End::Wall;
+        }
+    }
+}
+
+/// Calls `f` where R's long jumps end. False if one did.
+fn within_r<F: FnMut()>(mut f: F) -> bool {
+    unsafe extern "C" fn call<F: FnMut()>(data: *mut c_void) {
+        (*data.cast::<F>())();
+    }
+    let data = std::ptr::from_mut(&mut f).cast();
+    // SAFETY: `f` outlives the call. It is not dropped by a long jump but here.
+    unsafe { r::R_ToplevelExec(Some(call::<F>), data) == Rboolean::TRUE }
+}
+
+fn take_snapshot() -> Option<Snapshot> {
+    let mut taken = None;
+    // SAFETY: in a top-level context, on the main thread.
+    within_r(|| taken = Some(unsafe { Snapshot::take() }));
+    taken
+}
+
+fn clean_up(snapshot: &Snapshot, what: c_int) {
+    if what != 0 {
+        // SAFETY: in a top-level context, on the main thread.
+        within_r(|| unsafe { snapshot.restore(what) });
+    }
+}
+
+/// How far the evaluation of a task has come.
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    Reading,
+    Evaluating,
+    Writing,
+    Done,
+}
+
+/// Evaluates a task and leaves the serialized value in `out`, whatever happens.
+fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) {
+    STATE.store(
+        if task.kind == Kind::Map { 2 } else { 1 },
+        Ordering::Relaxed,
+    );
+    let mut stage = Stage::Reading;
+    let out = std::ptr::from_mut(out);
+    // SAFETY: in a top-level context, on the main thread; the closures own nothing.
+    unsafe {
+        within_r(|| {
+            let call = Rf_protect(prepare(&task.body, task.stream));
+            stage = Stage::Evaluating;
+            let value = Rf_protect(Rf_eval(call, R_GlobalEnv));
+            finish(worker);
+            stage = Stage::Writing;
+            Buffer::write(out, value);
+            stage = Stage::Done;
+            Rf_unprotect(2);
+        });
+        if stage == Stage::Reading || stage == Stage::Evaluating {
+            finish(worker);
+        }
+        if stage != Stage::Done {
+            let written = within_r(|| {
+                let value = Rf_protect(failure(stage));
+                Buffer::write(out, value);
+                Rf_unprotect(1);
+            });
+            if !written {
+                // Out of memory, most likely. An empty value is an error on the host.
+                *out = Buffer::new();
+            }
+        }
+    }
+}
+
+/// The evaluation is over: an interrupt that was meant for it must not be felt
+/// by anything later.
+fn finish(worker: &Worker) {
+    if worker.finish() {
+        // The signal has been sent, but it is delivered at the latest upon return
+        // from a system call.
+        // SAFETY: no arguments.
+        unsafe { libc::sched_yield() };
+    }
+    r::clear_interrupt();
+}
+
+/// Puts a task's objects in place and returns the call that evaluates it.
+unsafe fn prepare(body: &[u8], stream: Option<Stream>) -> SEXP {
+    let payload = Rf_protect(serialize::read(body));
+    if let Some(stream) = stream {
+        let [a, b, c, d, e, f] = stream;
+        let seed = Rf_protect(r::integers(&[10407, a, b, c, d, e, f]));
+        Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
+        Rf_unprotect(1);
+    }
+    define_all(VECTOR_ELT(payload, 1), R_GlobalEnv);
+    let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
+    define_all(VECTOR_ELT(payload, 2), env);
+    let expr = Rf_protect(Rf_lang2(QUOTE.get(), VECTOR_ELT(payload, 0)));
+    let call = Rf_lang3(EVALUATE.get(), expr, env);
+    Rf_unprotect(3);
+    call
+}
+
+static EVALUATE: Constant = Constant::new(|| unsafe { r::our_function(c"evaluate") });
+
+/// Assigns the elements of a named list.
+unsafe fn define_all(list: SEXP, env: SEXP) {
+    let names = Rf_getAttrib(list, R_NamesSymbol);
+    for i in 0..Rf_xlength(list) {
+        Rf_defineVar(
+            Rf_installChar(STRING_ELT(names, i)),
+            VECTOR_ELT(list, i),
+            env,
+        );
+    }
+}
+
+/// The value of a task that left by a long jump that nothing caught.
+unsafe fn failure(stage: Stage) -> SEXP {
+    let text = match stage {
+        // A jump to top level, such as by the abort restart.
+        Stage::Evaluating => R_NilValue,
+        _ => r::string(&CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy()),
+    };
+    let text = Rf_protect(text);
+    let name = Rf_install(c"failure_value".as_ptr());
+    let call = Rf_protect(Rf_lang2(name, text));
+    let value = Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(2);
+    value
+}
+
+/// What the watcher may do to this R session.
+struct RSession {
+    main: libc::pthread_t,
+    tempdir: PathBuf,
+}
+
+// SAFETY: a thread's name is only used to send it signals; the main thread lives
+// as long as the process.
+unsafe impl Send for RSession {}
+// SAFETY: as above.
+unsafe impl Sync for RSession {}
+
+impl Runtime for RSession {
+    fn interrupt(&self) {
+        // SAFETY: the main thread lives.
+        unsafe { libc::pthread_kill(self.main, libc::SIGINT) };
+    }
+
+    fn exit(&self) {
+        // R cannot do it: it is busy.
+        let _ = std::fs::remove_dir_all(&self.tempdir);
+        // SAFETY: ends the process without running anything of R's.
+        unsafe { libc::_exit(1) };
+    }
+
+    fn raise(&self, signal: i32) {
+        // SAFETY: our own process.
+        unsafe { libc::kill(libc::getpid(), signal) };
+    }
+}
+
+/// Discards what is written to stdout and stderr for as long as it lives.
+struct Silence {
+    saved: [Option<OwnedFd>; 2],
+}
+
+impl Silence {
+    fn begin() -> Silence {
+        let saved = [1, 2].map(duplicate);
+        if let Ok(null) = File::options().write(true).open("/dev/null") {
+            for fd in [1, 2] {
+                // SAFETY: replaces a standard stream by an open descriptor.
+                unsafe { libc::dup2(null.as_raw_fd(), fd) };
+            }
+        }
+        Silence { saved }
+    }
+}
+
+fn duplicate(fd: c_int) -> Option<OwnedFd> {
+    // SAFETY: a fresh descriptor, if it is one, is ours.
+    unsafe {
+        let copy = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10);
+        (copy >= 0).then(|| OwnedFd::from_raw_fd(copy))
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        for (saved, fd) in self.saved.iter().zip([1, 2]) {
+            if let Some(saved) = saved {
+                // SAFETY: puts the stream back.
+                unsafe { libc::dup2(saved.as_raw_fd(), fd) };
+            }
+        }
+    }
+}

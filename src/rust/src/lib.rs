@@ -1,0 +1,75 @@
+//! The R side of mirai: the only place that knows R.
+//!
+//! Everything here runs on R's main thread. There are two kinds of entry points:
+//! those of set-up and inspection are `#[extendr]` functions, which convert and
+//! check their arguments; those on the path of every task ([`tasks`], [`daemon`])
+//! are plain `.Call` routines on `SEXP`, because there each conversion counts.
+//!
+//! About R's long jumps: an R error leaves through Rust frames without running
+//! destructors. So whatever calls back into R in a plain routine keeps no Rust
+//! value alive across that call that owns anything.
+
+mod cleanup;
+mod daemon;
+mod profiles;
+mod r;
+mod serialize;
+mod tasks;
+
+use extendr_api::prelude::*;
+use extendr_ffi::{
+    DllInfo, R_CallMethodDef, R_forceSymbols, R_registerRoutines, R_useDynamicSymbols, Rboolean,
+};
+
+extendr_module! {
+    mod mirai;
+    use profiles;
+}
+
+/// Called by `R_init_mirai()` when R loads the shared library: registers the
+/// routines of both kinds at once, because R keeps only one table.
+///
+/// # Safety
+/// `info` is the pointer that R passes to the initialisation routine.
+#[no_mangle]
+pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
+    quiet_panics();
+    let functions = get_mirai_metadata().functions;
+    let names: Vec<std::ffi::CString> = functions
+        .iter()
+        .map(|f| std::ffi::CString::new(f.mod_name).expect("identifiers hold no NUL"))
+        .collect();
+    let extendr = functions
+        .iter()
+        .zip(&names)
+        .map(|(f, name)| R_CallMethodDef {
+            name: name.as_ptr(),
+            // SAFETY: extendr's wrappers are functions of that many SEXP.
+            fun: unsafe { std::mem::transmute::<*const u8, extendr_ffi::DL_FUNC>(f.func_ptr) },
+            numArgs: f.args.len() as i32,
+        });
+    let plain = tasks::routines().into_iter().chain(daemon::routines());
+    let end = R_CallMethodDef {
+        name: std::ptr::null(),
+        fun: None,
+        numArgs: 0,
+    };
+    let table: Vec<R_CallMethodDef> = extendr.chain(plain).chain([end]).collect();
+    let none = std::ptr::null();
+    // R copies the table.
+    R_registerRoutines(info, none, table.as_ptr(), none.cast(), none.cast());
+    R_useDynamicSymbols(info, Rboolean::FALSE);
+    R_forceSymbols(info, Rboolean::TRUE);
+}
+
+/// On R's main thread extendr turns a panic into an R error, which says what
+/// there is to say; elsewhere it is a bug that must be seen.
+fn quiet_panics() {
+    let main = std::thread::current().id();
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().id() != main || std::env::var_os("RUST_BACKTRACE").is_some() {
+            default(panic);
+        }
+    }));
+}

@@ -1,0 +1,476 @@
+//! Compute profiles: each a name for a host with its daemons, or for synchronous
+//! evaluation. They belong to the session, that is, to one process: a process
+//! forked from it (by `parallel::mclapply()`, say) shares its sockets but not its
+//! threads and is told so.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use extendr_api::prelude::*;
+use extendr_api::Result;
+use extendr_ffi::{SEXP, VECTOR_ELT};
+use mirai_core::dispatcher::{Config, Policy};
+use mirai_core::host::Host;
+use mirai_core::process::{self, Child, Program};
+use mirai_core::protocol::Stream;
+use mirai_core::stream;
+use mirai_core::task::Task;
+use mirai_core::transport::{self, Address};
+use mirai_core::wait::{Bell, Waited};
+
+use crate::r;
+
+/// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
+/// normal and sample generators: see `?RNGkind`.
+const LECUYER: i32 = 10407;
+
+pub struct Profile {
+    evaluation: Evaluation,
+    /// The next stream to hand out.
+    stream: Cell<Stream>,
+    /// Hand one to each task, rather than to each daemon.
+    stream_per_task: bool,
+    /// What was launched on this machine.
+    children: RefCell<Vec<Arc<Child>>>,
+}
+
+enum Evaluation {
+    Daemons(Host),
+    /// In this process, at submission.
+    Sync,
+}
+
+impl Profile {
+    fn new(evaluation: Evaluation, seed: Option<i32>) -> Profile {
+        Profile {
+            evaluation,
+            stream: Cell::new(seed.map_or_else(stream::from_entropy, stream::from_seed)),
+            stream_per_task: seed.is_some(),
+            children: RefCell::default(),
+        }
+    }
+
+    pub fn host(&self) -> Option<&Host> {
+        match &self.evaluation {
+            Evaluation::Daemons(host) => Some(host),
+            Evaluation::Sync => None,
+        }
+    }
+
+    fn next_stream(&self) -> Stream {
+        let next = self.stream.get();
+        self.stream.set(stream::next(next));
+        next
+    }
+
+    /// The stream of the next task, if tasks have streams.
+    pub fn task_stream(&self) -> Option<Stream> {
+        self.stream_per_task.then(|| self.next_stream())
+    }
+}
+
+struct Session {
+    pid: u32,
+    current: String,
+    profiles: HashMap<String, Profile>,
+    /// For tasks without daemons: each has a process of its own.
+    single_use: Option<Host>,
+    /// For `nextstream()` where no daemons are set.
+    stream: Stream,
+}
+
+thread_local! {
+    /// R's main thread is the only one that gets here.
+    static SESSION: RefCell<Session> = RefCell::new(Session {
+        pid: std::process::id(),
+        current: "default".into(),
+        profiles: HashMap::new(),
+        single_use: None,
+        stream: stream::from_entropy(),
+    });
+}
+
+/// What a profile's name leads to.
+pub enum Found {
+    Host,
+    Sync,
+    Nothing,
+    /// This process is not the one that owns the profiles.
+    Forked,
+}
+
+impl Session {
+    fn is_forked(&self) -> bool {
+        self.pid != std::process::id()
+    }
+
+    /// `name` is a string, or `NULL` for the current profile.
+    unsafe fn get(&self, name: SEXP) -> Option<&Profile> {
+        self.profiles.get(r::as_str(name).unwrap_or(&self.current))
+    }
+}
+
+/// # Safety
+/// `name` is an R object.
+pub unsafe fn find(name: SEXP) -> Found {
+    SESSION.with_borrow(|session| match session.get(name) {
+        _ if session.is_forked() => Found::Forked,
+        None => Found::Nothing,
+        Some(profile) if profile.host().is_some() => Found::Host,
+        Some(_) => Found::Sync,
+    })
+}
+
+/// Runs `f`, which may not call R, with a profile.
+///
+/// # Safety
+/// `name` is an R object.
+pub unsafe fn with_current<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T) -> T {
+    SESSION.with_borrow(|session| f(session.get(name)))
+}
+
+/// Cancels a task, wherever it is.
+pub fn cancel(task: &Task) -> bool {
+    SESSION.with_borrow(|session| {
+        let hosts = session.profiles.values().filter_map(Profile::host);
+        !session.is_forked()
+            && hosts
+                .chain(&session.single_use)
+                .any(|host| host.cancel(task))
+    })
+}
+
+/// Starts a process for one task. `launch` is what `single_use()` returns: the
+/// program, its arguments, and the URL that it will dial.
+///
+/// # Safety
+/// `launch` is a list of three character vectors.
+pub unsafe fn submit_to_new(
+    task: Arc<Task>,
+    timeout: Option<Duration>,
+    launch: SEXP,
+) -> std::result::Result<(), String> {
+    let text = |i| r::as_str(VECTOR_ELT(launch, i)).unwrap_or_default();
+    let args = VECTOR_ELT(launch, 1);
+    let args = (0..extendr_ffi::Rf_xlength(args)).map(|i| {
+        std::ffi::CStr::from_ptr(extendr_ffi::R_CHAR(extendr_ffi::STRING_ELT(args, i)))
+            .to_string_lossy()
+            .into_owned()
+    });
+    let program = program(text(0), args, false);
+    let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
+    SESSION.with(|session| {
+        let mut session = session.borrow_mut();
+        let host = session
+            .single_use
+            .get_or_insert_with(|| Host::new(Config::default()));
+        host.submit_to_new(task, timeout, &address, &program)
+            .map_err(|e| format!("a process for the task cannot be started: {e}"))
+    })
+}
+
+fn program(path: &str, args: impl Iterator<Item = String>, output: bool) -> Program {
+    // Set by R CMD check; it names a file in a directory that need not be the child's.
+    let env = vec![(OsString::from("R_TESTS"), None)];
+    Program {
+        path: path.into(),
+        args: args.map(OsString::from).collect(),
+        env,
+        output,
+    }
+}
+
+/// Runs `f` on the session, unless this process is forked from its owner.
+fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
+    SESSION.with_borrow_mut(|session| {
+        if session.is_forked() {
+            return Err(r_text(crate::tasks::FORKED));
+        }
+        f(session)
+    })
+}
+
+fn r_text(text: &std::ffi::CStr) -> Error {
+    Error::Other(text.to_string_lossy().into_owned())
+}
+
+fn other(text: impl std::fmt::Display) -> Error {
+    Error::Other(text.to_string())
+}
+
+impl Session {
+    fn open(&mut self, name: &str, profile: Profile) {
+        self.close(name, false);
+        self.profiles.insert(name.into(), profile);
+    }
+
+    fn close(&mut self, name: &str, end: bool) {
+        if let Some(host) = self.profiles.remove(name).as_ref().and_then(Profile::host) {
+            host.close(end);
+        }
+    }
+
+    fn profile(&self, name: &str) -> Result<&Profile> {
+        self.profiles
+            .get(name)
+            .ok_or_else(|| other(format!("no daemons set for profile '{name}'")))
+    }
+
+    fn host(&self, name: &str) -> Result<&Host> {
+        let host = self.profile(name)?.host();
+        host.ok_or_else(|| {
+            other(format!(
+                "profile '{name}' is synchronous: it has no daemons"
+            ))
+        })
+    }
+}
+
+/// Sets up a profile that listens at `urls`, in place of what it was before.
+/// `memory` is in megabytes. Returns the URLs.
+#[extendr]
+fn open_profile(
+    name: &str,
+    urls: Vec<String>,
+    round_robin: bool,
+    retry: bool,
+    memory: Nullable<f64>,
+    seed: Nullable<i32>,
+) -> Result<Vec<String>> {
+    let addresses = urls
+        .iter()
+        .map(|url| url.parse::<Address>().map_err(other))
+        .collect::<Result<Vec<_>>>()?;
+    if let Some(Address::Network(url)) = addresses.iter().find(|a| matches!(a, Address::Network(_)))
+    {
+        return Err(other(format!(
+            "'url' cannot be '{url}': this version listens at abstract:// and ipc:// URLs only"
+        )));
+    }
+    with_session(|session| {
+        session.close(name, false);
+        let host = Host::new(Config {
+            policy: if round_robin {
+                Policy::RoundRobin
+            } else {
+                Policy::Queue
+            },
+            retry,
+            capacity: memory.into_option().map(|mb| (mb * 1e6) as u64),
+        });
+        for address in &addresses {
+            if let Err(e) = host.listen(address) {
+                host.close(false);
+                return Err(other(format!("cannot listen at '{address}': {e}")));
+            }
+        }
+        let urls = host.urls();
+        let profile = Profile::new(Evaluation::Daemons(host), seed.into_option());
+        session.open(name, profile);
+        Ok(urls)
+    })
+}
+
+/// Sets up a profile that evaluates in this process.
+#[extendr]
+fn open_sync(name: &str, seed: Nullable<i32>) -> Result<()> {
+    with_session(|session| {
+        session.open(name, Profile::new(Evaluation::Sync, seed.into_option()));
+        Ok(())
+    })
+}
+
+/// Ends a profile; with `end`, also daemons that would outlive it.
+#[extendr]
+fn close_profile(name: &str, end: bool) -> Result<()> {
+    with_session(|session| {
+        session.close(name, end);
+        Ok(())
+    })
+}
+
+/// Ends all profiles: the session is over.
+#[extendr]
+fn close_session() {
+    SESSION.with_borrow_mut(|session| {
+        if !session.is_forked() {
+            for profile in session.profiles.values() {
+                profile.host().inspect(|host| host.close(false));
+            }
+            session.profiles.clear();
+            session.single_use.take().inspect(|host| host.close(false));
+        }
+    });
+}
+
+/// Starts a program that will dial one of the profile's URLs.
+#[extendr]
+fn launch(name: &str, path: &str, args: Vec<String>, output: bool) -> Result<()> {
+    with_session(|session| {
+        let profile = session.profile(name)?;
+        let host = session.host(name)?;
+        let child = host
+            .launch(&program(path, args.into_iter(), output))
+            .map_err(|e| other(format!("'{path}' cannot be started: {e}")))?;
+        profile.children.borrow_mut().push(child);
+        Ok(())
+    })
+}
+
+/// Waits until `n` daemons have connected since the profile was set up. `TRUE`
+/// then, `FALSE` if interrupted; if one of the processes launched has ended
+/// before, what there is to say about it.
+#[extendr]
+fn wait_connected(name: &str, n: i32) -> Result<Robj> {
+    with_session(|session| {
+        let profile = session.profile(name)?;
+        let host = session.host(name)?;
+        let children = profile.children.borrow();
+        let connected = || host.counts().cumulative >= n as u64;
+        let failed = || children.iter().position(|c| c.exit().is_some());
+        let waited = Bell::get().wait(None, r::interrupted, || connected() || failed().is_some());
+        if waited == Waited::Interrupted {
+            return Ok(false.into());
+        }
+        if connected() {
+            return Ok(true.into());
+        }
+        let i = failed().unwrap_or_default();
+        let how = children[i]
+            .exit()
+            .map(process::describe)
+            .unwrap_or_default();
+        let said = children[i].stderr();
+        let said = if said.trim().is_empty() {
+            "(it wrote nothing to stderr)"
+        } else {
+            said.trim()
+        };
+        Ok(format!("daemon {} could not start ({how}):\n{said}", i + 1).into())
+    })
+}
+
+/// What there is to know of a profile; `NULL` if it is not set.
+#[extendr]
+fn profile_status(name: &str) -> Result<Robj> {
+    with_session(|session| {
+        let Some(profile) = session.profiles.get(name) else {
+            return Ok(().into());
+        };
+        let Some(host) = profile.host() else {
+            return Ok(list!(sync = true).into());
+        };
+        let status = host.status();
+        let counts = status.counts;
+        let column = |f: &dyn Fn(&mirai_core::dispatcher::EndpointCounts) -> i32| -> Vec<i32> {
+            status.endpoints.iter().map(|e| f(&e.counts)).collect()
+        };
+        Ok(list!(
+            sync = false,
+            round_robin = host.config().policy == Policy::RoundRobin,
+            urls = host.urls(),
+            online = column(&|c| c.online as i32),
+            instance = column(&|c| c.instance as i32),
+            assigned = column(&|c| c.assigned as i32),
+            complete = column(&|c| c.complete as i32),
+            connections = counts.connections as i32,
+            cumulative = counts.cumulative as i32,
+            tasks = [
+                counts.awaiting as i32,
+                counts.executing as i32,
+                counts.completed as i32
+            ],
+            memory = [
+                counts.queued as f64 / 1e6,
+                counts.peak as f64 / 1e6,
+                status.capacity.map_or(f64::INFINITY, |c| c as f64 / 1e6)
+            ]
+        )
+        .into())
+    })
+}
+
+/// The profile's next stream, as a value of `.Random.seed`.
+#[extendr]
+fn next_stream(name: &str) -> Result<Vec<i32>> {
+    with_session(|session| {
+        let next = match session.profiles.get(name) {
+            Some(profile) => profile.next_stream(),
+            None => {
+                let next = session.stream;
+                session.stream = stream::next(next);
+                next
+            }
+        };
+        Ok(std::iter::once(LECUYER).chain(next).collect())
+    })
+}
+
+/// The stream that `next_stream()` would return.
+#[extendr]
+fn peek_stream(name: &str) -> Result<Vec<i32>> {
+    with_session(|session| {
+        let next = session.profile(name)?.stream.get();
+        Ok(std::iter::once(LECUYER).chain(next).collect())
+    })
+}
+
+/// The stream for the next task of a profile, or `NULL`.
+#[extendr]
+fn task_stream(name: &str) -> Result<Robj> {
+    with_session(|session| {
+        let next = session.profile(name)?.task_stream();
+        Ok(match next {
+            Some(next) => std::iter::once(LECUYER)
+                .chain(next)
+                .collect::<Vec<i32>>()
+                .into(),
+            None => ().into(),
+        })
+    })
+}
+
+/// The name of the profile that `.compute = NULL` stands for.
+#[extendr]
+fn current_profile() -> String {
+    SESSION.with_borrow(|session| session.current.clone())
+}
+
+/// Makes a profile current and returns the name of the one before.
+#[extendr]
+fn set_current_profile(name: &str) -> String {
+    SESSION.with_borrow_mut(|session| std::mem::replace(&mut session.current, name.into()))
+}
+
+/// A fresh URL on this machine.
+#[extendr]
+fn fresh_local_url() -> String {
+    transport::local_url()
+}
+
+/// 24 random characters.
+#[extendr]
+fn random_token() -> String {
+    mirai_core::token()
+}
+
+extendr_module! {
+    mod profiles;
+    fn open_profile;
+    fn open_sync;
+    fn close_profile;
+    fn close_session;
+    fn launch;
+    fn wait_connected;
+    fn profile_status;
+    fn next_stream;
+    fn peek_stream;
+    fn task_stream;
+    fn current_profile;
+    fn set_current_profile;
+    fn fresh_local_url;
+    fn random_token;
+}

@@ -1,0 +1,180 @@
+//! What we need of R's C interface beyond extendr, and small safe helpers.
+
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_void, CStr};
+
+pub use extendr_ffi::backports::get_parent_env;
+use extendr_ffi::{
+    R_CallMethodDef, R_NaString, R_PreserveObject, Rboolean, Rf_allocVector, Rf_install,
+    Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, REAL, R_CHAR, SET_STRING_ELT,
+    SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
+};
+
+// extendr-ffi makes SEXPREC opaque by a non-exhaustive struct; only pointers to it pass.
+#[allow(improper_ctypes)]
+extern "C" {
+    pub static mut R_interrupts_pending: c_int;
+    static R_interrupts_suspended: Rboolean;
+    pub fn R_ToplevelExec(
+        f: Option<unsafe extern "C" fn(*mut c_void)>,
+        data: *mut c_void,
+    ) -> Rboolean;
+    pub fn R_MakeActiveBinding(symbol: SEXP, function: SEXP, env: SEXP);
+    pub fn R_BindingIsActive(symbol: SEXP, env: SEXP) -> Rboolean;
+    pub fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);
+    pub fn R_existsVarInFrame(env: SEXP, symbol: SEXP) -> Rboolean;
+    pub fn R_lsInternal3(env: SEXP, all: Rboolean, sorted: Rboolean) -> SEXP;
+    pub fn R_curErrorBuf() -> *const c_char;
+    pub fn R_ClosureExpr(function: SEXP) -> SEXP;
+    pub fn R_gc();
+    pub fn Rf_eval(expr: SEXP, env: SEXP) -> SEXP;
+    pub fn Rf_inherits(x: SEXP, class: *const c_char) -> Rboolean;
+    pub fn Rf_installChar(name: SEXP) -> SEXP;
+    pub fn Rf_lang2(function: SEXP, a: SEXP) -> SEXP;
+    pub fn Rf_lang3(function: SEXP, a: SEXP, b: SEXP) -> SEXP;
+    pub fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
+    pub fn Rf_ScalarInteger(x: c_int) -> SEXP;
+    pub fn Rf_ScalarLogical(x: c_int) -> SEXP;
+    fn R_CheckUserInterrupt();
+    fn Rf_findVarInFrame(env: SEXP, symbol: SEXP) -> SEXP;
+    fn R_FindNamespace(info: SEXP) -> SEXP;
+}
+
+/// A `.Call` routine of `n` arguments, for the table.
+pub fn routine(name: &'static CStr, function: *const (), n: i32) -> R_CallMethodDef {
+    R_CallMethodDef {
+        name: name.as_ptr(),
+        // SAFETY: R calls it with as many SEXP as the table says.
+        fun: unsafe { std::mem::transmute::<*const (), extendr_ffi::DL_FUNC>(function) },
+        numArgs: n,
+    }
+}
+
+/// Whether the user has pressed Ctrl-C and R is ready to hear of it.
+pub fn interrupted() -> bool {
+    // SAFETY: R's own variables; a signal handler may write the first at any time.
+    unsafe {
+        std::ptr::addr_of!(R_interrupts_pending).read_volatile() != 0
+            && std::ptr::addr_of!(R_interrupts_suspended).read_volatile() == Rboolean::FALSE
+    }
+}
+
+/// Forgets a pending Ctrl-C.
+pub fn clear_interrupt() {
+    // SAFETY: as above.
+    unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(0) }
+}
+
+/// The value of a variable in this very environment, or `R_UnboundValue`. Not
+/// extendr's function of that name, which has its arguments the wrong way round.
+///
+/// # Safety
+/// `env` is an environment and `symbol` a symbol.
+pub unsafe fn get_var_in_frame(symbol: SEXP, env: SEXP) -> SEXP {
+    Rf_findVarInFrame(env, symbol)
+}
+
+/// Lets R act on an interrupt, which usually does not return.
+///
+/// # Safety
+/// No Rust value that owns anything may be alive in the callers' frames.
+pub unsafe fn obey_interrupt() {
+    R_CheckUserInterrupt();
+}
+
+/// A constant that is made once and kept for the session.
+pub struct Constant {
+    value: Cell<SEXP>,
+    make: fn() -> SEXP,
+}
+
+// SAFETY: only used on R's main thread, as everything in this crate.
+unsafe impl Sync for Constant {}
+
+impl Constant {
+    pub const fn new(make: fn() -> SEXP) -> Constant {
+        Constant {
+            value: Cell::new(std::ptr::null_mut()),
+            make,
+        }
+    }
+
+    pub fn get(&self) -> SEXP {
+        if self.value.get().is_null() {
+            let value = (self.make)();
+            // SAFETY: a fresh R object; protected before the next allocation by R.
+            unsafe { R_PreserveObject(value) };
+            self.value.set(value);
+        }
+        self.value.get()
+    }
+}
+
+/// Defines `Constant`s for symbols.
+macro_rules! symbols {
+    ($($name:ident = $text:literal;)*) => {
+        $(pub static $name: $crate::r::Constant = $crate::r::Constant::new(|| {
+            // SAFETY: R copies the name.
+            unsafe { extendr_ffi::Rf_install($text.as_ptr()) }
+        });)*
+    };
+}
+pub(crate) use symbols;
+
+/// Our package's namespace.
+pub static NAMESPACE: Constant = Constant::new(|| unsafe {
+    let name = Rf_protect(string("mirai"));
+    let namespace = R_FindNamespace(name);
+    Rf_unprotect(1);
+    namespace
+});
+
+/// A function of our namespace by name.
+pub unsafe fn our_function(name: &CStr) -> SEXP {
+    extendr_ffi::Rf_findFun(Rf_install(name.as_ptr()), NAMESPACE.get())
+}
+
+/// A character vector of one UTF-8 string.
+pub unsafe fn string(text: &str) -> SEXP {
+    strings(&[text])
+}
+
+pub unsafe fn strings(texts: &[&str]) -> SEXP {
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, texts.len() as _));
+    for (i, text) in texts.iter().enumerate() {
+        let char = Rf_mkCharLenCE(
+            text.as_ptr().cast(),
+            text.len() as _,
+            extendr_ffi::cetype_t::CE_UTF8,
+        );
+        SET_STRING_ELT(out, i as _, char);
+    }
+    Rf_unprotect(1);
+    out
+}
+
+pub unsafe fn integers(values: &[i32]) -> SEXP {
+    let out = Rf_allocVector(SEXPTYPE::INTSXP, values.len() as _);
+    std::ptr::copy_nonoverlapping(values.as_ptr(), INTEGER(out), values.len());
+    out
+}
+
+/// The text of a character vector of length one, borrowed from R.
+pub unsafe fn as_str<'a>(x: SEXP) -> Option<&'a str> {
+    if TYPEOF(x) != SEXPTYPE::STRSXP || Rf_xlength(x) != 1 || STRING_ELT(x, 0) == R_NaString {
+        return None;
+    }
+    CStr::from_ptr(R_CHAR(STRING_ELT(x, 0))).to_str().ok()
+}
+
+/// A number of length one.
+pub unsafe fn as_number(x: SEXP) -> Option<f64> {
+    if Rf_xlength(x) != 1 {
+        return None;
+    }
+    match TYPEOF(x) {
+        SEXPTYPE::INTSXP => Some(f64::from(*INTEGER(x))),
+        SEXPTYPE::REALSXP => Some(*REAL(x)),
+        _ => None,
+    }
+}

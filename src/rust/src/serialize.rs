@@ -1,0 +1,112 @@
+//! R's serialization, in its native binary format (no byte swapping), straight
+//! into and out of the buffers that are sent and received.
+
+use std::ffi::{c_int, c_void};
+
+use bytes::Bytes;
+use extendr_ffi::{
+    R_NilValue, R_Serialize, R_Unserialize, R_inpstream_st, R_inpstream_t, R_outpstream_st,
+    R_outpstream_t, R_pstream_format_t, Rf_error, SEXP,
+};
+
+/// Version 3 knows of ALTREP and of the native encoding; R has it since 3.5.
+const VERSION: c_int = 3;
+/// A buffer larger than this is handed over rather than copied out of.
+const SMALL: usize = 32 * 1024;
+
+/// Memory to serialize into, used again for each small object.
+#[derive(Default)]
+pub struct Buffer(Vec<u8>);
+
+impl Buffer {
+    pub const fn new() -> Buffer {
+        Buffer(Vec::new())
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Serializes an object in place of what was there.
+    ///
+    /// # Safety
+    /// On R's main thread. Leaves by a long jump if R cannot serialize the object;
+    /// the buffer then holds a part of it, to be overwritten.
+    pub unsafe fn write(this: *mut Buffer, object: SEXP) {
+        (*this).0.clear();
+        if (*this).0.capacity() > 4 * SMALL {
+            (*this).0 = Vec::new();
+        }
+        let mut stream = R_outpstream_st {
+            data: this.cast::<c_void>(),
+            type_: R_pstream_format_t::R_pstream_binary_format,
+            version: VERSION,
+            OutChar: Some(out_char),
+            OutBytes: Some(out_bytes),
+            OutPersistHookFunc: None,
+            OutPersistHookData: R_NilValue,
+        };
+        R_Serialize(object, &mut stream);
+    }
+
+    /// What was written, to be sent and kept.
+    pub fn take(&mut self) -> Bytes {
+        if self.0.len() <= SMALL {
+            Bytes::from(self.0.as_slice().to_vec())
+        } else {
+            Bytes::from(std::mem::take(&mut self.0))
+        }
+    }
+}
+
+unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
+    (*(*stream).data.cast::<Buffer>()).0.push(c as u8);
+}
+
+unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_int) {
+    let bytes = std::slice::from_raw_parts(bytes.cast::<u8>(), n as usize);
+    (*(*stream).data.cast::<Buffer>())
+        .0
+        .extend_from_slice(bytes);
+}
+
+/// Makes the object again that `bytes` were made from.
+///
+/// # Safety
+/// On R's main thread. Leaves by a long jump if the bytes are not an R object;
+/// `bytes` must stay where they are until this returns.
+pub unsafe fn read(bytes: &[u8]) -> SEXP {
+    let mut rest = bytes;
+    let mut stream = R_inpstream_st {
+        data: std::ptr::from_mut(&mut rest).cast(),
+        type_: R_pstream_format_t::R_pstream_any_format,
+        InChar: Some(in_char),
+        InBytes: Some(in_bytes),
+        InPersistHookFunc: None,
+        InPersistHookData: R_NilValue,
+        native_encoding: [0; 64],
+        nat2nat_obj: std::ptr::null_mut(),
+        nat2utf8_obj: std::ptr::null_mut(),
+    };
+    R_Unserialize(&mut stream)
+}
+
+unsafe extern "C" fn in_char(stream: R_inpstream_t) -> c_int {
+    let mut byte = 0u8;
+    in_bytes(stream, std::ptr::from_mut(&mut byte).cast(), 1);
+    byte.into()
+}
+
+unsafe extern "C" fn in_bytes(stream: R_inpstream_t, to: *mut c_void, n: c_int) {
+    let rest = &mut *(*stream).data.cast::<&[u8]>();
+    let n = n as usize;
+    if rest.len() < n {
+        Rf_error(c"serialized object is truncated".as_ptr());
+    }
+    std::ptr::copy_nonoverlapping(rest.as_ptr(), to.cast(), n);
+    *rest = &rest[n..];
+}

@@ -1,0 +1,506 @@
+//! mirai objects: making, reading, waiting for and cancelling them.
+//!
+//! A mirai is an environment that holds `data` and, hidden, `.task`: an external
+//! pointer to the core's [`Task`], whose protected value is the environment
+//! itself. While the value has not been read, `data` is an active binding whose
+//! function lives in that environment and so finds `.task` there; upon the first
+//! reading after resolution it becomes an ordinary variable and the task is let go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use extendr_ffi::{
+    R_CallMethodDef, R_ClassSymbol, R_ClearExternalPtr, R_ExternalPtrAddr, R_ExternalPtrProtected,
+    R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx, R_SetExternalPtrAddr,
+    Rboolean, Rf_allocVector, Rf_defineVar, Rf_error, Rf_getAttrib, Rf_lcons, Rf_protect,
+    Rf_setAttrib, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    TYPEOF, VECTOR_ELT,
+};
+use mirai_core::dispatcher::Target;
+use mirai_core::host;
+use mirai_core::protocol::Kind;
+use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::wait::{self, Bell, Waited};
+
+use crate::profiles::{self, Found};
+use crate::r::{
+    self, symbols, Constant, R_MakeActiveBinding, Rf_ScalarInteger, Rf_ScalarLogical, Rf_eval,
+    Rf_inherits, Rf_list3,
+};
+use crate::serialize::{self, Buffer};
+
+pub fn routines() -> Vec<R_CallMethodDef> {
+    vec![
+        r::routine(c"submit", submit as *const (), 6),
+        r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
+        r::routine(c"resolved", resolved as *const (), 1),
+        r::routine(c"data", data as *const (), 1),
+        r::routine(c"collect", collect as *const (), 1),
+        r::routine(c"wait_all", wait_all as *const (), 1),
+        r::routine(c"race", race as *const (), 1),
+        r::routine(c"pending", pending as *const (), 1),
+        r::routine(c"cancel", cancel as *const (), 1),
+        r::routine(c"obey_interrupt", obey_interrupt as *const (), 0),
+    ]
+}
+
+symbols! {
+    DATA = c"data";
+    TASK = c".task";
+    ID = c"id";
+    FUNCTION = c"function";
+}
+
+static CLASS: Constant = Constant::new(|| unsafe { r::string("mirai") });
+static ERROR_CLASS: Constant = Constant::new(|| unsafe { r::string("errorValue") });
+
+static UNRESOLVED: Constant = Constant::new(|| unsafe {
+    let value = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, 1));
+    *LOGICAL(value) = i32::MIN; // NA
+    let class = Rf_protect(r::string("unresolvedValue"));
+    Rf_setAttrib(value, R_ClassSymbol, class);
+    extendr_ffi::MARK_NOT_MUTABLE(value);
+    Rf_unprotect(2);
+    value
+});
+
+/// The call `function(value) <body>`, whose evaluation in a mirai makes the
+/// function of its active binding; formals and body are shared by all of them.
+static BINDING: Constant = Constant::new(|| unsafe {
+    let template = r::our_function(c"data_binding");
+    let formals = extendr_ffi::backports::get_closure_formals(template);
+    let body = r::R_ClosureExpr(template);
+    let rest = Rf_protect(Rf_list3(formals, body, R_NilValue));
+    let call = Rf_lcons(FUNCTION.get(), rest);
+    Rf_unprotect(1);
+    call
+});
+
+/// The one buffer of the main thread. A static rather than a local, so that an R
+/// error in the middle of serialization does not lose it.
+static mut BUFFER: Buffer = Buffer::new();
+
+fn buffer() -> *mut Buffer {
+    std::ptr::addr_of_mut!(BUFFER)
+}
+
+/// Makes a mirai without a task yet.
+unsafe fn new_mirai() -> (SEXP, SEXP) {
+    let env = Rf_protect(R_NewEnv(r::NAMESPACE.get(), 0, 0));
+    let pointer = Rf_protect(R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, env));
+    Rf_defineVar(TASK.get(), pointer, env);
+    Rf_setAttrib(env, R_ClassSymbol, CLASS.get());
+    Rf_unprotect(2);
+    (env, pointer)
+}
+
+unsafe fn set_id(env: SEXP, id: u64) {
+    let id = Rf_protect(r::integers(&[id as i32]));
+    Rf_setAttrib(env, ID.get(), id);
+    Rf_unprotect(1);
+}
+
+/// Gives a new mirai (whose `env` is protected) what it needs to follow a task.
+/// Everything that R can fail at happens here, before there is a task.
+unsafe fn prepare(env: SEXP, pointer: SEXP, id: u64) {
+    let function = Rf_protect(Rf_eval(BINDING.get(), env));
+    R_MakeActiveBinding(DATA.get(), function, env);
+    R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
+    set_id(env, id);
+    Rf_unprotect(1);
+}
+
+/// R has dropped a mirai whose value was never read.
+unsafe extern "C" fn finalize(pointer: SEXP) {
+    release(pointer);
+}
+
+unsafe fn release(pointer: SEXP) {
+    let task = R_ExternalPtrAddr(pointer).cast::<Task>();
+    R_ClearExternalPtr(pointer);
+    // In a forked child, memory may be touched; there is nothing else to a task.
+    if !task.is_null() {
+        drop(Arc::from_raw(task.cast_const()));
+    }
+}
+
+unsafe fn hold(pointer: SEXP, task: Arc<Task>) {
+    R_SetExternalPtrAddr(pointer, Arc::into_raw(task).cast_mut().cast());
+}
+
+/// The task of a mirai, or `None` if it has been let go: the value is there.
+/// Borrowed for as long as the mirai is reachable and its value is not read.
+unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
+    let pointer = r::get_var_in_frame(TASK.get(), mirai);
+    if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
+        return None;
+    }
+    R_ExternalPtrAddr(pointer).cast::<Task>().as_ref()
+}
+
+unsafe fn is_mirai(x: SEXP) -> bool {
+    TYPEOF(x) == SEXPTYPE::ENVSXP && Rf_inherits(x, c"mirai".as_ptr()) == Rboolean::TRUE
+}
+
+/// Serializes what a daemon needs for one evaluation into the buffer.
+unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP) {
+    let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
+    SET_VECTOR_ELT(payload, 0, expr);
+    SET_VECTOR_ELT(payload, 1, globals);
+    SET_VECTOR_ELT(payload, 2, args);
+    Buffer::write(buffer(), payload);
+    Rf_unprotect(1);
+}
+
+fn kind_of(code: i32) -> Kind {
+    match code {
+        1 => Kind::Map,
+        2 => Kind::Setup,
+        _ => Kind::Task,
+    }
+}
+
+fn milliseconds(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
+}
+
+/// How a submission went that did not lead to a task.
+enum Refusal {
+    NoRoom,
+    Message(String),
+}
+
+/// `.Call(submit, expr, globals, args, timeout, profile, how)`.
+///
+/// `globals` and `args` are named lists or `NULL`, `timeout` milliseconds or
+/// `NULL`, `profile` a string; `how` are two integers: the kind, and whether to
+/// return `NULL` rather than wait for room. Returns the mirai. With a synchronous
+/// profile returns `FALSE`: evaluation is R's job then.
+unsafe extern "C-unwind" fn submit(
+    expr: SEXP,
+    globals: SEXP,
+    args: SEXP,
+    timeout: SEXP,
+    profile: SEXP,
+    how: SEXP,
+) -> SEXP {
+    let how = (*INTEGER(how), *INTEGER(how).add(1));
+    let launch = match profiles::find(profile) {
+        Found::Host => R_NilValue,
+        Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
+        Found::Sync => return Rf_ScalarLogical(0),
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    };
+    Rf_protect(launch);
+    let (env, pointer) = new_mirai();
+    Rf_protect(env);
+    let id = host::next_task_id();
+    prepare(env, pointer, id);
+    // Last, because R code that it may run could use the buffer itself.
+    write_payload(expr, globals, args);
+    loop {
+        match submit_buffer(id, pointer, timeout, profile, kind_of(how.0), launch) {
+            Ok(()) => break,
+            Err(Refusal::NoRoom) if how.1 != 0 => {
+                Rf_unprotect(2);
+                return R_NilValue;
+            }
+            Err(Refusal::NoRoom) => {
+                if wait_for_room(profile) == Waited::Interrupted {
+                    r::obey_interrupt();
+                    // It has returned: somebody handled the interrupt, in R, and
+                    // may have used the buffer.
+                    write_payload(expr, globals, args);
+                }
+            }
+            Err(Refusal::Message(text)) => raise(text),
+        }
+    }
+    Rf_unprotect(2);
+    env
+}
+
+pub static FORKED: &std::ffi::CStr =
+    c"mirai cannot be used in a process that was forked from an R session: \
+                                    use it in the session itself";
+
+/// The call that describes how to start a process for a single task.
+static LAUNCH: Constant = Constant::new(|| unsafe {
+    Rf_lcons(extendr_ffi::Rf_install(c"single_use".as_ptr()), R_NilValue)
+});
+
+/// Raises an R error with a message that is let go first.
+unsafe fn raise(text: String) -> ! {
+    let mut line = [0u8; 1024];
+    let n = text.len().min(line.len() - 1);
+    line[..n].copy_from_slice(&text.as_bytes()[..n]);
+    drop(text);
+    Rf_error(c"%s".as_ptr(), line.as_ptr())
+}
+
+/// Makes a task of what is in the buffer and hands it to the profile's host.
+/// Nothing of R is called here but plain reading, so Rust values may live.
+unsafe fn submit_buffer(
+    id: u64,
+    pointer: SEXP,
+    timeout: SEXP,
+    profile: SEXP,
+    kind: Kind,
+    launch: SEXP,
+) -> Result<(), Refusal> {
+    let timeout = r::as_number(timeout).map(milliseconds);
+    let make = |stream| {
+        let body = (*buffer()).take();
+        let task = Arc::new(Task::new(id, Payload { kind, stream, body }));
+        hold(pointer, task.clone());
+        task
+    };
+    let submitted = profiles::with_current(profile, |current| {
+        let profile = current?;
+        let Some(host) = profile.host() else {
+            return Some(Err(Refusal::Message(
+                "daemons were changed meanwhile".into(),
+            )));
+        };
+        if !host.has_room((*buffer()).len() as u64) {
+            return Some(Err(Refusal::NoRoom));
+        }
+        host.submit(make(profile.task_stream()), timeout, Target::Any);
+        Some(Ok(()))
+    });
+    submitted.unwrap_or_else(|| {
+        profiles::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
+    })
+}
+
+unsafe fn wait_for_room(profile: SEXP) -> Waited {
+    let size = (*buffer()).len() as u64;
+    Bell::get().wait(None, r::interrupted, || {
+        profiles::with_current(profile, |current| {
+            current
+                .and_then(|p| p.host())
+                .is_none_or(|h| h.has_room(size))
+        })
+    })
+}
+
+/// `.Call(submit_everywhere, expr, globals, args, min, profile)`: a list of
+/// mirai, one for each connected daemon and at least `min`, the others being for
+/// the next daemons that connect. `NULL` if no daemons are set, `FALSE` if the
+/// profile is synchronous.
+unsafe extern "C-unwind" fn submit_everywhere(
+    expr: SEXP,
+    globals: SEXP,
+    args: SEXP,
+    min: SEXP,
+    profile: SEXP,
+) -> SEXP {
+    match profiles::find(profile) {
+        Found::Host => {}
+        Found::Nothing => return R_NilValue,
+        Found::Sync => return Rf_ScalarLogical(0),
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    }
+    let min = r::as_number(min).unwrap_or(1.0) as usize;
+    let count = profiles::with_current(profile, |p| {
+        p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
+    });
+    let n = count.max(min);
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
+    for i in 0..n {
+        let (env, pointer) = new_mirai();
+        SET_VECTOR_ELT(out, i as _, env);
+        prepare(env, pointer, host::next_task_id());
+    }
+    write_payload(expr, globals, args);
+    submit_pinned(out, n, profile);
+    Rf_unprotect(1);
+    out
+}
+
+unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
+    profiles::with_current(profile, |current| {
+        let Some(host) = current.and_then(|p| p.host()) else {
+            return;
+        };
+        let body: Bytes = (*buffer()).take();
+        let mut peers = host.peers().into_iter();
+        for i in 0..n {
+            let env = VECTOR_ELT(out, i as _);
+            let pointer = r::get_var_in_frame(TASK.get(), env);
+            let id = *INTEGER(Rf_getAttrib(env, ID.get())) as u64;
+            let payload = Payload {
+                kind: Kind::Setup,
+                stream: None,
+                body: body.clone(),
+            };
+            let task = Arc::new(Task::new(id, payload));
+            hold(pointer, task.clone());
+            let target = peers.next().map_or(Target::NextJoin, Target::Peer);
+            host.submit(task, None, target);
+        }
+    });
+}
+
+/// `.Call(resolved, value)`: a mirai that has this value from the beginning.
+unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
+    let (env, _) = new_mirai();
+    Rf_protect(env);
+    Rf_defineVar(DATA.get(), value, env);
+    set_id(env, host::next_task_id());
+    Rf_unprotect(1);
+    env
+}
+
+/// `.Call(data, .task)`: the value, or an unresolved value.
+unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
+    match R_ExternalPtrAddr(pointer).cast::<Task>().as_ref() {
+        Some(task) if task.is_resolved() => settle(pointer),
+        Some(_) => UNRESOLVED.get(),
+        // A copy that came through serialization has a value only if it had been
+        // read before; a binding that is still active would lead back to here.
+        None => error_value(7),
+    }
+}
+
+/// Makes the value of a resolved task the mirai's ordinary `data`.
+unsafe fn settle(pointer: SEXP) -> SEXP {
+    let env = Rf_protect(R_ExternalPtrProtected(pointer));
+    let task = R_ExternalPtrAddr(pointer).cast::<Task>();
+    // Borrowed from the task, which the pointer holds until below.
+    let value = match (*task).outcome() {
+        Some(Outcome::Value(bytes)) => serialize::read(bytes),
+        Some(Outcome::TimedOut) => error_value(5),
+        Some(Outcome::Reset) => error_value(19),
+        Some(Outcome::Canceled) | None => error_value(20),
+    };
+    Rf_protect(value);
+    r::R_removeVarFromFrame(DATA.get(), env);
+    Rf_defineVar(DATA.get(), value, env);
+    release(pointer);
+    Rf_unprotect(2);
+    value
+}
+
+unsafe fn error_value(code: i32) -> SEXP {
+    let value = Rf_protect(r::integers(&[code]));
+    Rf_setAttrib(value, R_ClassSymbol, ERROR_CLASS.get());
+    Rf_unprotect(1);
+    value
+}
+
+/// The value of a mirai that has resolved.
+unsafe fn value_of(mirai: SEXP) -> SEXP {
+    if task_of(mirai).is_some() {
+        settle(r::get_var_in_frame(TASK.get(), mirai))
+    } else {
+        r::get_var_in_frame(DATA.get(), mirai)
+    }
+}
+
+/// `.Call(collect, x)`: waits for a mirai and returns its value.
+unsafe extern "C-unwind" fn collect(x: SEXP) -> SEXP {
+    wait_all(x);
+    value_of(x)
+}
+
+/// The mirai in `x`, which is one, or a list that may hold some.
+unsafe fn each(x: SEXP) -> impl Iterator<Item = SEXP> + Clone {
+    let list = TYPEOF(x) == SEXPTYPE::VECSXP;
+    let n = if list { Rf_xlength(x) } else { 1 };
+    (0..n)
+        .map(move |i| if list { VECTOR_ELT(x, i) } else { x })
+        .filter(|m| is_mirai(*m))
+}
+
+/// `.Call(wait_all, x)`: waits until all mirai in `x` have resolved; returns `x`.
+unsafe extern "C-unwind" fn wait_all(x: SEXP) -> SEXP {
+    while wait_for(x, usize::MAX) == Waited::Interrupted {
+        r::obey_interrupt();
+    }
+    x
+}
+
+/// Waits for `most` of the mirai in `x`, or for all of them if that is fewer.
+unsafe fn wait_for(x: SEXP, most: usize) -> Waited {
+    if TYPEOF(x) == SEXPTYPE::ENVSXP {
+        // The common case, without a list.
+        return match task_of(x) {
+            Some(task) => wait::wait_for(std::iter::once(task), 1, None, r::interrupted),
+            None => Waited::Ready,
+        };
+    }
+    let tasks: Vec<&Task> = each(x).filter_map(|m| task_of(m)).collect();
+    let gone = each(x).count() - tasks.len();
+    let enough = tasks.len().min(most.saturating_sub(gone));
+    wait::wait_for(tasks.iter().copied(), enough, None, r::interrupted)
+}
+
+/// `.Call(race, x)`: waits for the first mirai in the list to resolve and returns
+/// its index, 0 for a list without mirai.
+unsafe extern "C-unwind" fn race(x: SEXP) -> SEXP {
+    while wait_for(x, 1) == Waited::Interrupted {
+        r::obey_interrupt();
+    }
+    let list = TYPEOF(x) == SEXPTYPE::VECSXP;
+    let n = if list { Rf_xlength(x) } else { 1 };
+    let first = (0..n).find(|i| {
+        let m = if list { VECTOR_ELT(x, *i) } else { x };
+        is_mirai(m) && !is_pending(m)
+    });
+    Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
+}
+
+unsafe fn is_pending(mirai: SEXP) -> bool {
+    task_of(mirai).is_some_and(|t| !t.is_resolved())
+}
+
+/// `.Call(pending, x)`: the number of unresolved mirai (or unresolved values).
+unsafe extern "C-unwind" fn pending(x: SEXP) -> SEXP {
+    let n = match TYPEOF(x) {
+        SEXPTYPE::VECSXP => (0..Rf_xlength(x))
+            .filter(|i| unresolved(VECTOR_ELT(x, *i)))
+            .count(),
+        _ => usize::from(unresolved(x)),
+    };
+    Rf_ScalarInteger(n as i32)
+}
+
+unsafe fn unresolved(x: SEXP) -> bool {
+    if is_mirai(x) {
+        is_pending(x)
+    } else {
+        TYPEOF(x) == SEXPTYPE::LGLSXP
+            && Rf_inherits(x, c"unresolvedValue".as_ptr()) == Rboolean::TRUE
+    }
+}
+
+/// `.Call(cancel, x)`: cancels the mirai in `x`; for each whether that came in time.
+unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
+    let n = if TYPEOF(x) == SEXPTYPE::VECSXP {
+        Rf_xlength(x)
+    } else {
+        1
+    };
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, n));
+    // From the last to the first: cancelling the running one first would only have
+    // its daemon begin the next, to be cancelled as well.
+    for i in (0..n).rev() {
+        let m = if TYPEOF(x) == SEXPTYPE::VECSXP {
+            VECTOR_ELT(x, i)
+        } else {
+            x
+        };
+        let done = is_mirai(m) && task_of(m).is_some_and(profiles::cancel);
+        *LOGICAL(out).add(i as usize) = done.into();
+    }
+    Rf_unprotect(1);
+    out
+}
+
+/// `.Call(obey_interrupt)`: after a routine has said that it was interrupted.
+unsafe extern "C-unwind" fn obey_interrupt() -> SEXP {
+    r::obey_interrupt();
+    R_NilValue
+}
