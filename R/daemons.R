@@ -82,8 +82,11 @@ daemons <- function(
     stop("'remote', 'tls' and 'pass' are for daemons on other machines, which this version does not have yet")
   }
 
+  the$globals[[profile]] <- NULL
   if (sync) {
     .Call(rs_open_sync, profile, as_seed(seed))
+    stream <- .Call(rs_daemon_stream, profile)
+    the$globals[[profile]] <- if (!is.null(stream)) list(.Random.seed = stream)
     return(new_daemons(1L, profile))
   }
   if (is.null(url) && (is.null(n) || n == 0L)) {
@@ -151,6 +154,7 @@ with_call <- function(expr, call) {
 # What the package remembers of profiles between calls.
 the <- new.env(parent = emptyenv())
 the$settings <- list()
+the$globals <- list()
 
 #' @export
 print.miraiDaemons <- function(x, ...) {

@@ -31,6 +31,6 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
   profile <- check_profile(.compute)
   ms <- .Call(rs_submit_everywhere, expr, globals, args, .min, profile)
   if (is.null(ms)) stop_no_daemons(profile)
-  if (is.logical(ms)) ms <- list(evaluate_sync(expr, globals, args, profile))
+  if (is.logical(ms)) ms <- list(evaluate_sync(expr, globals, args, profile, setup = TRUE))
   invisible(new_mirai_map(ms))
 }

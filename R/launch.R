@@ -21,7 +21,7 @@ launch_local <- function(url = 1L, ..., tls = NULL, .compute = NULL) {
   call <- sys.call()
   if (!daemons_set(profile)) stop_no_daemons(profile, call)
   urls <- profile_urls(url, profile, call)
-  settings <- modifyList(the$settings[[profile]], daemons_settings(...)["daemon"])
+  settings <- utils::modifyList(the$settings[[profile]], daemons_settings(...)["daemon"])
   for (url in urls) launch_daemon(profile, url, settings, call)
   invisible(length(urls))
 }
@@ -60,7 +60,7 @@ daemons_settings <- function(...) {
 is_positive <- function(x) is_number(x) && x > 0
 
 launch_daemon <- function(profile, url, settings, call) {
-  rs <- .Call(rs_next_stream, profile)
+  rs <- .Call(rs_daemon_stream, profile)
   with_call(
     .Call(
       rs_launch,

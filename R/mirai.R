@@ -61,7 +61,7 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) 
   if (!is.null(.timeout)) check_positive(.timeout, ".timeout")
   if (!is.null(.compute)) check_string(.compute, ".compute")
   m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, submit_task)
-  if (is.logical(m)) m <- evaluate_sync(expr, globals, args, .compute)
+  if (is.logical(m)) m <- evaluate_sync(expr, globals, args, check_profile(.compute))
   invisible(m)
 }
 
@@ -84,15 +84,10 @@ submit_element <- c(1L, 0L)
 #' if (!is.null(m)) m[]
 #' daemons(0)
 #' @export
-try_mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
-  call <- match.call()
-  call[[1L]] <- try_submit
-  invisible(eval(call, parent.frame()))
-}
+try_mirai <- mirai
 
-# mirai(), submitting differently: the same body, with another constant in its scope.
-try_submit <- mirai
-environment(try_submit) <- list2env(
+# The same body, with another constant in its scope.
+environment(try_mirai) <- list2env(
   list(submit_task = submit_or_give_up),
   parent = environment(mirai)
 )
@@ -103,26 +98,6 @@ data_binding <- function(value) {
   if (missing(value)) .Call(rs_data, .task) else stop("'data' of a mirai cannot be set")
 }
 utils::globalVariables(".task")
-
-# The profile evaluates in this process: do so now, with a stand-in for the global
-# environment so that nothing leaks into the real one.
-evaluate_sync <- function(expr, globals, args, .compute) {
-  global <- list2env(as.list(globals), parent = parent.env(globalenv()))
-  envir <- list2env(as.list(args), parent = global)
-  stream <- .Call(rs_task_stream, check_profile(.compute))
-  if (!is.null(stream)) {
-    seed <- globalenv()[[".Random.seed"]]
-    on.exit(
-      if (is.null(seed)) {
-        rm(".Random.seed", envir = globalenv())
-      } else {
-        assign(".Random.seed", seed, envir = globalenv())
-      }
-    )
-    assign(".Random.seed", stream, envir = globalenv())
-  }
-  .Call(rs_resolved, evaluate(expr, envir))
-}
 
 #' @export
 print.mirai <- function(x, ...) {

@@ -7,7 +7,7 @@ case $target in /*) ;; *) target=$PWD/$target ;; esac
 [ -z "${CARGO_TARGET_DIR:-}" ] || export CARGO_TARGET_DIR=$target   # absolute, as R CMD INSTALL changes directory
 library=$target/library
 # cargo and what it installs, also for a shell that has not read the profile that rustup writes
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
@@ -15,7 +15,7 @@ die() { say "$@"; exit 1; }
 # need_r [R package ...]: R, a compiler, cargo and these R packages, installed where that can be done.
 need_r() {
   local debian=(r-base-core gcc libc6-dev make procps) package missing
-  for package in "$@"; do debian+=("r-cran-${package,,}"); done
+  for package in "$@"; do debian+=("r-cran-$(tr '[:upper:]' '[:lower:]' <<<"$package")"); done
   [[ " $* " != *" rmarkdown "* ]] || debian+=(pandoc)
 
   # Asking dpkg takes milliseconds; what it does not know of may still be there by other means (R built from source).
@@ -23,7 +23,7 @@ need_r() {
     missing=$(not_found "$@")
     if [ -n "$missing" ]; then
       command -v apt-get >/dev/null ||
-        die "Missing: ${missing//$'\n'/, }. Please install R (>= 4.1), a C compiler, make and the R packages named, and run this again."
+        die "Missing: ${missing//$'\n'/, }. Please install these (R in version 4.1 or later) and run this again."
       debian_install "${debian[@]}"
       missing=$(not_found "$@")
       [ -z "$missing" ] || die "Still missing: ${missing//$'\n'/, }. Is the R that runs here ($(command -v R)) Debian's?"
@@ -55,7 +55,7 @@ debian_install() {
 # One line for each thing that really is not there.
 not_found() {
   local tool
-  for tool in R cc make; do command -v $tool >/dev/null || echo $tool; done
+  for tool in R cc make flock timeout; do command -v $tool >/dev/null || echo $tool; done
   [ $# = 0 ] || ! command -v R >/dev/null ||
     Rscript --vanilla -e 'for (p in commandArgs(TRUE)) if (!requireNamespace(p, quietly = TRUE)) cat(p, "\n", sep = "")' "$@" 2>/dev/null
 }

@@ -4,7 +4,6 @@
 //! threads and is told so.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use mirai_core::stream;
 use mirai_core::task::Task;
 use mirai_core::transport::{self, Address};
 use mirai_core::wait::{Bell, Waited};
+use rustc_hash::FxHashMap;
 
 use crate::r;
 
@@ -70,12 +70,18 @@ impl Profile {
     pub fn task_stream(&self) -> Option<Stream> {
         self.stream_per_task.then(|| self.next_stream())
     }
+
+    /// The stream of the next daemon, if daemons have streams: those of tasks are
+    /// not to depend on how many daemons there are.
+    fn daemon_stream(&self) -> Option<Stream> {
+        (!self.stream_per_task).then(|| self.next_stream())
+    }
 }
 
 struct Session {
     pid: u32,
     current: String,
-    profiles: HashMap<String, Profile>,
+    profiles: FxHashMap<String, Profile>,
     /// For tasks without daemons: each has a process of its own.
     single_use: Option<Host>,
     /// For `nextstream()` where no daemons are set.
@@ -87,7 +93,7 @@ thread_local! {
     static SESSION: RefCell<Session> = RefCell::new(Session {
         pid: std::process::id(),
         current: "default".into(),
-        profiles: HashMap::new(),
+        profiles: FxHashMap::default(),
         single_use: None,
         stream: stream::from_entropy(),
     });
@@ -421,16 +427,23 @@ fn peek_stream(name: &str) -> Result<Vec<i32>> {
 /// The stream for the next task of a profile, or `NULL`.
 #[extendr]
 fn task_stream(name: &str) -> Result<Robj> {
-    with_session(|session| {
-        let next = session.profile(name)?.task_stream();
-        Ok(match next {
-            Some(next) => std::iter::once(LECUYER)
-                .chain(next)
-                .collect::<Vec<i32>>()
-                .into(),
-            None => ().into(),
-        })
-    })
+    with_session(|session| Ok(random_seed(session.profile(name)?.task_stream())))
+}
+
+/// The stream for the next daemon of a profile, or `NULL`.
+#[extendr]
+fn daemon_stream(name: &str) -> Result<Robj> {
+    with_session(|session| Ok(random_seed(session.profile(name)?.daemon_stream())))
+}
+
+fn random_seed(stream: Option<Stream>) -> Robj {
+    stream.map_or_else(
+        || ().into(),
+        |stream| {
+            let seed: Vec<i32> = std::iter::once(LECUYER).chain(stream).collect();
+            seed.into()
+        },
+    )
 }
 
 /// The name of the profile that `.compute = NULL` stands for.
@@ -469,6 +482,7 @@ extendr_module! {
     fn next_stream;
     fn peek_stream;
     fn task_stream;
+    fn daemon_stream;
     fn current_profile;
     fn set_current_profile;
     fn fresh_local_url;

@@ -5,9 +5,9 @@ use std::ffi::{c_char, c_int, c_void, CStr};
 
 pub use extendr_ffi::backports::get_parent_env;
 use extendr_ffi::{
-    R_CallMethodDef, R_NaString, R_PreserveObject, Rboolean, Rf_allocVector, Rf_install,
-    Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, REAL, R_CHAR, SET_STRING_ELT,
-    SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
+    R_CallMethodDef, R_NaString, R_NilValue, R_PreserveObject, Rboolean, Rf_allocVector,
+    Rf_install, Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, REAL, R_CHAR,
+    SET_STRING_ELT, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
 };
 
 // extendr-ffi makes SEXPREC opaque by a non-exhaustive struct; only pointers to it pass.
@@ -27,6 +27,14 @@ extern "C" {
     pub fn R_curErrorBuf() -> *const c_char;
     pub fn R_ClosureExpr(function: SEXP) -> SEXP;
     pub fn R_gc();
+    pub fn ALTREP(x: SEXP) -> c_int;
+    pub fn ATTRIB(x: SEXP) -> SEXP;
+    pub fn LEVELS(x: SEXP) -> c_int;
+    pub fn OBJECT(x: SEXP) -> c_int;
+    pub fn SETCAR(cell: SEXP, value: SEXP) -> SEXP;
+    pub fn SET_OBJECT(x: SEXP, flag: c_int);
+    pub fn SET_S4_OBJECT(x: SEXP);
+    static R_NamespaceRegistry: SEXP;
     pub fn Rf_eval(expr: SEXP, env: SEXP) -> SEXP;
     pub fn Rf_inherits(x: SEXP, class: *const c_char) -> Rboolean;
     pub fn Rf_installChar(name: SEXP) -> SEXP;
@@ -128,6 +136,30 @@ pub static NAMESPACE: Constant = Constant::new(|| unsafe {
     Rf_unprotect(1);
     namespace
 });
+
+/// A namespace that is loaded already.
+pub unsafe fn loaded_namespace(name: SEXP) -> Option<SEXP> {
+    let namespace = get_var_in_frame(name, R_NamespaceRegistry);
+    (TYPEOF(namespace) == SEXPTYPE::ENVSXP).then_some(namespace)
+}
+
+static FUNCTION: Constant = Constant::new(|| unsafe {
+    extendr_ffi::Rf_findFun(Rf_install(c"function".as_ptr()), extendr_ffi::R_BaseEnv)
+});
+
+/// A closure of these parts, in the way in which R code makes one; `None` if they
+/// cannot be parts of one.
+pub unsafe fn make_closure(formals: SEXP, body: SEXP, env: SEXP) -> Option<SEXP> {
+    let formals_fit = matches!(TYPEOF(formals), SEXPTYPE::LISTSXP | SEXPTYPE::NILSXP);
+    if !formals_fit || TYPEOF(env) != SEXPTYPE::ENVSXP {
+        return None;
+    }
+    let parts = Rf_protect(Rf_list3(formals, body, R_NilValue));
+    let call = Rf_protect(extendr_ffi::Rf_lcons(FUNCTION.get(), parts));
+    let closure = Rf_eval(call, env);
+    Rf_unprotect(2);
+    Some(closure)
+}
 
 /// A function of our namespace by name.
 pub unsafe fn our_function(name: &CStr) -> SEXP {

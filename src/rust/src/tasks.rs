@@ -42,6 +42,8 @@ pub fn routines() -> Vec<R_CallMethodDef> {
         r::routine(c"pending", pending as *const (), 1),
         r::routine(c"cancel", cancel as *const (), 1),
         r::routine(c"obey_interrupt", obey_interrupt as *const (), 0),
+        r::routine(c"encode", encode as *const (), 1),
+        r::routine(c"decode", decode as *const (), 1),
     ]
 }
 
@@ -503,4 +505,22 @@ unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
 unsafe extern "C-unwind" fn obey_interrupt() -> SEXP {
     r::obey_interrupt();
     R_NilValue
+}
+
+/// `.Call(encode, x)`: the raw vector that would be sent.
+unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
+    Buffer::write(buffer(), x);
+    let n = (*buffer()).len();
+    let out = Rf_allocVector(SEXPTYPE::RAWSXP, n as isize);
+    std::ptr::copy_nonoverlapping((*buffer()).as_slice().as_ptr(), extendr_ffi::RAW(out), n);
+    out
+}
+
+/// `.Call(decode, raw)`: the object that was sent.
+unsafe extern "C-unwind" fn decode(raw: SEXP) -> SEXP {
+    if TYPEOF(raw) != SEXPTYPE::RAWSXP {
+        Rf_error(c"not a raw vector".as_ptr());
+    }
+    let n = Rf_xlength(raw) as usize;
+    serialize::read(std::slice::from_raw_parts(extendr_ffi::RAW(raw), n))
 }

@@ -742,16 +742,12 @@ fn cancelling_at_any_moment_hits_the_task_meant_or_nothing() {
         let mut interrupted = Vec::new();
         let mut round = 0;
         while let Next::Task(task) = worker.next(None, || false) {
-            assert!(
-                !recorder.wait_interrupted(Duration::ZERO),
-                "left over from before"
-            );
             // Long enough for the host to cancel during it, at times.
             recorder.wait_interrupted(Duration::from_micros(round % 7 * 20));
             round += 1;
             let told = worker.finish();
             let raised = recorder.clear_interrupts();
-            assert_eq!(raised, usize::from(told));
+            assert_eq!(raised, usize::from(told), "one was left over from before");
             if told {
                 interrupted.push(task.body.clone());
             }

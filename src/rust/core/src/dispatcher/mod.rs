@@ -467,13 +467,10 @@ impl<J: Clone> Dispatcher<J> {
         let unstarted = flights.len().saturating_sub(1);
         self.endpoints[peer.endpoint].counts.assigned -= unstarted as u64;
         self.retire(id);
-        if let Some(Flight { id: Some(task), .. }) = flights.front() {
-            let pinned = !matches!(self.tasks[task].target, Target::Any);
-            if pinned || !self.config.retry {
-                let task = *task;
-                flights.pop_front();
-                self.finish(task, Verdict::Reset, false, out);
-            }
+        if !self.config.retry
+            && let Some(Flight { id: Some(task), .. }) = flights.pop_front()
+        {
+            self.finish(task, Verdict::Reset, false, out);
         }
         self.take_back(id, flights, out);
         let peer = self.peers.remove(&id).expect("peer is present");

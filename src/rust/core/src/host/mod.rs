@@ -218,9 +218,9 @@ impl Host {
         listening.iter().map(|l| l.address.to_string()).collect()
     }
 
-    /// Ends everything, on the main thread: pending tasks resolve to
-    /// [`Outcome::Reset`], daemons see
-    /// the host go. With `end`, daemons that would outlive that leave, too.
+    /// Ends everything: pending tasks resolve to [`Outcome::Reset`], daemons see
+    /// the host go. With `end`, daemons that would outlive that leave, too. Waits
+    /// for the I/O thread, so it must not be called there.
     pub fn close(&self, end: bool) {
         let shared = &self.0;
         if shared.closed.swap(true, Ordering::SeqCst) {

@@ -1,5 +1,13 @@
 //! R's serialization, in its native binary format (no byte swapping), straight
 //! into and out of the buffers that are sent and received.
+//!
+//! What tasks are usually made of is written and read by our own [`writer`] and
+//! [`reader`]; whatever they do not know is left to R, from the beginning, in the same
+//! format.
+
+mod format;
+mod reader;
+mod writer;
 
 use std::ffi::{c_int, c_void};
 
@@ -41,16 +49,14 @@ impl Buffer {
         if (*this).0.capacity() > 4 * SMALL {
             (*this).0 = Vec::new();
         }
-        let mut stream = R_outpstream_st {
-            data: this.cast::<c_void>(),
-            type_: R_pstream_format_t::R_pstream_binary_format,
-            version: VERSION,
-            OutChar: Some(out_char),
-            OutBytes: Some(out_bytes),
-            OutPersistHookFunc: None,
-            OutPersistHookData: R_NilValue,
-        };
-        R_Serialize(object, &mut stream);
+        if !writer::write(
+            &mut (*this).0,
+            &mut *std::ptr::addr_of_mut!(REFERENCES),
+            object,
+        ) {
+            (*this).0.clear();
+            write_by_r(this, object);
+        }
     }
 
     /// What was written, to be sent and kept.
@@ -61,6 +67,23 @@ impl Buffer {
             Bytes::from(std::mem::take(&mut self.0))
         }
     }
+}
+
+/// For the main thread; a static, so that a long jump does not lose it.
+static mut REFERENCES: writer::References = writer::References::new();
+
+/// Appends an object to the buffer by R's own means.
+unsafe fn write_by_r(buffer: *mut Buffer, object: SEXP) {
+    let mut stream = R_outpstream_st {
+        data: buffer.cast::<c_void>(),
+        type_: R_pstream_format_t::R_pstream_binary_format,
+        version: VERSION,
+        OutChar: Some(out_char),
+        OutBytes: Some(out_bytes),
+        OutPersistHookFunc: None,
+        OutPersistHookData: R_NilValue,
+    };
+    R_Serialize(object, &mut stream);
 }
 
 unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
@@ -80,6 +103,10 @@ unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_
 /// On R's main thread. Leaves by a long jump if the bytes are not an R object;
 /// `bytes` must stay where they are until this returns.
 pub unsafe fn read(bytes: &[u8]) -> SEXP {
+    reader::read(bytes).unwrap_or_else(|| read_by_r(bytes))
+}
+
+unsafe fn read_by_r(bytes: &[u8]) -> SEXP {
     let mut rest = bytes;
     let mut stream = R_inpstream_st {
         data: std::ptr::from_mut(&mut rest).cast(),

@@ -1,0 +1,43 @@
+//! Numbers of R's serialization format, version 3.
+
+use std::sync::OnceLock;
+
+pub const NIL: i32 = 254;
+pub const GLOBAL_ENV: i32 = 253;
+pub const UNBOUND_VALUE: i32 = 252;
+pub const MISSING_ARG: i32 = 251;
+pub const BASE_NAMESPACE: i32 = 250;
+pub const EMPTY_ENV: i32 = 242;
+pub const BASE_ENV: i32 = 241;
+pub const REFERENCE: i32 = 255;
+pub const NAMESPACE: i32 = 249;
+
+pub const IS_OBJECT: i32 = 1 << 8;
+pub const HAS_ATTRIBUTES: i32 = 1 << 9;
+pub const HAS_TAG: i32 = 1 << 10;
+
+/// Bits of a string's levels that belong to its place in R's cache.
+pub const HASHED: i32 = 1;
+pub const CACHED: i32 = 1 << 5;
+/// Bits that tell its encoding.
+pub const BYTES: i32 = 1 << 1;
+pub const LATIN1: i32 = 1 << 2;
+pub const UTF8: i32 = 1 << 3;
+/// The bit of any other object that tells an S4 object.
+pub const S4: i32 = 1 << 4;
+
+/// What every stream begins with here: native binary format, version 3, by this R,
+/// readable from R 3.5 on, this session's encoding. Taken from R itself.
+pub fn header() -> &'static [u8] {
+    static HEADER: OnceLock<Vec<u8>> = OnceLock::new();
+    HEADER.get_or_init(|| {
+        let mut buffer = super::Buffer::new();
+        // SAFETY: NULL is serialized without fail; it takes the last four bytes.
+        unsafe {
+            super::write_by_r(&mut buffer, extendr_ffi::R_NilValue);
+        }
+        let n = buffer.0.len() - 4;
+        buffer.0.truncate(n);
+        buffer.0
+    })
+}

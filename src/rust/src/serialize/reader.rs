@@ -1,0 +1,285 @@
+//! Reads R objects from R's serialization format: those that [`writer`](super::writer)
+//! writes. For anything else `R_Unserialize()` reads it all from the beginning.
+
+use extendr_ffi::{
+    cetype_t, R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NaString,
+    R_NilValue, R_UnboundValue, Rf_allocVector, Rf_cons, Rf_lcons, Rf_mkCharLenCE, Rf_protect,
+    Rf_unprotect, COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_ATTRIB, SET_STRING_ELT,
+    SET_TAG, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+};
+
+use super::format::*;
+use crate::r;
+
+const DEEPEST: u32 = 400;
+
+/// The object in `bytes`, or `None` if R has to read it.
+///
+/// # Safety
+/// On R's main thread. May leave by a long jump if R runs out of memory.
+pub unsafe fn read(bytes: &[u8]) -> Option<SEXP> {
+    let rest = bytes.strip_prefix(header())?;
+    let mut reader = Reader {
+        rest,
+        references: [std::ptr::null_mut(); 64],
+        count: 0,
+        protected: 0,
+    };
+    let object = reader.item(0);
+    // Left over where reading was given up.
+    Rf_unprotect(reader.protected);
+    object
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+    /// Symbols and namespaces, which R keeps alive itself.
+    references: [SEXP; 64],
+    count: usize,
+    /// Objects on R's protection stack.
+    protected: i32,
+}
+
+impl Reader<'_> {
+    fn integer(&mut self) -> Option<i32> {
+        let (bytes, rest) = self.rest.split_first_chunk()?;
+        self.rest = rest;
+        Some(i32::from_ne_bytes(*bytes))
+    }
+
+    fn take(&mut self, n: usize) -> Option<&[u8]> {
+        let (bytes, rest) = self.rest.split_at_checked(n)?;
+        self.rest = rest;
+        Some(bytes)
+    }
+
+    fn remember(&mut self, object: SEXP) -> Option<SEXP> {
+        *self.references.get_mut(self.count)? = object;
+        self.count += 1;
+        Some(object)
+    }
+
+    unsafe fn protect(&mut self, object: SEXP) -> SEXP {
+        self.protected += 1;
+        Rf_protect(object)
+    }
+
+    unsafe fn unprotect(&mut self, n: i32) {
+        self.protected -= n;
+        Rf_unprotect(n);
+    }
+
+    unsafe fn item(&mut self, depth: u32) -> Option<SEXP> {
+        let flags = self.integer()?;
+        self.item_of(flags, depth)
+    }
+
+    unsafe fn item_of(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
+        if depth > DEEPEST {
+            return None;
+        }
+        Some(match flags & 0xff {
+            NIL => R_NilValue,
+            GLOBAL_ENV => R_GlobalEnv,
+            EMPTY_ENV => R_EmptyEnv,
+            BASE_ENV => R_BaseEnv,
+            BASE_NAMESPACE => R_BaseNamespace,
+            MISSING_ARG => R_MissingArg,
+            UNBOUND_VALUE => R_UnboundValue,
+            REFERENCE => {
+                let i = usize::try_from(flags >> 8).ok()?.checked_sub(1)?;
+                return self.references[..self.count].get(i).copied();
+            }
+            NAMESPACE => return self.namespace(),
+            kind => return self.typed(kind, flags, depth),
+        })
+    }
+
+    unsafe fn typed(&mut self, kind: i32, flags: i32, depth: u32) -> Option<SEXP> {
+        const SYMBOL: i32 = SEXPTYPE::SYMSXP as i32;
+        const LIST: i32 = SEXPTYPE::LISTSXP as i32;
+        const CALL: i32 = SEXPTYPE::LANGSXP as i32;
+        const CLOSURE: i32 = SEXPTYPE::CLOSXP as i32;
+        const STRING: i32 = SEXPTYPE::CHARSXP as i32;
+        match kind {
+            SYMBOL => {
+                let flags = self.integer()?;
+                if flags & 0xff != STRING {
+                    return None;
+                }
+                let name = self.string(flags)?;
+                let name = self.protect(name);
+                let symbol = r::Rf_installChar(name);
+                self.unprotect(1);
+                self.remember(symbol)
+            }
+            LIST | CALL => self.pairlist(flags, depth),
+            CLOSURE => self.closure(flags, depth),
+            STRING => self.string(flags),
+            _ => self.plain(kind, flags, depth),
+        }
+    }
+
+    /// Cells up to the end of the list, without recursion along it.
+    unsafe fn pairlist(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
+        let mut flags = flags;
+        let mut head = R_NilValue;
+        let mut last = R_NilValue;
+        loop {
+            let kind = flags & 0xff;
+            if kind != SEXPTYPE::LISTSXP as i32 && kind != SEXPTYPE::LANGSXP as i32 {
+                let tail = self.item_of(flags, depth + 1)?;
+                SETCDR(last, tail);
+                break;
+            }
+            let cell = if kind == SEXPTYPE::LANGSXP as i32 {
+                Rf_lcons(R_NilValue, R_NilValue)
+            } else {
+                Rf_cons(R_NilValue, R_NilValue)
+            };
+            if head == R_NilValue {
+                head = self.protect(cell);
+            } else {
+                SETCDR(last, cell);
+            }
+            last = cell;
+            if flags & HAS_ATTRIBUTES != 0 {
+                let attributes = self.item(depth + 1)?;
+                SET_ATTRIB(cell, attributes);
+            }
+            if flags & HAS_TAG != 0 {
+                let tag = self.item(depth + 1)?;
+                SET_TAG(cell, tag);
+            }
+            let value = self.item(depth + 1)?;
+            r::SETCAR(cell, value);
+            r::SET_OBJECT(cell, i32::from(flags & IS_OBJECT != 0));
+            flags = self.integer()?;
+        }
+        self.unprotect(1);
+        Some(head)
+    }
+
+    unsafe fn closure(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
+        let attributes = match flags & HAS_ATTRIBUTES {
+            0 => R_NilValue,
+            _ => self.item(depth + 1)?,
+        };
+        self.protect(attributes);
+        let [mut env, mut formals, mut body] = [R_NilValue; 3];
+        for part in [&mut env, &mut formals, &mut body] {
+            let item = self.item(depth + 1)?;
+            *part = self.protect(item);
+        }
+        let closure = r::make_closure(formals, body, env)?;
+        let closure = self.protect(closure);
+        SET_ATTRIB(closure, attributes);
+        r::SET_OBJECT(closure, i32::from(flags & IS_OBJECT != 0));
+        if flags >> 12 & S4 != 0 {
+            r::SET_S4_OBJECT(closure);
+        }
+        self.unprotect(5);
+        Some(closure)
+    }
+
+    unsafe fn string(&mut self, flags: i32) -> Option<SEXP> {
+        let n = self.integer()?;
+        if n == -1 {
+            return Some(R_NaString);
+        }
+        let levels = flags >> 12;
+        let encoding = match levels & (UTF8 | LATIN1 | BYTES) {
+            UTF8 => cetype_t::CE_UTF8,
+            LATIN1 => cetype_t::CE_LATIN1,
+            BYTES => cetype_t::CE_BYTES,
+            // The header says that the sender's native encoding is ours.
+            _ => cetype_t::CE_NATIVE,
+        };
+        let bytes = self.take(usize::try_from(n).ok()?)?;
+        Some(Rf_mkCharLenCE(bytes.as_ptr().cast(), n, encoding))
+    }
+
+    unsafe fn namespace(&mut self) -> Option<SEXP> {
+        let (zero, n) = (self.integer()?, self.integer()?);
+        if zero != 0 || n < 1 {
+            return None;
+        }
+        let mut namespace = None;
+        for i in 0..n {
+            let flags = self.integer()?;
+            if flags & 0xff != SEXPTYPE::CHARSXP as i32 {
+                return None;
+            }
+            let string = self.string(flags)?;
+            if i == 0 {
+                self.protect(string);
+                namespace = r::loaded_namespace(r::Rf_installChar(string));
+                self.unprotect(1);
+            }
+        }
+        // One that is not loaded yet is R's business.
+        self.remember(namespace?)
+    }
+
+    unsafe fn data<T>(&mut self, to: *mut T, n: usize) -> Option<()> {
+        let size = n.checked_mul(std::mem::size_of::<T>())?;
+        let bytes = self.take(size)?;
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), size);
+        Some(())
+    }
+
+    /// Vectors and S4 objects.
+    unsafe fn plain(&mut self, kind: i32, flags: i32, depth: u32) -> Option<SEXP> {
+        let (sexptype, width) = match kind {
+            10 => (SEXPTYPE::LGLSXP, 4),
+            13 => (SEXPTYPE::INTSXP, 4),
+            14 => (SEXPTYPE::REALSXP, 8),
+            15 => (SEXPTYPE::CPLXSXP, 16),
+            16 => (SEXPTYPE::STRSXP, 8),
+            19 => (SEXPTYPE::VECSXP, 4),
+            20 => (SEXPTYPE::EXPRSXP, 4),
+            24 => (SEXPTYPE::RAWSXP, 1),
+            // S4 objects and whatever else there may be.
+            _ => return None,
+        };
+        let n = usize::try_from(self.integer()?).ok()?;
+        // No allocation for what is not there.
+        if self.rest.len() < n.checked_mul(width)? {
+            return None;
+        }
+        let object = self.protect(Rf_allocVector(sexptype, n as isize));
+        match sexptype {
+            SEXPTYPE::LGLSXP => self.data(LOGICAL(object), n)?,
+            SEXPTYPE::INTSXP => self.data(INTEGER(object), n)?,
+            SEXPTYPE::REALSXP => self.data(REAL(object), n)?,
+            SEXPTYPE::CPLXSXP => self.data(COMPLEX(object), n)?,
+            SEXPTYPE::RAWSXP => self.data(RAW(object), n)?,
+            SEXPTYPE::STRSXP => {
+                for i in 0..n {
+                    let flags = self.integer()?;
+                    if flags & 0xff != SEXPTYPE::CHARSXP as i32 {
+                        return None;
+                    }
+                    let string = self.string(flags)?;
+                    SET_STRING_ELT(object, i as isize, string);
+                }
+            }
+            _ => {
+                for i in 0..n {
+                    let element = self.item(depth + 1)?;
+                    SET_VECTOR_ELT(object, i as isize, element);
+                }
+            }
+        }
+        if flags & HAS_ATTRIBUTES != 0 {
+            let attributes = self.item(depth + 1)?;
+            SET_ATTRIB(object, attributes);
+        }
+        r::SET_OBJECT(object, i32::from(flags & IS_OBJECT != 0));
+        if flags >> 12 & S4 != 0 {
+            r::SET_S4_OBJECT(object);
+        }
+        self.unprotect(1);
+        Some(object)
+    }
+}

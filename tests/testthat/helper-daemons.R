@@ -1,0 +1,107 @@
+# Every test has a compute profile of its own, so that tests do not meet in the default
+# one, and ends its daemons when it ends, even by an error.
+
+defer <- function(action, frame) {
+  do.call(on.exit, list(as.call(list(action)), add = TRUE, after = FALSE), envir = frame)
+}
+
+test_profile <- local({
+  count <- 0L
+  function() {
+    count <<- count + 1L
+    paste0("test-", count)
+  }
+})
+
+# Sets daemons in a fresh profile and makes that current until `frame` ends.
+local_test_daemons <- function(..., frame = parent.frame()) {
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), frame)
+  daemons(..., .compute = profile)
+  local_daemons(profile, frame)
+  profile
+}
+
+local_envvar <- function(..., frame = parent.frame()) {
+  new <- c(...)
+  old <- Sys.getenv(names(new), NA, names = TRUE)
+  defer(
+    function() {
+      Sys.unsetenv(names(old)[is.na(old)])
+      if (!all(is.na(old))) do.call(Sys.setenv, as.list(old[!is.na(old)]))
+    },
+    frame
+  )
+  do.call(Sys.setenv, as.list(new))
+}
+
+local_file <- function(..., frame = parent.frame()) {
+  path <- tempfile(...)
+  defer(function() unlink(path, recursive = TRUE), frame)
+  path
+}
+
+# For what there is no event to wait for, such as the end of a process that is not ours.
+wait_until <- function(condition, seconds = 10) {
+  deadline <- Sys.time() + seconds
+  while (!condition()) {
+    if (Sys.time() > deadline) return(FALSE)
+    Sys.sleep(0.005)
+  }
+  TRUE
+}
+
+is_alive <- function(pid) {
+  state <- tryCatch(readLines(file.path("/proc", pid, "stat"), warn = FALSE), error = function(e) "")
+  if (dir.exists("/proc/self")) nzchar(state) && !grepl(") Z ", state, fixed = TRUE) else tools::pskill(pid, 0L)
+}
+
+ends <- function(pid, seconds = 10) wait_until(function() !is_alive(pid), seconds)
+
+connected <- function(n, .compute = NULL) {
+  wait_until(function() info(.compute)[["connections"]] == n)
+}
+
+# Evaluates R code in a process of its own, which is ended with the test at the latest.
+# Its output is `p$read_all_output_lines()`; `p$wait()` waits for it to end.
+r_process <- function(code, ..., frame = parent.frame()) {
+  p <- callr::rscript_process$new(callr::rscript_process_options(
+    script = r_script(code, frame),
+    libpath = .libPaths(),
+    stdout = "|",
+    stderr = "2>&1",
+    ...
+  ))
+  defer(function() p$kill(), frame)
+  p
+}
+
+r_script <- function(code, frame) {
+  path <- local_file(fileext = ".R", frame = frame)
+  writeLines(if (is.character(code)) code else deparse(code), path)
+  path
+}
+
+# The output of R code after its process has ended.
+r_output <- function(code, ..., frame = parent.frame()) {
+  p <- r_process(code, ..., frame = frame)
+  p$wait(30000)
+  p$read_all_output_lines()
+}
+
+# What a daemon says about itself when it ends.
+daemon_process <- function(url, args = "", before = "", frame = parent.frame()) {
+  url <- encodeString(url, quote = "\"")
+  r_process(paste0(before, "\ncat('code', mirai::daemon(", url, args, "), '\\n')"), frame = frame)
+}
+
+end_code <- function(p) {
+  p$wait(20000)
+  as.integer(sub("code ", "", grep("^code", p$read_all_output_lines(), value = TRUE)))
+}
+
+# For snapshots: random parts of URLs, ids and numbers.
+mask_urls <- function(lines) {
+  lines <- gsub("abstract://[0-9a-f]+", "abstract://<random>", lines)
+  gsub("ipc://[^ \"]+", "ipc://<random>", lines)
+}

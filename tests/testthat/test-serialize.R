@@ -1,0 +1,138 @@
+# Objects come back identical from our own serializer, whether it writes and reads them
+# itself or leaves that to R; and R reads what we write.
+
+round_trip <- function(x) .Call(rs_decode, .Call(rs_encode, x))
+
+expect_round_trip <- function(x) {
+  bytes <- .Call(rs_encode, x)
+  expect_identical(.Call(rs_decode, bytes), x)
+  expect_identical(unserialize(bytes), x)
+  expect_identical(.Call(rs_decode, serialize(x, NULL, xdr = FALSE)), x)
+}
+
+test_that("vectors of all types survive, with what is missing in them", {
+  for (x in list(
+    NULL, TRUE, c(NA, FALSE), 1L, c(NA_integer_, -5L), pi, c(NA, NaN, Inf, -0), 1i, c(NA_complex_, 2 - 1i),
+    "a", c(NA, "", "b"), raw(0), as.raw(0:255), list(), list(1, "a", NULL), character(0), integer(0)
+  )) {
+    expect_round_trip(x)
+  }
+})
+
+test_that("attributes, factors, data frames, dates and matrices survive", {
+  expect_round_trip(c(a = 1, b = 2))
+  expect_round_trip(iris)
+  expect_round_trip(matrix(1:6, 2, dimnames = list(NULL, letters[1:3])))
+  expect_round_trip(structure(list(1), class = c("x", "y"), other = quote(f(x))))
+  expect_round_trip(as.POSIXlt("2024-02-29 12:00:00", tz = "UTC"))
+  expect_round_trip(ts(1:24, start = c(2020, 1), frequency = 12))
+})
+
+test_that("strings survive in every encoding", {
+  latin <- "fa\xE7ile"
+  Encoding(latin) <- "latin1"
+  bytes <- "\xff\xfe"
+  Encoding(bytes) <- "bytes"
+  for (x in list("\u6771\u4eac", latin, bytes, c("ascii", "\u00e9", latin, NA))) {
+    expect_round_trip(x)
+    expect_identical(Encoding(round_trip(x)), Encoding(x))
+  }
+})
+
+test_that("language survives", {
+  expect_round_trip(quote(x))
+  expect_round_trip(quote(f(x, y = 2, ...)[[1]]$z))
+  expect_round_trip(as.formula("y ~ x + log(z)", globalenv()))
+  expect_round_trip(expression(a, b + 1))
+  expect_round_trip(quote(function(x, y = 2) x + y))
+  expect_round_trip(pairlist(a = 1, b = quote(z)))
+  expect_round_trip(as.name("a name with spaces"))
+  with_source <- parse(text = "{ a # comment\n b }", keep.source = TRUE)[[1]]
+  expect_identical(as.character(attr(round_trip(with_source), "srcref")), as.character(attr(with_source, "srcref")))
+})
+
+test_that("functions survive: closures here and in namespaces, compiled ones, primitives", {
+  f <- function(x, ...) x + 1
+  environment(f) <- globalenv()
+  expect_round_trip(f)
+  expect_round_trip(compiler::cmpfun(f))
+  expect_round_trip(stats::sd)
+  expect_round_trip(sum)
+  expect_round_trip(`if`)
+  expect_identical(round_trip(compiler::cmpfun(f))(2), 3)
+})
+
+test_that("environments survive, with cycles and locked bindings", {
+  env <- new.env()
+  env$self <- env
+  env$x <- 1:3
+  lockBinding("x", env)
+  back <- round_trip(list(env, env))
+  expect_identical(back[[1]], back[[2]])
+  expect_identical(back[[1]]$self, back[[1]])
+  expect_identical(back[[1]]$x, 1:3)
+  for (x in list(globalenv(), emptyenv(), baseenv(), .BaseNamespaceEnv, asNamespace("stats"))) {
+    expect_identical(round_trip(x), x)
+  }
+  counter <- local({ n <- 0; function() n <<- n + 1 })
+  counter()
+  expect_identical(round_trip(counter)(), 2)
+})
+
+test_that("S4 objects survive", {
+  where <- globalenv()
+  setClass("Point", representation(x = "numeric", y = "numeric"), where = where)
+  setClass("Named", contains = "numeric", representation(name = "character"), where = where)
+  on.exit(for (class in c("Point", "Named")) removeClass(class, where = where))
+  expect_round_trip(new("Point", x = 1, y = 2))
+  expect_round_trip(new("Named", c(1, 2), name = "n"))
+  expect_true(isS4(round_trip(new("Named", 1, name = "n"))))
+})
+
+test_that("compact and other alternative representations survive, and large ones stay compact", {
+  expect_round_trip(1:10)
+  expect_round_trip(1:1e6)
+  expect_round_trip(as.character(1:5))
+  expect_round_trip(as.character(1:5000))
+  expect_round_trip(seq(0.5, 1e4))
+  expect_lt(length(.Call(rs_encode, 1:1e9)), 500)
+})
+
+test_that("many symbols, deep nesting and large vectors survive", {
+  expect_round_trip(as.call(lapply(paste0("s", 1:500), as.name)))
+  deep <- list()
+  for (i in 1:1000) deep <- list(deep)
+  expect_round_trip(deep)
+  expect_round_trip(c(runif(1e6)))
+  expect_round_trip(as.list(1:5000))
+})
+
+test_that("random nested objects survive", {
+  set.seed(1)
+  atoms <- list(
+    function() sample(c(TRUE, FALSE, NA), 3), function() sample(10L), function() rnorm(2),
+    function() sample(letters, 2), function() quote(a + b), function() as.name("q"), function() NULL,
+    function() factor(sample(letters, 3)), function() complex(1, 2, 3), function() 1:4,
+    function() as.raw(7), function() function(x) x, function() Sys.Date(), function() "\u00fc"
+  )
+  random <- function(depth) {
+    if (depth == 0 || runif(1) < 0.3) return(sample(atoms, 1)[[1]]())
+    x <- lapply(seq_len(sample(0:4, 1)), function(i) random(depth - 1))
+    if (runif(1) < 0.5) names(x) <- make.names(seq_along(x))
+    if (runif(1) < 0.3) attr(x, "extra") <- random(depth - 1)
+    x
+  }
+  for (i in 1:300) {
+    x <- random(5)
+    # Functions are compared without their environments: those are copies.
+    expect_true(all.equal(round_trip(x), x, check.environment = FALSE))
+  }
+})
+
+test_that("bytes that are not an object are an error", {
+  bytes <- .Call(rs_encode, list(1, "a", quote(x + y), iris))
+  for (n in c(0, 1, 5, 30, 100, length(bytes) - 1)) {
+    expect_error(.Call(rs_decode, bytes[seq_len(n)]))
+  }
+  expect_error(.Call(rs_decode, as.raw(1:100)))
+})
