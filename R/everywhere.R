@@ -14,8 +14,8 @@
 #' use up random number streams.
 #' @examples
 #' daemons(2)
-#' everywhere(offset <<- 100)
-#' m <- mirai(offset + 1)
+#' everywhere(rate <<- 100)
+#' m <- mirai(rate + 1)
 #' m[]
 #' daemons(0)
 #' @export

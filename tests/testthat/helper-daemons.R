@@ -52,8 +52,11 @@ wait_until <- function(condition, seconds = 10) {
 }
 
 is_alive <- function(pid) {
-  state <- tryCatch(readLines(file.path("/proc", pid, "stat"), warn = FALSE), error = function(e) "")
-  if (dir.exists("/proc/self")) nzchar(state) && !grepl(") Z ", state, fixed = TRUE) else tools::pskill(pid, 0L)
+  if (!dir.exists("/proc/self")) return(tools::pskill(pid, 0L))
+  state <- suppressWarnings(
+    tryCatch(readLines(file.path("/proc", pid, "stat")), error = function(e) NULL)
+  )
+  length(state) && !grepl(") Z ", state[1L], fixed = TRUE)
 }
 
 ends <- function(pid, seconds = 10) wait_until(function() !is_alive(pid), seconds)
@@ -104,4 +107,34 @@ end_code <- function(p) {
 mask_urls <- function(lines) {
   lines <- gsub("abstract://[0-9a-f]+", "abstract://<random>", lines)
   gsub("ipc://[^ \"]+", "ipc://<random>", lines)
+}
+
+# For snapshots: each of the expressions in braces, and the error that it ends in, the same
+# with all versions of testthat.
+show_errors <- function(block) {
+  frame <- parent.frame()
+  for (expr in as.list(substitute(block))[-1L]) {
+    result <- tryCatch({
+      eval(expr, frame)
+      "no error"
+    }, error = function(e) {
+      call <- conditionCall(e)
+      call <- if (is.symbol(call[[1L]])) paste0(" in ", call[[1L]], "()")
+      paste0("Error", call, ": ", conditionMessage(e))
+    })
+    cat("> ", deparse(expr, nlines = 1L), "\n", result, "\n", sep = "")
+  }
+}
+
+# Waits until a process has written a line.
+wait_for_line <- function(p, line, seconds = 20) {
+  seen <- character()
+  deadline <- Sys.time() + seconds
+  while (Sys.time() < deadline) {
+    p$poll_io(200)
+    seen <- c(seen, p$read_output_lines())
+    if (any(trimws(seen) == line)) return(expect_true(TRUE))
+    if (!p$is_alive() && !p$is_incomplete_output()) break
+  }
+  fail(paste0("'", line, "' not seen in: ", paste(seen, collapse = "\n")))
 }

@@ -327,7 +327,8 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
             return;
         };
         let body: Bytes = (*buffer()).take();
-        let mut peers = host.peers().into_iter();
+        let peers = host.peers().into_iter().map(Target::Peer);
+        let mut targets = peers.chain((0..).map(Target::Join));
         for i in 0..n {
             let env = VECTOR_ELT(out, i as _);
             let pointer = r::get_var_in_frame(TASK.get(), env);
@@ -339,8 +340,9 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
             };
             let task = Arc::new(Task::new(id, payload));
             hold(pointer, task.clone());
-            let target = peers.next().map_or(Target::NextJoin, Target::Peer);
-            host.submit(task, None, target);
+            if let Some(target) = targets.next() {
+                host.submit(task, None, target);
+            }
         }
     });
 }

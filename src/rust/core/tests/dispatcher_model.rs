@@ -68,7 +68,7 @@ struct World {
     /// Live tasks for any daemon that are assigned to none.
     queue: VecDeque<TaskId>,
     turn: VecDeque<PeerId>,
-    joins: VecDeque<TaskId>,
+    joins: BTreeMap<u64, Vec<TaskId>>,
     /// By endpoint: tasks for its first connection, which that was, and whether
     /// it is abandoned.
     waiting: [VecDeque<TaskId>; ENDPOINTS],
@@ -95,7 +95,7 @@ impl World {
             last_peer: 0,
             queue: VecDeque::new(),
             turn: VecDeque::new(),
-            joins: VecDeque::new(),
+            joins: BTreeMap::new(),
             waiting: Default::default(),
             first: Default::default(),
             abandoned: Default::default(),
@@ -153,7 +153,10 @@ impl World {
             },
             Target::Endpoint(e) if self.abandoned[e] => over.push((id, Verdict::Reset)),
             Target::Endpoint(e) => self.waiting[e].push_back(id),
-            Target::NextJoin => self.joins.push_back(id),
+            Target::Join(others) => {
+                let number = self.cumulative + 1 + u64::from(others);
+                self.joins.entry(number).or_default().push(id);
+            }
         }
         let event = Event::Submit {
             id,
@@ -170,7 +173,7 @@ impl World {
         self.last_peer += 1;
         let peer = self.last_peer;
         let mut pinned = std::mem::take(&mut self.waiting[endpoint]);
-        pinned.extend(self.joins.pop_front());
+        pinned.extend(self.joins.remove(&(self.cumulative + 1)).unwrap_or_default());
         pinned.make_contiguous().sort_unstable();
         let daemon = Daemon {
             endpoint,
@@ -360,7 +363,7 @@ impl World {
         for id in due.keys() {
             let gone = |other: &TaskId| other != id;
             self.queue.retain(gone);
-            self.joins.retain(gone);
+            self.joins.values_mut().for_each(|w| w.retain(gone));
             self.waiting.iter_mut().for_each(|w| w.retain(gone));
             for daemon in self.daemons.values_mut() {
                 daemon.pinned.retain(gone);
@@ -537,7 +540,7 @@ enum RandomTarget {
     /// Among all that ever were, and one that was not.
     Peer(u32),
     Endpoint(usize),
-    NextJoin,
+    Join(u32),
 }
 
 fn any_target() -> impl Strategy<Value = RandomTarget> {
@@ -545,7 +548,7 @@ fn any_target() -> impl Strategy<Value = RandomTarget> {
         8 => Just(RandomTarget::Any),
         2 => any::<u32>().prop_map(RandomTarget::Peer),
         1 => (0..ENDPOINTS + 1).prop_map(RandomTarget::Endpoint),
-        1 => Just(RandomTarget::NextJoin),
+        1 => (0u32..3).prop_map(RandomTarget::Join),
     ]
 }
 
@@ -596,7 +599,7 @@ fn live_through(world: &mut World, step: Step) {
                 RandomTarget::Peer(n) => Target::Peer(n % (world.last_peer + 2)),
                 RandomTarget::Endpoint(ENDPOINTS..) => Target::Any,
                 RandomTarget::Endpoint(e) => Target::Endpoint(e),
-                RandomTarget::NextJoin => Target::NextJoin,
+                RandomTarget::Join(others) => Target::Join(others),
             };
             let timeout = timeout.map(Duration::from_millis);
             for _ in 0..times {
@@ -761,14 +764,20 @@ fn set_up_comes_before_what_was_submitted_after_it() {
     let running = submit(&mut world);
     let waiting = submit(&mut world);
     let setup = world.submit(Target::Peer(one), 1, None);
-    let next = world.submit(Target::NextJoin, 1, None);
+    let next = world.submit(Target::Join(0), 1, None);
+    let next_too = world.submit(Target::Join(0), 1, None);
+    let later = world.submit(Target::Join(1), 1, None);
     assert_eq!(world.held(one), [running]);
     world.reply(one);
     assert_eq!(world.held(one), [setup]);
     let two = world.join(0);
     assert_eq!(world.held(two), [next]);
     world.reply(two);
+    assert_eq!(world.held(two), [next_too]);
+    world.reply(two);
     assert_eq!(world.held(two), [waiting]);
+    let three = world.join(0);
+    assert_eq!(world.held(three), [later]);
 }
 
 #[test]

@@ -74,8 +74,8 @@ pub enum Target {
     Peer(PeerId),
     /// On the first connection at this endpoint, which may be there already.
     Endpoint(Endpoint),
-    /// On the next connection anywhere.
-    NextJoin,
+    /// On the daemon that connects after so many others from now on, from 0.
+    Join(u32),
 }
 
 /// What happened.
@@ -220,7 +220,8 @@ pub struct Dispatcher<J> {
     idle: Vec<PeerId>,
     /// Round robin: whose turn it is.
     turn: VecDeque<PeerId>,
-    joins: VecDeque<TaskId>,
+    /// Tasks for connections to come, by the number of the connection.
+    joins: FxHashMap<u64, VecDeque<TaskId>>,
     endpoints: Vec<EndpointState>,
     deadlines: BTreeSet<(Time, TaskId)>,
     in_flight: usize,
@@ -237,7 +238,7 @@ impl<J: Clone> Dispatcher<J> {
             peers: FxHashMap::default(),
             idle: Vec::new(),
             turn: VecDeque::new(),
-            joins: VecDeque::new(),
+            joins: FxHashMap::default(),
             endpoints: Vec::new(),
             deadlines: BTreeSet::new(),
             in_flight: 0,
@@ -391,7 +392,10 @@ impl<J: Clone> Dispatcher<J> {
                 Some(e) if !e.abandoned => e.waiting.push_back(id),
                 _ => self.finish(id, Verdict::Reset, false, out),
             },
-            Target::NextJoin => self.joins.push_back(id),
+            Target::Join(others) => {
+                let number = self.counts.cumulative + 1 + u64::from(others);
+                self.joins.entry(number).or_default().push_back(id);
+            }
         }
     }
 
@@ -402,12 +406,8 @@ impl<J: Clone> Dispatcher<J> {
         self.counts.cumulative += 1;
         state.first.get_or_insert(id);
         let mut pinned = std::mem::take(&mut state.waiting);
-        // One of those that wait for a connection; cancelled ones do not use it up.
-        while let Some(task) = self.joins.pop_front() {
-            if self.tasks.contains_key(&task) {
-                pinned.push_back(task);
-                break;
-            }
+        if let Some(mut tasks) = self.joins.remove(&self.counts.cumulative) {
+            pinned.append(&mut tasks);
         }
         // In the order of submission, which is that of ids.
         pinned.make_contiguous().sort_unstable();

@@ -1,0 +1,158 @@
+test_that("call_mirai() waits for one or several and returns them invisibly", {
+  local_test_daemons(2)
+  m <- mirai(1)
+  called <- withVisible(call_mirai(m))
+  expect_false(called$visible)
+  expect_identical(called$value, m)
+  expect_identical(m$data, 1)
+  expect_identical(call_mirai_(m), m)
+  ms <- list(a = mirai(1), b = mirai({
+    Sys.sleep(0.1)
+    2
+  }))
+  expect_identical(call_mirai(ms), ms)
+  expect_false(unresolved(ms))
+  expect_identical(call_mirai(list()), list())
+  map <- everywhere(3)
+  expect_identical(call_mirai(map), map)
+})
+
+test_that("collect_mirai() returns the value or the list of values", {
+  local_test_daemons(2)
+  expect_identical(collect_mirai(mirai(1)), 1)
+  expect_identical(collect_mirai(list(a = mirai("x"), b = mirai(NULL))), list(a = "x", b = NULL))
+  expect_identical(collect_mirai(list()), list())
+  failed <- collect_mirai(list(mirai(stop("no")), mirai(2)))
+  expect_true(is_mirai_error(failed[[1L]]))
+  expect_identical(failed[[2L]], 2)
+  expect_identical(collect_mirai(everywhere(3)), list(3, 3))
+})
+
+test_that("race_mirai() waits for the first to resolve", {
+  local_test_daemons(2)
+  expect_identical(race_mirai(list()), 0L)
+  slow <- mirai(Sys.sleep(60))
+  quick <- mirai({
+    Sys.sleep(0.2)
+    "quick"
+  })
+  before <- proc.time()
+  expect_identical(race_mirai(list(slow, quick)), 2L)
+  waited <- proc.time() - before
+  expect_lt(waited[["elapsed"]], 10)
+  # asleep, not looking again and again
+  expect_lt(waited[["user.self"]] + waited[["sys.self"]], 0.1)
+  expect_identical(race_mirai(list(quick, slow)), 1L)
+  expect_identical(race_mirai(quick), 1L)
+  failed <- mirai(stop("no"))
+  expect_identical(race_mirai(list(slow, failed)), 2L)
+  stop_mirai(slow)
+})
+
+test_that("stop_mirai() cancels queued and running tasks, and says which", {
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  finished <- call_mirai(mirai("done"))
+  file <- local_file()
+  running <- mirai({
+    on.exit(cat("interrupted", file = file))
+    file.create(file)
+    Sys.sleep(60)
+  }, file = file)
+  queued <- mirai(cat("never", file = file), file = file)
+  last <- mirai("last")
+  expect_true(wait_until(function() file.exists(file)))
+  stopped <- withVisible(stop_mirai(queued))
+  expect_false(stopped$visible)
+  expect_identical(stopped$value, TRUE)
+  expect_snapshot(queued$data)
+  expect_true(unresolved(running))
+  expect_identical(stop_mirai(list(finished, running)), c(FALSE, TRUE))
+  expect_snapshot(running$data)
+  expect_identical(finished$data, "done")
+  expect_identical(stop_mirai(running), FALSE)
+  # the daemon is healthy and took no harm
+  expect_identical(last[], "last")
+  expect_identical(mirai(Sys.getpid())[], pid)
+  expect_identical(readLines(file, warn = FALSE), "interrupted")
+  expect_identical(stop_mirai(list()), logical())
+})
+
+test_that("an interrupt never hits a later task", {
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  later <- lapply(1:300, function(i) {
+    m <- mirai(Sys.sleep(0.0005))
+    if (i %% 3L) unresolved(m) else mirai(0)[]
+    stop_mirai(m)
+    mirai(i, i = i)
+  })
+  expect_identical(collect_mirai(later), as.list(1:300))
+  expect_identical(mirai(Sys.getpid())[], pid)
+})
+
+test_that("stop_mirai() reaches tasks in other profiles and those without daemons", {
+  one <- test_profile()
+  m1 <- mirai(Sys.sleep(60), .compute = one)
+  local_test_daemons(1, dispatcher = FALSE)
+  file <- local_file()
+  m2 <- mirai({
+    file.create(file)
+    Sys.sleep(60)
+  }, file = file)
+  m3 <- mirai("next")
+  expect_true(wait_until(function() file.exists(file)))
+  expect_identical(stop_mirai(list(m1, m2)), c(TRUE, TRUE))
+  expect_identical(m1$data, structure(20L, class = "errorValue"))
+  expect_identical(m2$data, structure(20L, class = "errorValue"))
+  expect_identical(m3[], "next")
+})
+
+test_that("unresolved() takes anything", {
+  local_test_daemons(1)
+  done <- call_mirai(mirai(1))
+  m <- mirai(Sys.sleep(60))
+  expect_true(unresolved(m))
+  expect_true(unresolved(m$data))
+  expect_true(unresolved(list(1, m)))
+  expect_true(unresolved(list(done, m$data)))
+  stop_mirai(m)
+  expect_false(unresolved(m))
+  expect_false(unresolved(m$data))
+  expect_false(unresolved(list(m, done)))
+  expect_false(unresolved(NA))
+  expect_false(unresolved(list()))
+})
+
+test_that("waiting for something else is an error", {
+  expect_snapshot(show_errors({
+    call_mirai(1)
+    call_mirai_("a")
+    collect_mirai(NULL)
+    race_mirai(list(1))
+    stop_mirai(list("a", 2))
+    stop_mirai(new.env())
+  }))
+})
+
+test_that("a wait can be interrupted and the session goes on", {
+  host <- r_process(c(
+    "library(mirai)",
+    "d <- daemons(1)",
+    "m <- mirai({Sys.sleep(1.5); 'value'})",
+    "cat('waiting\\n')",
+    "r <- tryCatch(m[], interrupt = function(i) 'interrupted')",
+    "cat(r, unresolved(m), '\\n')",
+    "cat('again\\n')",
+    "r <- tryCatch(race_mirai(list(m)), interrupt = function(i) 'interrupted')",
+    "cat(r, m[], mirai('next')[], '\\n')"
+  ))
+  wait_for_line(host, "waiting")
+  host$interrupt()
+  wait_for_line(host, "interrupted TRUE")
+  wait_for_line(host, "again")
+  host$interrupt()
+  wait_for_line(host, "interrupted value next")
+  host$wait(10000)
+  expect_identical(host$get_exit_status(), 0L)
+})
