@@ -6,7 +6,7 @@ stop_argument <- function(name, expected, call) {
 }
 
 check_string <- function(x, name, call = sys.call(-1L)) {
-  if (!is.character(x) || length(x) != 1L || is.na(x) || !nzchar(x)) {
+  if (missing(x) || !is.character(x) || length(x) != 1L || is.na(x) || !nzchar(x)) {
     stop_argument(name, "a single non-empty character string", call)
   }
 }

@@ -101,14 +101,17 @@ daemons <- function(
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
   }
   if (!missing(n) && !is.null(n) && length(url) == 1L && dispatcher) {
-    url <- paste0(url, "/", seq_len(n))
+    url <- extend_url(url, seq_len(n))
   } else if (!dispatcher && length(url) != 1L) {
     stop_argument("url", "a single URL without dispatcher", call)
   }
-  if (settings$token) url <- paste0(url, "/", .Call(rs_random_token))
+  if (settings$token) url <- extend_url(url, .Call(rs_random_token))
   url <- open_profile(profile, url, dispatcher, settings, seed, memory, call)
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(url, profile)
 }
+
+# The path of an ipc URL is that of a file, in a directory that is there.
+extend_url <- function(url, with) paste0(url, ifelse(startsWith(url, "ipc://"), "-", "/"), with)
 
 new_daemons <- function(x, profile) structure(x, class = c("miraiDaemons", profile))
 

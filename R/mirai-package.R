@@ -1,12 +1,14 @@
-#' @keywords internal
-#' @details
+#' mirai: asynchronous, parallel and distributed evaluation
+#'
 #' Start with [mirai()] to evaluate an expression in another process,
 #' [daemons()] to keep processes ready for that, and [mirai_map()] to map over
 #' them. [everywhere()] prepares all daemons; [status()] tells how they do.
 #'
 #' @useDynLib mirai, .registration = TRUE, .fixes = "rs_"
 #' @importFrom utils .DollarNames
-"_PACKAGE"
+#' @docType package
+#' @name mirai-package
+NULL
 
 .onLoad <- function(libname, pkgname) {
   # Sockets in the file system do not go away by themselves.

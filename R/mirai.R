@@ -60,16 +60,13 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) 
   args <- if (length(.args)) named_args(.args)
   if (!is.null(.timeout)) check_positive(.timeout, ".timeout")
   if (!is.null(.compute)) check_string(.compute, ".compute")
-  m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, submit_task)
+  m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, give_up)
   if (is.logical(m)) m <- evaluate_sync(expr, globals, args, check_profile(.compute))
   invisible(m)
 }
 
-# How to submit: the kind of task (0 ordinary, 1 element of a map), and whether to
-# give up (1) rather than wait when the queue is full.
-submit_task <- c(0L, 0L)
-submit_or_give_up <- c(0L, 1L)
-submit_element <- c(1L, 0L)
+# Whether to give up, rather than wait, when the queue is full.
+give_up <- FALSE
 
 #' Evaluate asynchronously if there is room
 #'
@@ -88,7 +85,7 @@ try_mirai <- mirai
 
 # The same body, with another constant in its scope.
 environment(try_mirai) <- list2env(
-  list(submit_task = submit_or_give_up),
+  list(give_up = TRUE),
   parent = environment(mirai)
 )
 

@@ -15,7 +15,9 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
   put_globals(globals)
   stream <- if (!setup) .Call(rs_task_stream, profile)
   if (!is.null(stream)) put_globals(list(.Random.seed = stream))
-  value <- evaluate(expr, list2env(as.list(args), parent = globalenv()))
+  envir <- list2env(as.list(args), parent = globalenv())
+  # Those of a full stack are shown to no calling handler.
+  value <- tryCatch(evaluate(expr, envir), error = function(cnd) new_mirai_error(cnd, list()))
   left <- take_globals()
   if (setup) kept <- left else kept[[".Random.seed"]] <- left[[".Random.seed"]]
   the$globals[[profile]] <- kept

@@ -33,7 +33,7 @@ call_mirai_ <- call_mirai
 collect_mirai <- function(x, options = NULL) {
   check_waitable(x)
   if (is.environment(x)) return(.Call(rs_collect, x))
-  collect_all(x, options)
+  collect_list(x, options)
 }
 
 #' Wait for the first of several mirai
@@ -88,6 +88,6 @@ stop_mirai <- function(x) {
 unresolved <- function(x) .Call(rs_pending, x) > 0L
 
 check_waitable <- function(x, call = sys.call(-1L)) {
-  if (is_mirai(x) || is.list(x) && all(vapply(x, is_mirai, NA))) return()
+  if (!missing(x) && (is_mirai(x) || is.list(x) && all(vapply(x, is_mirai, NA)))) return()
   stop_argument("x", "a mirai, or a list of mirai", call)
 }

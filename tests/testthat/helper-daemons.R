@@ -65,29 +65,45 @@ connected <- function(n, .compute = NULL) {
   wait_until(function() info(.compute)[["connections"]] == n)
 }
 
+# Gives processes started from here a temporary directory that goes away with the test:
+# those that are killed cannot clean up.
+local_tmpdir <- function(frame = parent.frame()) {
+  dir <- local_file("tmp", frame = frame)
+  dir.create(dir)
+  local_envvar(TMPDIR = dir, frame = frame)
+}
+
 # Evaluates R code in a process of its own, which is ended with the test at the latest.
 # Its output is `p$read_all_output_lines()`; `p$wait()` waits for it to end.
-r_process <- function(code, ..., frame = parent.frame()) {
+r_process <- function(code, frame = parent.frame()) {
+  dir <- local_file("tmp", frame = frame)
+  dir.create(dir)
   p <- callr::rscript_process$new(callr::rscript_process_options(
     script = r_script(code, frame),
     libpath = .libPaths(),
+    env = c(callr::rcmd_safe_env(), TMPDIR = dir),
     stdout = "|",
-    stderr = "2>&1",
-    ...
+    stderr = "2>&1"
   ))
-  defer(function() p$kill(), frame)
+  defer(
+    function() {
+      p$kill()
+      p$wait(5000)
+    },
+    frame
+  )
   p
 }
 
 r_script <- function(code, frame) {
   path <- local_file(fileext = ".R", frame = frame)
-  writeLines(if (is.character(code)) code else deparse(code), path)
+  writeLines(code, path)
   path
 }
 
 # The output of R code after its process has ended.
-r_output <- function(code, ..., frame = parent.frame()) {
-  p <- r_process(code, ..., frame = frame)
+r_output <- function(code, frame = parent.frame()) {
+  p <- r_process(code, frame)
   p$wait(30000)
   p$read_all_output_lines()
 }
@@ -106,7 +122,7 @@ end_code <- function(p) {
 # For snapshots: random parts of URLs, ids and numbers.
 mask_urls <- function(lines) {
   lines <- gsub("abstract://[0-9a-f]+", "abstract://<random>", lines)
-  gsub("ipc://[^ \"]+", "ipc://<random>", lines)
+  gsub("ipc:///[^ \"']+", "ipc://<random>", lines)
 }
 
 # For snapshots: each of the expressions in braces, and the error that it ends in, the same
@@ -126,15 +142,24 @@ show_errors <- function(block) {
   }
 }
 
-# Waits until a process has written a line.
+
+# Waits until a process has written a line, after those that were waited for before.
 wait_for_line <- function(p, line, seconds = 20) {
-  seen <- character()
   deadline <- Sys.time() + seconds
-  while (Sys.time() < deadline) {
+  key <- as.character(p$get_pid())
+  repeat {
+    seen <- unread[[key]]
+    at <- match(line, trimws(seen))
+    if (!is.na(at)) {
+      unread[[key]] <- seen[-seq_len(at)]
+      return(succeed())
+    }
+    if (Sys.time() > deadline || !p$is_alive() && !p$is_incomplete_output()) {
+      return(fail(paste0("'", line, "' not seen in: ", paste(seen, collapse = "\n"))))
+    }
     p$poll_io(200)
-    seen <- c(seen, p$read_output_lines())
-    if (any(trimws(seen) == line)) return(expect_true(TRUE))
-    if (!p$is_alive() && !p$is_incomplete_output()) break
+    unread[[key]] <- c(seen, p$read_output_lines())
   }
-  fail(paste0("'", line, "' not seen in: ", paste(seen, collapse = "\n")))
 }
+
+unread <- new.env()

@@ -138,7 +138,7 @@ test_that("several URLs are several endpoints, and ipc URLs are files that go aw
   dir.create(dir)
   url <- paste0("ipc://", dir, "/s")
   profile <- local_test_daemons(2, url = url)
-  expect_identical(nextget("urls"), paste0(url, "/", 1:2))
+  expect_identical(nextget("urls"), paste0(url, "-", 1:2))
   expect_identical(launch_local(1:2), 2L)
   expect_true(connected(2))
   expect_identical(unname(status()$daemons[, "online"]), c(1L, 1L))
@@ -153,6 +153,7 @@ test_that("several URLs are several endpoints, and ipc URLs are files that go aw
 })
 
 test_that("retry runs the task of a daemon that died on the next", {
+  local_tmpdir()
   local_test_daemons(2, retry = TRUE)
   file <- local_file()
   m <- mirai({
@@ -292,17 +293,17 @@ test_that("with_daemons() and local_daemons() make a profile current, and restor
 })
 
 test_that("daemons_set() and require_daemons() tell", {
-  profile <- test_profile()
+  profile <- "needed"
   expect_false(daemons_set(profile))
-  needs <- function() require_daemons(profile)
+  needs <- function(.compute) require_daemons(.compute)
   expect_snapshot(show_errors({
-    require_daemons()
-    needs()
+    needs(NULL)
+    needs(profile)
     daemons_set(1)
   }))
   daemons(sync = TRUE, .compute = profile)
   expect_true(daemons_set(profile))
-  expect_identical(withVisible(needs()), list(value = TRUE, visible = FALSE))
+  expect_identical(withVisible(needs(profile)), list(value = TRUE, visible = FALSE))
   daemons(0, .compute = profile)
 })
 
@@ -360,4 +361,19 @@ test_that("on a daemon, daemons may be set", {
     list(as.integer(n), mirai::mirai(Sys.getpid())[] != Sys.getpid())
   })
   expect_identical(m[], list(1L, TRUE))
+})
+
+test_that("a process forked from the session is told that it cannot use its daemons", {
+  skip_on_os("windows")
+  local_test_daemons(1)
+  pending <- mirai({
+    Sys.sleep(0.2)
+    "value"
+  })
+  out <- parallel::mclapply(1:2, function(i) {
+    tryCatch(mirai(1), error = conditionMessage)
+  }, mc.cores = 2)
+  expect_snapshot(out)
+  expect_identical(pending[], "value")
+  expect_identical(mirai(1)[], 1)
 })

@@ -39,7 +39,7 @@ test_that("everywhere() reaches every daemon, and what it leaves persists", {
 
 test_that("everywhere() comes before any task submitted later, after those before", {
   local_test_daemons(1)
-  everywhere(history_ <<- "start")
+  everywhere(history_ <<- "start")[]
   first <- mirai({
     Sys.sleep(0.1)
     history_

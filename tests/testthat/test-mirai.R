@@ -179,6 +179,7 @@ test_that("without daemons, a fresh process evaluates and then ends", {
 })
 
 test_that("without daemons, failures are values, too", {
+  local_tmpdir()
   .compute <- test_profile()
   died <- mirai(tools::pskill(Sys.getpid(), tools::SIGKILL), .compute = .compute)
   quits <- mirai(quit(), .compute = .compute)
@@ -241,7 +242,8 @@ test_that("without dispatcher, a timeout resolves the mirai", {
 })
 
 test_that("a daemon that dies resolves its task to 19 and the others go on", {
-  local_test_daemons(2)
+  local_tmpdir()
+  local_test_daemons(4)
   bystander <- mirai({
     Sys.sleep(0.2)
     "fine"
@@ -251,6 +253,9 @@ test_that("a daemon that dies resolves its task to 19 and the others go on", {
   expect_identical(bystander[], "fine")
   expect_identical(mirai(1)[], 1)
   expect_identical(mirai(quit("no"))[], structure(19L, class = "errorValue"))
+  segfault <- mirai(tools::pskill(Sys.getpid(), 11L))
+  expect_identical(segfault[], structure(19L, class = "errorValue"))
+  expect_identical(mirai(1)[], 1)
 })
 
 test_that("try_mirai() gives up and mirai() waits when the queue is full", {

@@ -29,6 +29,7 @@ test_that("status() shows tasks that wait and run", {
 })
 
 test_that("status() counts connections", {
+  local_tmpdir()
   profile <- local_test_daemons(2)
   expect_identical(mirai(quit())[], structure(19L, class = "errorValue"))
   expect_true(connected(1))

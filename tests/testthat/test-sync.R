@@ -49,6 +49,15 @@ test_that("what everywhere() leaves persists for the profile", {
   expect_false(mirai(exists("rate"))[])
 })
 
+test_that("a full stack is an error value", {
+  local_test_daemons(sync = TRUE)
+  m <- mirai({
+    f <- function(n) f(n + 1)
+    f(1)
+  })
+  expect_match(m[]$message, "nested too deeply|stack usage")
+})
+
 test_that("evaluations may be nested", {
   profile <- local_test_daemons(sync = TRUE)
   m <- mirai({

@@ -81,13 +81,13 @@ test_that("stop_mirai() cancels queued and running tasks, and says which", {
 test_that("an interrupt never hits a later task", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
-  later <- lapply(1:300, function(i) {
+  later <- lapply(1:1000, function(i) {
     m <- mirai(Sys.sleep(0.0005))
     if (i %% 3L) unresolved(m) else mirai(0)[]
     stop_mirai(m)
     mirai(i, i = i)
   })
-  expect_identical(collect_mirai(later), as.list(1:300))
+  expect_identical(collect_mirai(later), as.list(1:1000))
   expect_identical(mirai(Sys.getpid())[], pid)
 })
 
@@ -126,6 +126,7 @@ test_that("unresolved() takes anything", {
 
 test_that("waiting for something else is an error", {
   expect_snapshot(show_errors({
+    call_mirai()
     call_mirai(1)
     call_mirai_("a")
     collect_mirai(NULL)

@@ -17,11 +17,12 @@ use extendr_ffi::{
     Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP,
     STRING_ELT, VECTOR_ELT,
 };
-use mirai_core::protocol::{Kind, Stream};
+use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
 use crate::cleanup::Snapshot;
+use crate::profiles::LECUYER;
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, Buffer};
 
@@ -35,6 +36,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 r::symbols! {
     SEED = c".Random.seed";
     QUOTE = c"quote";
+    ELEMENT = c".x";
 }
 
 /// 0: not a daemon; 1: a daemon; 2: one that evaluates an element of a map.
@@ -222,8 +224,8 @@ fn serve(
                 return End::Lost;
             }
         };
-        evaluate(worker, &task, &mut out);
-        if !worker.reply(task.seq, out.as_slice()) {
+        let failed = evaluate(worker, &task, &mut out);
+        if !worker.reply(task.seq, out.as_slice(), failed) {
             // What the link has to say about it comes from the next call.
             out = Buffer::new();
         }
@@ -281,23 +283,28 @@ enum Stage {
     Done,
 }
 
-/// Evaluates a task and leaves the serialized value in `out`, whatever happens.
-fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) {
+/// Evaluates a task and leaves the serialized value in `out`, whatever happens. True if
+/// it is an error value.
+fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) -> bool {
     STATE.store(
         if task.kind == Kind::Map { 2 } else { 1 },
         Ordering::Relaxed,
     );
     let mut stage = Stage::Reading;
+    let mut failed = true;
     let out = std::ptr::from_mut(out);
     // SAFETY: in a top-level context, on the main thread; the closures own nothing.
     unsafe {
         within_r(|| {
-            let call = Rf_protect(prepare(&task.body, task.stream));
+            let call = Rf_protect(prepare(task));
+            // So that `failure` knows whether an error was what ended it.
+            *r::R_curErrorBuf().cast_mut() = 0;
             stage = Stage::Evaluating;
             let value = Rf_protect(Rf_eval(call, R_GlobalEnv));
             finish(worker);
             stage = Stage::Writing;
             Buffer::write(out, value);
+            failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
             stage = Stage::Done;
             Rf_unprotect(2);
         });
@@ -316,6 +323,7 @@ fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) {
             }
         }
     }
+    failed
 }
 
 /// The evaluation is over: an interrupt that was meant for it must not be felt
@@ -331,17 +339,22 @@ fn finish(worker: &Worker) {
 }
 
 /// Puts a task's objects in place and returns the call that evaluates it.
-unsafe fn prepare(body: &[u8], stream: Option<Stream>) -> SEXP {
-    let payload = Rf_protect(serialize::read(body));
-    if let Some(stream) = stream {
-        let [a, b, c, d, e, f] = stream;
-        let seed = Rf_protect(r::integers(&[10407, a, b, c, d, e, f]));
+unsafe fn prepare(task: &Assignment) -> SEXP {
+    let common = task.constants.as_ref().map_or(&task.body, |c| &**c);
+    let payload = Rf_protect(serialize::read(common));
+    if let Some([a, b, c, d, e, f]) = task.stream {
+        let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
         Rf_unprotect(1);
     }
     define_all(VECTOR_ELT(payload, 1), R_GlobalEnv);
     let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
     define_all(VECTOR_ELT(payload, 2), env);
+    if task.constants.is_some() {
+        let element = Rf_protect(serialize::read(&task.body));
+        Rf_defineVar(ELEMENT.get(), element, env);
+        Rf_unprotect(1);
+    }
     let expr = Rf_protect(Rf_lang2(QUOTE.get(), VECTOR_ELT(payload, 0)));
     let call = Rf_lang3(EVALUATE.get(), expr, env);
     Rf_unprotect(3);
@@ -364,10 +377,13 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
 
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {
-    let text = match stage {
+    let text = CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy();
+    let text = if stage == Stage::Evaluating && text.is_empty() {
         // A jump to top level, such as by the abort restart.
-        Stage::Evaluating => R_NilValue,
-        _ => r::string(&CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy()),
+        R_NilValue
+    } else {
+        // Errors of a full stack, too, get here: R shows them to no calling handler.
+        r::string(&text)
     };
     let text = Rf_protect(text);
     let name = Rf_install(c"failure_value".as_ptr());

@@ -25,7 +25,7 @@ use crate::r;
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
 /// normal and sample generators: see `?RNGkind`.
-const LECUYER: i32 = 10407;
+pub const LECUYER: i32 = 10407;
 
 pub struct Profile {
     evaluation: Evaluation,

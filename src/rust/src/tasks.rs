@@ -12,16 +12,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use extendr_ffi::{
     R_CallMethodDef, R_ClassSymbol, R_ClearExternalPtr, R_ExternalPtrAddr, R_ExternalPtrProtected,
-    R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx, R_SetExternalPtrAddr,
-    Rboolean, Rf_allocVector, Rf_defineVar, Rf_error, Rf_getAttrib, Rf_lcons, Rf_protect,
-    Rf_setAttrib, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
-    TYPEOF, VECTOR_ELT,
+    R_MakeExternalPtr, R_NamesSymbol, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx,
+    R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error, Rf_getAttrib, Rf_lcons,
+    Rf_protect, Rf_setAttrib, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::host;
 use mirai_core::protocol::Kind;
-use mirai_core::task::{Outcome, Payload, Task};
-use mirai_core::wait::{self, Bell, Waited};
+use mirai_core::task::{Constants, Outcome, Payload, Task};
+use mirai_core::wait::{self, Bell, Patience, Waited};
 
 use crate::profiles::{self, Found};
 use crate::r::{
@@ -33,11 +33,15 @@ use crate::serialize::{self, Buffer};
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"submit", submit as *const (), 6),
+        r::routine(c"submit_map", submit_map as *const (), 5),
         r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
         r::routine(c"resolved", resolved as *const (), 1),
         r::routine(c"data", data as *const (), 1),
         r::routine(c"collect", collect as *const (), 1),
+        r::routine(c"collect_list", collect_list as *const (), 1),
         r::routine(c"wait_all", wait_all as *const (), 1),
+        r::routine(c"wait_some", wait_some as *const (), 3),
+        r::routine(c"first_failure", first_failure as *const (), 1),
         r::routine(c"race", race as *const (), 1),
         r::routine(c"pending", pending as *const (), 1),
         r::routine(c"cancel", cancel as *const (), 1),
@@ -155,14 +159,6 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP) {
     Rf_unprotect(1);
 }
 
-fn kind_of(code: i32) -> Kind {
-    match code {
-        1 => Kind::Map,
-        2 => Kind::Setup,
-        _ => Kind::Task,
-    }
-}
-
 fn milliseconds(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
 }
@@ -173,11 +169,11 @@ enum Refusal {
     Message(String),
 }
 
-/// `.Call(submit, expr, globals, args, timeout, profile, how)`.
+/// `.Call(submit, expr, globals, args, timeout, profile, or_give_up)`.
 ///
 /// `globals` and `args` are named lists or `NULL`, `timeout` milliseconds or
-/// `NULL`, `profile` a string; `how` are two integers: the kind, and whether to
-/// return `NULL` rather than wait for room. Returns the mirai. With a synchronous
+/// `NULL`, `profile` a string; `or_give_up` says whether to return `NULL` rather than
+/// wait for room. Returns the mirai. With a synchronous
 /// profile returns `FALSE`: evaluation is R's job then.
 unsafe extern "C-unwind" fn submit(
     expr: SEXP,
@@ -185,9 +181,8 @@ unsafe extern "C-unwind" fn submit(
     args: SEXP,
     timeout: SEXP,
     profile: SEXP,
-    how: SEXP,
+    or_give_up: SEXP,
 ) -> SEXP {
-    let how = (*INTEGER(how), *INTEGER(how).add(1));
     let launch = match profiles::find(profile) {
         Found::Host => R_NilValue,
         Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
@@ -202,9 +197,9 @@ unsafe extern "C-unwind" fn submit(
     // Last, because R code that it may run could use the buffer itself.
     write_payload(expr, globals, args);
     loop {
-        match submit_buffer(id, pointer, timeout, profile, kind_of(how.0), launch) {
+        match submit_buffer(id, pointer, timeout, profile, launch) {
             Ok(()) => break,
-            Err(Refusal::NoRoom) if how.1 != 0 => {
+            Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
                 Rf_unprotect(2);
                 return R_NilValue;
             }
@@ -248,13 +243,17 @@ unsafe fn submit_buffer(
     pointer: SEXP,
     timeout: SEXP,
     profile: SEXP,
-    kind: Kind,
     launch: SEXP,
 ) -> Result<(), Refusal> {
     let timeout = r::as_number(timeout).map(milliseconds);
     let make = |stream| {
-        let body = (*buffer()).take();
-        let task = Arc::new(Task::new(id, Payload { kind, stream, body }));
+        let payload = Payload {
+            kind: Kind::Task,
+            stream,
+            constants: None,
+            body: (*buffer()).take(),
+        };
+        let task = Arc::new(Task::new(id, payload));
         hold(pointer, task.clone());
         task
     };
@@ -284,6 +283,100 @@ unsafe fn wait_for_room(profile: SEXP) -> Waited {
                 .and_then(|p| p.host())
                 .is_none_or(|h| h.has_room(size))
         })
+    })
+}
+
+/// `.Call(submit_map, expr, globals, args, elements, profile)`: a list of mirai, one
+/// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`;
+/// what they have in common is serialized once. `FALSE` if the profile is synchronous.
+unsafe extern "C-unwind" fn submit_map(
+    expr: SEXP,
+    globals: SEXP,
+    args: SEXP,
+    elements: SEXP,
+    profile: SEXP,
+) -> SEXP {
+    match profiles::find(profile) {
+        Found::Host => {}
+        Found::Nothing => Rf_error(c"no daemons set".as_ptr()),
+        Found::Sync => return Rf_ScalarLogical(0),
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    }
+    let n = Rf_xlength(elements);
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+    // In R's keeping, because serializing an element may leave by a long jump.
+    let keeper = Rf_protect(R_MakeExternalPtr(
+        std::ptr::null_mut(),
+        R_NilValue,
+        R_NilValue,
+    ));
+    R_RegisterCFinalizerEx(keeper, Some(release_constants), Rboolean::FALSE);
+    write_payload(expr, globals, args);
+    make_constants(keeper, profile);
+    for i in 0..n {
+        let (env, pointer) = new_mirai();
+        SET_VECTOR_ELT(out, i, env);
+        let id = host::next_task_id();
+        prepare(env, pointer, id);
+        let element = VECTOR_ELT(elements, i);
+        Buffer::write(buffer(), element);
+        while !submit_element(id, pointer, keeper, profile) {
+            if wait_for_room(profile) == Waited::Interrupted {
+                r::obey_interrupt();
+                Buffer::write(buffer(), element);
+            }
+        }
+    }
+    release_constants(keeper);
+    Rf_unprotect(2);
+    out
+}
+
+/// Makes constants of what is in the buffer.
+unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
+    profiles::with_current(profile, |current| {
+        if let Some(host) = current.and_then(|p| p.host()) {
+            let constants = host.constants((*buffer()).take());
+            R_SetExternalPtrAddr(keeper, Arc::into_raw(constants).cast_mut().cast());
+        }
+    });
+}
+
+unsafe extern "C" fn release_constants(keeper: SEXP) {
+    let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
+    R_ClearExternalPtr(keeper);
+    if !constants.is_null() {
+        drop(Arc::from_raw(constants.cast_const()));
+    }
+}
+
+/// Submits the element in the buffer. False if there is no room for it.
+unsafe fn submit_element(id: u64, pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
+    profiles::with_current(profile, |current| {
+        let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
+        let profile = current.filter(|_| !constants.is_null());
+        let host = profile.and_then(|p| p.host());
+        if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
+            return false;
+        }
+        let shared = (!constants.is_null()).then(|| {
+            Arc::increment_strong_count(constants.cast_const());
+            Arc::from_raw(constants.cast_const())
+        });
+        let payload = Payload {
+            kind: Kind::Map,
+            stream: profile.and_then(|p| p.task_stream()),
+            constants: shared,
+            body: (*buffer()).take(),
+        };
+        let task = Arc::new(Task::new(id, payload));
+        hold(pointer, task.clone());
+        match host {
+            Some(host) => host.submit(task, None, Target::Any),
+            // Daemons were reset meanwhile (by a finalizer, say).
+            None => task.resolve(Outcome::Reset),
+        }
+        true
     })
 }
 
@@ -336,6 +429,7 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
             let payload = Payload {
                 kind: Kind::Setup,
                 stream: None,
+                constants: None,
                 body: body.clone(),
             };
             let task = Arc::new(Task::new(id, payload));
@@ -374,7 +468,7 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
     let task = R_ExternalPtrAddr(pointer).cast::<Task>();
     // Borrowed from the task, which the pointer holds until below.
     let value = match (*task).outcome() {
-        Some(Outcome::Value(bytes)) => serialize::read(bytes),
+        Some(Outcome::Value(bytes) | Outcome::Error(bytes)) => serialize::read(bytes),
         Some(Outcome::TimedOut) => error_value(5),
         Some(Outcome::Reset) => error_value(19),
         Some(Outcome::Canceled) | None => error_value(20),
@@ -420,31 +514,85 @@ unsafe fn each(x: SEXP) -> impl Iterator<Item = SEXP> + Clone {
 
 /// `.Call(wait_all, x)`: waits until all mirai in `x` have resolved; returns `x`.
 unsafe extern "C-unwind" fn wait_all(x: SEXP) -> SEXP {
-    while wait_for(x, usize::MAX) == Waited::Interrupted {
+    while wait_for(x, Patience::for_all(usize::MAX)) == Waited::Interrupted {
         r::obey_interrupt();
     }
     x
 }
 
-/// Waits for `most` of the mirai in `x`, or for all of them if that is fewer.
-unsafe fn wait_for(x: SEXP, most: usize) -> Waited {
+/// `.Call(wait_some, x, until_failure, milliseconds)`: waits until all mirai in `x` have
+/// resolved, one has failed (if `until_failure`), or the time is over (unless `NULL`).
+/// The number that have resolved.
+unsafe extern "C-unwind" fn wait_some(x: SEXP, until_failure: SEXP, timeout: SEXP) -> SEXP {
+    let patience = Patience {
+        enough: usize::MAX,
+        until_failure: *LOGICAL(until_failure) == 1,
+        timeout: r::as_number(timeout).map(milliseconds),
+    };
+    while wait_for(x, patience) == Waited::Interrupted {
+        r::obey_interrupt();
+    }
+    let resolved = each(x).filter(|m| !is_pending(*m)).count();
+    Rf_ScalarInteger(resolved as i32)
+}
+
+/// Waits as `patience` says, but for no more mirai than there are in `x`.
+unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
     if TYPEOF(x) == SEXPTYPE::ENVSXP {
         // The common case, without a list.
+        let patience = Patience {
+            enough: 1,
+            ..patience
+        };
         return match task_of(x) {
-            Some(task) => wait::wait_for(std::iter::once(task), 1, None, r::interrupted),
+            Some(task) => wait::wait_for(std::iter::once(task), patience, r::interrupted),
             None => Waited::Ready,
         };
     }
     let tasks: Vec<&Task> = each(x).filter_map(|m| task_of(m)).collect();
-    let gone = each(x).count() - tasks.len();
-    let enough = tasks.len().min(most.saturating_sub(gone));
-    wait::wait_for(tasks.iter().copied(), enough, None, r::interrupted)
+    let read = each(x).count() - tasks.len();
+    let patience = Patience {
+        enough: tasks.len().min(patience.enough.saturating_sub(read)),
+        ..patience
+    };
+    wait::wait_for(tasks.iter().copied(), patience, r::interrupted)
+}
+
+/// `.Call(collect_list, x)`: waits for all mirai in a list; a list of their values with
+/// the same names.
+unsafe extern "C-unwind" fn collect_list(x: SEXP) -> SEXP {
+    wait_all(x);
+    let n = Rf_xlength(x);
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+    for i in 0..n {
+        SET_VECTOR_ELT(out, i, value_of(VECTOR_ELT(x, i)));
+    }
+    let names = Rf_protect(Rf_getAttrib(x, R_NamesSymbol));
+    if names != R_NilValue {
+        Rf_setAttrib(out, R_NamesSymbol, names);
+    }
+    Rf_unprotect(2);
+    out
+}
+
+/// `.Call(first_failure, x)`: index of the first mirai in the list that has resolved to an
+/// error value, 0 if there is none.
+unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
+    let failed = |m| match task_of(m) {
+        Some(task) => task.has_failed(),
+        None => {
+            let value = r::get_var_in_frame(DATA.get(), m);
+            Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
+        }
+    };
+    let first = (0..Rf_xlength(x)).find(|i| failed(VECTOR_ELT(x, *i)));
+    Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
 }
 
 /// `.Call(race, x)`: waits for the first mirai in the list to resolve and returns
 /// its index, 0 for a list without mirai.
 unsafe extern "C-unwind" fn race(x: SEXP) -> SEXP {
-    while wait_for(x, 1) == Waited::Interrupted {
+    while wait_for(x, Patience::for_all(1)) == Waited::Interrupted {
         r::obey_interrupt();
     }
     let list = TYPEOF(x) == SEXPTYPE::VECSXP;

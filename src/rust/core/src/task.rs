@@ -16,6 +16,8 @@ use crate::wait::Countdown;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     Value(Vec<u8>),
+    /// The same, where that is an error of the evaluation.
+    Error(Vec<u8>),
     TimedOut,
     /// The daemon was lost, or the host reset its daemons.
     Reset,
@@ -27,7 +29,30 @@ pub enum Outcome {
 pub struct Payload {
     pub kind: Kind,
     pub stream: Option<Stream>,
+    /// What the task has in common with others, and which a daemon is sent once.
+    pub constants: Option<Arc<Constants>>,
     pub body: Bytes,
+}
+
+/// What several tasks have in common: made by
+/// [`Host::constants`](crate::host::Host::constants). Daemons forget it when the last
+/// task that needs it has resolved.
+pub struct Constants {
+    pub(crate) id: u64,
+    pub(crate) body: Bytes,
+    pub(crate) on_drop: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Drop for Constants {
+    fn drop(&mut self) {
+        (self.on_drop)(self.id);
+    }
+}
+
+impl std::fmt::Debug for Constants {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Constants({}, {} bytes)", self.id, self.body.len())
+    }
 }
 
 /// Called once, on whichever thread resolves the task. Must not block.
@@ -36,7 +61,7 @@ pub type Callback = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Watchers {
     waiting: Option<Arc<Countdown>>,
-    callback: Option<Callback>,
+    callbacks: Vec<Callback>,
 }
 
 /// See the [module documentation](self).
@@ -61,8 +86,15 @@ impl Task {
     #[cfg(test)]
     pub(crate) fn empty(id: TaskId) -> Task {
         let body = Bytes::new();
-        let (kind, stream) = (Kind::Task, None);
-        Task::new(id, Payload { kind, stream, body })
+        Task::new(
+            id,
+            Payload {
+                kind: Kind::Task,
+                stream: None,
+                constants: None,
+                body,
+            },
+        )
     }
 
     pub fn id(&self) -> TaskId {
@@ -80,6 +112,12 @@ impl Task {
 
     pub fn is_resolved(&self) -> bool {
         self.outcome.get().is_some()
+    }
+
+    /// Whether it has resolved to something else than a value.
+    pub fn has_failed(&self) -> bool {
+        self.outcome()
+            .is_some_and(|o| !matches!(o, Outcome::Value(_)))
     }
 
     /// Ends the task and tells whoever waits. Only the first call counts.
@@ -101,9 +139,9 @@ impl Task {
         // After the outcome is set: see `watch` and `on_resolved`.
         if let Some(watchers) = self.watchers.lock().take() {
             if let Some(countdown) = watchers.waiting {
-                countdown.tick();
+                countdown.tick(self.has_failed());
             }
-            if let Some(callback) = watchers.callback {
+            for callback in watchers.callbacks {
                 callback();
             }
         }
@@ -136,6 +174,6 @@ impl Task {
             drop(watchers);
             return callback();
         }
-        watchers.get_or_insert_default().callback = Some(callback);
+        watchers.get_or_insert_default().callbacks.push(callback);
     }
 }

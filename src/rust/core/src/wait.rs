@@ -117,42 +117,74 @@ fn wake_pair() -> (OwnedFd, OwnedFd) {
     (read, write)
 }
 
-/// Counts tasks down: rings the bell when enough of them have resolved.
-pub(crate) struct Countdown(AtomicUsize);
+/// Counts tasks down: rings the bell when enough of them have resolved, or one that
+/// ends the wait has failed.
+pub(crate) struct Countdown {
+    left: AtomicUsize,
+    until_failure: bool,
+    failed: AtomicBool,
+}
 
 impl Countdown {
-    pub(crate) fn tick(&self) {
-        if self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+    pub(crate) fn tick(&self, failed: bool) {
+        if failed && self.until_failure {
+            self.failed.store(true, Ordering::SeqCst);
+            Bell::get().ring();
+        }
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
             Bell::get().ring();
         }
     }
 
     fn is_over(&self) -> bool {
         // Beyond zero it wraps: more may resolve than were waited for.
-        let left = self.0.load(Ordering::SeqCst);
-        left == 0 || left > usize::MAX / 2
+        let left = self.left.load(Ordering::SeqCst);
+        left == 0 || left > usize::MAX / 2 || self.failed.load(Ordering::SeqCst)
     }
 }
 
-/// Waits until `enough` of the tasks have resolved (counting those that already
-/// have). The main thread is woken once, not for each of them.
+/// How many tasks to wait for, and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How many of them have to resolve, counting those that already have.
+    pub enough: usize,
+    /// Whether one that fails ends the wait, too.
+    pub until_failure: bool,
+    pub timeout: Option<Duration>,
+}
+
+impl Patience {
+    /// Until so many have resolved.
+    pub fn for_all(enough: usize) -> Patience {
+        Patience {
+            enough,
+            until_failure: false,
+            timeout: None,
+        }
+    }
+}
+
+/// Waits for tasks. The main thread is woken once, not for each of them.
 pub fn wait_for<'a>(
     tasks: impl Iterator<Item = &'a Task> + Clone,
-    enough: usize,
-    timeout: Option<Duration>,
+    patience: Patience,
     interrupted: impl Fn() -> bool,
 ) -> Waited {
     let resolved = tasks.clone().filter(|t| t.is_resolved()).count();
-    if resolved >= enough {
+    if resolved >= patience.enough {
         return Waited::Ready;
     }
-    let countdown = Arc::new(Countdown(AtomicUsize::new(enough)));
+    let countdown = Arc::new(Countdown {
+        left: AtomicUsize::new(patience.enough),
+        until_failure: patience.until_failure,
+        failed: AtomicBool::new(false),
+    });
     for task in tasks.clone() {
         if !task.watch(&countdown) {
-            countdown.tick();
+            countdown.tick(task.has_failed());
         }
     }
-    let end = Bell::get().wait(timeout, interrupted, || countdown.is_over());
+    let end = Bell::get().wait(patience.timeout, interrupted, || countdown.is_over());
     for task in tasks {
         task.unwatch(&countdown);
     }
@@ -179,26 +211,36 @@ mod tests {
                 task.resolve(Outcome::Value(vec![1]));
             }
         });
-        let end = wait_for(all.iter().map(Arc::as_ref), 100, None, never);
+        let end = wait_for(all.iter().map(Arc::as_ref), Patience::for_all(100), never);
         assert_eq!(end, Waited::Ready);
         assert!(all.iter().all(|t| t.is_resolved()));
         other.join().unwrap();
 
         let some = tasks(3);
         some[1].resolve(Outcome::Canceled);
-        let any = wait_for(some.iter().map(Arc::as_ref), 1, None, never);
+        let any = wait_for(some.iter().map(Arc::as_ref), Patience::for_all(1), never);
         assert_eq!(any, Waited::Ready);
 
-        let brief = Some(Duration::from_millis(5));
-        let late = wait_for(some.iter().map(Arc::as_ref), 3, brief, never);
+        let hasty = Patience {
+            timeout: Some(Duration::from_millis(5)),
+            ..Patience::for_all(3)
+        };
+        let late = wait_for(some.iter().map(Arc::as_ref), hasty, never);
         assert_eq!(late, Waited::TimedOut);
-        let stopped = wait_for(some.iter().map(Arc::as_ref), 3, None, || true);
+        let stopped = wait_for(some.iter().map(Arc::as_ref), Patience::for_all(3), || true);
         assert_eq!(stopped, Waited::Interrupted);
+
+        let failure = Patience {
+            until_failure: true,
+            ..Patience::for_all(3)
+        };
+        let failed = wait_for(some.iter().map(Arc::as_ref), failure, never);
+        assert_eq!(failed, Waited::Ready);
 
         // A wait given up leaves nothing behind that could wake or confuse the next.
         let two = [some[0].clone(), some[2].clone()];
         let other = std::thread::spawn(move || two.map(|t| t.resolve(Outcome::TimedOut)));
-        let end = wait_for(some.iter().map(Arc::as_ref), 3, None, never);
+        let end = wait_for(some.iter().map(Arc::as_ref), Patience::for_all(3), never);
         assert_eq!(end, Waited::Ready);
         other.join().unwrap();
     }

@@ -173,7 +173,11 @@ impl World {
         self.last_peer += 1;
         let peer = self.last_peer;
         let mut pinned = std::mem::take(&mut self.waiting[endpoint]);
-        pinned.extend(self.joins.remove(&(self.cumulative + 1)).unwrap_or_default());
+        pinned.extend(
+            self.joins
+                .remove(&(self.cumulative + 1))
+                .unwrap_or_default(),
+        );
         pinned.make_contiguous().sort_unstable();
         let daemon = Daemon {
             endpoint,

@@ -21,7 +21,7 @@ use mirai_core::protocol::frame::encode_head;
 use mirai_core::protocol::{FrameReader, Kind, Limits, ToDaemon, ToHost, VERSION};
 use mirai_core::task::{Outcome, Payload, Task};
 use mirai_core::transport::{Address, local_url, unix};
-use mirai_core::wait::{Bell, Waited, wait_for};
+use mirai_core::wait::{Bell, Patience, Waited, wait_for};
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
 /// Beyond this something hangs.
@@ -126,6 +126,7 @@ fn join(host: &Host, address: &Address) -> Worker {
 
 fn new_task(body: impl Into<Vec<u8>>) -> Arc<Task> {
     let payload = Payload {
+        constants: None,
         kind: Kind::Task,
         stream: None,
         body: body.into().into(),
@@ -149,8 +150,10 @@ fn submit_within(host: &Host, body: &str, ms: u64) -> Arc<Task> {
 fn wait_all(tasks: &[Arc<Task>]) {
     let end = wait_for(
         tasks.iter().map(Arc::as_ref),
-        tasks.len(),
-        Some(LONG),
+        Patience {
+            timeout: Some(LONG),
+            ..Patience::for_all(tasks.len())
+        },
         || false,
     );
     assert_eq!(end, Waited::Ready);
@@ -176,7 +179,7 @@ fn next(worker: &mut Worker) -> Assignment {
 fn evaluate(worker: &mut Worker, answer: impl FnOnce(Vec<u8>) -> Vec<u8>) {
     let task = next(worker);
     assert!(!worker.finish());
-    assert!(worker.reply(task.seq, &answer(task.body)));
+    assert!(worker.reply(task.seq, &answer(task.body), false));
 }
 
 /// A daemon in a thread of its own that echoes until the host goes.
@@ -185,7 +188,7 @@ fn echoing(mut worker: Worker) -> thread::JoinHandle<usize> {
         let mut done = 0;
         while let Next::Task(task) = worker.next(None, || false) {
             worker.finish();
-            if !worker.reply(task.seq, &task.body) {
+            if !worker.reply(task.seq, &task.body, false) {
                 break;
             }
             done += 1;
@@ -209,6 +212,7 @@ fn a_task_goes_out_and_its_value_comes_back() {
     let (host, address) = listening(Config::default());
     let mut worker = dial(&address);
     let payload = Payload {
+        constants: None,
         kind: Kind::Map,
         stream: Some([1, 2, 3, 4, 5, 6]),
         body: b"question".as_slice().into(),
@@ -220,7 +224,7 @@ fn a_task_goes_out_and_its_value_comes_back() {
     assert_eq!(assignment.stream, Some([1, 2, 3, 4, 5, 6]));
     assert_eq!(assignment.body, b"question");
     assert!(!worker.finish());
-    assert!(worker.reply(assignment.seq, b"answer"));
+    assert!(worker.reply(assignment.seq, b"answer", false));
     assert_eq!(outcome(&task), &value("answer"));
 
     let status = host.status();
@@ -329,7 +333,7 @@ fn cancelling_a_running_task_interrupts_it_and_no_other() {
     assert!(recorder.wait_interrupted(LONG));
     assert!(worker.finish());
     assert_eq!(recorder.clear_interrupts(), 1);
-    worker.reply(running.seq, b"too late");
+    worker.reply(running.seq, b"too late", false);
 
     let later = submit(&host, "later");
     evaluate(&mut worker, |body| body);
@@ -368,7 +372,7 @@ fn what_times_out_is_interrupted_or_never_sent() {
     assert!(begin.elapsed() < Duration::from_secs(5));
     assert!(recorder.wait_interrupted(LONG));
     assert!(worker.finish());
-    worker.reply(assignment.seq, b"");
+    worker.reply(assignment.seq, b"", false);
     evaluate(&mut worker, |body| body);
     assert_eq!(outcome(&patient), &value("patient"));
     host.close(false);
@@ -418,7 +422,7 @@ fn daemons_that_leave_lose_no_task() {
                                 return seen;
                             };
                             worker.finish();
-                            assert!(worker.reply(task.seq, &task.body));
+                            assert!(worker.reply(task.seq, &task.body, false));
                             seen.push(task.body);
                         }
                         worker.leave();
@@ -609,7 +613,7 @@ fn strangers_are_turned_away_and_disturb_nobody() {
 
     assert_eq!(host.counts().cumulative, 1);
     assert!(!worker.finish());
-    worker.reply(assignment.seq, b"done");
+    worker.reply(assignment.seq, b"done", false);
     assert_eq!(outcome(&running), &value("done"));
     drop(worker);
     until(|| host.counts().connections == 0);
@@ -751,7 +755,7 @@ fn cancelling_at_any_moment_hits_the_task_meant_or_nothing() {
             if told {
                 interrupted.push(task.body.clone());
             }
-            assert!(worker.reply(task.seq, &task.body));
+            assert!(worker.reply(task.seq, &task.body, false));
         }
         interrupted
     });
@@ -918,5 +922,59 @@ fn waiting_for_a_task_ends_at_the_given_time() {
     let task = submit(&host, "x");
     evaluate(&mut worker, |body| body);
     assert_eq!(outcome(&task), &value("x"));
+    host.close(false);
+}
+
+#[test]
+fn what_tasks_have_in_common_is_sent_once_to_each_daemon_and_forgotten_at_the_end() {
+    let (host, address) = listening(Config::default());
+    let constants = host.constants(b"common".as_slice().into());
+    let tasks: Vec<Arc<Task>> = (0..5)
+        .map(|i: u8| {
+            let payload = Payload {
+                constants: Some(constants.clone()),
+                kind: Kind::Map,
+                stream: None,
+                body: vec![i].into(),
+            };
+            Arc::new(Task::new(next_task_id(), payload))
+        })
+        .collect();
+    drop(constants);
+    for task in &tasks {
+        host.submit(task.clone(), None, Target::Any);
+    }
+    // One that joins early and takes two tasks, and a late one that takes the rest.
+    let mut held = Vec::new();
+    for share in [2, 3] {
+        let mut worker = join(&host, &address);
+        for _ in 0..share {
+            let task = next(&mut worker);
+            let common = task.constants.expect("constants come before the task");
+            assert_eq!(**common, *b"common");
+            held.push(common);
+            worker.finish();
+            assert!(worker.reply(task.seq, &task.body, false));
+        }
+        if share == 2 {
+            // It has been sent the next one, which it gives back.
+            worker.leave();
+            until(|| host.counts().connections == 0);
+        } else {
+            // The same memory each time: it came once.
+            assert!(held[2..].iter().all(|h| Arc::ptr_eq(h, &held[2])));
+            wait_all(&tasks);
+            let last = submit(&host, "after the map");
+            evaluate(&mut worker, |_| b"done".into());
+            assert_eq!(outcome(&last), &value("done"));
+            let late = submit(&host, "later still");
+            evaluate(&mut worker, |_| b"done".into());
+            assert_eq!(outcome(&late), &value("done"));
+            held.truncate(3);
+            // Ours is the last: the daemon has been told to forget.
+            assert_eq!(Arc::strong_count(&held[2]), 1);
+        }
+    }
+    assert_eq!(outcome(&tasks[0]), &value([0]));
     host.close(false);
 }

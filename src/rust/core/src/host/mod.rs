@@ -13,11 +13,12 @@ mod listener;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -29,7 +30,7 @@ use crate::dispatcher::{
 use crate::process::{self, Child, Program};
 use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost};
 use crate::runtime;
-use crate::task::{Outcome, Task};
+use crate::task::{Constants, Outcome, Payload, Task};
 use crate::transport::{Address, Channel, Link};
 use crate::wait::Bell;
 
@@ -65,16 +66,24 @@ struct Shared {
     timer: Notify,
     closed: AtomicBool,
     listening: Mutex<Vec<Listening>>,
+    /// Constants that no task needs any more, to be forgotten by daemons.
+    dropped: Mutex<Vec<u64>>,
     /// Session directories of daemons by process id, until the process is gone.
     tempdirs: Mutex<FxHashMap<u32, PathBuf>>,
 }
 
 struct State {
     dispatcher: Dispatcher<Arc<Task>>,
-    links: FxHashMap<PeerId, Arc<dyn Link>>,
+    links: FxHashMap<PeerId, Connected>,
     last_peer: PeerId,
     /// Kept for its capacity.
     actions: Vec<Action<Arc<Task>>>,
+}
+
+struct Connected {
+    link: Arc<dyn Link>,
+    /// Constants that the daemon has been sent.
+    holds: FxHashSet<u64>,
 }
 
 struct Listening {
@@ -96,6 +105,7 @@ impl Host {
             timer: Notify::new(),
             closed: AtomicBool::new(false),
             listening: Mutex::default(),
+            dropped: Mutex::default(),
             tempdirs: Mutex::default(),
         });
         runtime::handle().spawn(keep_time(shared.clone()));
@@ -108,6 +118,23 @@ impl Host {
     /// The name is taken, or this system has no such transport.
     pub fn listen(&self, address: &Address) -> io::Result<Endpoint> {
         self.0.listen(address, false)
+    }
+
+    /// Makes constants for tasks of this host.
+    pub fn constants(&self, body: Bytes) -> Arc<Constants> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let shared = Arc::downgrade(&self.0);
+        Arc::new(Constants {
+            id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            body,
+            // This may be anywhere, under any lock: the I/O thread does the rest.
+            on_drop: Box::new(move |id| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.dropped.lock().push(id);
+                    shared.timer.notify_one();
+                }
+            }),
+        })
     }
 
     /// Hands over a task. It is resolved sooner or later, whatever happens.
@@ -237,7 +264,7 @@ impl Host {
         }
         shared.handle(Event::Reset, None);
         let links = std::mem::take(&mut shared.state.lock().links);
-        for link in links.values() {
+        for Connected { link, .. } in links.values() {
             if end {
                 link.post(Channel::Control, Frame::bare(&Control::End));
                 link.flush();
@@ -260,6 +287,7 @@ impl Listening {
 /// Watches the deadlines.
 async fn keep_time(shared: Arc<Shared>) {
     while !shared.closed.load(Ordering::SeqCst) {
+        shared.forget_dropped();
         let next = shared.state.lock().dispatcher.next_deadline();
         let Some(at) = next else {
             shared.timer.notified().await;
@@ -274,6 +302,25 @@ async fn keep_time(shared: Arc<Shared>) {
 }
 
 impl Shared {
+    /// Has daemons forget constants that no task needs any more.
+    fn forget_dropped(&self) {
+        let dropped = std::mem::take(&mut *self.dropped.lock());
+        if dropped.is_empty() {
+            return;
+        }
+        let mut flush = Vec::new();
+        for Connected { link, holds } in self.state.lock().links.values_mut() {
+            for id in dropped.iter().filter(|id| holds.remove(id)) {
+                let forget = Frame::bare(&ToDaemon::Forget { id: *id });
+                link.post(Channel::Data, forget);
+                flush.push(link.clone());
+            }
+        }
+        for link in flush {
+            link.flush();
+        }
+    }
+
     fn stop_listening(&self, endpoint: Endpoint) {
         self.listening.lock()[endpoint].close();
     }
@@ -286,7 +333,11 @@ impl Shared {
             let mut state = self.state.lock();
             state.last_peer += 1;
             let peer = state.last_peer;
-            state.links.insert(peer, link.clone());
+            let connected = Connected {
+                link: link.clone(),
+                holds: FxHashSet::default(),
+            };
+            state.links.insert(peer, connected);
             peer
         };
         self.handle(Event::Joined { peer, endpoint }, None);
@@ -302,14 +353,18 @@ impl Shared {
     fn receive(&self, peer: PeerId, message: ToHost, body: Vec<u8>) {
         match message {
             ToHost::Done { seq, outcome } => {
-                let body = (outcome == Done::Value).then_some(body);
-                self.handle(Event::Replied { peer, seq }, body);
+                let reply = match outcome {
+                    Done::Value => Some(Outcome::Value(body)),
+                    Done::Error => Some(Outcome::Error(body)),
+                    Done::Skipped => None,
+                };
+                self.handle(Event::Replied { peer, seq }, reply);
             }
             ToHost::Leaving => {
                 self.handle(Event::Leaving { peer }, None);
                 // The daemon waits for this before it goes.
-                let link = self.state.lock().links.get(&peer).cloned();
-                if let Some(link) = link {
+                let state = self.state.lock();
+                if let Some(Connected { link, .. }) = state.links.get(&peer) {
                     link.close();
                 }
             }
@@ -320,8 +375,8 @@ impl Shared {
 
     /// A link has ended.
     fn lost(&self, peer: PeerId) {
-        let link = self.state.lock().links.remove(&peer);
-        if let Some(link) = link {
+        let connected = self.state.lock().links.remove(&peer);
+        if let Some(Connected { link, .. }) = connected {
             link.close();
         }
         self.handle(Event::Lost { peer }, None);
@@ -345,7 +400,7 @@ impl Shared {
 
     /// Lets the dispatcher decide about an event and carries out what it says.
     /// `reply` is the value that came with [`Event::Replied`].
-    fn handle(&self, event: Event<Arc<Task>>, mut reply: Option<Vec<u8>>) {
+    fn handle(&self, event: Event<Arc<Task>>, mut reply: Option<Outcome>) {
         let now = self.origin.elapsed();
         let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
         let mut over = SmallVec::<[Arc<Task>; 2]>::new();
@@ -358,10 +413,17 @@ impl Shared {
             state.dispatcher.handle(now, event, &mut state.actions);
             for action in state.actions.drain(..) {
                 let (peer, channel, frame) = match action {
-                    Action::Send { peer, seq, job } => match task_frame(seq, &job) {
-                        Some(frame) => (peer, Channel::Data, frame),
-                        None => continue,
-                    },
+                    Action::Send { peer, seq, job } => {
+                        let Some(payload) = job.payload() else {
+                            continue;
+                        };
+                        if let (Some(constants), Some(connected)) =
+                            (&payload.constants, state.links.get_mut(&peer))
+                        {
+                            connected.send_once(constants);
+                        }
+                        (peer, Channel::Data, task_frame(seq, payload))
+                    }
                     Action::Cancel { peer, seq } => {
                         let frame = Frame::bare(&Control::Cancel { seq });
                         (peer, Channel::Control, frame)
@@ -380,7 +442,7 @@ impl Shared {
                     }
                 };
                 // A link may be gone whose end the dispatcher has yet to hear of.
-                if let Some(link) = state.links.get(&peer) {
+                if let Some(Connected { link, .. }) = state.links.get(&peer) {
                     link.post(channel, frame);
                     flush.push(link.clone());
                 }
@@ -402,31 +464,41 @@ impl Shared {
     }
 }
 
-fn outcome_of(verdict: Verdict, reply: &mut Option<Vec<u8>>) -> Outcome {
+fn outcome_of(verdict: Verdict, reply: &mut Option<Outcome>) -> Outcome {
     match verdict {
         // Without a value, the daemon has skipped it.
-        Verdict::Replied => reply.take().map_or(Outcome::Canceled, Outcome::Value),
+        Verdict::Replied => reply.take().unwrap_or(Outcome::Canceled),
         Verdict::TimedOut => Outcome::TimedOut,
         Verdict::Reset => Outcome::Reset,
         Verdict::Canceled => Outcome::Canceled,
     }
 }
 
-/// The frame that carries a task. `None` if it has been resolved meanwhile by
-/// someone other than the dispatcher, which does not happen.
-fn task_frame(seq: u64, task: &Task) -> Option<Frame> {
-    let payload = task.payload()?;
+impl Connected {
+    /// Sends constants to a daemon that does not have them yet.
+    fn send_once(&mut self, constants: &Constants) {
+        let id = constants.id;
+        if self.holds.insert(id) {
+            let message = ToDaemon::Constants { id };
+            let frame = Frame::new(&message, constants.body.clone());
+            self.link.post(Channel::Data, frame);
+        }
+    }
+}
+
+/// The frame that carries a task.
+fn task_frame(seq: u64, payload: Payload) -> Frame {
     let message = ToDaemon::Task {
         seq,
         kind: payload.kind,
         stream: payload.stream,
+        constants: payload.constants.map(|c| c.id),
     };
-    Some(Frame::new(&message, payload.body))
+    Frame::new(&message, payload.body)
 }
 
 /// A process-wide source of task ids, from 1.
 pub fn next_task_id() -> TaskId {
-    use std::sync::atomic::AtomicU64;
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed) + 1
 }

@@ -40,7 +40,13 @@ pub enum ToDaemon {
         seq: Seq,
         kind: Kind,
         stream: Option<Stream>,
+        /// Constants that the body needs, sent before.
+        constants: Option<u64>,
     },
+    /// The body is what several tasks have in common. Keep it until told otherwise.
+    Constants { id: u64 },
+    /// No further task needs these.
+    Forget { id: u64 },
 }
 
 /// From host to daemon, on the control channel, which is read even while the
@@ -76,8 +82,10 @@ pub enum ToHost {
 /// What became of a task on a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Done {
-    /// It was evaluated; errors are values too.
+    /// It was evaluated.
     Value,
+    /// Its evaluation ended in an error, which is the body.
+    Error,
     /// It was cancelled before it began. No body.
     Skipped,
 }

@@ -15,6 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
+
 use crate::protocol::{
     Control, Done, Frame, FrameReader, Kind, Limits, Seq, Stream, ToDaemon, ToHost, VERSION,
 };
@@ -100,6 +102,8 @@ pub struct Assignment {
     pub seq: Seq,
     pub kind: Kind,
     pub stream: Option<Stream>,
+    /// What it has in common with other tasks.
+    pub constants: Option<Arc<Vec<u8>>>,
     pub body: Vec<u8>,
 }
 
@@ -108,6 +112,8 @@ pub struct Worker {
     data: UnixStream,
     control: UnixStream,
     reader: FrameReader<ToDaemon>,
+    /// What tasks have in common, by id, as the host has sent it.
+    constants: FxHashMap<u64, Arc<Vec<u8>>>,
     gate: Arc<Gate>,
     options: Options,
     watcher: Option<std::thread::JoinHandle<()>>,
@@ -162,7 +168,7 @@ impl Worker {
             ToDaemon::Refused { reason } => {
                 return Err(DialError::Refused { url: url(), reason });
             }
-            ToDaemon::Task { .. } => {
+            _ => {
                 let source = io::ErrorKind::InvalidData.into();
                 return Err(DialError::Handshake { url: url(), source });
             }
@@ -174,6 +180,7 @@ impl Worker {
             data,
             control,
             reader,
+            constants: FxHashMap::default(),
             gate,
             options: options.clone(),
             watcher: Some(watcher),
@@ -184,7 +191,11 @@ impl Worker {
     pub fn next(&mut self, until: Option<Instant>, interrupted: impl Fn() -> bool) -> Next {
         loop {
             match self.reader.next() {
-                Ok(Some((ToDaemon::Task { seq, kind, stream }, body))) => {
+                Ok(Some((message, body))) => {
+                    let Some(task) = self.take(message, body) else {
+                        continue;
+                    };
+                    let seq = task.seq;
                     if !self.gate.begin(seq) {
                         let skipped = ToHost::Done {
                             seq,
@@ -195,14 +206,8 @@ impl Worker {
                         }
                         continue;
                     }
-                    return Next::Task(Assignment {
-                        seq,
-                        kind,
-                        stream,
-                        body,
-                    });
+                    return Next::Task(task);
                 }
-                Ok(Some(_)) => continue,
                 Ok(None) => {}
                 Err(_) => return self.lost(),
             }
@@ -211,8 +216,6 @@ impl Worker {
                 match poll_in(self.data.as_fd(), left, &interrupted) {
                     Polled::Readable => {}
                     Polled::TimedOut => return Next::TimedOut,
-                    Polled::Interrupted if self.options.interruptible => return Next::Interrupted,
-                    // Not ours to obey; the caller has cleared it when it calls again.
                     Polled::Interrupted => return Next::Interrupted,
                 }
                 if !readable(&self.data) {
@@ -229,6 +232,34 @@ impl Worker {
         }
     }
 
+    /// A task out of a message; anything else is dealt with here.
+    fn take(&mut self, message: ToDaemon, body: Vec<u8>) -> Option<Assignment> {
+        match message {
+            ToDaemon::Task {
+                seq,
+                kind,
+                stream,
+                constants,
+            } => Some(Assignment {
+                seq,
+                kind,
+                stream,
+                constants: constants.and_then(|id| self.constants.get(&id).cloned()),
+                body,
+            }),
+            ToDaemon::Constants { id } => {
+                self.constants.insert(id, Arc::new(body));
+                None
+            }
+            ToDaemon::Forget { id } => {
+                self.constants.remove(&id);
+                None
+            }
+            // Said once, in the beginning.
+            ToDaemon::Welcome | ToDaemon::Refused { .. } => None,
+        }
+    }
+
     /// To be called when the evaluation of a task is over, before its value is
     /// made ready to send: from here on it is not interrupted any more. True if an
     /// interrupt was raised meanwhile, which the caller must then clear.
@@ -236,9 +267,10 @@ impl Worker {
         self.gate.finish()
     }
 
-    /// Answers a task. False if the host is gone.
-    pub fn reply(&mut self, seq: Seq, value: &[u8]) -> bool {
-        let outcome = Done::Value;
+    /// Answers a task with its value, or with the error that its evaluation ended
+    /// in. False if the host is gone.
+    pub fn reply(&mut self, seq: Seq, value: &[u8], failed: bool) -> bool {
+        let outcome = if failed { Done::Error } else { Done::Value };
         self.send(&ToHost::Done { seq, outcome }, value).is_ok()
     }
 

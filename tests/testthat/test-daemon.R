@@ -1,0 +1,247 @@
+test_that("a daemon says why it has ended", {
+  profile <- local_test_daemons(url = local_url())
+  url <- nextget("url")
+  idle <- daemon_process(url, ", idletime = 100")
+  wall <- daemon_process(url, ", walltime = 100")
+  expect_identical(end_code(idle), 1L)
+  expect_identical(end_code(wall), 2L)
+  most <- daemon_process(url, ", maxtasks = 2")
+  ms <- lapply(1:3, function(i) mirai(i, i = i))
+  expect_identical(collect_mirai(ms[1:2]), list(1L, 2L))
+  expect_identical(end_code(most), 3L)
+  # the third was not lost
+  expect_true(unresolved(ms[[3L]]))
+  ended <- daemon_process(url)
+  expect_identical(ms[[3L]][], 3L)
+  daemons(0, .compute = profile)
+  expect_identical(end_code(ended), 0L)
+})
+
+test_that("limits are soft: a running task finishes and its result arrives", {
+  profile <- local_test_daemons(url = local_url())
+  p <- daemon_process(nextget("url"), ", walltime = 100, idletime = 50, timerstart = 0")
+  m <- mirai({
+    Sys.sleep(0.4)
+    "finished"
+  })
+  q <- mirai("next")
+  if (!identical(m[], "finished")) skip("the daemon was late for the task")
+  expect_identical(end_code(p), 2L)
+  expect_true(unresolved(q))
+  launch_local()
+  expect_identical(q[], "next")
+})
+
+test_that("timers start after as many tasks as timerstart says", {
+  profile <- local_test_daemons(url = local_url())
+  p <- daemon_process(nextget("url"), ", idletime = 50, timerstart = 1L")
+  expect_true(connected(1))
+  # an event 200 ms from now
+  mirai(Sys.sleep(60), .timeout = 200, .compute = test_profile())[]
+  expect_identical(info()[["connections"]], 1L)
+  expect_identical(mirai(1)[], 1)
+  expect_identical(end_code(p), 1L)
+})
+
+test_that("a daemon that cannot connect is an error, unless told to go on trying", {
+  url <- local_url()
+  expect_snapshot(show_errors({
+    daemon(url)
+  }), transform = mask_urls)
+  p <- daemon_process(url, ", asyncdial = TRUE", before = "cat('dialling\\n')")
+  q <- daemon_process(url, ", autoexit = FALSE", before = "cat('dialling\\n')")
+  wait_for_line(p, "dialling")
+  wait_for_line(q, "dialling")
+  profile <- local_test_daemons(url = url)
+  expect_true(connected(2))
+  daemons(NULL, .compute = profile)
+  p$wait(10000)
+  q$wait(10000)
+  expect_identical(c(p$get_exit_status(), q$get_exit_status()), c(0L, 0L))
+})
+
+# A host in a process of its own, with daemons as given. Gives their process ids, after
+# each has begun a task.
+test_host <- function(daemons, task = "Sys.sleep(60)", frame = parent.frame()) {
+  host <- r_process(
+    c(
+      "library(mirai)",
+      daemons,
+      "pids <- unlist(everywhere(Sys.getpid())[])",
+      "dirs <- unlist(everywhere(tempdir())[])",
+      "cat('pids', pids, '\\n')",
+      "cat('dirs', dirs, '\\n')",
+      sprintf("ms <- lapply(pids, function(i) mirai({file.create(i); %s}, i = tempfile()))", task),
+      "cat('ready\\n')",
+      "Sys.sleep(60)"
+    ),
+    frame = frame
+  )
+  lines <- character()
+  while (!"ready" %in% lines && host$is_alive()) {
+    host$poll_io(1000)
+    lines <- c(lines, host$read_output_lines())
+  }
+  field <- function(name) strsplit(sub(paste0("^", name, " "), "", grep(paste0("^", name), lines, value = TRUE)), " ")[[1L]]
+  list(process = host, pids = as.integer(field("pids")), dirs = field("dirs"))
+}
+
+test_that("daemons end at once with their host, busy or idle", {
+  busy <- test_host("d <- daemons(2)")
+  hard <- test_host("d <- daemons(1, dispatcher = FALSE)", "repeat tryCatch(Sys.sleep(1), interrupt = identity)")
+  idle <- test_host("d <- daemons(1, autoexit = NA)", "1")
+  for (host in list(busy, hard, idle)) host$process$kill()
+  for (host in list(busy, hard, idle)) {
+    for (pid in host$pids) expect_true(ends(pid, 3))
+    expect_false(any(dir.exists(host$dirs)))
+  }
+})
+
+test_that("autoexit = NA finishes the running task first", {
+  file <- local_file()
+  host <- test_host(
+    "d <- daemons(1, autoexit = NA)",
+    sprintf("{Sys.sleep(0.5); cat('finished', file = %s)}", deparse(file))
+  )
+  host$process$kill()
+  expect_true(is_alive(host$pids))
+  expect_true(ends(host$pids))
+  expect_identical(readLines(file, warn = FALSE), "finished")
+})
+
+test_that("autoexit = FALSE outlives the host and takes the next", {
+  url <- local_url()
+  host <- r_process(c(
+    sprintf("d <- mirai::daemons(url = '%s')", url),
+    "cat(mirai::mirai('served')[], '\\n')",
+    "Sys.sleep(60)"
+  ))
+  p <- daemon_process(url, ", autoexit = FALSE")
+  wait_for_line(host, "served")
+  host$kill()
+  host$wait(5000)
+  profile <- local_test_daemons(url = url)
+  expect_identical(mirai(Sys.getpid())[], p$get_pid())
+  expect_true(p$is_alive())
+  daemons(NULL, .compute = profile)
+  expect_identical(end_code(p), 0L)
+})
+
+test_that("autoexit may be a signal", {
+  url <- local_url()
+  host <- r_process(c(
+    sprintf("d <- mirai::daemons(url = '%s')", url),
+    "cat('listening\\n')",
+    "cat(mirai::mirai('served')[], '\\n')",
+    "Sys.sleep(60)"
+  ))
+  wait_for_line(host, "listening")
+  p <- daemon_process(url, ", autoexit = tools::SIGTERM")
+  wait_for_line(host, "served")
+  host$kill()
+  p$wait(5000)
+  expect_identical(p$get_exit_status(), -tools::SIGTERM)
+})
+
+test_that("cleanup restores global environment, packages and options", {
+  profile <- local_file(fileext = ".R")
+  writeLines(c("from_profile <- 'mine'", ".hidden <- 1", "options(mirai_profile = 'set')"), profile)
+  local_envvar(R_PROFILE_USER = profile)
+  local_test_daemons(1)
+  digits <- mirai(getOption("digits"))[]
+  search <- mirai(search())[]
+  m <- mirai({
+    x <<- 1
+    .y <<- 2
+    from_profile <<- "changed"
+    rm(.hidden, envir = globalenv())
+    library(splines)
+    attach(list(z = 1), name = "attached")
+    options(digits = 3, mirai_added = 1, mirai_profile = NULL)
+    "done"
+  })
+  expect_identical(m[], "done")
+  after <- mirai(list(
+    ls(globalenv(), all.names = TRUE),
+    from_profile,
+    search(),
+    isNamespaceLoaded("splines"),
+    getOption("digits"),
+    getOption("mirai_added"),
+    getOption("mirai_profile")
+  ))[]
+  expect_setequal(after[[1L]], c(".Random.seed", ".hidden", "from_profile"))
+  expect_identical(after[-1L], list("mine", search, TRUE, digits, NULL, "set"))
+  # objects of a task are gone, too
+  mirai(1, passed = 1)[]
+  expect_false(mirai(exists("passed"))[])
+})
+
+test_that("cleanup may be a bit mask", {
+  left <- function(cleanup) {
+    local_test_daemons(1, cleanup = cleanup)
+    mirai({
+      x <<- 1
+      library(splines)
+      options(mirai_added = 1)
+    })[]
+    mirai(c(
+      globals = exists("x", globalenv(), inherits = FALSE),
+      packages = "package:splines" %in% search(),
+      options = !is.null(getOption("mirai_added"))
+    ))[]
+  }
+  expect_identical(left(FALSE), c(globals = TRUE, packages = TRUE, options = TRUE))
+  expect_identical(left(1L), c(globals = FALSE, packages = TRUE, options = TRUE))
+  expect_identical(left(2), c(globals = TRUE, packages = FALSE, options = TRUE))
+  expect_identical(left(4L), c(globals = TRUE, packages = TRUE, options = FALSE))
+  expect_identical(left(15L), c(globals = FALSE, packages = FALSE, options = FALSE))
+})
+
+test_that("rs is the state of the random number generator", {
+  profile <- local_test_daemons(url = local_url())
+  daemon_process(nextget("url"), ", rs = c(10407, 1:6)")
+  expect_identical(mirai(.Random.seed)[], c(10407L, 1:6))
+})
+
+test_that("on_daemon() tells where it is called", {
+  expect_false(on_daemon())
+  local_test_daemons(1)
+  expect_true(mirai(mirai::on_daemon())[])
+  expect_true(mirai(mirai::on_daemon(), .compute = test_profile())[])
+  local_test_daemons(sync = TRUE)
+  expect_type(mirai(mirai::on_daemon())[], "logical")
+})
+
+test_that("nextcode() explains", {
+  expect_snapshot({
+    nextcode(0L)
+    nextcode(1L)
+    nextcode(2L)
+    nextcode(3L)
+  })
+  expect_snapshot(show_errors({
+    nextcode(4)
+    nextcode("a")
+  }))
+})
+
+test_that("bad arguments are errors", {
+  expect_snapshot(show_errors({
+    daemon()
+    daemon(1)
+    daemon("")
+    daemon("nonsense")
+    daemon("abstract://x", asyncdial = "yes")
+    daemon("abstract://x", output = NA)
+    daemon("abstract://x", autoexit = "a")
+    daemon("abstract://x", autoexit = -1)
+    daemon("abstract://x", cleanup = 16)
+    daemon("abstract://x", cleanup = NA)
+    daemon("abstract://x", idletime = 0)
+    daemon("abstract://x", walltime = "a")
+    daemon("abstract://x", maxtasks = NA)
+    daemon("abstract://x", timerstart = -1)
+    daemon("abstract://x", rs = 1:3)
+  }))
+})

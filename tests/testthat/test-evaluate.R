@@ -1,0 +1,57 @@
+test_that("an evaluation may do as it likes", {
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  expect_identical(mirai(invisible(1))[], 1)
+  expect_identical(mirai(return("returned"))[], "returned")
+  expect_identical(mirai(withCallingHandlers({
+    warning("w")
+    "muffled"
+  }, warning = function(w) invokeRestart("muffleWarning")))[], "muffled")
+  expect_identical(mirai({
+    message("m")
+    cat("c")
+    print(1)
+    "quiet"
+  })[], "quiet")
+  expect_identical(mirai({
+    suppressWarnings(as.integer("a"))
+  })[], NA_integer_)
+  expect_identical(mirai(tryCatch(stop("a"), finally = NULL, error = function(e) conditionMessage(e)))[], "a")
+  expect_true(is_mirai_interrupt(mirai(invokeRestart("abort"))[]))
+  deep <- mirai({
+    f <- function(n) f(n + 1)
+    f(1)
+  })
+  expect_match(deep[]$message, "nested too deeply|stack usage")
+  expect_identical(mirai(sys.function)[], sys.function)
+  # no connection, sink or graphics device of a task hinders the next
+  mirai(sink(tempfile()))[]
+  expect_identical(mirai(Sys.getpid())[], pid)
+})
+
+test_that("what a value or an argument cannot be is an error of that task only", {
+  local_test_daemons(1)
+  expect_identical(mirai(class(x), x = stdin())[], c("terminal", "connection"))
+  p <- mirai(environment())[]
+  expect_true(is.environment(p))
+  m <- mirai({
+    e <- new.env()
+    makeActiveBinding("b", function() stop("cannot be read"), e)
+    as.list(e)
+  })
+  expect_match(m[]$message, "cannot be read")
+  expect_identical(mirai(1)[], 1)
+})
+
+test_that("a loop that never looks up can be interrupted", {
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  file <- local_file()
+  m <- mirai({
+    file.create(file)
+    repeat NULL
+  }, file = file, .timeout = 5000)
+  expect_true(wait_until(function() file.exists(file)))
+  expect_true(stop_mirai(m))
+  expect_identical(mirai(Sys.getpid())[], pid)
+})
