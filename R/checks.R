@@ -29,6 +29,7 @@ check_positive <- function(x, name, what = "a single positive number", call = sy
 
 check_profile <- function(x, call = sys.call(-1L)) {
   if (is.null(x)) return(.Call(rs_current_profile))
+  if (inherits(x, "miraiCluster")) x <- cluster_profile(x)
   check_string(x, ".compute", call)
   x
 }

@@ -24,7 +24,7 @@
 #'   of submission. `NULL`: each daemon has one.
 #' @param memory megabytes (10^6 bytes) of serialized data that may wait in the queue. When they are
 #'   used up, `mirai()` waits and [try_mirai()] returns `NULL`.
-#' @param serial reserved for custom serialization.
+#' @param serial a value of [serial_config()], for objects that need functions of their own to be sent.
 #' @param .compute name of the compute profile to set, or `NULL` for the current one.
 #'
 #' @returns The number of daemons set, or with `url` the number of URLs: an integer of class
@@ -78,11 +78,16 @@ daemons <- function(
   }
   if (!is.null(memory)) check_positive(memory, "memory", "a single positive number of megabytes")
   check_flag(dispatcher, "dispatcher")
+  check_serial(serial, call)
   if (!is.null(remote) || !is.null(tls) || !is.null(pass)) {
     stop("'remote', 'tls' and 'pass' are for daemons on other machines, which this version does not have yet")
   }
 
   the$globals[[profile]] <- NULL
+  if (!is.null(serial) || !is.null(the$serial[[profile]])) {
+    the$serial[[profile]] <- serial
+    update_hooks()
+  }
   if (sync) {
     .Call(rs_open_sync, profile, as_seed(seed))
     stream <- .Call(rs_daemon_stream, profile)
@@ -158,6 +163,9 @@ with_call <- function(expr, call) {
 the <- new.env(parent = emptyenv())
 the$settings <- list()
 the$globals <- list()
+# How many clusters there have been; and, on a node of one, its id.
+the$clusters <- 0L
+the$node_id <- NULL
 
 #' @export
 print.miraiDaemons <- function(x, ...) {

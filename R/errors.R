@@ -141,6 +141,7 @@ new_mirai_interrupt <- function() {
 # serialize its value, with R's own words about that.
 failure_value <- function(text) {
   if (is.null(text)) return(new_mirai_interrupt())
-  message <- sub("^Error[^:]*: ", "", trimws(text))
+  # Twice where native code has passed an error on.
+  message <- sub("^(Error[^:\n]*:\\s+)+", "", trimws(text))
   new_mirai_error(simpleError(message), list())
 }

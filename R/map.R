@@ -11,7 +11,7 @@
 #' @param .args a list of further arguments for `.f`, the same for all elements.
 #' @param .promise a function, or a list of one or two functions, to be called with the value when an
 #'   element resolves, and with the condition if it fails: as `onFulfilled` and `onRejected` of
-#'   [promises::then()].
+#'   [promises::then()]. See [as.promise()][as.promise.mirai].
 #' @inheritParams mirai
 #'
 #' @returns A list of mirai of class `"mirai_map"`, with the names of `.x` (row names, for a matrix or data
@@ -56,6 +56,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   profile <- check_profile(.compute)
   if (!is.function(.f)) stop_argument(".f", "a function", call)
   if (!is.list(.args)) stop_argument(".args", "a list", call)
+  handlers <- if (!is.null(.promise)) check_handlers(.promise, call)
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
   if (!daemons_set(profile)) {
@@ -72,7 +73,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   }
   names(ms) <- elements$names
   map <- new_mirai_map(ms)
-  if (!is.null(.promise)) promise_each(map, .promise, call)
+  if (!is.null(handlers)) promise_each(map, handlers)
   invisible(map)
 }
 

@@ -1,6 +1,7 @@
 #' Status of daemons
 #'
-#' @param .compute name of a compute profile, or `NULL` for the current one.
+#' @param .compute name of a compute profile, or `NULL` for the current one; or a cluster, see
+#'   [make_cluster()].
 #' @returns A list. Its print method shows the first two of its elements:
 #'
 #'   * `$connections`: with dispatcher `1`; without, the number of daemons connected.

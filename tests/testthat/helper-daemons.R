@@ -76,6 +76,7 @@ local_tmpdir <- function(frame = parent.frame()) {
 # Evaluates R code in a process of its own, which is ended with the test at the latest.
 # Its output is `p$read_all_output_lines()`; `p$wait()` waits for it to end.
 r_process <- function(code, frame = parent.frame()) {
+  skip_if_not_installed("callr")
   dir <- local_file("tmp", frame = frame)
   dir.create(dir)
   p <- callr::rscript_process$new(callr::rscript_process_options(

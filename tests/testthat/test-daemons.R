@@ -363,6 +363,13 @@ test_that("on a daemon, daemons may be set", {
   expect_identical(m[], list(1L, TRUE))
 })
 
+test_that("within mirai_map(), setting local daemons is an error", {
+  local_test_daemons(1)
+  expect_snapshot(mirai_map(1, function(i) mirai::daemons(1))[])
+  expect_identical(mirai_map(1, function(i) as.integer(mirai::daemons(0)))[], list(0L))
+  expect_identical(mirai(as.integer(mirai::daemons(0)))[], 0L)
+})
+
 test_that("a process forked from the session is told that it cannot use its daemons", {
   skip_on_os("windows")
   local_test_daemons(1)

@@ -24,6 +24,8 @@ test_that("an evaluation may do as it likes", {
   })
   expect_match(deep[]$message, "nested too deeply|stack usage")
   expect_identical(mirai(sys.function)[], sys.function)
+  condition <- quote(stop(structure(class = c("mine", "condition"), list(message = "no error", call = NULL))))
+  expect_identical(mirai(condition)[]$message, "no error")
   # no connection, sink or graphics device of a task hinders the next
   mirai(sink(tempfile()))[]
   expect_identical(mirai(Sys.getpid())[], pid)

@@ -265,7 +265,7 @@ test_that("Errors, Interrupts and Timeouts", {
   )
   env <- session()
   expect_identical(printed(code, env), expected)
+  # the older document
   daemons(1)
-  expect_identical(printed(code, env), expected)
   expect_identical(printed(gsub("m([1-4])\\[\\]", "call_mirai(m\\1)$data", code), env), expected)
 })

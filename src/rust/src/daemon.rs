@@ -24,7 +24,7 @@ use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime
 use crate::cleanup::Snapshot;
 use crate::profiles::LECUYER;
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
-use crate::serialize::{self, Buffer};
+use crate::serialize::{self, hooks, Buffer};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -211,6 +211,10 @@ fn serve(
     loop {
         let task = match worker.next(limits.until(), r::interrupted) {
             Next::Task(task) => task,
+            Next::Configuration(bytes) => {
+                configure(&bytes);
+                continue;
+            }
             Next::TimedOut if limits.wall_is_over() => return End::Wall,
             Next::TimedOut => return End::Idle,
             Next::Interrupted if settings.dial.interruptible => return End::Interrupted,
@@ -274,6 +278,16 @@ fn clean_up(snapshot: &Snapshot, what: c_int) {
     }
 }
 
+/// What the host wants its daemons to know: the serialization hooks.
+fn configure(bytes: &[u8]) {
+    // SAFETY: in a top-level context, on the main thread.
+    within_r(|| unsafe {
+        let registry = Rf_protect(read(bytes));
+        hooks::set(registry);
+        Rf_unprotect(1);
+    });
+}
+
 /// How far the evaluation of a task has come.
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
@@ -303,7 +317,9 @@ fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) -> bool {
             let value = Rf_protect(Rf_eval(call, R_GlobalEnv));
             finish(worker);
             stage = Stage::Writing;
-            Buffer::write(out, value);
+            if !Buffer::write(out, value) {
+                return;
+            }
             failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
             stage = Stage::Done;
             Rf_unprotect(2);
@@ -314,7 +330,9 @@ fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) -> bool {
         if stage != Stage::Done {
             let written = within_r(|| {
                 let value = Rf_protect(failure(stage));
-                Buffer::write(out, value);
+                if !Buffer::write(out, value) {
+                    *out = Buffer::new();
+                }
                 Rf_unprotect(1);
             });
             if !written {
@@ -338,10 +356,19 @@ fn finish(worker: &Worker) {
     r::clear_interrupt();
 }
 
+/// Reads an object that was sent.
+unsafe fn read(bytes: &[u8]) -> SEXP {
+    match serialize::read(bytes) {
+        Some(object) => object,
+        // A hook has failed, and its error is R's last.
+        None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
+    }
+}
+
 /// Puts a task's objects in place and returns the call that evaluates it.
 unsafe fn prepare(task: &Assignment) -> SEXP {
     let common = task.constants.as_ref().map_or(&task.body, |c| &**c);
-    let payload = Rf_protect(serialize::read(common));
+    let payload = Rf_protect(read(common));
     if let Some([a, b, c, d, e, f]) = task.stream {
         let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
@@ -351,7 +378,7 @@ unsafe fn prepare(task: &Assignment) -> SEXP {
     let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
     define_all(VECTOR_ELT(payload, 2), env);
     if task.constants.is_some() {
-        let element = Rf_protect(serialize::read(&task.body));
+        let element = Rf_protect(read(&task.body));
         Rf_defineVar(ELEMENT.get(), element, env);
         Rf_unprotect(1);
     }
@@ -409,6 +436,10 @@ impl Runtime for RSession {
     fn interrupt(&self) {
         // SAFETY: the main thread lives.
         unsafe { libc::pthread_kill(self.main, libc::SIGINT) };
+    }
+
+    fn forget_interrupt(&self) {
+        r::clear_interrupt();
     }
 
     fn exit(&self) {

@@ -12,6 +12,7 @@
 mod cleanup;
 mod daemon;
 mod profiles;
+mod promises;
 mod r;
 mod serialize;
 mod tasks;
@@ -48,7 +49,10 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             fun: unsafe { std::mem::transmute::<*const u8, extendr_ffi::DL_FUNC>(f.func_ptr) },
             numArgs: f.args.len() as i32,
         });
-    let plain = tasks::routines().into_iter().chain(daemon::routines());
+    let plain = tasks::routines()
+        .into_iter()
+        .chain(daemon::routines())
+        .chain(promises::routines());
     let end = R_CallMethodDef {
         name: std::ptr::null(),
         fun: None,

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use extendr_api::prelude::*;
 use extendr_api::Result;
 use extendr_ffi::{SEXP, VECTOR_ELT};
@@ -21,7 +22,7 @@ use mirai_core::transport::{self, Address};
 use mirai_core::wait::{Bell, Waited};
 use rustc_hash::FxHashMap;
 
-use crate::r;
+use crate::{promises, r};
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
 /// normal and sample generators: see `?RNGkind`.
@@ -84,6 +85,8 @@ struct Session {
     profiles: FxHashMap<String, Profile>,
     /// For tasks without daemons: each has a process of its own.
     single_use: Option<Host>,
+    /// What daemons are told upon connecting.
+    configuration: Option<Bytes>,
     /// For `nextstream()` where no daemons are set.
     stream: Stream,
 }
@@ -95,6 +98,7 @@ thread_local! {
         current: "default".into(),
         profiles: FxHashMap::default(),
         single_use: None,
+        configuration: None,
         stream: stream::from_entropy(),
     });
 }
@@ -119,6 +123,11 @@ impl Session {
     }
 }
 
+/// Whether this process is forked from the session, whose threads it does not have.
+pub fn is_forked() -> bool {
+    SESSION.with_borrow(Session::is_forked)
+}
+
 /// # Safety
 /// `name` is an R object.
 pub unsafe fn find(name: SEXP) -> Found {
@@ -136,6 +145,20 @@ pub unsafe fn find(name: SEXP) -> Found {
 /// `name` is an R object.
 pub unsafe fn with_current<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T) -> T {
     SESSION.with_borrow(|session| f(session.get(name)))
+}
+
+/// Tells all daemons, present and future, what they should know.
+pub fn configure(configuration: Bytes) {
+    SESSION.with_borrow_mut(|session| {
+        if session.is_forked() {
+            return;
+        }
+        session.configuration = Some(configuration);
+        let hosts = session.profiles.values().filter_map(Profile::host);
+        for host in hosts.chain(&session.single_use) {
+            host.configure(session.configuration.clone());
+        }
+    });
 }
 
 /// Cancels a task, wherever it is.
@@ -168,13 +191,20 @@ pub unsafe fn submit_to_new(
     });
     let program = program(text(0), args, false);
     let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
-    SESSION.with(|session| {
-        let mut session = session.borrow_mut();
-        let host = session
-            .single_use
-            .get_or_insert_with(|| Host::new(Config::default()));
+    let failed =
+        |e: &dyn std::fmt::Display| format!("a process for the task cannot be started: {e}");
+    SESSION.with_borrow_mut(|session| {
+        if session.single_use.is_none() {
+            // The first thread and descriptors of ours, which may not be had. extendr
+            // catches panics, but it is not what has called us.
+            let host = std::panic::catch_unwind(|| Host::new(Config::default()))
+                .map_err(|panic| failed(&panic.downcast_ref::<String>().map_or("", |x| x)))?;
+            host.configure(session.configuration.clone());
+            session.single_use = Some(host);
+        }
+        let host = session.single_use.as_ref().expect("set above");
         host.submit_to_new(task, timeout, &address, &program)
-            .map_err(|e| format!("a process for the task cannot be started: {e}"))
+            .map_err(|e| failed(&e))
     })
 }
 
@@ -189,7 +219,8 @@ fn program(path: &str, args: impl Iterator<Item = String>, output: bool) -> Prog
     }
 }
 
-/// Runs `f` on the session, unless this process is forked from its owner.
+/// Runs `f` on the session, unless this process is forked from its owner. `f` may not
+/// call R, not even to make an object: R may then run a finalizer, and that use mirai.
 fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
     SESSION.with_borrow_mut(|session| {
         if session.is_forked() {
@@ -267,6 +298,7 @@ fn open_profile(
             retry,
             capacity: memory.into_option().map(|mb| (mb * 1e6) as u64),
         });
+        host.configure(session.configuration.clone());
         for address in &addresses {
             if let Err(e) = host.listen(address) {
                 host.close(false);
@@ -303,6 +335,7 @@ fn close_profile(name: &str, end: bool) -> Result<()> {
 fn close_session() {
     SESSION.with_borrow_mut(|session| {
         if !session.is_forked() {
+            promises::close();
             for profile in session.profiles.values() {
                 profile.host().inspect(|host| host.close(false));
             }
@@ -331,7 +364,7 @@ fn launch(name: &str, path: &str, args: Vec<String>, output: bool) -> Result<()>
 /// before, what there is to say about it.
 #[extendr]
 fn wait_connected(name: &str, n: i32) -> Result<Robj> {
-    with_session(|session| {
+    let waited = with_session(|session| {
         let profile = session.profile(name)?;
         let host = session.host(name)?;
         let children = profile.children.borrow();
@@ -339,10 +372,10 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         let failed = || children.iter().position(|c| c.exit().is_some());
         let waited = Bell::get().wait(None, r::interrupted, || connected() || failed().is_some());
         if waited == Waited::Interrupted {
-            return Ok(false.into());
+            return Ok(std::result::Result::Ok(false));
         }
         if connected() {
-            return Ok(true.into());
+            return Ok(std::result::Result::Ok(true));
         }
         let i = failed().unwrap_or_default();
         let how = children[i]
@@ -355,48 +388,53 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         } else {
             said.trim()
         };
-        Ok(format!("daemon {} could not start ({how}):\n{said}", i + 1).into())
-    })
+        Ok(Err(format!(
+            "daemon {} could not start ({how}):\n{said}",
+            i + 1
+        )))
+    })?;
+    Ok(waited.map_or_else(Robj::from, Robj::from))
 }
 
 /// What there is to know of a profile; `NULL` if it is not set.
 #[extendr]
 fn profile_status(name: &str) -> Result<Robj> {
-    with_session(|session| {
-        let Some(profile) = session.profiles.get(name) else {
-            return Ok(().into());
-        };
-        let Some(host) = profile.host() else {
-            return Ok(list!(sync = true).into());
-        };
-        let status = host.status();
-        let counts = status.counts;
-        let column = |f: &dyn Fn(&mirai_core::dispatcher::EndpointCounts) -> i32| -> Vec<i32> {
-            status.endpoints.iter().map(|e| f(&e.counts)).collect()
-        };
-        Ok(list!(
-            sync = false,
-            round_robin = host.config().policy == Policy::RoundRobin,
-            urls = host.urls(),
-            online = column(&|c| c.online as i32),
-            instance = column(&|c| c.instance as i32),
-            assigned = column(&|c| c.assigned as i32),
-            complete = column(&|c| c.complete as i32),
-            connections = counts.connections as i32,
-            cumulative = counts.cumulative as i32,
-            tasks = [
-                counts.awaiting as i32,
-                counts.executing as i32,
-                counts.completed as i32
-            ],
-            memory = [
-                counts.queued as f64 / 1e6,
-                counts.peak as f64 / 1e6,
-                status.capacity.map_or(f64::INFINITY, |c| c as f64 / 1e6)
-            ]
-        )
-        .into())
-    })
+    let found = with_session(|session| {
+        let profile = session.profiles.get(name);
+        Ok(profile.map(|p| p.host().map(|h| (h.status(), h.config().policy))))
+    })?;
+    let (status, policy) = match found {
+        None => return Ok(().into()),
+        Some(None) => return Ok(list!(sync = true).into()),
+        Some(Some(found)) => found,
+    };
+    let counts = status.counts;
+    let column = |f: &dyn Fn(&mirai_core::dispatcher::EndpointCounts) -> i32| -> Vec<i32> {
+        status.endpoints.iter().map(|e| f(&e.counts)).collect()
+    };
+    let urls: Vec<&str> = status.endpoints.iter().map(|e| e.url.as_str()).collect();
+    Ok(list!(
+        sync = false,
+        round_robin = policy == Policy::RoundRobin,
+        urls = urls,
+        online = column(&|c| c.online as i32),
+        instance = column(&|c| c.instance as i32),
+        assigned = column(&|c| c.assigned as i32),
+        complete = column(&|c| c.complete as i32),
+        connections = counts.connections as i32,
+        cumulative = counts.cumulative as i32,
+        tasks = [
+            counts.awaiting as i32,
+            counts.executing as i32,
+            counts.completed as i32
+        ],
+        memory = [
+            counts.queued as f64 / 1e6,
+            counts.peak as f64 / 1e6,
+            status.capacity.map_or(f64::INFINITY, |c| c as f64 / 1e6)
+        ]
+    )
+    .into())
 }
 
 /// The profile's next stream, as a value of `.Random.seed`.
@@ -427,13 +465,13 @@ fn peek_stream(name: &str) -> Result<Vec<i32>> {
 /// The stream for the next task of a profile, or `NULL`.
 #[extendr]
 fn task_stream(name: &str) -> Result<Robj> {
-    with_session(|session| Ok(random_seed(session.profile(name)?.task_stream())))
+    with_session(|session| Ok(session.profile(name)?.task_stream())).map(random_seed)
 }
 
 /// The stream for the next daemon of a profile, or `NULL`.
 #[extendr]
 fn daemon_stream(name: &str) -> Result<Robj> {
-    with_session(|session| Ok(random_seed(session.profile(name)?.daemon_stream())))
+    with_session(|session| Ok(session.profile(name)?.daemon_stream())).map(random_seed)
 }
 
 fn random_seed(stream: Option<Stream>) -> Robj {

@@ -14,7 +14,7 @@ use extendr_ffi::{
 #[allow(improper_ctypes)]
 extern "C" {
     pub static mut R_interrupts_pending: c_int;
-    static R_interrupts_suspended: Rboolean;
+    static mut R_interrupts_suspended: Rboolean;
     pub fn R_ToplevelExec(
         f: Option<unsafe extern "C" fn(*mut c_void)>,
         data: *mut c_void,
@@ -31,6 +31,9 @@ extern "C" {
     pub fn ATTRIB(x: SEXP) -> SEXP;
     pub fn LEVELS(x: SEXP) -> c_int;
     pub fn OBJECT(x: SEXP) -> c_int;
+    pub fn PRVALUE(promise: SEXP) -> SEXP;
+    pub fn R_BindingIsLocked(symbol: SEXP, env: SEXP) -> Rboolean;
+    pub fn R_EnvironmentIsLocked(env: SEXP) -> Rboolean;
     pub fn SETCAR(cell: SEXP, value: SEXP) -> SEXP;
     pub fn SET_OBJECT(x: SEXP, flag: c_int);
     pub fn SET_S4_OBJECT(x: SEXP);
@@ -43,6 +46,7 @@ extern "C" {
     pub fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub fn Rf_ScalarInteger(x: c_int) -> SEXP;
     pub fn Rf_ScalarLogical(x: c_int) -> SEXP;
+    pub fn R_GetCCallable(package: *const c_char, name: *const c_char) -> extendr_ffi::DL_FUNC;
     fn R_CheckUserInterrupt();
     fn Rf_findVarInFrame(env: SEXP, symbol: SEXP) -> SEXP;
     fn R_FindNamespace(info: SEXP) -> SEXP;
@@ -71,6 +75,18 @@ pub fn interrupted() -> bool {
 pub fn clear_interrupt() {
     // SAFETY: as above.
     unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(0) }
+}
+
+/// Puts off Ctrl-C until `f` has returned, out of which no long jump may lead.
+///
+/// # Safety
+/// On R's main thread.
+pub unsafe fn without_interrupts<T>(f: impl FnOnce() -> T) -> T {
+    let before = R_interrupts_suspended;
+    R_interrupts_suspended = Rboolean::TRUE;
+    let value = f();
+    R_interrupts_suspended = before;
+    value
 }
 
 /// The value of a variable in this very environment, or `R_UnboundValue`. Not

@@ -6,6 +6,7 @@
 //! function lives in that environment and so finds `.task` there; upon the first
 //! reading after resolution it becomes an ordinary variable and the task is let go.
 
+use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,15 +27,16 @@ use mirai_core::wait::{self, Bell, Patience, Waited};
 use crate::profiles::{self, Found};
 use crate::r::{
     self, symbols, Constant, R_MakeActiveBinding, Rf_ScalarInteger, Rf_ScalarLogical, Rf_eval,
-    Rf_inherits, Rf_list3,
+    Rf_inherits, Rf_lang2, Rf_list3,
 };
-use crate::serialize::{self, Buffer};
+use crate::serialize::{self, hooks, Buffer};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"submit", submit as *const (), 6),
         r::routine(c"submit_map", submit_map as *const (), 5),
         r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
+        r::routine(c"submit_to", submit_to as *const (), 4),
         r::routine(c"resolved", resolved as *const (), 1),
         r::routine(c"data", data as *const (), 1),
         r::routine(c"collect", collect as *const (), 1),
@@ -46,6 +48,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
         r::routine(c"pending", pending as *const (), 1),
         r::routine(c"cancel", cancel as *const (), 1),
         r::routine(c"obey_interrupt", obey_interrupt as *const (), 0),
+        r::routine(c"set_hooks", set_hooks as *const (), 1),
         r::routine(c"encode", encode as *const (), 1),
         r::routine(c"decode", decode as *const (), 1),
     ]
@@ -119,13 +122,16 @@ unsafe fn prepare(env: SEXP, pointer: SEXP, id: u64) {
 
 /// R has dropped a mirai whose value was never read.
 unsafe extern "C" fn finalize(pointer: SEXP) {
-    release(pointer);
+    // A forked process leaves alone what it shares with its parent's threads: one of
+    // them may have held a lock when it was forked.
+    if !profiles::is_forked() {
+        release(pointer);
+    }
 }
 
 unsafe fn release(pointer: SEXP) {
     let task = R_ExternalPtrAddr(pointer).cast::<Task>();
     R_ClearExternalPtr(pointer);
-    // In a forked child, memory may be touched; there is nothing else to a task.
     if !task.is_null() {
         drop(Arc::from_raw(task.cast_const()));
     }
@@ -137,7 +143,7 @@ unsafe fn hold(pointer: SEXP, task: Arc<Task>) {
 
 /// The task of a mirai, or `None` if it has been let go: the value is there.
 /// Borrowed for as long as the mirai is reachable and its value is not read.
-unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
+pub unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
     let pointer = r::get_var_in_frame(TASK.get(), mirai);
     if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
         return None;
@@ -149,13 +155,33 @@ unsafe fn is_mirai(x: SEXP) -> bool {
     TYPEOF(x) == SEXPTYPE::ENVSXP && Rf_inherits(x, c"mirai".as_ptr()) == Rboolean::TRUE
 }
 
-/// Serializes what a daemon needs for one evaluation into the buffer.
-unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP) {
+/// Serializes what a daemon needs for one evaluation into the buffer. False if a hook
+/// has failed.
+unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP) -> bool {
     let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
     SET_VECTOR_ELT(payload, 0, expr);
     SET_VECTOR_ELT(payload, 1, globals);
     SET_VECTOR_ELT(payload, 2, args);
-    Buffer::write(buffer(), payload);
+    let written = Buffer::write(buffer(), payload);
+    Rf_unprotect(1);
+    written
+}
+
+/// The error value for R's last error.
+unsafe fn failure() -> SEXP {
+    let text = r::string(&CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy());
+    let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
+    let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
+    let value = Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(2);
+    value
+}
+
+/// Makes a new mirai one that has failed before it could be sent.
+unsafe fn fail(env: SEXP) {
+    let value = Rf_protect(failure());
+    r::R_removeVarFromFrame(DATA.get(), env);
+    Rf_defineVar(DATA.get(), value, env);
     Rf_unprotect(1);
 }
 
@@ -195,7 +221,11 @@ unsafe extern "C-unwind" fn submit(
     let id = host::next_task_id();
     prepare(env, pointer, id);
     // Last, because R code that it may run could use the buffer itself.
-    write_payload(expr, globals, args);
+    if !write_payload(expr, globals, args) {
+        fail(env);
+        Rf_unprotect(2);
+        return env;
+    }
     loop {
         match submit_buffer(id, pointer, timeout, profile, launch) {
             Ok(()) => break,
@@ -208,7 +238,9 @@ unsafe extern "C-unwind" fn submit(
                     r::obey_interrupt();
                     // It has returned: somebody handled the interrupt, in R, and
                     // may have used the buffer.
-                    write_payload(expr, globals, args);
+                    if !write_payload(expr, globals, args) {
+                        raise("a serialization hook has failed".into());
+                    }
                 }
             }
             Err(Refusal::Message(text)) => raise(text),
@@ -271,6 +303,9 @@ unsafe fn submit_buffer(
         Some(Ok(()))
     });
     submitted.unwrap_or_else(|| {
+        if launch == R_NilValue {
+            return Err(Refusal::Message("daemons were changed meanwhile".into()));
+        }
         profiles::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
     })
 }
@@ -311,19 +346,26 @@ unsafe extern "C-unwind" fn submit_map(
         R_NilValue,
     ));
     R_RegisterCFinalizerEx(keeper, Some(release_constants), Rboolean::FALSE);
-    write_payload(expr, globals, args);
-    make_constants(keeper, profile);
+    let common = write_payload(expr, globals, args);
+    if common {
+        make_constants(keeper, profile);
+    }
     for i in 0..n {
         let (env, pointer) = new_mirai();
         SET_VECTOR_ELT(out, i, env);
         let id = host::next_task_id();
         prepare(env, pointer, id);
         let element = VECTOR_ELT(elements, i);
-        Buffer::write(buffer(), element);
+        if !common || !Buffer::write(buffer(), element) {
+            fail(env);
+            continue;
+        }
         while !submit_element(id, pointer, keeper, profile) {
             if wait_for_room(profile) == Waited::Interrupted {
                 r::obey_interrupt();
-                Buffer::write(buffer(), element);
+                if !Buffer::write(buffer(), element) {
+                    raise("a serialization hook has failed".into());
+                }
             }
         }
     }
@@ -408,8 +450,13 @@ unsafe extern "C-unwind" fn submit_everywhere(
         SET_VECTOR_ELT(out, i as _, env);
         prepare(env, pointer, host::next_task_id());
     }
-    write_payload(expr, globals, args);
-    submit_pinned(out, n, profile);
+    if write_payload(expr, globals, args) {
+        submit_pinned(out, n, profile);
+    } else {
+        for i in 0..n {
+            fail(VECTOR_ELT(out, i as _));
+        }
+    }
     Rf_unprotect(1);
     out
 }
@@ -441,6 +488,48 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
     });
 }
 
+/// `.Call(submit_to, expr, args, endpoint, profile)`: a mirai that is evaluated by the
+/// first daemon that has connected at an endpoint, or will, and by no other; what it
+/// leaves behind there stays. `NULL` if no daemons are set.
+unsafe extern "C-unwind" fn submit_to(
+    expr: SEXP,
+    args: SEXP,
+    endpoint: SEXP,
+    profile: SEXP,
+) -> SEXP {
+    match profiles::find(profile) {
+        Found::Host => {}
+        Found::Nothing | Found::Sync => return R_NilValue,
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    }
+    let (env, pointer) = new_mirai();
+    Rf_protect(env);
+    let id = host::next_task_id();
+    prepare(env, pointer, id);
+    if !write_payload(expr, R_NilValue, args) {
+        fail(env);
+        Rf_unprotect(1);
+        return env;
+    }
+    profiles::with_current(profile, |current| {
+        let payload = Payload {
+            kind: Kind::Setup,
+            stream: None,
+            constants: None,
+            body: (*buffer()).take(),
+        };
+        let task = Arc::new(Task::new(id, payload));
+        hold(pointer, task.clone());
+        let endpoint = *INTEGER(endpoint) as usize - 1;
+        match current.and_then(|p| p.host()) {
+            Some(host) => host.submit(task, None, Target::Endpoint(endpoint)),
+            None => task.resolve(Outcome::Reset),
+        }
+    });
+    Rf_unprotect(1);
+    env
+}
+
 /// `.Call(resolved, value)`: a mirai that has this value from the beginning.
 unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
     let (env, _) = new_mirai();
@@ -468,7 +557,9 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
     let task = R_ExternalPtrAddr(pointer).cast::<Task>();
     // Borrowed from the task, which the pointer holds until below.
     let value = match (*task).outcome() {
-        Some(Outcome::Value(bytes) | Outcome::Error(bytes)) => serialize::read(bytes),
+        Some(Outcome::Value(bytes) | Outcome::Error(bytes)) => {
+            serialize::read(bytes).unwrap_or_else(|| failure())
+        }
         Some(Outcome::TimedOut) => error_value(5),
         Some(Outcome::Reset) => error_value(19),
         Some(Outcome::Canceled) | None => error_value(20),
@@ -538,6 +629,10 @@ unsafe extern "C-unwind" fn wait_some(x: SEXP, until_failure: SEXP, timeout: SEX
 
 /// Waits as `patience` says, but for no more mirai than there are in `x`.
 unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
+    // Nothing resolves in a forked process, and it shares the bell with its parent.
+    if profiles::is_forked() && each(x).any(|m| is_pending(m)) {
+        Rf_error(FORKED.as_ptr());
+    }
     if TYPEOF(x) == SEXPTYPE::ENVSXP {
         // The common case, without a list.
         let patience = Patience {
@@ -549,8 +644,11 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
             None => Waited::Ready,
         };
     }
-    let tasks: Vec<&Task> = each(x).filter_map(|m| task_of(m)).collect();
+    let mut tasks: Vec<&Task> = each(x).filter_map(|m| task_of(m)).collect();
     let read = each(x).count() - tasks.len();
+    // The same mirai twice is one to wait for.
+    tasks.sort_unstable_by_key(|task| task.id());
+    tasks.dedup_by_key(|task| task.id());
     let patience = Patience {
         enough: tasks.len().min(patience.enough.saturating_sub(read)),
         ..patience
@@ -659,7 +757,9 @@ unsafe extern "C-unwind" fn obey_interrupt() -> SEXP {
 
 /// `.Call(encode, x)`: the raw vector that would be sent.
 unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
-    Buffer::write(buffer(), x);
+    if !Buffer::write(buffer(), x) {
+        Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
+    }
     let n = (*buffer()).len();
     let out = Rf_allocVector(SEXPTYPE::RAWSXP, n as isize);
     std::ptr::copy_nonoverlapping((*buffer()).as_slice().as_ptr(), extendr_ffi::RAW(out), n);
@@ -672,5 +772,22 @@ unsafe extern "C-unwind" fn decode(raw: SEXP) -> SEXP {
         Rf_error(c"not a raw vector".as_ptr());
     }
     let n = Rf_xlength(raw) as usize;
-    serialize::read(std::slice::from_raw_parts(extendr_ffi::RAW(raw), n))
+    let bytes = std::slice::from_raw_parts(extendr_ffi::RAW(raw), n);
+    match serialize::read(bytes) {
+        Some(object) => object,
+        None => Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
+    }
+}
+
+/// `.Call(set_hooks, registry)`: registers serialization hooks, here and on all daemons,
+/// present and future.
+unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
+    hooks::set(R_NilValue);
+    // Without hooks, because it holds the hooks.
+    if !Buffer::write(buffer(), registry) {
+        Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
+    }
+    hooks::set(registry);
+    profiles::configure((*buffer()).take());
+    R_NilValue
 }

@@ -8,10 +8,14 @@ use std::sync::OnceLock;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 
+use crate::wait::Bell;
+
 /// Handle of the runtime; starts its thread at the first call.
 pub(crate) fn handle() -> &'static Handle {
     static HANDLE: OnceLock<Handle> = OnceLock::new();
     HANDLE.get_or_init(|| {
+        // Now, because later there may be nobody to tell that it cannot be had.
+        Bell::get();
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()

@@ -24,6 +24,13 @@ pub enum Outcome {
     Canceled,
 }
 
+impl Outcome {
+    /// Whether it is something else than a value.
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Outcome::Value(_))
+    }
+}
+
 /// What is sent to the daemon.
 #[derive(Clone, Debug)]
 pub struct Payload {
@@ -55,8 +62,8 @@ impl std::fmt::Debug for Constants {
     }
 }
 
-/// Called once, on whichever thread resolves the task. Must not block.
-pub type Callback = Box<dyn FnOnce() + Send>;
+/// Called once with what the task ended as, on whichever thread resolves it. Must not block.
+pub type Callback = Box<dyn FnOnce(&Outcome) + Send>;
 
 #[derive(Default)]
 struct Watchers {
@@ -116,8 +123,7 @@ impl Task {
 
     /// Whether it has resolved to something else than a value.
     pub fn has_failed(&self) -> bool {
-        self.outcome()
-            .is_some_and(|o| !matches!(o, Outcome::Value(_)))
+        self.outcome().is_some_and(Outcome::is_failure)
     }
 
     /// Ends the task and tells whoever waits. Only the first call counts.
@@ -141,8 +147,10 @@ impl Task {
             if let Some(countdown) = watchers.waiting {
                 countdown.tick(self.has_failed());
             }
-            for callback in watchers.callbacks {
-                callback();
+            if let Some(outcome) = self.outcome() {
+                for callback in watchers.callbacks {
+                    callback(outcome);
+                }
             }
         }
     }
@@ -170,10 +178,45 @@ impl Task {
     /// Calls `callback` upon resolution; at once if that has happened already.
     pub fn on_resolved(&self, callback: Callback) {
         let mut watchers = self.watchers.lock();
-        if self.is_resolved() {
-            drop(watchers);
-            return callback();
+        match self.outcome() {
+            Some(outcome) => {
+                drop(watchers);
+                callback(outcome);
+            }
+            None => watchers.get_or_insert_default().callbacks.push(callback),
         }
-        watchers.get_or_insert_default().callbacks.push(callback);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn callbacks_run_once_whether_registered_before_or_after_the_end() {
+        let task = Task::empty(1);
+        let (values, failures) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let count = || -> Callback {
+            let (values, failures) = (values.clone(), failures.clone());
+            Box::new(move |outcome| {
+                let counter = if outcome.is_failure() { failures } else { values };
+                counter.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        task.on_resolved(count());
+        task.on_resolved(count());
+        assert_eq!(values.load(Ordering::SeqCst), 0);
+        task.resolve(Outcome::Value(vec![]));
+        task.resolve(Outcome::Canceled);
+        assert_eq!(values.load(Ordering::SeqCst), 2);
+        task.on_resolved(count());
+        assert_eq!(values.load(Ordering::SeqCst), 3);
+        assert_eq!(failures.load(Ordering::SeqCst), 0);
+
+        let lost = Task::empty(2);
+        lost.on_resolved(count());
+        lost.resolve(Outcome::Reset);
+        assert_eq!(failures.load(Ordering::SeqCst), 1);
     }
 }

@@ -68,6 +68,7 @@ impl Runtime for Recorder {
     fn interrupt(&self) {
         self.note(|asked| asked.interrupts += 1);
     }
+    fn forget_interrupt(&self) {}
     fn exit(&self) {
         self.note(|asked| asked.exits += 1);
     }

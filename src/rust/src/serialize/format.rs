@@ -11,6 +11,8 @@ pub const EMPTY_ENV: i32 = 242;
 pub const BASE_ENV: i32 = 241;
 pub const REFERENCE: i32 = 255;
 pub const NAMESPACE: i32 = 249;
+/// An object that a hook has made something of.
+pub const PERSISTENT: i32 = 247;
 
 pub const IS_OBJECT: i32 = 1 << 8;
 pub const HAS_ATTRIBUTES: i32 = 1 << 9;
@@ -23,6 +25,9 @@ pub const CACHED: i32 = 1 << 5;
 pub const BYTES: i32 = 1 << 1;
 pub const LATIN1: i32 = 1 << 2;
 pub const UTF8: i32 = 1 << 3;
+pub const ASCII: i32 = 1 << 6;
+/// The bit of a binding that is locked.
+pub const LOCKED: i32 = 1 << 14;
 /// The bit of any other object that tells an S4 object.
 pub const S4: i32 = 1 << 4;
 
@@ -34,7 +39,7 @@ pub fn header() -> &'static [u8] {
         let mut buffer = super::Buffer::new();
         // SAFETY: NULL is serialized without fail; it takes the last four bytes.
         unsafe {
-            super::write_by_r(&mut buffer, extendr_ffi::R_NilValue);
+            super::write_by_r(&mut buffer, extendr_ffi::R_NilValue, None);
         }
         let n = buffer.0.len() - 4;
         buffer.0.truncate(n);

@@ -6,6 +6,7 @@
 //! format.
 
 mod format;
+pub mod hooks;
 mod reader;
 mod writer;
 
@@ -14,7 +15,7 @@ use std::ffi::{c_int, c_void};
 use bytes::Bytes;
 use extendr_ffi::{
     R_NilValue, R_Serialize, R_Unserialize, R_inpstream_st, R_inpstream_t, R_outpstream_st,
-    R_outpstream_t, R_pstream_format_t, Rf_error, SEXP,
+    R_outpstream_t, R_pstream_format_t, Rf_error, Rf_protect, Rf_unprotect, SEXP,
 };
 
 /// Version 3 knows of ALTREP and of the native encoding; R has it since 3.5.
@@ -39,24 +40,27 @@ impl Buffer {
         &self.0
     }
 
-    /// Serializes an object in place of what was there.
+    /// Serializes an object in place of what was there. False if a hook has failed: R's
+    /// error buffer says how.
     ///
     /// # Safety
-    /// On R's main thread. Leaves by a long jump if R cannot serialize the object;
-    /// the buffer then holds a part of it, to be overwritten.
-    pub unsafe fn write(this: *mut Buffer, object: SEXP) {
+    /// On R's main thread, `object` protected. Leaves by a long jump if R cannot serialize
+    /// the object; the buffer then holds a part of it, to be overwritten.
+    #[must_use]
+    pub unsafe fn write(this: *mut Buffer, object: SEXP) -> bool {
         (*this).0.clear();
         if (*this).0.capacity() > 4 * SMALL {
             (*this).0 = Vec::new();
         }
-        if !writer::write(
-            &mut (*this).0,
-            &mut *std::ptr::addr_of_mut!(REFERENCES),
-            object,
-        ) {
-            (*this).0.clear();
-            write_by_r(this, object);
+        if hooks::any() {
+            return hooks::write(this, object);
         }
+        let references = &mut *std::ptr::addr_of_mut!(REFERENCES);
+        if !writer::write(&mut (*this).0, references, None, object) {
+            (*this).0.clear();
+            write_by_r(this, object, None);
+        }
+        true
     }
 
     /// What was written, to be sent and kept.
@@ -72,15 +76,17 @@ impl Buffer {
 /// For the main thread; a static, so that a long jump does not lose it.
 static mut REFERENCES: writer::References = writer::References::new();
 
+type Hook = unsafe extern "C" fn(SEXP, SEXP) -> SEXP;
+
 /// Appends an object to the buffer by R's own means.
-unsafe fn write_by_r(buffer: *mut Buffer, object: SEXP) {
+unsafe fn write_by_r(buffer: *mut Buffer, object: SEXP, hook: Option<Hook>) {
     let mut stream = R_outpstream_st {
         data: buffer.cast::<c_void>(),
         type_: R_pstream_format_t::R_pstream_binary_format,
         version: VERSION,
         OutChar: Some(out_char),
         OutBytes: Some(out_bytes),
-        OutPersistHookFunc: None,
+        OutPersistHookFunc: hook,
         OutPersistHookData: R_NilValue,
     };
     R_Serialize(object, &mut stream);
@@ -97,24 +103,37 @@ unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_
         .extend_from_slice(bytes);
 }
 
-/// Makes the object again that `bytes` were made from.
+/// Makes the object again that `bytes` were made from. `None` if a hook has failed: R's
+/// error buffer says how.
 ///
 /// # Safety
 /// On R's main thread. Leaves by a long jump if the bytes are not an R object;
 /// `bytes` must stay where they are until this returns.
-pub unsafe fn read(bytes: &[u8]) -> SEXP {
-    reader::read(bytes).unwrap_or_else(|| read_by_r(bytes))
+pub unsafe fn read(bytes: &[u8]) -> Option<SEXP> {
+    match hooks::split(bytes) {
+        None => Some(read_with(bytes, R_NilValue)),
+        Some((made, rest)) => {
+            let restored = Rf_protect(hooks::restore(read_with(made, R_NilValue))?);
+            let object = read_with(rest, restored);
+            Rf_unprotect(1);
+            Some(object)
+        }
+    }
 }
 
-unsafe fn read_by_r(bytes: &[u8]) -> SEXP {
+unsafe fn read_with(bytes: &[u8], restored: SEXP) -> SEXP {
+    reader::read(bytes, restored).unwrap_or_else(|| read_by_r(bytes, restored))
+}
+
+unsafe fn read_by_r(bytes: &[u8], restored: SEXP) -> SEXP {
     let mut rest = bytes;
     let mut stream = R_inpstream_st {
         data: std::ptr::from_mut(&mut rest).cast(),
         type_: R_pstream_format_t::R_pstream_any_format,
         InChar: Some(in_char),
         InBytes: Some(in_bytes),
-        InPersistHookFunc: None,
-        InPersistHookData: R_NilValue,
+        InPersistHookFunc: Some(hooks::restore_one),
+        InPersistHookData: restored,
         native_encoding: [0; 64],
         nat2nat_obj: std::ptr::null_mut(),
         nat2utf8_obj: std::ptr::null_mut(),

@@ -13,17 +13,19 @@ use crate::r;
 
 const DEEPEST: u32 = 400;
 
-/// The object in `bytes`, or `None` if R has to read it.
+/// The object in `bytes`, or `None` if R has to read it. `restored` is what hooks have made:
+/// see [`hooks`](super::hooks).
 ///
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
-pub unsafe fn read(bytes: &[u8]) -> Option<SEXP> {
+pub unsafe fn read(bytes: &[u8], restored: SEXP) -> Option<SEXP> {
     let rest = bytes.strip_prefix(header())?;
     let mut reader = Reader {
         rest,
         references: [std::ptr::null_mut(); 64],
         count: 0,
         protected: 0,
+        restored,
     };
     let object = reader.item(0);
     // Left over where reading was given up.
@@ -38,6 +40,7 @@ struct Reader<'a> {
     count: usize,
     /// Objects on R's protection stack.
     protected: i32,
+    restored: SEXP,
 }
 
 impl Reader<'_> {
@@ -91,6 +94,7 @@ impl Reader<'_> {
                 return self.references[..self.count].get(i).copied();
             }
             NAMESPACE => return self.namespace(),
+            PERSISTENT => return self.persistent(),
             kind => return self.typed(kind, flags, depth),
         })
     }
@@ -219,6 +223,22 @@ impl Reader<'_> {
         }
         // One that is not loaded yet is R's business.
         self.remember(namespace?)
+    }
+
+    /// An object that a hook has made, by its place.
+    unsafe fn persistent(&mut self) -> Option<SEXP> {
+        let (zero, n) = (self.integer()?, self.integer()?);
+        if zero != 0 || n != 2 {
+            return None;
+        }
+        let mut place = [0; 2];
+        for number in &mut place {
+            let (_flags, length) = (self.integer()?, self.integer()?);
+            let text = self.take(usize::try_from(length).ok()?)?;
+            *number = std::str::from_utf8(text).ok()?.parse().ok()?;
+        }
+        let object = super::hooks::restored(self.restored, place)?;
+        self.remember(object)
     }
 
     unsafe fn data<T>(&mut self, to: *mut T, n: usize) -> Option<()> {

@@ -3,8 +3,9 @@
 //! R's `R_Serialize()` allocates a 1,099-slot hash table for every call, which for
 //! a task of a few dozen bytes costs several times what writing it does, and feeds the
 //! garbage collector. This writes the objects that tasks are usually made of itself,
-//! and says so if there is something else among them (environments, byte code, external
-//! pointers, long or large compact vectors): then `R_Serialize()` does it all.
+//! and says so if there is something else among them (byte code, promises, long vectors;
+//! environments and external pointers unless there are hooks): then `R_Serialize()` does
+//! it all.
 //!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
 
@@ -15,7 +16,10 @@ use extendr_ffi::{
     TAG, TYPEOF, VECTOR_ELT,
 };
 
+use rustc_hash::FxHashMap;
+
 use super::format::*;
+use super::hooks::Collected;
 use crate::r;
 
 /// Beyond this R looks after its stack better than we do.
@@ -23,27 +27,47 @@ const DEEPEST: u32 = 400;
 /// A compact vector (such as `1:10`) up to this many elements is written out.
 const SMALL_COMPACT: isize = 256;
 
-/// Symbols and namespaces written so far: later ones are references to them.
+/// Up to here a linear search finds a reference as fast as a table would.
+const FEW: usize = 24;
+
+/// Symbols and other reference objects written so far: later ones are references to
+/// them, by number.
 #[derive(Default)]
 pub struct References {
     seen: Vec<SEXP>,
+    /// Made when there are many.
+    table: Option<FxHashMap<SEXP, i32>>,
 }
 
 impl References {
     pub const fn new() -> References {
-        References { seen: Vec::new() }
+        References {
+            seen: Vec::new(),
+            table: None,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.seen.clear();
+        self.table = None;
     }
 
     /// The number under which an object was written, from 1.
     fn find(&self, object: SEXP) -> Option<i32> {
-        // Few, as a rule; `add` refuses more than a linear search is good for.
-        let at = self.seen.iter().position(|x| *x == object)?;
-        Some(at as i32 + 1)
+        match &self.table {
+            Some(table) => table.get(&object).copied(),
+            None => Some(self.seen.iter().position(|x| *x == object)? as i32 + 1),
+        }
     }
 
-    fn add(&mut self, object: SEXP) -> bool {
+    fn add(&mut self, object: SEXP) {
         self.seen.push(object);
-        self.seen.len() <= 64
+        let number = self.seen.len() as i32;
+        if let Some(table) = &mut self.table {
+            table.insert(object, number);
+        } else if self.seen.len() > FEW {
+            self.table = Some(self.seen.iter().copied().zip(1..).collect());
+        }
     }
 }
 
@@ -53,15 +77,26 @@ impl References {
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory, so both
 /// references must be to what outlives that.
-pub unsafe fn write(out: &mut Vec<u8>, references: &mut References, object: SEXP) -> bool {
-    references.seen.clear();
+pub unsafe fn write(
+    out: &mut Vec<u8>,
+    references: &mut References,
+    hooks: Option<&mut Collected>,
+    object: SEXP,
+) -> bool {
+    references.clear();
     out.extend_from_slice(header());
-    Writer { out, references }.item(object, 0)
+    Writer {
+        out,
+        references,
+        hooks,
+    }
+    .item(object, 0)
 }
 
 struct Writer<'a> {
     out: &'a mut Vec<u8>,
     references: &'a mut References,
+    hooks: Option<&'a mut Collected>,
 }
 
 impl Writer<'_> {
@@ -96,9 +131,13 @@ impl Writer<'_> {
                 self.integer(code);
                 return true;
             }
+            if self.hooks.is_some() && r::OBJECT(object) != 0 && self.hooked(object) {
+                return true;
+            }
             match TYPEOF(object) {
                 SEXPTYPE::SYMSXP => return self.symbol(object),
-                SEXPTYPE::ENVSXP => return self.namespace(object),
+                SEXPTYPE::ENVSXP => return self.environment(object, depth),
+                SEXPTYPE::EXTPTRSXP | SEXPTYPE::WEAKREFSXP => return self.pointer(object, depth),
                 SEXPTYPE::LISTSXP | SEXPTYPE::LANGSXP => {
                     let attributes = r::ATTRIB(object);
                     let tag = TAG(object);
@@ -148,29 +187,130 @@ impl Writer<'_> {
         true
     }
 
+    /// Leaves an object to the hook of its class, if there is one: what is written here
+    /// is where to find it among those that the hooks make.
+    unsafe fn hooked(&mut self, object: SEXP) -> bool {
+        if self.reference(object) {
+            return true;
+        }
+        let Some(place) = self.hooks.as_mut().and_then(|hooks| hooks.collect(object)) else {
+            return false;
+        };
+        self.references.add(object);
+        self.integer(PERSISTENT);
+        self.integer(0);
+        self.integer(place.len() as i32);
+        for number in place {
+            let text = number.to_string();
+            self.integer(SEXPTYPE::CHARSXP as i32 | ASCII << 12);
+            self.integer(text.len() as i32);
+            self.out.extend_from_slice(text.as_bytes());
+        }
+        true
+    }
+
     unsafe fn symbol(&mut self, symbol: SEXP) -> bool {
         if self.reference(symbol) {
             return true;
         }
         self.integer(SEXPTYPE::SYMSXP as i32);
-        self.string(PRINTNAME(symbol)) && self.references.add(symbol)
+        self.references.add(symbol);
+        self.string(PRINTNAME(symbol))
     }
 
-    /// Only namespaces, which are written as their names.
-    unsafe fn namespace(&mut self, env: SEXP) -> bool {
-        if R_IsNamespaceEnv(env) == Rboolean::FALSE {
+    unsafe fn environment(&mut self, env: SEXP, depth: u32) -> bool {
+        if self.reference(env) {
+            true
+        } else if R_IsNamespaceEnv(env) == Rboolean::TRUE {
+            self.namespace(env)
+        } else {
+            // Without hooks R does it as well, and knows all there can be in one.
+            self.hooks.is_some()
+                && extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE
+                && self.variables(env, depth)
+        }
+    }
+
+    /// An environment by its variables, in a hash table as R would have it.
+    unsafe fn variables(&mut self, env: SEXP, depth: u32) -> bool {
+        self.references.add(env);
+        self.integer(SEXPTYPE::ENVSXP as i32);
+        self.integer((r::R_EnvironmentIsLocked(env) == Rboolean::TRUE).into());
+        if !self.item(extendr_ffi::backports::get_parent_env(env), depth + 1) {
             return false;
         }
-        if self.reference(env) {
+        let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
+        let n = Rf_xlength(names);
+        let size = (n + n / 3).max(29);
+        let mut order: Vec<(u32, isize)> = (0..n)
+            .map(|i| (hash(STRING_ELT(names, i)) % size as u32, i))
+            .collect();
+        order.sort_unstable();
+        self.integer(NIL);
+        self.integer(SEXPTYPE::VECSXP as i32);
+        self.integer(size as i32);
+        let mut next = order.iter().peekable();
+        for bucket in 0..size as u32 {
+            while let Some((_, i)) = next.next_if(|(b, _)| *b == bucket) {
+                if !self.variable(r::Rf_installChar(STRING_ELT(names, *i)), env, depth) {
+                    Rf_unprotect(1);
+                    return false;
+                }
+            }
+            self.integer(NIL);
+        }
+        Rf_unprotect(1);
+        self.item(r::ATTRIB(env), depth + 1)
+    }
+
+    unsafe fn variable(&mut self, symbol: SEXP, env: SEXP, depth: u32) -> bool {
+        if r::R_BindingIsActive(symbol, env) == Rboolean::TRUE {
+            return false;
+        }
+        let mut value = r::get_var_in_frame(symbol, env);
+        if TYPEOF(value) == SEXPTYPE::PROMSXP {
+            value = r::PRVALUE(value);
+            // Not evaluated, and it is not for us to do that.
+            if value == extendr_ffi::R_UnboundValue {
+                return false;
+            }
+        }
+        let locked = r::R_BindingIsLocked(symbol, env) == Rboolean::TRUE;
+        let levels = if locked { LOCKED } else { 0 };
+        self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG | levels << 12);
+        self.symbol(symbol) && self.item(value, depth + 1)
+    }
+
+    /// External pointers and weak references arrive empty, as R has it.
+    unsafe fn pointer(&mut self, pointer: SEXP, depth: u32) -> bool {
+        if self.hooks.is_none() {
+            return false;
+        }
+        if self.reference(pointer) {
             return true;
         }
+        let attributes = r::ATTRIB(pointer);
+        self.flags(pointer, attributes != R_NilValue, false);
+        self.references.add(pointer);
+        if TYPEOF(pointer) == SEXPTYPE::EXTPTRSXP {
+            let protected = extendr_ffi::R_ExternalPtrProtected(pointer);
+            let tag = extendr_ffi::R_ExternalPtrTag(pointer);
+            if !self.item(protected, depth + 1) || !self.item(tag, depth + 1) {
+                return false;
+            }
+        }
+        attributes == R_NilValue || self.item(attributes, depth + 1)
+    }
+
+    unsafe fn namespace(&mut self, env: SEXP) -> bool {
+        self.references.add(env);
         let spec = Rf_protect(R_NamespaceEnvSpec(env));
         self.integer(NAMESPACE);
         self.integer(0);
         self.integer(Rf_xlength(spec) as i32);
         let done = (0..Rf_xlength(spec)).all(|i| self.string(STRING_ELT(spec, i)));
         Rf_unprotect(1);
-        done && self.references.add(env)
+        done
     }
 
     unsafe fn closure(&mut self, closure: SEXP, depth: u32) -> bool {
@@ -217,7 +357,9 @@ impl Writer<'_> {
             | SEXPTYPE::EXPRSXP => Rf_xlength(object),
             _ => return false,
         };
-        if r::ALTREP(object) != 0 && n > SMALL_COMPACT {
+        // A large one may be a few bytes in R's hands, or memory that is not there yet; but
+        // R would not see hooks of classes that are lists.
+        if r::ALTREP(object) != 0 && n > SMALL_COMPACT && self.hooks.is_none() {
             return false;
         }
         let attributes = r::ATTRIB(object);
@@ -252,6 +394,21 @@ impl Writer<'_> {
         };
         done && (attributes == R_NilValue || self.item(attributes, depth + 1))
     }
+}
+
+/// R's hash of a variable's name.
+unsafe fn hash(name: SEXP) -> u32 {
+    let bytes = std::slice::from_raw_parts(R_CHAR(name).cast::<u8>(), Rf_xlength(name) as usize);
+    bytes.iter().fold(0u32, |hash, byte| {
+        // The P. J. Weinberger hash, on signed characters.
+        let hash = (hash << 4).wrapping_add(*byte as i8 as u32);
+        let high = hash & 0xf000_0000;
+        if high == 0 {
+            hash
+        } else {
+            hash ^ high >> 24 ^ high
+        }
+    })
 }
 
 /// Objects that are written as a number.

@@ -68,14 +68,17 @@ struct Shared {
     listening: Mutex<Vec<Listening>>,
     /// Constants that no task needs any more, to be forgotten by daemons.
     dropped: Mutex<Vec<u64>>,
-    /// Session directories of daemons by process id, until the process is gone.
-    tempdirs: Mutex<FxHashMap<u32, PathBuf>>,
+    /// Daemons by process id, until the process is gone: the connection and the
+    /// session directory.
+    processes: Mutex<FxHashMap<u32, (PeerId, PathBuf)>>,
 }
 
 struct State {
     dispatcher: Dispatcher<Arc<Task>>,
     links: FxHashMap<PeerId, Connected>,
     last_peer: PeerId,
+    /// What daemons are told upon connecting.
+    configuration: Option<Bytes>,
     /// Kept for its capacity.
     actions: Vec<Action<Arc<Task>>>,
 }
@@ -100,13 +103,14 @@ impl Host {
                 dispatcher: Dispatcher::new(config),
                 links: FxHashMap::default(),
                 last_peer: 0,
+                configuration: None,
                 actions: Vec::new(),
             }),
             timer: Notify::new(),
             closed: AtomicBool::new(false),
             listening: Mutex::default(),
             dropped: Mutex::default(),
-            tempdirs: Mutex::default(),
+            processes: Mutex::default(),
         });
         runtime::handle().spawn(keep_time(shared.clone()));
         Host(shared)
@@ -118,6 +122,26 @@ impl Host {
     /// The name is taken, or this system has no such transport.
     pub fn listen(&self, address: &Address) -> io::Result<Endpoint> {
         self.0.listen(address, false)
+    }
+
+    /// Tells daemons, those connected and those to come, what they should know, before
+    /// any task submitted from now on.
+    pub fn configure(&self, configuration: Option<Bytes>) {
+        let mut flush = Vec::new();
+        {
+            let mut state = self.0.state.lock();
+            if let Some(body) = &configuration {
+                let frame = Frame::new(&ToDaemon::Configuration, body.clone());
+                for Connected { link, .. } in state.links.values() {
+                    link.post(Channel::Data, frame.clone());
+                    flush.push(link.clone());
+                }
+            }
+            state.configuration = configuration;
+        }
+        for link in flush {
+            link.flush();
+        }
     }
 
     /// Makes constants for tasks of this host.
@@ -328,11 +352,14 @@ impl Shared {
     /// Registers a link whose peer has introduced itself.
     fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, pid: u32, tempdir: PathBuf) -> PeerId {
         link.post(Channel::Data, Frame::bare(&ToDaemon::Welcome));
-        self.tempdirs.lock().insert(pid, tempdir);
         let peer = {
             let mut state = self.state.lock();
             state.last_peer += 1;
             let peer = state.last_peer;
+            if let Some(body) = &state.configuration {
+                let frame = Frame::new(&ToDaemon::Configuration, body.clone());
+                link.post(Channel::Data, frame);
+            }
             let connected = Connected {
                 link: link.clone(),
                 holds: FxHashSet::default(),
@@ -340,6 +367,7 @@ impl Shared {
             state.links.insert(peer, connected);
             peer
         };
+        self.processes.lock().insert(pid, (peer, tempdir));
         self.handle(Event::Joined { peer, endpoint }, None);
         link.flush();
         if self.closed.load(Ordering::SeqCst) {
@@ -386,9 +414,14 @@ impl Shared {
     /// A process that we started is gone; one that was killed has left its
     /// session directory behind.
     fn process_gone(&self, child: &Child) {
-        let Some(tempdir) = self.tempdirs.lock().remove(&child.pid()) else {
+        let Some((peer, tempdir)) = self.processes.lock().remove(&child.pid()) else {
             return;
         };
+        // What it has said is still read, but its link may not end by itself: a
+        // process forked from it may hold it open.
+        if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
+            link.close();
+        }
         let ours = tempdir.file_name().is_some_and(|name| {
             // R names it so; nothing else may ever be removed here.
             name.to_string_lossy().starts_with("Rtmp")

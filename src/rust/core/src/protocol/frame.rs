@@ -167,7 +167,8 @@ impl<M: DeserializeOwned> FrameReader<M> {
             Some((_, body, want)) => {
                 let left = *want - body.len();
                 if body.capacity() == body.len() {
-                    body.reserve_exact(left.min(body.len().max(BODY_STEP)));
+                    body.try_reserve_exact(left.min(body.len().max(BODY_STEP)))
+                        .map_err(|_| io::ErrorKind::OutOfMemory)?;
                 }
                 (body, left)
             }

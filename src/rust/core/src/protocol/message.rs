@@ -43,6 +43,8 @@ pub enum ToDaemon {
         /// Constants that the body needs, sent before.
         constants: Option<u64>,
     },
+    /// The body is what every daemon should know. It takes the place of an earlier one.
+    Configuration,
     /// The body is what several tasks have in common. Keep it until told otherwise.
     Constants { id: u64 },
     /// No further task needs these.

@@ -50,6 +50,8 @@ impl Gate {
         let mut state = self.state.lock();
         state.last = seq;
         let wanted = state.skip.is_empty() || !state.skip.remove(&seq);
+        // One that came while there was nothing to interrupt was for nobody.
+        self.runtime.forget_interrupt();
         state.running = wanted.then_some(seq);
         state.interrupted = false;
         wanted
@@ -142,6 +144,7 @@ mod tests {
         fn interrupt(&self) {
             self.interrupts.fetch_add(1, SeqCst);
         }
+        fn forget_interrupt(&self) {}
         fn exit(&self) {
             self.exits.fetch_add(1, SeqCst);
         }

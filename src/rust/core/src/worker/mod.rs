@@ -45,10 +45,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pauses between attempts to dial: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 
-/// What the language runtime lends to the watcher. Called from its thread.
+/// What the language runtime lends to the watcher. Called from its thread, unless it
+/// says otherwise.
 pub trait Runtime: Send + Sync + 'static {
     /// Interrupts what the main thread evaluates, as Ctrl-C would.
     fn interrupt(&self);
+    /// Forgets a Ctrl-C that has not been obeyed yet. Called from the main thread.
+    fn forget_interrupt(&self);
     /// Ends the process here and now, leaving no files behind.
     fn exit(&self);
     /// Raises a signal for the process.
@@ -87,6 +90,8 @@ pub enum DialError {
 #[derive(Debug)]
 pub enum Next {
     Task(Assignment),
+    /// What the host wants its daemons to know.
+    Configuration(Vec<u8>),
     /// Nothing came before the given time.
     TimedOut,
     Interrupted,
@@ -191,6 +196,7 @@ impl Worker {
     pub fn next(&mut self, until: Option<Instant>, interrupted: impl Fn() -> bool) -> Next {
         loop {
             match self.reader.next() {
+                Ok(Some((ToDaemon::Configuration, body))) => return Next::Configuration(body),
                 Ok(Some((message, body))) => {
                     let Some(task) = self.take(message, body) else {
                         continue;
@@ -255,8 +261,8 @@ impl Worker {
                 self.constants.remove(&id);
                 None
             }
-            // Said once, in the beginning.
-            ToDaemon::Welcome | ToDaemon::Refused { .. } => None,
+            // Dealt with elsewhere.
+            ToDaemon::Welcome | ToDaemon::Refused { .. } | ToDaemon::Configuration => None,
         }
     }
 

@@ -1,0 +1,207 @@
+//! Hooks: what users register for objects that do not survive serialization, such as
+//! those behind an external pointer.
+//!
+//! While an object is written, whatever has a registered class is set aside, and only its
+//! place is written: the number of the registration, and which of its objects it is.
+//! Afterwards R makes raw vectors of those objects (`write_hooked()` in R/serial.R), which go
+//! in front. Reading goes the other way round (`read_hooked()`). So no code of the user's
+//! runs in the middle of writing or reading.
+//!
+//! Layout: [`MAGIC`], length of the front part (`u64`, little endian), front part, object.
+//! Both are in R's format.
+
+use std::cell::Cell;
+
+use extendr_ffi::{
+    R_NilValue, R_PreserveObject, R_ReleaseObject, R_tryEvalSilent, Rboolean, Rf_allocVector,
+    Rf_error, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, STRING_ELT, VECTOR_ELT,
+};
+
+use super::{writer, Buffer};
+use crate::r;
+
+const MAGIC: &[u8; 8] = b"miraihk\n";
+
+struct Registry(Cell<SEXP>);
+
+// SAFETY: only used on R's main thread, as everything in this crate.
+unsafe impl Sync for Registry {}
+
+/// The registrations: a list, or null. An element's first element is its class.
+static REGISTRY: Registry = Registry(Cell::new(std::ptr::null_mut()));
+
+/// Makes these the registrations of this process.
+///
+/// # Safety
+/// `registry` is a list of registrations as R/serial.R makes them.
+pub unsafe fn set(registry: SEXP) {
+    let before = REGISTRY.0.replace(std::ptr::null_mut());
+    if !before.is_null() {
+        R_ReleaseObject(before);
+    }
+    if Rf_xlength(registry) > 0 {
+        R_PreserveObject(registry);
+        REGISTRY.0.set(registry);
+    }
+}
+
+pub fn any() -> bool {
+    !REGISTRY.0.get().is_null()
+}
+
+/// Objects that have been set aside, by registration.
+#[derive(Default)]
+pub struct Collected(Vec<Vec<SEXP>>);
+
+/// For `R_Serialize()`, whose hook can only be given R objects.
+static mut COLLECTED: Collected = Collected(Vec::new());
+
+impl Collected {
+    /// Sets an object aside if its class is registered, and returns its place.
+    pub unsafe fn collect(&mut self, object: SEXP) -> Option<[usize; 2]> {
+        let registry = REGISTRY.0.get();
+        let n = Rf_xlength(registry);
+        let i = (0..n).find(|i| {
+            let class = STRING_ELT(VECTOR_ELT(VECTOR_ELT(registry, *i), 0), 0);
+            r::Rf_inherits(object, R_CHAR(class)) == Rboolean::TRUE
+        })? as usize;
+        if self.0.len() <= i {
+            self.0.resize_with(i + 1, Vec::new);
+        }
+        // The same object may come twice from R, which asks before it looks for references.
+        let objects = &mut self.0[i];
+        let j = objects.iter().position(|x| *x == object);
+        let j = j.unwrap_or_else(|| {
+            objects.push(object);
+            objects.len() - 1
+        });
+        Some([i, j])
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(Vec::is_empty)
+    }
+
+    /// As a list of lists.
+    unsafe fn as_list(&self) -> SEXP {
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, self.0.len() as isize));
+        for (i, objects) in self.0.iter().enumerate() {
+            let list = Rf_allocVector(SEXPTYPE::VECSXP, objects.len() as isize);
+            SET_VECTOR_ELT(out, i as isize, list);
+            for (j, object) in objects.iter().enumerate() {
+                SET_VECTOR_ELT(list, j as isize, *object);
+            }
+        }
+        Rf_unprotect(1);
+        out
+    }
+}
+
+/// [`Buffer::write`] where there are registrations.
+pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
+    let collected = std::ptr::addr_of_mut!(COLLECTED);
+    let references = std::ptr::addr_of_mut!(super::REFERENCES);
+    (*collected).0.clear();
+    if !writer::write(
+        &mut (*buffer).0,
+        &mut *references,
+        Some(&mut *collected),
+        object,
+    ) {
+        (*buffer).0.clear();
+        (*collected).0.clear();
+        super::write_by_r(buffer, object, Some(collect_one));
+    }
+    if (*collected).is_empty() {
+        return true;
+    }
+    // From here on R code runs that may serialize something itself.
+    let main = std::mem::take(&mut (*buffer).0);
+    let objects = Rf_protect((*collected).as_list());
+    let Some(made) = call(c"write_hooked", objects) else {
+        Rf_unprotect(1);
+        return false;
+    };
+    Rf_protect(made);
+    let out = &mut (*buffer).0;
+    out.clear();
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&[0; 8]);
+    // Lists, strings and raw vectors: nothing that would need R, or a hook.
+    let done = writer::write(out, &mut *references, None, made);
+    let length = (out.len() - MAGIC.len() - 8) as u64;
+    out[MAGIC.len()..MAGIC.len() + 8].copy_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&main);
+    Rf_unprotect(2);
+    done
+}
+
+/// For `R_Serialize()`, which calls it for reference objects.
+unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
+    if r::OBJECT(object) == 0 {
+        return R_NilValue;
+    }
+    let Some([i, j]) = (*std::ptr::addr_of_mut!(COLLECTED)).collect(object) else {
+        return R_NilValue;
+    };
+    let (i, j) = (i.to_string(), j.to_string());
+    // No long jump but out of memory, and then two strings are lost.
+    r::strings(&[&i, &j])
+}
+
+/// Calls a function of R/serial.R; `None` if that ends in an error.
+unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> Option<SEXP> {
+    let registry = match REGISTRY.0.get() {
+        none if none.is_null() => R_NilValue,
+        registry => registry,
+    };
+    let call = r::Rf_lang3(Rf_install(function.as_ptr()), x, registry);
+    Rf_protect(call);
+    let mut failed = 0;
+    let value = R_tryEvalSilent(call, r::NAMESPACE.get(), &mut failed);
+    Rf_unprotect(1);
+    (failed == 0).then_some(value)
+}
+
+/// The front part and the object of a stream written with hooks; `None` if it was not.
+pub fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = bytes.strip_prefix(MAGIC)?;
+    let (length, rest) = rest.split_first_chunk()?;
+    rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)
+}
+
+/// Has the hooks make objects of what they made of them.
+pub unsafe fn restore(made: SEXP) -> Option<SEXP> {
+    Rf_protect(made);
+    let restored = call(c"read_hooked", made);
+    Rf_unprotect(1);
+    restored
+}
+
+/// The object of a place.
+pub unsafe fn restored(restored: SEXP, [i, j]: [usize; 2]) -> Option<SEXP> {
+    let element = |list: SEXP, i: usize| {
+        (extendr_ffi::TYPEOF(list) == SEXPTYPE::VECSXP && (i as isize) < Rf_xlength(list))
+            .then(|| VECTOR_ELT(list, i as isize))
+    };
+    element(element(restored, i)?, j)
+}
+
+/// For `R_Unserialize()`.
+pub unsafe extern "C" fn restore_one(place: SEXP, data: SEXP) -> SEXP {
+    let number = |i| {
+        let text = std::ffi::CStr::from_ptr(R_CHAR(STRING_ELT(place, i)));
+        text.to_str().ok()?.parse().ok()
+    };
+    let object = match Rf_xlength(place) {
+        2 => number(0)
+            .zip(number(1))
+            .and_then(|(i, j)| restored(data, [i, j])),
+        _ => None,
+    };
+    match object {
+        Some(object) => object,
+        None => Rf_error(c"a hooked object is missing".as_ptr()),
+    }
+}
