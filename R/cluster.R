@@ -205,24 +205,28 @@ stop_lost <- function(node, value) {
   stop(text, call. = FALSE)
 }
 
-# One node of several: its process is told to quit, as soon as it has done what it does.
-#' @exportS3Method parallel::closeNode
-closeNode.miraiNode <- function(node) {
-  if (!node$open) return(invisible())
-  node$open <- FALSE
-  node$pending <- NULL
-  cluster <- node$cluster
-  if (any(vapply(cluster$nodes, function(node) node$open, NA))) {
-    .Call(rs_submit_to, quote(base::quit("no")), NULL, node$rank, cluster$profile)
+# All nodes that are left, or some of them.
+#' @rawNamespace S3method(parallel::stopCluster, miraiCluster)
+stopCluster.miraiCluster <- function(cl = NULL) {
+  if (!length(cl)) return(invisible())
+  cluster <- cl[[1L]]$cluster
+  others <- setdiff(which(vapply(cluster$nodes, is_active, NA)), vapply(cl, function(node) node$rank, 0L))
+  if (length(others)) {
+    for (node in cl) closeNode.miraiNode(node)
   } else {
+    for (node in cl) node$open <- FALSE
     .Call(rs_close_profile, cluster$profile, TRUE)
   }
   invisible()
 }
 
-#' @exportS3Method parallel::stopCluster
-stopCluster.miraiCluster <- function(cl = NULL) {
-  for (node in cl) closeNode.miraiNode(node)
+# The process is told to quit, once it has done what it does.
+#' @exportS3Method parallel::closeNode
+closeNode.miraiNode <- function(node) {
+  if (is_active(node)) {
+    .Call(rs_submit_to, quote(base::quit("no")), NULL, node$rank, node$cluster$profile)
+  }
+  node$open <- FALSE
   invisible()
 }
 

@@ -61,16 +61,9 @@ is_positive <- function(x) is_number(x) && x > 0
 
 launch_daemon <- function(profile, url, settings, call) {
   rs <- .Call(rs_daemon_stream, profile)
-  with_call(
-    .Call(
-      rs_launch,
-      profile,
-      rscript(),
-      rscript_args(daemon_call(url, settings$daemon, rs)),
-      isTRUE(settings$daemon$output)
-    ),
-    call
-  )
+  args <- rscript_args(daemon_call(url, settings$daemon, rs))
+  output <- isTRUE(settings$daemon$output)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, fork_code(args)), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.
@@ -94,8 +87,40 @@ rscript_args <- function(text) {
 }
 
 # For a task without daemons, called from tasks.rs: the program to start, its arguments,
-# and the URL at which it will ask for its one task.
+# the URL at which it will ask for its one task, and the code for a fork.
 single_use <- function() {
   url <- local_url()
-  list(rscript(), rscript_args(daemon_call(url, list(cleanup = FALSE, maxtasks = 1L))), url)
+  args <- rscript_args(daemon_call(url, list(cleanup = FALSE, maxtasks = 1L)))
+  list(rscript(), args, url, fork_code(args))
+}
+
+# On Linux, processes are forked by a server (see process/fork.rs), which is started when
+# the first one is needed: the code that a fork has to evaluate to become what Rscript with
+# these arguments would be. NULL if it could differ from that, by what R reads when it
+# starts, or if the user does not want forks.
+fork_code <- function(args) {
+  if (Sys.info()[["sysname"]] != "Linux" || !isTRUE(getOption("mirai.fork_server", TRUE))) return(NULL)
+  startup <- startup_settings()
+  if (!.Call(rs_has_fork_server)) {
+    # One that has failed would do so again.
+    if (!is.null(the$fork_server)) return(NULL)
+    the$fork_server <- startup
+    .Call(rs_start_fork_server, rscript(), rscript_args("mirai:::fork_server()"))
+  }
+  if (identical(startup, the$fork_server)) args[[2L]]
+}
+
+# What makes a difference to R when it starts.
+startup_settings <- function() {
+  env <- Sys.getenv()
+  files <- c(".Rprofile", ".Renviron", "~/.Rprofile", "~/.Renviron")
+  list(env[grepl("^(R_|LC_|LANG|HOME$)", names(env))], file.mtime(files))
+}
+
+# Run by the server, and by each process that it forks.
+fork_server <- function() {
+  code <- .Call(rs_serve_forks)
+  if (is.null(code)) return(invisible())
+  eval(parse(text = code, keep.source = FALSE), globalenv())
+  quit("no")
 }

@@ -83,7 +83,7 @@ new_mirai_map <- function(x) structure(x, class = "mirai_map")
 map_elements <- function(x, call) {
   if (length(dim(x)) == 2L) {
     rows <- lapply(seq_len(nrow(x)), if (is.data.frame(x)) {
-      function(i) lapply(x, function(column) column[[i]])
+      function(i) lapply(x, function(column) if (length(dim(column)) == 2L) column[i, ] else column[[i]])
     } else {
       function(i) as.list(x[i, ])
     })
@@ -92,11 +92,12 @@ map_elements <- function(x, call) {
     named <- if (is.data.frame(x)) .row_names_info(x) > 0L else !is.null(rownames(x))
     return(list(x = rows, names = if (named) rownames(x), arguments = arguments))
   }
-  if (!is.vector(x) && !is.list(x) && !is.atomic(x) && !is.object(x)) {
+  if (!is.vector(x) && !is.list(x) && !is.atomic(x) && !is.null(x) && !is.object(x)) {
     stop_argument(".x", "a vector, list, matrix or data frame", call)
   }
   # By lapply's rules: as.list() knows what the elements of a factor or a date are.
-  list(x = as.list(x), names = names(x), arguments = list(quote(.x)))
+  x <- as.list(x)
+  list(x = x, names = names(x), arguments = list(quote(.x)))
 }
 
 # The call that a daemon evaluates: `.f(.x, mean = .args[["mean"]])`.
@@ -162,7 +163,7 @@ collection_option <- function(expr, envir) {
 # Waits for a list of mirai and returns their values, as `options` say.
 collect_list <- function(x, options, call = sys.call(-1L)) {
   if (!is.null(options) && !(is.character(options) && all(options %in% collection_options))) {
-    stop_argument("options", paste(c("any of", dQuote(collection_options, FALSE)), collapse = " "), call)
+    stop_argument("options", paste("any of", toString(dQuote(collection_options, FALSE))), call)
   }
   x <- unclass(x)
   stop_early <- ".stop" %in% options
@@ -224,6 +225,10 @@ value_condition <- function(value, call = NULL) {
 }
 
 flatten <- function(values, call) {
+  failed <- which(vapply(values, is_error_value, NA))
+  if (length(failed)) {
+    stop(simpleError(paste0("cannot flatten: the value of element ", failed[1L], " is an error value"), call))
+  }
   types <- unique(vapply(values, typeof, ""))
   if (length(types) > 1L) {
     text <- paste0("cannot flatten values of different types: ", paste(types, collapse = ", "))

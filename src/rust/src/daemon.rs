@@ -29,6 +29,7 @@ use crate::serialize::{self, hooks, Buffer};
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"run_daemon", run_daemon as *const (), 2),
+        r::routine(c"serve_forks", serve_forks as *const (), 0),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
     ]
 }
@@ -44,6 +45,27 @@ static STATE: AtomicI32 = AtomicI32::new(0);
 
 unsafe extern "C-unwind" fn daemon_state() -> SEXP {
     r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
+}
+
+/// `.Call(serve_forks)`: the fork server. `NULL` when it is over; in each process that it
+/// forks, the code to evaluate there.
+unsafe extern "C-unwind" fn serve_forks() -> SEXP {
+    #[cfg(target_os = "linux")]
+    if let Some(code) = mirai_core::process::fork::serve() {
+        // The session's directory is the server's: make one for this process.
+        R_TempDir = std::ptr::null_mut();
+        R_reInitTempDir(0);
+        let out = r::string(&code);
+        drop(code);
+        return out;
+    }
+    R_NilValue
+}
+
+#[cfg(target_os = "linux")]
+extern "C" {
+    static mut R_TempDir: *mut std::ffi::c_char;
+    fn R_reInitTempDir(die_on_fail: c_int);
 }
 
 /// Arguments of `daemon()`, checked by R.
@@ -405,8 +427,9 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {
     let text = CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy();
-    let text = if stage == Stage::Evaluating && text.is_empty() {
-        // A jump to top level, such as by the abort restart.
+    let text = if stage == Stage::Evaluating && !text.ends_with('\n') {
+        // A jump to top level, such as by the abort restart. What is there without an
+        // end of line is the message of an error that was handled before.
         R_NilValue
     } else {
         // Errors of a full stack, too, get here: R shows them to no calling handler.

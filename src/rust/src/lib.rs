@@ -35,6 +35,8 @@ extendr_module! {
 #[no_mangle]
 pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     quiet_panics();
+    // Now, because it calls R, which could come back to ask for it.
+    serialize::header();
     let functions = get_mirai_metadata().functions;
     let names: Vec<std::ffi::CString> = functions
         .iter()

@@ -173,10 +173,10 @@ pub fn cancel(task: &Task) -> bool {
 }
 
 /// Starts a process for one task. `launch` is what `single_use()` returns: the
-/// program, its arguments, and the URL that it will dial.
+/// program, its arguments, the URL that it will dial, and the code for a fork, or `NULL`.
 ///
 /// # Safety
-/// `launch` is a list of three character vectors.
+/// `launch` is a list of character vectors, of which the last may be `NULL`.
 pub unsafe fn submit_to_new(
     task: Arc<Task>,
     timeout: Option<Duration>,
@@ -189,7 +189,8 @@ pub unsafe fn submit_to_new(
             .to_string_lossy()
             .into_owned()
     });
-    let program = program(text(0), args, false);
+    let code = r::as_str(VECTOR_ELT(launch, 3));
+    let program = program(text(0), args, false, code);
     let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
     let failed =
         |e: &dyn std::fmt::Display| format!("a process for the task cannot be started: {e}");
@@ -208,7 +209,12 @@ pub unsafe fn submit_to_new(
     })
 }
 
-fn program(path: &str, args: impl Iterator<Item = String>, output: bool) -> Program {
+fn program(
+    path: &str,
+    args: impl Iterator<Item = String>,
+    output: bool,
+    code: Option<&str>,
+) -> Program {
     // Set by R CMD check; it names a file in a directory that need not be the child's.
     let env = vec![(OsString::from("R_TESTS"), None)];
     Program {
@@ -216,6 +222,7 @@ fn program(path: &str, args: impl Iterator<Item = String>, output: bool) -> Prog
         args: args.map(OsString::from).collect(),
         env,
         output,
+        code: code.map(String::from),
     }
 }
 
@@ -345,14 +352,42 @@ fn close_session() {
     });
 }
 
-/// Starts a program that will dial one of the profile's URLs.
+/// Starts the fork server, a program that calls `serve_forks` on its stdin.
 #[extendr]
-fn launch(name: &str, path: &str, args: Vec<String>, output: bool) -> Result<()> {
+fn start_fork_server(path: &str, args: Vec<String>) -> Result<()> {
+    with_session(|_| {
+        #[cfg(target_os = "linux")]
+        process::fork::start_server(&program(path, args.into_iter(), false, None))
+            .map_err(|e| other(format!("the fork server cannot be started: {e}")))?;
+        Ok(())
+    })
+}
+
+/// Whether there is a fork server.
+#[extendr]
+fn has_fork_server() -> bool {
+    #[cfg(target_os = "linux")]
+    return process::fork::is_running();
+    #[cfg(not(target_os = "linux"))]
+    return false;
+}
+
+/// Starts a program that will dial one of the profile's URLs. `code` is for a fork; `NULL`
+/// if only the program itself will do.
+#[extendr]
+fn launch(
+    name: &str,
+    path: &str,
+    args: Vec<String>,
+    output: bool,
+    code: Nullable<String>,
+) -> Result<()> {
+    let code = code.into_option();
     with_session(|session| {
         let profile = session.profile(name)?;
         let host = session.host(name)?;
         let child = host
-            .launch(&program(path, args.into_iter(), output))
+            .launch(&program(path, args.into_iter(), output, code.as_deref()))
             .map_err(|e| other(format!("'{path}' cannot be started: {e}")))?;
         profile.children.borrow_mut().push(child);
         Ok(())
@@ -380,7 +415,7 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         let i = failed().unwrap_or_default();
         let how = children[i]
             .exit()
-            .map(process::describe)
+            .map(|exit| exit.to_string())
             .unwrap_or_default();
         let said = children[i].stderr();
         let said = if said.trim().is_empty() {
@@ -514,6 +549,8 @@ extendr_module! {
     fn open_sync;
     fn close_profile;
     fn close_session;
+    fn start_fork_server;
+    fn has_fork_server;
     fn launch;
     fn wait_connected;
     fn profile_status;

@@ -20,16 +20,11 @@ use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_
 use crate::tasks::{task_of, DATA, FORKED};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
-    vec![r::routine(
-        c"when_resolved",
-        when_resolved as *const (),
-        3,
-    )]
+    vec![r::routine(c"when_resolved", when_resolved as *const (), 3)]
 }
 
 /// later's `execLaterNative2`: may be called from any thread.
-type ExecLater =
-    unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, f64, c_int);
+type ExecLater = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, f64, c_int);
 
 /// `None` before the first promise, and when the session is over: R then unloads
 /// later while our threads still run. Locked during each call for the same reason.
@@ -133,11 +128,7 @@ unsafe extern "C" fn settle(due: *mut c_void) {
     let due = &*due.cast::<Due>();
     let key = Rf_protect(Rf_ScalarInteger(due.key));
     let index = Rf_protect(Rf_ScalarInteger(due.index));
-    let call = Rf_protect(Rf_lang3(
-        Rf_install(c"settle_promise".as_ptr()),
-        key,
-        index,
-    ));
+    let call = Rf_protect(Rf_lang3(Rf_install(c"settle_promise".as_ptr()), key, index));
     Rf_eval(call, r::NAMESPACE.get());
     Rf_unprotect(3);
 }

@@ -19,6 +19,12 @@ extern "C" {
         f: Option<unsafe extern "C" fn(*mut c_void)>,
         data: *mut c_void,
     ) -> Rboolean;
+    pub fn R_ExecWithCleanup(
+        f: Option<unsafe extern "C" fn(*mut c_void) -> SEXP>,
+        data: *mut c_void,
+        cleanup: Option<unsafe extern "C" fn(*mut c_void)>,
+        cleanup_data: *mut c_void,
+    ) -> SEXP;
     pub fn R_MakeActiveBinding(symbol: SEXP, function: SEXP, env: SEXP);
     pub fn R_BindingIsActive(symbol: SEXP, env: SEXP) -> Rboolean;
     pub fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);

@@ -7,6 +7,7 @@
 //! reading after resolution it becomes an ordinary variable and the task is let go.
 
 use std::ffi::CStr;
+use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -554,22 +555,33 @@ unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
 /// Makes the value of a resolved task the mirai's ordinary `data`.
 unsafe fn settle(pointer: SEXP) -> SEXP {
     let env = Rf_protect(R_ExternalPtrProtected(pointer));
-    let task = R_ExternalPtrAddr(pointer).cast::<Task>();
-    // Borrowed from the task, which the pointer holds until below.
-    let value = match (*task).outcome() {
-        Some(Outcome::Value(bytes) | Outcome::Error(bytes)) => {
-            serialize::read(bytes).unwrap_or_else(|| failure())
-        }
-        Some(Outcome::TimedOut) => error_value(5),
-        Some(Outcome::Reset) => error_value(19),
-        Some(Outcome::Canceled) | None => error_value(20),
-    };
+    let task = R_ExternalPtrAddr(pointer).cast::<Task>().cast_const();
+    // Reading may run code of the user's (hooks, finalizers), which may read the same
+    // mirai; it may also leave by a long jump.
+    Arc::increment_strong_count(task);
+    let held = task.cast_mut().cast();
+    let value = r::R_ExecWithCleanup(Some(read_outcome), held, Some(drop_task), held);
     Rf_protect(value);
     r::R_removeVarFromFrame(DATA.get(), env);
     Rf_defineVar(DATA.get(), value, env);
     release(pointer);
     Rf_unprotect(2);
     value
+}
+
+unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
+    match (*task.cast::<Task>()).outcome() {
+        Some(Outcome::Value(bytes) | Outcome::Error(bytes)) => {
+            serialize::read(bytes).unwrap_or_else(|| failure())
+        }
+        Some(Outcome::TimedOut) => error_value(5),
+        Some(Outcome::Reset) => error_value(19),
+        Some(Outcome::Canceled) | None => error_value(20),
+    }
+}
+
+unsafe extern "C" fn drop_task(task: *mut c_void) {
+    drop(Arc::from_raw(task.cast::<Task>().cast_const()));
 }
 
 unsafe fn error_value(code: i32) -> SEXP {
@@ -760,9 +772,11 @@ unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
     if !Buffer::write(buffer(), x) {
         Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
     }
-    let n = (*buffer()).len();
-    let out = Rf_allocVector(SEXPTYPE::RAWSXP, n as isize);
-    std::ptr::copy_nonoverlapping((*buffer()).as_slice().as_ptr(), extendr_ffi::RAW(out), n);
+    // Taken, because allocation may run a finalizer that uses the buffer.
+    let bytes = (*buffer()).take();
+    let out = Rf_allocVector(SEXPTYPE::RAWSXP, bytes.len() as isize);
+    std::ptr::copy_nonoverlapping(bytes.as_ptr(), extendr_ffi::RAW(out), bytes.len());
+    drop(bytes);
     out
 }
 

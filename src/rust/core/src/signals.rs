@@ -37,6 +37,17 @@ fn with_blocked<T>(set: &libc::sigset_t, f: impl FnOnce(&libc::sigset_t) -> T) -
     f(&old.0)
 }
 
+/// For a process just forked: no signal is blocked.
+#[cfg(target_os = "linux")]
+pub(crate) fn restore_defaults() {
+    let mut none = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set it is given.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// How [`poll_in`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Polled {

@@ -200,7 +200,11 @@ mod tests {
         let count = || -> Callback {
             let (values, failures) = (values.clone(), failures.clone());
             Box::new(move |outcome| {
-                let counter = if outcome.is_failure() { failures } else { values };
+                let counter = if outcome.is_failure() {
+                    failures
+                } else {
+                    values
+                };
                 counter.fetch_add(1, Ordering::SeqCst);
             })
         };

@@ -813,6 +813,7 @@ fn room_in_the_queue_rings_the_bell() {
 fn a_process_that_never_connects_ends_its_task() {
     let host = Host::new(Config::default());
     let program = Program {
+        code: None,
         path: "/bin/true".into(),
         args: vec![],
         env: vec![],
@@ -843,6 +844,7 @@ fn a_process_started_for_a_task_is_sent_away_if_that_is_no_longer_wanted() {
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     assert!(made.unwrap().success());
     let program = Program {
+        code: None,
         path: "/bin/cat".into(),
         args: vec![pipe.clone().into()],
         env: vec![],
@@ -879,6 +881,7 @@ fn a_process_started_for_a_task_is_sent_away_if_that_is_no_longer_wanted() {
 fn a_program_that_cannot_be_started_is_an_error() {
     let host = Host::new(Config::default());
     let program = Program {
+        code: None,
         path: "/nowhere/to/be/found".into(),
         args: vec![],
         env: vec![],

@@ -18,7 +18,7 @@ use extendr_ffi::{
     SEXPTYPE, STRING_ELT, VECTOR_ELT,
 };
 
-use super::{writer, Buffer};
+use super::Buffer;
 use crate::r;
 
 const MAGIC: &[u8; 8] = b"miraihk\n";
@@ -79,6 +79,10 @@ impl Collected {
         Some([i, j])
     }
 
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     fn is_empty(&self) -> bool {
         self.0.iter().all(Vec::is_empty)
     }
@@ -101,44 +105,29 @@ impl Collected {
 /// [`Buffer::write`] where there are registrations.
 pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
     let collected = std::ptr::addr_of_mut!(COLLECTED);
-    let references = std::ptr::addr_of_mut!(super::REFERENCES);
-    (*collected).0.clear();
-    if !writer::write(
-        &mut (*buffer).0,
-        &mut *references,
-        Some(&mut *collected),
-        object,
-    ) {
-        (*buffer).0.clear();
-        (*collected).0.clear();
-        super::write_by_r(buffer, object, Some(collect_one));
-    }
+    Buffer::write_once(buffer, object, Some(collected));
     if (*collected).is_empty() {
         return true;
     }
     // From here on R code runs that may serialize something itself.
     let main = std::mem::take(&mut (*buffer).0);
-    let objects = Rf_protect((*collected).as_list());
+    let objects = Rf_protect(std::mem::take(&mut *collected).as_list());
     let Some(made) = call(c"write_hooked", objects) else {
         Rf_unprotect(1);
         return false;
     };
     Rf_protect(made);
+    Buffer::write_once(buffer, made, None);
     let out = &mut (*buffer).0;
-    out.clear();
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&[0; 8]);
-    // Lists, strings and raw vectors: nothing that would need R, or a hook.
-    let done = writer::write(out, &mut *references, None, made);
-    let length = (out.len() - MAGIC.len() - 8) as u64;
-    out[MAGIC.len()..MAGIC.len() + 8].copy_from_slice(&length.to_le_bytes());
+    let length = (out.len() as u64).to_le_bytes();
+    out.splice(..0, MAGIC.iter().copied().chain(length));
     out.extend_from_slice(&main);
     Rf_unprotect(2);
-    done
+    true
 }
 
 /// For `R_Serialize()`, which calls it for reference objects.
-unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
+pub unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
     if r::OBJECT(object) == 0 {
         return R_NilValue;
     }

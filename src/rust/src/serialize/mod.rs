@@ -7,10 +7,12 @@
 
 mod format;
 pub mod hooks;
+pub use format::header;
 mod reader;
 mod writer;
 
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use extendr_ffi::{
@@ -48,19 +50,41 @@ impl Buffer {
     /// the object; the buffer then holds a part of it, to be overwritten.
     #[must_use]
     pub unsafe fn write(this: *mut Buffer, object: SEXP) -> bool {
-        (*this).0.clear();
         if (*this).0.capacity() > 4 * SMALL {
             (*this).0 = Vec::new();
         }
         if hooks::any() {
             return hooks::write(this, object);
         }
-        let references = &mut *std::ptr::addr_of_mut!(REFERENCES);
-        if !writer::write(&mut (*this).0, references, None, object) {
-            (*this).0.clear();
-            write_by_r(this, object, None);
-        }
+        Self::write_once(this, object, None);
         true
+    }
+
+    /// Serializes an object; what hooks are for is set aside in `collected`.
+    unsafe fn write_once(
+        this: *mut Buffer,
+        object: SEXP,
+        collected: Option<*mut hooks::Collected>,
+    ) {
+        static USES: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let this_use = USES.fetch_add(1, Ordering::Relaxed) + 1;
+            let clear = || {
+                (*this).0.clear();
+                collected.inspect(|c| (**c).clear());
+            };
+            clear();
+            let references = std::ptr::addr_of_mut!(REFERENCES);
+            if !writer::write(&raw mut (*this).0, references, collected, object) {
+                clear();
+                write_by_r(this, object, collected.map(|_| hooks::collect_one as Hook));
+            }
+            // A finalizer, which R may run whenever it allocates, could have used the same
+            // memory to serialize something itself. It will not run again.
+            if USES.load(Ordering::Relaxed) == this_use {
+                return;
+            }
+        }
     }
 
     /// What was written, to be sent and kept.
@@ -93,14 +117,17 @@ unsafe fn write_by_r(buffer: *mut Buffer, object: SEXP, hook: Option<Hook>) {
 }
 
 unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
-    (*(*stream).data.cast::<Buffer>()).0.push(c as u8);
+    let mut byte = c as u8;
+    out_bytes(stream, std::ptr::from_mut(&mut byte).cast(), 1);
 }
 
 unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_int) {
     let bytes = std::slice::from_raw_parts(bytes.cast::<u8>(), n as usize);
-    (*(*stream).data.cast::<Buffer>())
-        .0
-        .extend_from_slice(bytes);
+    let out = &mut (*(*stream).data.cast::<Buffer>()).0;
+    if out.try_reserve(bytes.len()).is_err() {
+        Rf_error(c"cannot allocate memory to serialize an object".as_ptr());
+    }
+    out.extend_from_slice(bytes);
 }
 
 /// Makes the object again that `bytes` were made from. `None` if a hook has failed: R's

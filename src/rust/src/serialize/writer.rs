@@ -75,16 +75,16 @@ impl References {
 /// `out` holds a part of it.
 ///
 /// # Safety
-/// On R's main thread. May leave by a long jump if R runs out of memory, so both
-/// references must be to what outlives that.
+/// On R's main thread, the pointers valid. May leave by a long jump if R runs out of
+/// memory, so they must be to what outlives that.
 pub unsafe fn write(
-    out: &mut Vec<u8>,
-    references: &mut References,
-    hooks: Option<&mut Collected>,
+    out: *mut Vec<u8>,
+    references: *mut References,
+    hooks: Option<*mut Collected>,
     object: SEXP,
 ) -> bool {
-    references.clear();
-    out.extend_from_slice(header());
+    (*references).clear();
+    (*out).extend_from_slice(header());
     Writer {
         out,
         references,
@@ -93,15 +93,28 @@ pub unsafe fn write(
     .item(object, 0)
 }
 
-struct Writer<'a> {
-    out: &'a mut Vec<u8>,
-    references: &'a mut References,
-    hooks: Option<&'a mut Collected>,
+/// Holds pointers, not references, because whatever allocates in R may run a finalizer,
+/// and that may serialize something itself (see [`Buffer`](super::Buffer)).
+struct Writer {
+    out: *mut Vec<u8>,
+    references: *mut References,
+    hooks: Option<*mut Collected>,
 }
 
-impl Writer<'_> {
+impl Writer {
+    fn out(&mut self) -> &mut Vec<u8> {
+        // SAFETY: valid, as `write` demands; the reference does not outlive the caller's
+        // statement, in which R is not called.
+        unsafe { &mut *self.out }
+    }
+
+    fn references(&mut self) -> &mut References {
+        // SAFETY: as above.
+        unsafe { &mut *self.references }
+    }
+
     fn integer(&mut self, x: i32) {
-        self.out.extend_from_slice(&x.to_ne_bytes());
+        self.out().extend_from_slice(&x.to_ne_bytes());
     }
 
     /// A length, which R writes in another way from 2^31 on.
@@ -113,11 +126,15 @@ impl Writer<'_> {
         true
     }
 
-    unsafe fn bytes<T>(&mut self, data: *const T, n: isize) {
+    /// False if there is no memory for them: R will say so.
+    unsafe fn bytes<T>(&mut self, data: *const T, n: isize) -> bool {
         let size = n as usize * std::mem::size_of::<T>();
-        self.out.reserve(size + 64);
-        self.out
-            .extend_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), size));
+        let out = self.out();
+        if out.try_reserve(size + 64).is_err() {
+            return false;
+        }
+        out.extend_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), size));
+        true
     }
 
     unsafe fn item(&mut self, object: SEXP, depth: u32) -> bool {
@@ -180,7 +197,7 @@ impl Writer<'_> {
 
     /// A reference, if the object has been written before.
     fn reference(&mut self, object: SEXP) -> bool {
-        let Some(i) = self.references.find(object) else {
+        let Some(i) = self.references().find(object) else {
             return false;
         };
         self.integer(i << 8 | REFERENCE);
@@ -193,10 +210,10 @@ impl Writer<'_> {
         if self.reference(object) {
             return true;
         }
-        let Some(place) = self.hooks.as_mut().and_then(|hooks| hooks.collect(object)) else {
+        let Some(place) = self.hooks.and_then(|hooks| (*hooks).collect(object)) else {
             return false;
         };
-        self.references.add(object);
+        self.references().add(object);
         self.integer(PERSISTENT);
         self.integer(0);
         self.integer(place.len() as i32);
@@ -204,7 +221,7 @@ impl Writer<'_> {
             let text = number.to_string();
             self.integer(SEXPTYPE::CHARSXP as i32 | ASCII << 12);
             self.integer(text.len() as i32);
-            self.out.extend_from_slice(text.as_bytes());
+            self.out().extend_from_slice(text.as_bytes());
         }
         true
     }
@@ -214,7 +231,7 @@ impl Writer<'_> {
             return true;
         }
         self.integer(SEXPTYPE::SYMSXP as i32);
-        self.references.add(symbol);
+        self.references().add(symbol);
         self.string(PRINTNAME(symbol))
     }
 
@@ -233,7 +250,7 @@ impl Writer<'_> {
 
     /// An environment by its variables, in a hash table as R would have it.
     unsafe fn variables(&mut self, env: SEXP, depth: u32) -> bool {
-        self.references.add(env);
+        self.references().add(env);
         self.integer(SEXPTYPE::ENVSXP as i32);
         self.integer((r::R_EnvironmentIsLocked(env) == Rboolean::TRUE).into());
         if !self.item(extendr_ffi::backports::get_parent_env(env), depth + 1) {
@@ -291,7 +308,7 @@ impl Writer<'_> {
         }
         let attributes = r::ATTRIB(pointer);
         self.flags(pointer, attributes != R_NilValue, false);
-        self.references.add(pointer);
+        self.references().add(pointer);
         if TYPEOF(pointer) == SEXPTYPE::EXTPTRSXP {
             let protected = extendr_ffi::R_ExternalPtrProtected(pointer);
             let tag = extendr_ffi::R_ExternalPtrTag(pointer);
@@ -303,7 +320,7 @@ impl Writer<'_> {
     }
 
     unsafe fn namespace(&mut self, env: SEXP) -> bool {
-        self.references.add(env);
+        self.references().add(env);
         let spec = Rf_protect(R_NamespaceEnvSpec(env));
         self.integer(NAMESPACE);
         self.integer(0);
@@ -336,10 +353,7 @@ impl Writer<'_> {
             return true;
         }
         let n = Rf_xlength(string);
-        self.length(n) && {
-            self.bytes(R_CHAR(string), n);
-            true
-        }
+        self.length(n) && self.bytes(R_CHAR(string), n)
     }
 
     /// Vectors and S4 objects.
@@ -368,26 +382,11 @@ impl Writer<'_> {
             return false;
         }
         let done = match kind {
-            SEXPTYPE::LGLSXP => {
-                self.bytes(LOGICAL(object), n);
-                true
-            }
-            SEXPTYPE::INTSXP => {
-                self.bytes(INTEGER(object), n);
-                true
-            }
-            SEXPTYPE::REALSXP => {
-                self.bytes(REAL(object), n);
-                true
-            }
-            SEXPTYPE::CPLXSXP => {
-                self.bytes(COMPLEX(object), n);
-                true
-            }
-            SEXPTYPE::RAWSXP => {
-                self.bytes(RAW(object), n);
-                true
-            }
+            SEXPTYPE::LGLSXP => self.bytes(LOGICAL(object), n),
+            SEXPTYPE::INTSXP => self.bytes(INTEGER(object), n),
+            SEXPTYPE::REALSXP => self.bytes(REAL(object), n),
+            SEXPTYPE::CPLXSXP => self.bytes(COMPLEX(object), n),
+            SEXPTYPE::RAWSXP => self.bytes(RAW(object), n),
             SEXPTYPE::STRSXP => (0..n).all(|i| self.string(STRING_ELT(object, i))),
             SEXPTYPE::S4SXP => true,
             _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),

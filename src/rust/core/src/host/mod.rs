@@ -198,7 +198,7 @@ impl Host {
         // First: the process may be fast.
         self.submit(task, timeout, Target::Endpoint(endpoint));
         let shared = self.0.clone();
-        let started = process::spawn(program, move |child| {
+        let started = process::start(program, move |child| {
             shared.stop_listening(endpoint);
             // If it has connected, the link has something to say about that, too.
             shared.handle(Event::Abandoned { endpoint }, None);
@@ -215,7 +215,7 @@ impl Host {
     /// Starts a process that will dial one of the URLs.
     pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
         let shared = self.0.clone();
-        process::spawn(program, move |child| shared.process_gone(child))
+        process::start(program, move |child| shared.process_gone(child))
     }
 
     /// Nobody wants the result of the task any more. False if it had already

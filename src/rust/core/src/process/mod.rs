@@ -1,5 +1,8 @@
 //! Starting processes, keeping what they say until they have connected, and
-//! learning of their end without polling.
+//! learning of their end without polling. [`fork`] is the fast way to start one.
+
+#[cfg(target_os = "linux")]
+pub mod fork;
 
 use std::ffi::OsString;
 use std::io;
@@ -8,6 +11,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
@@ -28,28 +32,63 @@ pub struct Program {
     /// Let it write to our own stdout and stderr. Otherwise stdout is discarded
     /// and stderr kept for [`Child::stderr`].
     pub output: bool,
+    /// What a process forked by the fork server has to evaluate to become the same
+    /// as this program; `None` if only the program itself will do.
+    pub code: Option<String>,
 }
 
-/// A process that was started by [`spawn`]. Dropping this does not end it.
+/// A process that was started by [`start`]. Dropping this does not end it.
+#[derive(Default)]
 pub struct Child {
-    pid: u32,
+    /// 0 until it is known.
+    pid: AtomicU32,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     stderr: Vec<u8>,
-    exit: Option<ExitStatus>,
+    exit: Option<Exit>,
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Status(ExitStatus),
+    /// Only its parent knows, and that is the fork server.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Status(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => write!(f, "exit status {code}"),
+                (None, Some(signal)) => write!(f, "killed by signal {signal}"),
+                (None, None) => f.write_str("ended"),
+            },
+            Exit::Unknown => f.write_str("ended"),
+        }
+    }
+}
+
+type OnExit = Box<dyn FnOnce(&Child) + Send>;
+
 impl Child {
+    /// Its process id; 0 if it is still being forked.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.pid.load(Ordering::SeqCst)
     }
 
     /// How it ended, once it has.
-    pub fn exit(&self) -> Option<ExitStatus> {
+    pub fn exit(&self) -> Option<Exit> {
         self.state.lock().exit
+    }
+
+    fn ended(&self, exit: Exit, on_exit: OnExit) {
+        self.state.lock().exit = Some(exit);
+        on_exit(self);
+        Bell::get().ring();
     }
 
     /// The end of what it wrote to stderr so far.
@@ -65,21 +104,29 @@ impl Child {
     }
 }
 
-/// Says in words how a process ended.
-pub fn describe(exit: ExitStatus) -> String {
-    match (exit.code(), exit.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("killed by signal {signal}"),
-        (None, None) => "ended".into(),
-    }
-}
-
-/// Starts a process in a process group of its own (so that a Ctrl-C meant for us
-/// does not reach it). The bell rings at its end, after `on_exit` was called.
-pub fn spawn(
+/// Starts a process: through the fork server if there is one and it will do.
+/// The bell rings at its end, after `on_exit` was called.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn start(
     program: &Program,
     on_exit: impl FnOnce(&Child) + Send + 'static,
 ) -> io::Result<Arc<Child>> {
+    let child = Arc::new(Child::default());
+    let on_exit: OnExit = Box::new(on_exit);
+    #[cfg(target_os = "linux")]
+    let on_exit = match fork::try_fork(&child, program, on_exit) {
+        Ok(()) => return Ok(child),
+        Err(on_exit) => on_exit,
+    };
+    spawn(&child, program, on_exit)?;
+    Ok(child)
+}
+
+/// Starts a program in a process group of its own, so that a Ctrl-C meant for us
+/// does not reach it.
+fn spawn(child: &Arc<Child>, program: &Program, on_exit: OnExit) -> io::Result<()> {
     let mut command = Command::new(&program.path);
     command.args(&program.args).stdin(Stdio::null());
     for (name, value) in &program.env {
@@ -94,30 +141,31 @@ pub fn spawn(
     command.process_group(0);
     let mut spawned = command.spawn()?;
     let stderr = spawned.stderr.take().map(OwnedFd::from);
-    let child = Arc::new(Child {
-        pid: spawned.id(),
-        state: Mutex::default(),
-    });
-    let watched = child.clone();
+    child.pid.store(spawned.id(), Ordering::SeqCst);
+    let child = child.clone();
     runtime::handle().spawn(async move {
-        let stderr = stderr.and_then(|fd| {
-            rustix::io::ioctl_fionbio(&fd, true).ok()?;
-            runtime::register(fd).ok()
-        });
-        let exit = tokio::select! {
-            biased;
-            exit = end_of(&mut spawned) => exit,
-            () = listen(&watched, stderr.as_ref()) => unreachable!("listens for ever"),
-        };
-        if let Some(stderr) = &stderr {
-            // What it said last may not have been read yet.
-            while read_some(&watched, stderr.get_ref()).is_ok_and(|n| n > 0) {}
-        }
-        watched.state.lock().exit = Some(exit);
-        on_exit(&watched);
-        Bell::get().ring();
+        let exit = attend(&child, stderr, end_of(&mut spawned)).await;
+        child.ended(Exit::Status(exit), on_exit);
     });
-    Ok(child)
+    Ok(())
+}
+
+/// Collects what a process says to its end, and returns what `end` does.
+async fn attend<T>(child: &Child, stderr: Option<OwnedFd>, end: impl Future<Output = T>) -> T {
+    let stderr = stderr.and_then(|fd| {
+        rustix::io::ioctl_fionbio(&fd, true).ok()?;
+        runtime::register(fd).ok()
+    });
+    let end = tokio::select! {
+        biased;
+        end = end => end,
+        () = listen(child, stderr.as_ref()) => unreachable!("listens for ever"),
+    };
+    if let Some(stderr) = &stderr {
+        // What it said last may not have been read yet.
+        while read_some(child, stderr.get_ref()).is_ok_and(|n| n > 0) {}
+    }
+    end
 }
 
 /// Collects stderr; never returns.
@@ -194,6 +242,7 @@ mod tests {
             args: vec!["-c".into(), script.into()],
             env: vec![("GIVEN".into(), Some("value".into()))],
             output: false,
+            code: None,
         }
     }
 
@@ -201,27 +250,27 @@ mod tests {
     fn a_process_says_why_it_died() {
         let (tell, told) = std::sync::mpsc::channel();
         let program = shell("echo oh $GIVEN >&2; exit 3");
-        let child = spawn(&program, move |c| tell.send(c.stderr()).unwrap()).unwrap();
+        let child = start(&program, move |c| tell.send(c.stderr()).unwrap()).unwrap();
         let said = told.recv_timeout(Duration::from_secs(20)).unwrap();
         assert_eq!(said, "oh value\n");
-        assert_eq!(describe(child.exit().unwrap()), "exit status 3");
+        assert_eq!(child.exit().unwrap().to_string(), "exit status 3");
     }
 
     #[test]
     fn only_the_end_of_a_long_complaint_is_kept() {
         let (tell, told) = std::sync::mpsc::channel();
         let program = shell("yes | head -c 100000 >&2; echo last >&2; kill -9 $$");
-        let child = spawn(&program, move |c| tell.send(c.stderr()).unwrap()).unwrap();
+        let child = start(&program, move |c| tell.send(c.stderr()).unwrap()).unwrap();
         let said = told.recv_timeout(Duration::from_secs(20)).unwrap();
         assert!(said.ends_with("y\nlast\n"));
         assert_eq!(said.len(), KEPT);
-        assert_eq!(describe(child.exit().unwrap()), "killed by signal 9");
+        assert_eq!(child.exit().unwrap().to_string(), "killed by signal 9");
     }
 
     #[test]
     fn a_missing_program_is_an_error() {
         let mut program = shell("");
         program.path = "/nowhere/to/be/found".into();
-        assert!(spawn(&program, |_| {}).is_err());
+        assert!(start(&program, |_| {}).is_err());
     }
 }

@@ -149,9 +149,24 @@ pub fn recv_with_fd(
     room: &mut [MaybeUninit<u8>],
     passed: &mut Option<OwnedFd>,
 ) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut all = VecDeque::new();
+    let got = recv_with_fds(fd, room, &mut all)?;
+    // Any beyond the first is closed by being dropped.
+    if let Some(first) = all.pop_front() {
+        passed.get_or_insert(first);
+    }
+    Ok(got)
+}
+
+/// Reads once and takes descriptors that came along, two at most.
+pub fn recv_with_fds(
+    fd: BorrowedFd<'_>,
+    room: &mut [MaybeUninit<u8>],
+    passed: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    // recvmsg wants initialised memory; handshakes are small.
+    // recvmsg wants initialised memory; what comes with descriptors is small.
     let mut bytes = [0u8; 4096];
     let most = room.len().min(bytes.len());
     let mut iov = [IoSliceMut::new(&mut bytes[..most])];
@@ -162,10 +177,7 @@ pub fn recv_with_fd(
     let got = rustix::net::recvmsg(fd, &mut iov, &mut control, flags)?.bytes;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            // Any beyond the first is closed by being dropped.
-            for fd in fds {
-                passed.get_or_insert(fd);
-            }
+            passed.extend(fds);
         }
     }
     for (slot, byte) in room.iter_mut().zip(&bytes[..got]) {
@@ -174,25 +186,35 @@ pub fn recv_with_fd(
     Ok(got)
 }
 
-/// Sends all of a frame, blocking, optionally with a descriptor.
+/// Sends all of a frame, optionally with a descriptor.
 pub fn send_all(
     stream: &UnixStream,
     head: &[u8],
     body: &[u8],
-    mut pass: Option<BorrowedFd<'_>>,
+    pass: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let (mut head, mut body) = (head, body);
+    send_all_with(stream, head, body, pass.as_slice())
+}
+
+/// Sends all of a frame, with up to two descriptors. Blocks if the socket does, and
+/// fails in the middle if that has no room and does not.
+pub fn send_all_with(
+    stream: &UnixStream,
+    head: &[u8],
+    body: &[u8],
+    pass: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let (mut head, mut body, mut pass) = (head, body, pass);
     while !head.is_empty() || !body.is_empty() {
         let iov = [IoSlice::new(head), IoSlice::new(body)];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = pass.map(|fd| [fd]);
-        if let Some(fds) = &fds {
-            control.push(SendAncillaryMessage::ScmRights(fds));
+        if !pass.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(pass));
         }
         match rustix::net::sendmsg(stream, &iov, &mut control, SEND) {
             Ok(sent) => {
-                pass = None;
+                pass = &[];
                 let of_head = sent.min(head.len());
                 head = &head[of_head..];
                 body = &body[sent - of_head..];
