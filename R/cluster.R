@@ -63,7 +63,7 @@ make_cluster <- function(n, url = NULL, remote = NULL, ...) {
 #' @rdname make_cluster
 #' @export
 stop_cluster <- function(cl) {
-  if (!inherits(cl, "miraiCluster")) stop_argument("cl", "a cluster made by make_cluster()", sys.call())
+  if (missing(cl) || !inherits(cl, "miraiCluster")) stop_argument("cl", "a cluster made by make_cluster()", sys.call())
   parallel::stopCluster(cl)
 }
 
@@ -112,8 +112,8 @@ is_active <- function(node) node$open && daemons_set(node$cluster$profile)
 
 #' @export
 print.miraiCluster <- function(x, ...) {
-  id <- if (length(x)) x[[1L]]$cluster$id
-  active <- length(x) && any(vapply(x, is_active, NA))
+  id <- if (length(x)) x[[1L]]$cluster$id else "none"
+  active <- any(vapply(x, is_active, NA))
   cat(paste0("< miraiCluster | ID: ", id, " nodes: ", length(x), " active: ", active, " >\n"))
   invisible(x)
 }

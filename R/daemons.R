@@ -28,11 +28,18 @@
 #' @param .compute name of the compute profile to set, or `NULL` for the current one.
 #'
 #' @returns The number of daemons set, or with `url` the number of URLs: an integer of class
-#'   `"miraiDaemons"`. With `url` and without dispatcher, the URL.
+#'   `"miraiDaemons"`. With `url` and without dispatcher, the URL: a character string of that class.
+#'   For `daemons()` without arguments, the value of [status()]; for `with()`, that of `expr`.
 #'
 #' @details
 #' Local daemons are connected when this returns. If one cannot start, that is an error which shows
 #' what it has said.
+#'
+#' On Linux, R processes are forked from one that the session starts when it first needs some, and
+#' that is as R is after its start (`.Rprofile` included). So a daemon, or the process for a single
+#' mirai, is ready within milliseconds. It has the session's present environment variables, working
+#' directory and library paths. `options(mirai.fork_server = FALSE)` has every process started
+#' afresh, as on other systems.
 #'
 #' `with(daemons(...), expr)` evaluates `expr` with daemons set for just that long, and
 #' with their profile current.

@@ -193,8 +193,10 @@ with_progress <- function(wait, n, cli, call, x, stop_early) {
   }
 }
 
+progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
+
 progress_bar <- function(n, insist_on_cli, call) {
-  if (requireNamespace("cli", quietly = TRUE)) {
+  if (progress_uses_cli()) {
     id <- cli::cli_progress_bar(type = "tasks", total = n, .auto_close = FALSE)
     return(list(
       set = function(i) cli::cli_progress_update(set = i, id = id),

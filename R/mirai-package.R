@@ -4,6 +4,10 @@
 #' [daemons()] to keep processes ready for that, and [mirai_map()] to map over
 #' them. [everywhere()] prepares all daemons; [status()] tells how they do.
 #'
+#' `vignette("mirai", "mirai")` goes through all of it, with examples.
+#'
+#' Times are in milliseconds, wherever they are arguments.
+#'
 #' @useDynLib mirai, .registration = TRUE, .fixes = "rs_"
 #' @importFrom utils .DollarNames
 #' @docType package

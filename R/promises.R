@@ -18,6 +18,9 @@
 #' That of a mirai map is fulfilled with the list of all values, and is rejected as soon as an element
 #' fails, as if by [promises::promise_all()].
 #'
+#' Shiny and plumber see by themselves that a mirai which they are given is a promise, if promises is
+#' version 1.3.0 or later. With an older one, tell them: `as.promise(m)`, or `m %...>% plot()`.
+#'
 #' Nothing looks whether a mirai has resolved. The arrival of the result wakes the event loop
 #' of package later that was current when the promise was made, so any number of promises may be
 #' pending at no cost. The promise of a mirai settles even if nothing else refers to the mirai.
@@ -28,7 +31,7 @@
 #' mirai(stop("no")) %...!% (function(cnd) print(conditionMessage(cnd)))
 #'
 #' done <- FALSE
-#' mirai_map(1:3, sqrt) %...>% print() %>% finally(~ done <<- TRUE)
+#' mirai_map(1:3, sqrt) %...>% print() %>% finally(function() done <<- TRUE)
 #' # At an idle prompt, and in Shiny, this happens by itself:
 #' while (!done) later::run_now(Inf)
 #' daemons(0)

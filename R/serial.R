@@ -68,8 +68,12 @@ as_registration <- function(hooks) {
 
 #' Custom serialization for a compute profile, or by a package
 #'
-#' `serial_config()` makes a value for the `serial` argument of [daemons()]. `register_serial()` registers
-#' functions for good, as a package does for its classes when it is loaded. See [serialization()].
+#' `serial_config()` makes a value for the `serial` argument of [daemons()], to be in force until these are
+#' reset; meanwhile other profiles use it, too. `register_serial()` registers functions for the rest of the
+#' session, as a package does for its classes when it is loaded. See [serialization()].
+#'
+#' For a class that is registered more than once, the functions of [serialization()] are used, or else those
+#' of a profile, or else those of a package.
 #'
 #' @param class a character vector of classes.
 #' @param sfunc a function, or a list of one for each class, that takes an object and returns a raw vector.

@@ -98,12 +98,47 @@ queue_row("100,000 tasks queued behind one: time", "s", 1.5, 1L)
 queue_row("100,000 tasks queued behind one: host memory", "MB", 200, 2L)
 queue_row("100,000 tasks then done by one daemon", "s", NA, 3L)
 
+## Maps
+
+identity_map <- function(x) x
+environment(identity_map) <- globalenv()
+for (n in 1:2) {
+  invisible(daemons(n))
+  row(paste0("mirai_map(1:10000, f), trivial f, ", n, " daemon", if (n > 1) "s"), "tasks/s", c(NA, 15000)[n], f = function() {
+    1e4 / seconds(mirai_map(1:10000, identity_map)[])
+  })
+}
+row("the same with .progress", "tasks/s", NA, f = function() {
+  1e4 / seconds(suppressMessages(mirai_map(1:10000, identity_map)[.progress]))
+})
+constant <- stats::runif(1.25e6)
+row("200 map tasks with a 10 MB constant, 2 daemons", "ms", NA, times = 3L, f = function() {
+  seconds(mirai_map(1:200, function(i, x) x[[i]], .args = list(constant))[]) * 1e3
+})
+
+## Large vectors
+
+invisible(daemons(1))
+x <- stats::runif(1.25e7)
+row("100 MB vector: in and summed", "ms", NA, times = 3L, f = function() seconds(mirai(sum(x), x = x)[]) * 1e3)
+row("100 MB vector: made there and sent out", "ms", NA, times = 3L, f = function() seconds(mirai(numeric(1.25e7))[]) * 1e3)
+rm(x)
+invisible(gc())
+
 ## Starting
 
-row("daemons(4) ready", "ms", NA, times = 3L, f = function() {
+# The first time in a session includes starting the fork server.
+first <- replicate(3L, {
+  code <- paste("library(mirai); s <- Sys.time(); d <- daemons(4);", "cat(as.numeric(Sys.time() - s, units = 'secs') * 1e3)")
+  as.numeric(system2(file.path(R.home("bin"), "Rscript"), c("-e", shQuote(code)), stdout = TRUE))
+})
+rows[[length(rows) + 1L]] <- list(
+  what = "daemons(4) ready, first time", value = stats::median(first), unit = "ms", low = min(first),
+  high = max(first), raw = NULL, multiple = NULL, budget = NA, of_raw = FALSE
+)
+row("daemons(4) ready, again", "ms", NA, times = 5L, f = function() {
   invisible(daemons(0))
-  time <- seconds(daemons(4)) * 1e3
-  time
+  seconds(daemons(4)) * 1e3
 })
 
 row("idle for 2 s: CPU of host and 4 daemons", "ms", 0, times = 3L, f = function() {

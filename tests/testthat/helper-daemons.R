@@ -164,3 +164,16 @@ wait_for_line <- function(p, line, seconds = 20) {
 }
 
 unread <- new.env()
+
+# Puts another object in the place of one of the package's own.
+local_binding <- function(name, value, frame = parent.frame()) {
+  ns <- asNamespace("mirai")
+  put <- function(value) {
+    unlockBinding(name, ns)
+    assign(name, value, ns)
+    lockBinding(name, ns)
+  }
+  old <- get(name, ns)
+  defer(function() put(old), frame)
+  put(value)
+}

@@ -219,7 +219,7 @@ test_that("whatever a task does, its daemon goes on", {
   expect_match(mirai(numeric(2^51))[], "cannot allocate|too large|too big")
   expect_true(is_mirai_interrupt(mirai(invokeRestart("abort"))[]))
   expect_true(is_mirai_interrupt(mirai({
-    try(stop("earlier"), silent = TRUE)
+    tryCatch(stop("earlier"), error = identity)
     invokeRestart("abort")
   })[]))
 
@@ -252,7 +252,8 @@ test_that("whatever a task does, its daemon goes on", {
     mirai(globalenv()),
     mirai(unloadNamespace("mirai"))
   ))
-  expect_identical(mirai(list(getOption("scipen"), exists("active"), search()[2L]))[][1:2], list(0L, FALSE))
+  left <- mirai(c(getOption("scipen") > 0, exists("active"), "package:stats4" %in% search()))
+  expect_identical(left[], c(FALSE, FALSE, FALSE))
   expect_healthy(pid)
 })
 
@@ -287,12 +288,14 @@ test_that("a task that ends its daemon is 19: quit(), a segfault, any signal", {
 test_that("large values arrive, and what cannot be sent is an error on the host", {
   local_test_daemons(1)
   pid <- daemon_pids()
-  expect_identical(mirai(as.raw(rep(1:7, 1e7)))[], as.raw(rep(1:7, 1e7)))
+  expect_identical(mirai(as.raw(rep(1:7, 1e6)))[], as.raw(rep(1:7, 1e6)))
   x <- runif(5e6)
   expect_identical(mirai(x, x = x)[], x)
   deep <- list()
   for (i in 1:1e5) deep <- list(deep)
-  expect_error(mirai(1, deep = deep), "nested too deeply|stack")
+  # not expect_error(), whose handler R does not call when the stack is full
+  said <- tryCatch(mirai(1, deep = deep), error = conditionMessage)
+  expect_match(said, "nested too deeply|stack")
   expect_healthy(pid)
 })
 
@@ -395,7 +398,7 @@ test_that("children of parallel::mclapply() do not disturb daemons", {
   pids <- daemon_pids()
   m <- sleeper()
   resolved <- call_mirai(mirai("resolved"))
-  dropped <- lapply(1:100, function(i) mirai(i))
+  dropped <- lapply(1:100, function(i) mirai(i, i = i))
   said <- parallel::mclapply(1:4, function(i) {
     dropped <<- NULL
     gc()
@@ -468,13 +471,14 @@ test_that("a host that is killed takes its daemons along although a fork of it l
 })
 
 # Ctrl-C in every kind of wait: the session goes on, and so does what was waited for.
-interrupts <- function(code, line = "waiting") {
+interrupts <- function(code, when = NULL) {
   host <- r_process(c(
     "library(mirai)",
     "catch <- function(expr) tryCatch(expr, interrupt = function(i) 'interrupted')",
     code
   ), frame = parent.frame())
-  wait_for_line(host, line)
+  wait_for_line(host, "waiting")
+  if (!is.null(when)) expect_true(wait_until(when))
   interrupt_asleep(host)
   host
 }
@@ -539,13 +543,14 @@ test_that("Ctrl-C ends the wait for daemons to start, and leaves none half made"
     sprintf("while (!file.exists('%s/go')) Sys.sleep(0.01)", dir)
   ), profile)
   host <- interrupts(c(
+    "Sys.unsetenv(c('R_ENVIRON', 'R_ENVIRON_USER'))", # callr's
     sprintf("Sys.setenv(R_PROFILE_USER = '%s')", profile),
     "print(catch({cat('waiting\\n'); daemons(2)}))",
     "stopifnot(!daemons_set())",
     "Sys.unsetenv('R_PROFILE_USER')",
     "stopifnot(daemons(1) == 1L, mirai(1)[] == 1)",
     "cat('fine\\n')"
-  ))
+  ), function() file.exists(pids) && length(readLines(pids)) >= 1L)
   wait_for_line(host, "[1] \"interrupted\"")
   wait_for_line(host, "fine")
   file.create(file.path(dir, "go"))
@@ -570,12 +575,13 @@ test_that("a session at its limit of descriptors gets errors and recovers", {
   for (early in c(TRUE, FALSE)) {
     said <- r_output(c(
       "library(mirai)",
+      "Sys.unsetenv('RUST_BACKTRACE')", # of the errors, which are expected
       "try_that <- function(expr) tryCatch(expr, error = function(e) FALSE)",
       if (!early) "d <- daemons(1, .compute = 'first'); stopifnot(mirai(1, .compute = 'first')[] == 1)",
       "limit <- function(n) system2('prlimit', c('--pid', Sys.getpid(), paste0('--nofile=', n, ':1024')))",
       "free <- setdiff(0:1000, as.integer(list.files('/proc/self/fd')))",
       "failed <- 0",
-      "for (spare in 0:12) {",
+      "for (spare in c(0:4, 6, 9, 14)) {",
       "  limit(free[spare + 1L])",
       "  m <- try_that(mirai(2, .compute = 'none')[])",
       "  d <- try_that(daemons(2))",
@@ -639,7 +645,7 @@ test_that("thousands of mirai may be dropped while pending", {
       mirai({
         if (i %% 100 == 0) gc()
         list(i, x)
-      }, i = i, x = new.env())
+      }, i = i, x = new.env(parent = emptyenv()))
       if (i %% 250 == 0) gc()
     }
   }

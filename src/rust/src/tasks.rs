@@ -6,8 +6,7 @@
 //! function lives in that environment and so finds `.task` there; upon the first
 //! reading after resolution it becomes an ordinary variable and the task is let go.
 
-use std::ffi::CStr;
-use std::ffi::c_void;
+use std::ffi::{c_void, CStr};
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -67,15 +67,16 @@ impl Buffer {
         collected: Option<*mut hooks::Collected>,
     ) {
         static USES: AtomicU64 = AtomicU64::new(0);
+        let out = &raw mut (*this).0;
         loop {
             let this_use = USES.fetch_add(1, Ordering::Relaxed) + 1;
             let clear = || {
-                (*this).0.clear();
+                (*out).clear();
                 collected.inspect(|c| (**c).clear());
             };
             clear();
             let references = std::ptr::addr_of_mut!(REFERENCES);
-            if !writer::write(&raw mut (*this).0, references, collected, object) {
+            if !writer::write(out, references, collected, object) {
                 clear();
                 write_by_r(this, object, collected.map(|_| hooks::collect_one as Hook));
             }

@@ -222,9 +222,9 @@ fn start_otherwise(waiting: Waiting) {
         on_exit,
         ..
     } = waiting;
-    // `on_exit` is lost with the error: there is no process, as if it had ended at once.
-    if spawn(&child, &program, on_exit).is_err() {
-        child.ended(Exit::Unknown, Box::new(|_| {}));
+    if let Err((_, on_exit)) = spawn(&child, &program, on_exit) {
+        // There is no process, as if it had ended at once.
+        child.ended(Exit::Unknown, on_exit);
     }
 }
 
@@ -264,6 +264,7 @@ pub unsafe fn serve() -> Option<String> {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     // SAFETY: stdin is ours, and is the socket.
     let socket = unsafe { UnixStream::from_raw_fd(0) };
+    let host = unix::peer_process(&socket);
     let mut reader = FrameReader::<()>::new(LIMITS);
     let mut passed = VecDeque::new();
     loop {
@@ -291,6 +292,9 @@ pub unsafe fn serve() -> Option<String> {
                     unix::send_all(&socket, &head, &[], None).ok()?;
                 }
             }
+        }
+        if !unix::wait_readable(&socket, host.as_ref()) {
+            return None;
         }
         match reader.fill(|room| unix::recv_with_fds(socket.as_fd(), room, &mut passed)) {
             Ok((0, _)) => return None,

@@ -120,13 +120,17 @@ pub fn start(
         Ok(()) => return Ok(child),
         Err(on_exit) => on_exit,
     };
-    spawn(&child, program, on_exit)?;
+    spawn(&child, program, on_exit).map_err(|(e, _)| e)?;
     Ok(child)
 }
 
 /// Starts a program in a process group of its own, so that a Ctrl-C meant for us
-/// does not reach it.
-fn spawn(child: &Arc<Child>, program: &Program, on_exit: OnExit) -> io::Result<()> {
+/// does not reach it. Gives `on_exit` back if it cannot be started.
+fn spawn(
+    child: &Arc<Child>,
+    program: &Program,
+    on_exit: OnExit,
+) -> Result<(), (io::Error, OnExit)> {
     let mut command = Command::new(&program.path);
     command.args(&program.args).stdin(Stdio::null());
     for (name, value) in &program.env {
@@ -139,7 +143,10 @@ fn spawn(child: &Arc<Child>, program: &Program, on_exit: OnExit) -> io::Result<(
         command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
     command.process_group(0);
-    let mut spawned = command.spawn()?;
+    let mut spawned = match command.spawn() {
+        Ok(spawned) => spawned,
+        Err(e) => return Err((e, on_exit)),
+    };
     let stderr = spawned.stderr.take().map(OwnedFd::from);
     child.pid.store(spawned.id(), Ordering::SeqCst);
     let child = child.clone();

@@ -121,6 +121,35 @@ fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     }
 }
 
+/// The process at the other end, as a descriptor that is readable once it is gone.
+#[cfg(target_os = "linux")]
+pub fn peer_process(stream: &UnixStream) -> Option<OwnedFd> {
+    use rustix::process::{PidfdFlags, pidfd_open};
+    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn peer_process(_: &UnixStream) -> Option<OwnedFd> {
+    None
+}
+
+/// Waits until there is something to be read. False if there is nothing and the peer's
+/// process is gone: that does not end the stream while another one, forked from it, has
+/// it open, too.
+pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let Some(peer) = peer else {
+        return true;
+    };
+    let mut fds = [
+        PollFd::new(stream, PollFlags::IN),
+        PollFd::new(peer, PollFlags::IN),
+    ];
+    while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+    !fds[0].revents().is_empty()
+}
+
 #[cfg(target_os = "macos")]
 fn no_sigpipe(stream: &UnixStream) {
     let _ = rustix::net::sockopt::set_socket_nosigpipe(stream, true);

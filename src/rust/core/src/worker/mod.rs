@@ -179,7 +179,7 @@ impl Worker {
             }
         }
         let gate = Arc::new(Gate::new(options.autoexit, runtime.clone()));
-        let watcher = watch(&control, gate.clone())
+        let watcher = watch(&data, &control, gate.clone())
             .map_err(|source| DialError::Handshake { url: url(), source })?;
         Ok(Worker {
             data,
@@ -354,6 +354,10 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
             Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // What a socket calls it when its read timeout is over.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             Err(e) => return Err(e),
         }
     };
@@ -362,8 +366,13 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
 }
 
 /// Starts the watcher.
-fn watch(control: &UnixStream, gate: Arc<Gate>) -> io::Result<std::thread::JoinHandle<()>> {
-    let control = control.try_clone()?;
+fn watch(
+    data: &UnixStream,
+    control: &UnixStream,
+    gate: Arc<Gate>,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    let (data, control) = (data.try_clone()?, control.try_clone()?);
+    let host = unix::peer_process(&data);
     // Signals are for the main thread.
     signals::with_all_blocked(|| {
         std::thread::Builder::new()
@@ -371,7 +380,9 @@ fn watch(control: &UnixStream, gate: Arc<Gate>) -> io::Result<std::thread::JoinH
             .stack_size(128 * 1024)
             .spawn(move || {
                 let mut reader = FrameReader::<Control>::new(Limits::HANDSHAKE);
-                while let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room)) {
+                while unix::wait_readable(&control, host.as_ref())
+                    && let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room))
+                {
                     while let Ok(Some((message, _))) = reader.next() {
                         match message {
                             Control::Cancel { seq } => gate.cancel(seq),
@@ -379,6 +390,8 @@ fn watch(control: &UnixStream, gate: Arc<Gate>) -> io::Result<std::thread::JoinH
                         }
                     }
                 }
+                // The main thread may not have noticed.
+                let _ = data.shutdown(std::net::Shutdown::Both);
                 gate.hang_up(GRACE);
             })
     })

@@ -1,0 +1,391 @@
+square <- function(x) x^2
+
+test_that("it maps over vectors and lists, as lapply() does", {
+  local_test_daemons(2)
+  same <- function(x, f = identity) expect_identical(mirai_map(x, f)[], lapply(x, f))
+  same(1:5, function(x) x^2)
+  same(c(a = 1, b = 2))
+  same(letters[1:3], toupper)
+  same(c(TRUE, NA))
+  same(1:2 + 1i)
+  same(as.raw(1:2))
+  same(list(1, "a", NULL, list(2)))
+  same(list(a = 1, 2))
+  same(factor(c(x = "u", y = "v")))
+  same(Sys.Date() + 0:1)
+  same(as.POSIXct(0:1, origin = "1970-01-01", tz = "UTC"))
+  same(as.difftime(1:2, units = "mins"))
+  same(expression(a, b + 1), class)
+  same(array(1:8, c(2, 2, 2)))
+  same(table(c("a", "b", "a")))
+  same(list(sum, quote(a), new.env), class)
+  # nothing
+  same(NULL)
+  same(list())
+  same(character())
+  expect_identical(mirai_map(list(), square)[.flat], NULL)
+  expect_identical(mirai_map(list(), square)[.progress, .stop], list())
+})
+
+test_that("it returns at once, invisibly, and prints how far it is", {
+  local_test_daemons(1)
+  file <- local_file()
+  wait <- function(i) while (i == 2 && !file.exists(file)) Sys.sleep(0.005)
+  map <- withVisible(mirai_map(1:3, wait, file = file))
+  expect_false(map$visible)
+  map <- map$value
+  expect_s3_class(map, "mirai_map", exact = TRUE)
+  expect_true(all(vapply(unclass(map), is_mirai, NA)))
+  expect_true(is_mirai_map(map))
+  map[[1]][]
+  expect_identical(capture.output(print(map)), "< mirai map [1/3] >")
+  expect_true(unresolved(map))
+  file.create(file)
+  expect_identical(map[], vector("list", 3))
+  expect_identical(capture.output(map), "< mirai map [3/3] >")
+  expect_false(unresolved(map))
+  expect_identical(capture.output(print(mirai_map(NULL, square))), "< mirai map [0/0] >")
+})
+
+test_that("matrices and data frames are mapped by row", {
+  local_test_daemons(2)
+  m <- matrix(1:6, 2)
+  expect_identical(mirai_map(m, function(x, y, z) x * y * z)[], list(15L, 48L))
+  colnames(m) <- c("a", "b", "c")
+  expect_identical(mirai_map(m, function(c, b, a) c - a)[], list(4L, 4L))
+  rownames(m) <- c("one", "two")
+  expect_identical(mirai_map(m, function(...) list(...))[], list(
+    one = list(a = 1L, b = 3L, c = 5L),
+    two = list(a = 2L, b = 4L, c = 6L)
+  ))
+  expect_identical(mirai_map(m[, 1, drop = FALSE], function(a) a)[], list(one = 1L, two = 2L))
+  expect_identical(mirai_map(m[1, , drop = FALSE], function(a, b, c) c)[.flat], c(one = 5L))
+  expect_identical(mirai_map(matrix(list(1, "a", 2, "b"), 2), function(x, y) list(x, y))[], list(list(1, 2), list("a", "b")))
+
+  d <- data.frame(x = 1:2, y = c("a", "b"), z = factor(c("u", "v")), when = as.Date(c("2024-01-01", "2024-01-02")))
+  expect_identical(
+    mirai_map(d, function(x, y, z, when) list(x, y, z, when))[],
+    lapply(1:2, function(i) list(d$x[i], d$y[i], d$z[i], d$when[i]))
+  )
+  expect_identical(mirai_map(mtcars[1:2, 1:3], function(disp, cyl, ...) cyl)[], list("Mazda RX4" = 6, "Mazda RX4 Wag" = 6))
+  expect_identical(mirai_map(mtcars[0, 1:3], function(...) 1)[], list())
+  d <- data.frame(i = 1:2)
+  d$list <- list(1:3, "a")
+  d$matrix <- matrix(1:4, 2)
+  expect_identical(mirai_map(d, function(i, list, matrix) list(list, matrix))[], list(list(1:3, c(1L, 3L)), list("a", c(2L, 4L))))
+  # further arguments come after the columns
+  expect_identical(mirai_map(data.frame(x = 1:2), function(x, by) x * by, .args = list(10))[.flat], c(10, 20))
+})
+
+test_that(".args are further arguments, ... are what the function refers to", {
+  local_test_daemons(2)
+  expect_identical(mirai_map(1:3, function(x, y, z) c(x, y, z), .args = list(10, 100))[], list(c(1, 10, 100), c(2, 10, 100), c(3, 10, 100)))
+  expect_identical(mirai_map(1:2, function(x, y, z) c(x, y, z), .args = list(z = 10, 100))[], list(c(1, 100, 10), c(2, 100, 10)))
+  expect_identical(mirai_map(2:3, `-`, .args = list(1))[.flat], c(1, 2))
+  # language is passed as it is, as are NULL and functions
+  expect_identical(mirai_map(1, function(x, a, b, f) list(a, b, f(x)), .args = list(quote(a + b), NULL, f = sqrt))[], list(list(quote(a + b), NULL, 1)))
+
+  f <- function(x) g(x) + offset
+  environment(f) <- globalenv()
+  g <- function(x) x * 2
+  environment(g) <- globalenv()
+  expect_identical(mirai_map(1:2, f, g = g, offset = 100)[.flat], c(102, 104))
+  env <- list2env(list(g = g, offset = 1000, .hidden = 1))
+  expect_identical(mirai_map(1:2, f, env)[.flat], c(1002, 1004))
+  expect_identical(mirai_map(1, function(x) exists(".hidden"), env)[.flat], TRUE)
+  # which do not stay
+  expect_true(is_mirai_error(mirai_map(1, f)[][[1]]))
+})
+
+test_that("functions come with what they enclose", {
+  local_test_daemons(2)
+  make <- function(n) function(x) x^n
+  expect_identical(mirai_map(1:3, make(3))[.flat], c(1, 8, 27))
+  expect_identical(mirai_map(1:3, compiler::cmpfun(make(2)))[.flat], c(1, 4, 9))
+  counter <- local({
+    count <- 0
+    function(x) count <<- count + 1
+  })
+  expect_identical(mirai_map(1:2, counter)[.flat], c(1, 1))
+  expect_identical(counter(1), 1)
+  expect_identical(mirai_map(c(4, 9), sqrt)[.flat], c(2, 3))
+  expect_identical(mirai_map(list(1:3), function(x) sapply(x, function(y) y + length(x)))[], list(4:6))
+})
+
+test_that("elements may be S4 objects, and large things are shared", {
+  local_test_daemons(2)
+  generator <- setClass("MiraiTestPoint", representation(x = "numeric"), where = globalenv())
+  defer(function() removeClass("MiraiTestPoint", where = globalenv()), environment())
+  points <- list(generator(x = 1), generator(x = 2))
+  expect_identical(mirai_map(points, function(p) p@x)[.flat], c(1, 2))
+  expect_identical(mirai_map(points, identity)[], points)
+
+  big <- runif(1e6)
+  expect_identical(mirai_map(1:20, function(i, big) big[i], .args = list(big = big))[.flat], big[1:20])
+  sum_to <- function(i) sum(data[seq_len(i)])
+  expect_equal(mirai_map(1:20, sum_to, data = big)[.flat], cumsum(big[1:20]))
+})
+
+test_that("failures stay in place", {
+  local_test_daemons(2)
+  out <- mirai_map(list(a = 1, b = "a", c = 3), sum)[]
+  expect_identical(out[c("a", "c")], list(a = 1, c = 3))
+  expect_true(is_mirai_error(out$b))
+  expect_identical(conditionMessage(out$b), "invalid 'type' (character) of argument")
+  # a failed evaluation has no effect on others
+  out <- mirai_map(1:50, function(i) if (i %% 7 == 0) stop("seven") else i)[]
+  expect_identical(which(vapply(out, is_error_value, NA)), as.integer(seq(7, 49, 7)))
+})
+
+test_that("collection options combine", {
+  local_test_daemons(2)
+  map <- mirai_map(c(a = 1, b = 2, c = 3), square)
+  flat <- c(a = 1, b = 4, c = 9)
+  values <- as.list(flat)
+  quiet <- function(expr) {
+    capture.output(value <- expr, type = "message")
+    value
+  }
+  expect_identical(map[], values)
+  expect_identical(map[.flat], flat)
+  expect_identical(map[.stop], values)
+  expect_identical(quiet(map[.progress]), values)
+  options <- c(".flat", ".progress", ".stop")
+  for (n in 1:3) {
+    for (some in combn(options, n, simplify = FALSE)) {
+      expected <- if (".flat" %in% some) flat else values
+      symbols <- lapply(some, as.name)
+      expect_identical(quiet(eval(as.call(c(quote(`[`), quote(map), symbols)))), expected)
+      expect_identical(quiet(eval(call("[", quote(map), as.call(c(quote(c), symbols))))), expected)
+      expect_identical(quiet(map[some]), expected)
+      expect_identical(quiet(collect_mirai(map, options = some)), expected)
+      expect_identical(quiet(collect_mirai(unclass(map), some)), expected)
+    }
+  }
+  expect_identical(map[mirai::.flat, c(mirai::.stop)], flat)
+  option <- .flat
+  expect_identical(map[option], flat)
+  expect_identical(map["." |> paste0("flat")], flat)
+  expect_identical(map[NULL], values)
+})
+
+test_that("options need no package attached", {
+  code <- c(
+    "x <- mirai::mirai_map(c(1, 4), sqrt)",
+    "f <- function(x) x[.flat, .stop]",
+    "environment(f) <- asNamespace('stats')",
+    "cat(f(x), x[.flat], x[c(.flat, .progress)], x[mirai::.flat], mirai::collect_mirai(x, '.flat'), '\\n')",
+    "cat('package:mirai' %in% search(), '\\n')"
+  )
+  out <- r_output(c("invisible(mirai::daemons(1))", code, "invisible(mirai::daemons(0))"))
+  expect_identical(trimws(out[grepl("^1 2|FALSE", out)]), c("1 2 1 2 1 2 1 2 1 2", "FALSE"))
+})
+
+test_that(".flat takes values of one type only", {
+  local_test_daemons(1)
+  expect_identical(mirai_map(1:2, function(x) c(x, x))[.flat], c(1L, 1L, 2L, 2L))
+  expect_identical(mirai_map(1:2, function(x) list(x))[.flat], list(1L, 2L))
+  expect_identical(mirai_map(1:2, function(x) NULL)[.flat], NULL)
+  expect_identical(mirai_map(factor(c("a", "b")), identity)[.flat], factor(c("a", "b")))
+  expect_snapshot(show_errors({
+    mirai_map(list(1, "a"), identity)[.flat]
+    mirai_map(list(1, 1L), identity)[.flat]
+    mirai_map(list(1, NULL), identity)[.flat]
+    mirai_map(list("a", "b"), function(x) if (x == "b") stop("failed") else x)[.flat]
+    collect_mirai(mirai_map(list(1, "a"), identity), ".flat")
+  }))
+})
+
+test_that(".stop raises the first failure and stops the rest", {
+  for (dispatcher in c(TRUE, FALSE)) {
+    local_test_daemons(2, dispatcher = dispatcher)
+    pids <- sort(unlist(everywhere(Sys.getpid())[]))
+    dir <- local_file()
+    dir.create(dir)
+    map <- mirai_map(1:20, function(i, dir) {
+      file.create(file.path(dir, i))
+      if (i == 2) stop(structure(class = c("custom", "error", "condition"), list(message = "second", call = NULL, data = 7)))
+      Sys.sleep(60)
+    }, .args = list(dir))
+    elapsed <- system.time(e <- tryCatch(map[.stop], error = identity))[["elapsed"]]
+    expect_lt(elapsed, 30)
+    expect_s3_class(e, c("custom", "error", "condition"), exact = TRUE)
+    expect_identical(conditionMessage(e), "second")
+    expect_identical(e$data, 7)
+    values <- map[]
+    expect_true(is_mirai_error(values[[2]]))
+    expect_true(all(vapply(values[-2], identical, NA, structure(20L, class = "errorValue"))))
+    # daemons stay healthy, and have begun nothing more
+    expect_identical(sort(unlist(everywhere(Sys.getpid())[])), pids)
+    expect_identical(mirai_map(1:10, square)[.flat], (1:10)^2)
+    expect_lte(length(list.files(dir)), 4)
+  }
+  # other failures than errors
+  map <- mirai_map(1:3, function(i) Sys.sleep(60))
+  stop_mirai(map[[2]])
+  expect_error(map[.stop], "Operation canceled")
+  local_tmpdir()
+  local_test_daemons(2)
+  expect_error(mirai_map(1:2, function(i) if (i == 2) tools::pskill(Sys.getpid(), tools::SIGKILL) else Sys.sleep(60))[.stop, .progress], "Connection reset")
+})
+
+test_that(".progress shows a line without cli, and a bar with it", {
+  # of another process, because it is standard error, not messages
+  out <- r_output(c(
+    "ns <- asNamespace('mirai')",
+    "unlockBinding('progress_uses_cli', ns)",
+    "assign('progress_uses_cli', function() FALSE, ns)",
+    "library(mirai)",
+    "invisible(daemons(1))",
+    "x <- mirai_map(1:10, function(x) x)[.progress, .flat]",
+    "cat(x, '\\n')",
+    "tryCatch(mirai_map(1, sqrt)[.progress_cli], error = function(e) cat(conditionMessage(e), '\\n'))",
+    "invisible(daemons(0))"
+  ))
+  out <- unlist(strsplit(out, "\r"))
+  expect_true("[ 10 / 10 .... ]" %in% out)
+  expect_true("1 2 3 4 5 6 7 8 9 10 " %in% out)
+  expect_match(out, "needs package cli", all = FALSE)
+  skip_if_not_installed("cli")
+  out <- r_output(c(
+    "library(mirai)",
+    "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
+    "invisible(daemons(1))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))[.progress_cli]",
+    "y <- mirai_map(1:3, function(x) if (x == 2) stop('no'))",
+    "tryCatch(y[.progress_cli, .stop], error = function(e) cat('failed', '\\n'))",
+    "cat('end', length(x), length(cli:::clienv$progress), '\\n')",
+    "invisible(daemons(0))"
+  ))
+  out <- paste(out, collapse = "\n")
+  expect_match(out, "[0-9]/10")
+  expect_match(out, "failed")
+  expect_match(out, "end 10 0")
+})
+
+test_that("an interrupt while it is collected leaves the map usable", {
+  skip_on_os("windows")
+  for (options in c("", ".progress", ".stop")) {
+    p <- r_process(c(
+      "library(mirai)",
+      "invisible(daemons(2))",
+      "file <- tempfile()",
+      "x <- mirai_map(1:4, function(i) { while (!file.exists(file)) Sys.sleep(0.01); i }, file = file)",
+      "tryCatch({",
+      "  cat('collecting\\n')",
+      paste0("  x[", options, "]"),
+      "}, interrupt = function(e) cat('interrupted\\n'))",
+      "print(x)",
+      "invisible(file.create(file))",
+      "cat(x[.flat], '\\n')",
+      "cat(mirai_map(1:2, sqrt)[.flat] == sqrt(1:2), '\\n')",
+      "invisible(daemons(0))"
+    ))
+    wait_for_line(p, "collecting")
+    p$interrupt()
+    wait_for_line(p, "interrupted")
+    wait_for_line(p, "< mirai map [0/4] >")
+    wait_for_line(p, "1 2 3 4")
+    wait_for_line(p, "TRUE TRUE")
+  }
+})
+
+test_that("without daemons one is launched, with a warning", {
+  profile <- test_profile()
+  defer(function() daemons(0, .compute = profile), environment())
+  expect_warning(
+    map <- mirai_map(1:3, square, .compute = profile),
+    "^launching one local daemon as none previously set$"
+  )
+  expect_identical(map[.flat], c(1, 4, 9))
+  expect_identical(status(profile)$connections, 1L)
+  expect_type(status(profile)$daemons, "character")
+  expect_silent(mirai_map(1:3, square, .compute = profile)[])
+})
+
+test_that("a daemon does not launch daemons from within a map", {
+  local_test_daemons(1)
+  message <- "local daemons cannot be set on a daemon from within mirai_map()"
+  out <- mirai_map(1:2, function(i) mirai::daemons(2))[]
+  expect_identical(vapply(out, conditionMessage, ""), rep(message, 2))
+  out <- suppressWarnings(mirai_map(1, function(i) mirai::mirai_map(1:2, sqrt)))[]
+  expect_identical(conditionMessage(out[[1]]), message)
+  expect_identical(mirai_map(1:2, function(i) mirai::mirai(i, i = i)[])[], list(1L, 2L))
+  # elsewhere it may
+  expect_identical(mirai({
+    on.exit(mirai::daemons(0))
+    mirai::daemons(1)
+    mirai::mirai_map(1:2, sqrt)[.flat]
+  })[], sqrt(1:2))
+})
+
+test_that("it works in synchronous profiles and without dispatcher", {
+  for (set in list(list(sync = TRUE), list(2, dispatcher = FALSE))) {
+    do.call(local_test_daemons, c(set, frame = environment()))
+    expect_identical(mirai_map(c(a = 1, b = 2), function(x, y) x + y + z, .args = list(10), z = 100)[.flat], c(a = 111, b = 112))
+    expect_identical(mirai_map(data.frame(x = 1:2, y = 3:4), function(y, x) y - x)[.flat], c(2L, 2L))
+    map <- mirai_map(list(1, "a"), sum)
+    expect_true(is_mirai_error(map[][[2]]))
+    expect_error(map[.stop], "invalid 'type'")
+  }
+})
+
+test_that("more elements than can be counted on fingers, in order", {
+  for (dispatcher in c(TRUE, FALSE)) {
+    local_test_daemons(3, dispatcher = dispatcher)
+    expect_identical(mirai_map(1:3000, function(x) x)[.flat], 1:3000)
+  }
+})
+
+test_that("uneven work is spread over the daemons as these are free", {
+  local_test_daemons(4)
+  elapsed <- system.time(mirai_map(c(1, 1, 4, 4, 1, 1, 1, 1) / 10, Sys.sleep)[])[["elapsed"]]
+  expect_gte(elapsed, 0.4)
+  expect_lt(elapsed, 0.7)
+})
+
+test_that("the examples of the documents", {
+  profile <- test_profile()
+  out <- with(
+    daemons(3, dispatcher = FALSE, .compute = profile),
+    mirai_map(1:3, rnorm, .args = list(mean = 20, sd = 2))[]
+  )
+  expect_identical(lengths(out), 1:3)
+  expect_true(all(unlist(out) > 0))
+
+  defer(function() daemons(0), environment())
+  expect_warning(
+    ml <- mirai_map(c(a = 1, b = 2, c = 3), function(x) do(x, as.logical(x %% 2)), do = function(n, hex) list(n, hex)),
+    "launching one local daemon as none previously set"
+  )
+  expect_match(capture.output(ml), "^< mirai map \\[[0-3]/3\\] >$")
+  expect_identical(ml[], list(a = list(1, TRUE), b = list(2, FALSE), c = list(3, TRUE)))
+  e <- tryCatch(mirai_map(list(a = 1, b = "a", c = 3), sum)[.stop], error = identity)
+  expect_s3_class(e, c("simpleError", "error", "condition"), exact = TRUE)
+  expect_match(capture.output(print(e)), "<simpleError in .*: invalid 'type' \\(character\\) of argument>")
+  out <- with(
+    daemons(4, dispatcher = FALSE, .compute = profile),
+    mirai_map(c(0.1, 0.2, 0.3), Sys.sleep)[.progress]
+  )
+  expect_identical(out, vector("list", 3))
+})
+
+test_that("bad arguments are errors", {
+  local_test_daemons(sync = TRUE)
+  expect_snapshot(show_errors({
+    mirai_map(sum, identity)
+    mirai_map(globalenv(), identity)
+    mirai_map(quote(a), identity)
+    mirai_map(1:3, "sum")
+    mirai_map(1:3)
+    mirai_map(1:2, identity, 3)
+    mirai_map(1:2, identity, a = 1, 2)
+    mirai_map(1:2, identity, .args = 1)
+    mirai_map(1:2, identity, .compute = 1)
+    mirai_map(1:2, identity)[1]
+    mirai_map(1:2, identity)[".unknown"]
+    mirai_map(1:2, identity)[not_there]
+    collect_mirai(mirai_map(1:2, identity), "flat")
+    collect_mirai(1)
+  }))
+})
