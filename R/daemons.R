@@ -6,8 +6,9 @@
 #' @param n number of daemons to start on this machine. `0` ends the daemons and returns to a
 #'   fresh process for each mirai. `NULL` does so, too, and also ends daemons that were started
 #'   with `autoexit = FALSE`. Without any argument, returns [status()].
-#' @param url one or more URLs to listen at for daemons, instead of starting any: see
-#'   [local_url()].
+#' @param url one or more URLs to listen at for daemons, instead of starting any: `abstract://name`,
+#'   on Linux, or `ipc://path`. [local_url()] makes one. With dispatcher and `n`, a single one is extended to
+#'   as many, by `/1`, `/2` and so on (`-1`, `-2` for a path).
 #' @param remote,tls,pass reserved for daemons on other machines, which this version does not
 #'   have yet.
 #' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, and go to a daemon when
@@ -15,7 +16,8 @@
 #'   turn.
 #' @param ... options for the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`,
 #'   `maxtasks`, `idletime`, `walltime`, `timerstart`, `asyncdial`. And for the dispatch: `retry`,
-#'   `TRUE` to run a task again, on another daemon, when its daemon has ended in the middle of it;
+#'   `TRUE` to run a task again, on the next free daemon, when its daemon has ended in the middle of it
+#'   (so a task that ends every daemon does end all of them, and then waits for the next);
 #'   `token`, `TRUE` to add a random path to `url`. Anything else is ignored.
 #' @param sync `TRUE` to evaluate in this process, at the call of `mirai()`: for debugging with
 #'   [browser()], and for tests.

@@ -55,8 +55,8 @@ race_mirai <- function(x) {
 #' Cancel mirai
 #'
 #' A task that waits in the queue is taken out of it. A running one is interrupted, and its
-#' daemon stays in service. Either way the mirai resolves at once, to an error value of 20
-#' (operation canceled).
+#' daemon stays in service: from the moment at which R lets itself be interrupted, which native code
+#' may delay. Either way the mirai resolves at once, to an error value of 20 (operation canceled).
 #'
 #' @inheritParams call_mirai
 #' @returns Invisibly a logical vector, for each mirai whether it was cancelled: `FALSE`

@@ -52,6 +52,14 @@ debian_install() {
     die "apt-get could not install ${missing[*]}"
 }
 
+# Installs R packages, and a browser that tests can drive, if that can be done. Tests that lack them are skipped.
+want_r() { (need_r "$@") || say "Some tests will be skipped."; }
+
+want_browser() {
+  command -v chromium >/dev/null && command -v chromedriver >/dev/null && return
+  ! command -v apt-get >/dev/null || (debian_install chromium chromium-driver) || say "The tests with a browser will be skipped."
+}
+
 # One line for each thing that really is not there.
 not_found() {
   local tool

@@ -57,10 +57,10 @@ local_chromedriver <- function(frame = parent.frame()) {
   list(url = paste0("http://127.0.0.1:", port), home = home)
 }
 
-webdriver <- function(method, url, body = NULL) {
+webdriver <- function(method, url, body = list()) {
   handle <- curl::new_handle(customrequest = method, timeout = 120L, noproxy = "*")
   if (method == "POST") {
-    body <- jsonlite::toJSON(if (is.null(body)) list(dummy = NULL) else body, auto_unbox = TRUE, null = "null")
+    body <- if (length(body)) jsonlite::toJSON(body, auto_unbox = TRUE) else "{}"
     curl::handle_setopt(handle, postfields = body)
     curl::handle_setheaders(handle, "Content-Type" = "application/json")
   }

@@ -379,6 +379,8 @@ test_that("a daemon that cannot start shows what it has said and leaves nothing"
   dir.create(dir)
   profile <- test_profile()
   before <- children()
+  # One that is killed while R starts leaves a directory that nobody knows of.
+  local_tmpdir()
   local_envvar(R_PROFILE_USER = file.path(dir, "profile"))
   writeLines("cat('a bad start\\n', file = stderr()); quit(status = 9)", file.path(dir, "profile"))
   expect_error(daemons(3, .compute = profile), "exit status 9.*a bad start")

@@ -52,7 +52,7 @@ test_that("the example app serves two browsers at once while daemons compute", {
   if (nzchar(dir <- Sys.getenv("MIRAI_SCREENSHOTS"))) one$screenshot(file.path(dir, "running.png"))
 
   # Two's computation is queued behind One's, and is served when that has been cancelled.
-  two$select("replicates", "10000")
+  two$select("replicates", "1000")
   two$click("start")
   expect_true(two$wait(paste(text_of("status"), ".startsWith('Running')")))
   one$click("cancel")

@@ -68,13 +68,13 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     R_forceSymbols(info, Rboolean::TRUE);
 }
 
-/// On R's main thread extendr turns a panic into an R error, which says what
-/// there is to say; elsewhere it is a bug that must be seen.
+/// On R's main thread extendr turns a panic into an R error, which says what there is to
+/// say (and is how it raises errors of ours); elsewhere it is a bug that must be seen.
 fn quiet_panics() {
     let main = std::thread::current().id();
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().id() != main || std::env::var_os("RUST_BACKTRACE").is_some() {
+        if std::thread::current().id() != main {
             default(panic);
         }
     }));
