@@ -5,6 +5,8 @@ test_that("kinds of values are told apart", {
   m <- mirai(Sys.sleep(60))
   stop_mirai(m)
   canceled <- m[]
+  map <- everywhere(1)
+  map[]
   tell <- function(x) {
     c(
       error = is_error_value(x),
@@ -20,7 +22,7 @@ test_that("kinds of values are told apart", {
     tell(interrupt)
     tell(canceled)
     tell(m)
-    tell(everywhere(1))
+    tell(map)
     tell(structure(NA, class = "unresolvedValue"))
     tell("text")
     tell(NULL)
