@@ -2,12 +2,10 @@
 #
 # An error or interrupt that the task does not handle itself becomes the value. The
 # handlers are calling ones, established at less than half the price of tryCatch() and
-# run with the stack still there to be recorded. `leave` is a promise to return from this
-# very frame, so forcing it ends the evaluation.
-evaluate <- function(.expr., .envir.) {
+# run with the stack still there to be recorded. `leave`, like every default, is a promise:
+# to return from this very frame, so forcing it ends the evaluation.
+evaluate <- function(.expr., .envir., outcome = NULL, leave = return(outcome)) {
   depth <- sys.nframe()
-  outcome <- NULL
-  delayedAssign("leave", return(outcome))
   withCallingHandlers(
     eval(.expr., .envir.),
     error = function(cnd) {
@@ -21,7 +19,6 @@ evaluate <- function(.expr., .envir.) {
     }
   )
 }
-utils::globalVariables("leave")
 
 # How an error names its call when that is the task's own expression.
 evaluator_call <- quote(eval(.expr., .envir.))

@@ -105,7 +105,8 @@ fork_code <- function(args) {
     # One that has failed would do so again.
     if (!is.null(the$fork_server)) return(NULL)
     the$fork_server <- startup
-    .Call(rs_start_fork_server, rscript(), rscript_args("mirai:::fork_server()"))
+    started <- .Call(rs_start_fork_server, rscript(), rscript_args("mirai:::fork_server()"))
+    if (!started) return(NULL)
   }
   if (identical(startup, the$fork_server)) args[[2L]]
 }

@@ -3,6 +3,7 @@
 # Each row is measured several times; the raw ping-pong before each, so that a row's
 # multiple is of what the machine did at that time.
 library(mirai)
+options(width = 200)
 
 args <- commandArgs(TRUE)
 ping_pong <- args[1L]

@@ -1,6 +1,8 @@
 # What happens when something goes wrong: processes that die, interrupts, forks, things that
 # tasks should not do. Nothing hangs, and nothing is left behind.
 
+skip_if_not(dir.exists("/proc/self"), "there is no /proc")
+
 reset <- structure(19L, class = "errorValue")
 canceled <- structure(20L, class = "errorValue")
 
@@ -395,6 +397,27 @@ test_that("a daemon that cannot start shows what it has said and leaves nothing"
   expect_true(wait_until(function() setequal(children(), before)))
 })
 
+test_that("a fork server that is interrupted means nothing, and one that is killed is done without", {
+  said <- r_output(c(
+    "library(mirai)",
+    paste(c("process_stat <-", deparse(process_stat)), collapse = "\n"),
+    paste(c("children <-", deparse(children)), collapse = "\n"),
+    "d <- daemons(2)",
+    "server <- children()",
+    "stopifnot(length(server) == 1L, mirai(1)[] == 1)",
+    "tools::pskill(server, tools::SIGINT)",
+    "d <- daemons(2, .compute = 'second')",
+    "stopifnot(mirai(2, .compute = 'second')[] == 2, identical(children(), server))",
+    "tools::pskill(server, tools::SIGKILL)",
+    "d <- daemons(2, .compute = 'third')",
+    "stopifnot(mirai(3, .compute = 'third')[] == 3, mirai(4, .compute = 'none')[] == 4)",
+    "d <- daemons(1, .compute = 'third')",
+    "stopifnot(mirai(5, .compute = 'third')[] == 5, mirai(6)[] == 6)",
+    "cat('fine\\n')"
+  ))
+  expect_identical(said[length(said)], "fine")
+})
+
 test_that("children of parallel::mclapply() do not disturb daemons", {
   local_test_daemons(2)
   pids <- daemon_pids()
@@ -692,6 +715,30 @@ test_that("finalizers may use mirai whenever R runs them", {
     "  stopifnot(identical(v[-2], x[-2]), is.environment(v[[2]]))",
     "}",
     "stopifnot(count > 200)",
+    "cat('fine\\n')"
+  ))
+  expect_identical(said[length(said)], "fine")
+})
+
+test_that("hooks may use mirai, even the one that is being read", {
+  said <- r_output(c(
+    "library(mirai)",
+    "d <- daemons(1)",
+    "depth <- 0",
+    "serialization(list(",
+    "  function(x) {mirai::mirai(1, .compute = 'none'); charToRaw(x[[1]])},",
+    "  function(x) {",
+    "    if (!mirai::on_daemon() && (depth <<- depth + 1) < 3) {m$data; mirai(list(m, runif(1e5)))[]; gc()}",
+    "    list(rawToChar(x))",
+    "  }",
+    "), 'hooked')",
+    "m <- mirai(c(x, list(y, 'end')), x = structure(list('text'), class = 'hooked'), y = runif(1e5))",
+    "v <- m[]",
+    "stopifnot(identical(v[[3]], 'end'), length(v[[2]]) == 1e5, identical(m$data, v))",
+    "m <- mirai(list(x, 'end'), x = structure(list('text'), class = 'hooked'))",
+    "v <- m[]",
+    "m <- mirai(structure(list('made there'), class = 'hooked'))",
+    "stopifnot(identical(v, list(list('text'), 'end')), identical(m[], list('made there')))",
     "cat('fine\\n')"
   ))
   expect_identical(said[length(said)], "fine")

@@ -52,6 +52,8 @@ unsafe extern "C-unwind" fn daemon_state() -> SEXP {
 unsafe extern "C-unwind" fn serve_forks() -> SEXP {
     #[cfg(target_os = "linux")]
     if let Some(code) = mirai_core::process::fork::serve() {
+        // Had the server been interrupted, that would not be for this process.
+        r::clear_interrupt();
         // The session's directory is the server's: make one for this process.
         R_TempDir = std::ptr::null_mut();
         R_reInitTempDir(0);

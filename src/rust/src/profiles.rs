@@ -352,14 +352,19 @@ fn close_session() {
     });
 }
 
-/// Starts the fork server, a program that calls `serve_forks` on its stdin.
+/// Starts the fork server, a program that calls `serve_forks` on its stdin. `FALSE` if that
+/// cannot be done.
 #[extendr]
-fn start_fork_server(path: &str, args: Vec<String>) -> Result<()> {
+fn start_fork_server(path: &str, args: Vec<String>) -> Result<bool> {
     with_session(|_| {
         #[cfg(target_os = "linux")]
-        process::fork::start_server(&program(path, args.into_iter(), false, None))
-            .map_err(|e| other(format!("the fork server cannot be started: {e}")))?;
-        Ok(())
+        let started = {
+            let program = program(path, args.into_iter(), false, None);
+            process::fork::start_server(&program).is_ok()
+        };
+        #[cfg(not(target_os = "linux"))]
+        let started = false;
+        Ok(started)
     })
 }
 

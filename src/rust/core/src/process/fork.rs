@@ -80,8 +80,10 @@ pub fn is_running() -> bool {
 /// Starts the server. `program` is to call [`serve`] on its stdin.
 ///
 /// # Errors
-/// The program cannot be started.
+/// The program cannot be started, or the system is too old: without descriptors of
+/// processes nobody would learn of the end of those that are not our children.
 pub fn start_server(program: &Program) -> io::Result<()> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let mut command = Command::new(&program.path);

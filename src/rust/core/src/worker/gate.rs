@@ -138,13 +138,16 @@ mod tests {
         interrupts: AtomicUsize,
         exits: AtomicUsize,
         raised: AtomicUsize,
+        forgotten: AtomicUsize,
     }
 
     impl Runtime for Recorder {
         fn interrupt(&self) {
             self.interrupts.fetch_add(1, SeqCst);
         }
-        fn forget_interrupt(&self) {}
+        fn forget_interrupt(&self) {
+            self.forgotten.fetch_add(1, SeqCst);
+        }
         fn exit(&self) {
             self.exits.fetch_add(1, SeqCst);
         }
@@ -164,6 +167,8 @@ mod tests {
         let (recorder, gate) = gate(AutoExit::Now);
         assert!(gate.begin(1));
         gate.cancel(1);
+        // What came before the task was not for it; what has come since is.
+        assert_eq!(recorder.forgotten.load(SeqCst), 1);
         assert_eq!(recorder.interrupts.load(SeqCst), 1);
         assert!(gate.finish());
         // Crossed with the reply.
