@@ -2,7 +2,7 @@
 //!
 //! Everything here runs on R's main thread. There are two kinds of entry points:
 //! those of set-up and inspection are `#[extendr]` functions, which convert and
-//! check their arguments; those on the path of every task ([`tasks`], [`daemon`])
+//! check their arguments; those on the path of every task ([`submit`], [`tasks`], [`waiting`], [`daemon`])
 //! are plain `.Call` routines on `SEXP`, because there each conversion counts.
 //!
 //! About R's long jumps: an R error leaves through Rust frames without running
@@ -15,7 +15,9 @@ mod profiles;
 mod promises;
 mod r;
 mod serialize;
+mod submit;
 mod tasks;
+mod waiting;
 
 use extendr_api::prelude::*;
 use extendr_ffi::{
@@ -51,10 +53,16 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             fun: unsafe { std::mem::transmute::<*const u8, extendr_ffi::DL_FUNC>(f.func_ptr) },
             numArgs: f.args.len() as i32,
         });
-    let plain = tasks::routines()
-        .into_iter()
-        .chain(daemon::routines())
-        .chain(promises::routines());
+    let plain = [
+        tasks::routines(),
+        submit::routines(),
+        waiting::routines(),
+        promises::routines(),
+        serialize::routines(),
+        daemon::routines(),
+    ]
+    .into_iter()
+    .flatten();
     let end = R_CallMethodDef {
         name: std::ptr::null(),
         fun: None,

@@ -28,6 +28,11 @@ use crate::{promises, r};
 /// normal and sample generators: see `?RNGkind`.
 pub const LECUYER: i32 = 10407;
 
+/// What a forked process is told.
+pub static FORKED: &std::ffi::CStr =
+    c"mirai cannot be used in a process that was forked from an R session: \
+                                    use it in the session itself";
+
 pub struct Profile {
     evaluation: Evaluation,
     /// The next stream to hand out.
@@ -231,7 +236,7 @@ fn program(
 fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
     SESSION.with_borrow_mut(|session| {
         if session.is_forked() {
-            return Err(r_text(crate::tasks::FORKED));
+            return Err(r_text(FORKED));
         }
         f(session)
     })

@@ -15,9 +15,9 @@ use extendr_ffi::{
     Rf_xlength, SEXP, SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 
-use crate::profiles;
+use crate::profiles::{self, FORKED};
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
-use crate::tasks::{task_of, DATA, FORKED};
+use crate::tasks::{task_of, DATA};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"when_resolved", when_resolved as *const (), 3)]

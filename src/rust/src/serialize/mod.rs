@@ -9,7 +9,10 @@ mod format;
 pub mod hooks;
 pub use format::header;
 mod reader;
+mod routines;
 mod writer;
+
+pub use routines::routines;
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,6 +99,15 @@ impl Buffer {
             Bytes::from(std::mem::take(&mut self.0))
         }
     }
+}
+
+/// The one buffer of the main thread. A static rather than a local, so that an R
+/// error in the middle of serialization does not lose it.
+static mut BUFFER: Buffer = Buffer::new();
+
+/// The buffer of the main thread.
+pub fn buffer() -> *mut Buffer {
+    std::ptr::addr_of_mut!(BUFFER)
 }
 
 /// For the main thread; a static, so that a long jump does not lose it.

@@ -1,0 +1,55 @@
+//! Serialization as R sees it: registering hooks, and the two ends for tests.
+
+use extendr_ffi::{
+    R_CallMethodDef, R_NilValue, Rf_allocVector, Rf_error, Rf_xlength, SEXP, SEXPTYPE, TYPEOF,
+};
+
+use super::{buffer, hooks, Buffer};
+use crate::{profiles, r};
+
+pub fn routines() -> Vec<R_CallMethodDef> {
+    vec![
+        r::routine(c"set_hooks", set_hooks as *const (), 1),
+        r::routine(c"encode", encode as *const (), 1),
+        r::routine(c"decode", decode as *const (), 1),
+    ]
+}
+
+/// `.Call(encode, x)`: the raw vector that would be sent.
+unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
+    if !Buffer::write(buffer(), x) {
+        Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
+    }
+    // Taken, because allocation may run a finalizer that uses the buffer.
+    let bytes = (*buffer()).take();
+    let out = Rf_allocVector(SEXPTYPE::RAWSXP, bytes.len() as isize);
+    std::ptr::copy_nonoverlapping(bytes.as_ptr(), extendr_ffi::RAW(out), bytes.len());
+    drop(bytes);
+    out
+}
+
+/// `.Call(decode, raw)`: the object that was sent.
+unsafe extern "C-unwind" fn decode(raw: SEXP) -> SEXP {
+    if TYPEOF(raw) != SEXPTYPE::RAWSXP {
+        Rf_error(c"not a raw vector".as_ptr());
+    }
+    let n = Rf_xlength(raw) as usize;
+    let bytes = std::slice::from_raw_parts(extendr_ffi::RAW(raw), n);
+    match super::read(bytes) {
+        Some(object) => object,
+        None => Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
+    }
+}
+
+/// `.Call(set_hooks, registry)`: registers serialization hooks, here and on all daemons,
+/// present and future.
+unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
+    hooks::set(R_NilValue);
+    // Without hooks, because it holds the hooks.
+    if !Buffer::write(buffer(), registry) {
+        Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
+    }
+    hooks::set(registry);
+    profiles::configure((*buffer()).take());
+    R_NilValue
+}

@@ -1,0 +1,394 @@
+//! Submission: from R objects to a task in the hands of a host.
+//!
+//! Whatever R can fail at (making the mirai, serializing) happens before there is a task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use extendr_ffi::{
+    R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
+    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error,
+    Rf_getAttrib, Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT,
+    SEXP, SEXPTYPE, VECTOR_ELT,
+};
+use mirai_core::dispatcher::Target;
+use mirai_core::host;
+use mirai_core::protocol::Kind;
+use mirai_core::task::{Constants, Outcome, Payload, Task};
+use mirai_core::wait::{Bell, Waited};
+
+use crate::profiles::{self, Found, FORKED};
+use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
+use crate::serialize::{buffer, Buffer};
+use crate::tasks::{failure, hold, new_mirai, prepare, DATA, ID, TASK};
+
+pub fn routines() -> Vec<R_CallMethodDef> {
+    vec![
+        r::routine(c"submit", submit as *const (), 6),
+        r::routine(c"submit_map", submit_map as *const (), 5),
+        r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
+        r::routine(c"submit_to", submit_to as *const (), 4),
+    ]
+}
+
+/// Serializes what a daemon needs for one evaluation into the buffer. False if a hook
+/// has failed.
+unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP) -> bool {
+    let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
+    SET_VECTOR_ELT(payload, 0, expr);
+    SET_VECTOR_ELT(payload, 1, globals);
+    SET_VECTOR_ELT(payload, 2, args);
+    let written = Buffer::write(buffer(), payload);
+    Rf_unprotect(1);
+    written
+}
+
+/// Makes a new mirai one that has failed before it could be sent.
+unsafe fn fail(env: SEXP) {
+    let value = Rf_protect(failure());
+    r::R_removeVarFromFrame(DATA.get(), env);
+    Rf_defineVar(DATA.get(), value, env);
+    Rf_unprotect(1);
+}
+
+pub fn milliseconds(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
+}
+
+/// How a submission went that did not lead to a task.
+enum Refusal {
+    NoRoom,
+    Message(String),
+}
+
+/// `.Call(submit, expr, globals, args, timeout, profile, or_give_up)`.
+///
+/// `globals` and `args` are named lists or `NULL`, `timeout` milliseconds or
+/// `NULL`, `profile` a string; `or_give_up` says whether to return `NULL` rather than
+/// wait for room. Returns the mirai. With a synchronous
+/// profile returns `FALSE`: evaluation is R's job then.
+unsafe extern "C-unwind" fn submit(
+    expr: SEXP,
+    globals: SEXP,
+    args: SEXP,
+    timeout: SEXP,
+    profile: SEXP,
+    or_give_up: SEXP,
+) -> SEXP {
+    let launch = match profiles::find(profile) {
+        Found::Host => R_NilValue,
+        Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
+        Found::Sync => return Rf_ScalarLogical(0),
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    };
+    Rf_protect(launch);
+    let (env, pointer) = new_mirai();
+    Rf_protect(env);
+    let id = host::next_task_id();
+    prepare(env, pointer, id);
+    // Last, because R code that it may run could use the buffer itself.
+    if !write_payload(expr, globals, args) {
+        fail(env);
+        Rf_unprotect(2);
+        return env;
+    }
+    loop {
+        match submit_buffer(id, pointer, timeout, profile, launch) {
+            Ok(()) => break,
+            Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
+                Rf_unprotect(2);
+                return R_NilValue;
+            }
+            Err(Refusal::NoRoom) => {
+                if wait_for_room(profile) == Waited::Interrupted {
+                    r::obey_interrupt();
+                    // It has returned: somebody handled the interrupt, in R, and
+                    // may have used the buffer.
+                    if !write_payload(expr, globals, args) {
+                        raise("a serialization hook has failed".into());
+                    }
+                }
+            }
+            Err(Refusal::Message(text)) => raise(text),
+        }
+    }
+    Rf_unprotect(2);
+    env
+}
+
+/// The call that describes how to start a process for a single task.
+static LAUNCH: Constant = Constant::new(|| unsafe {
+    Rf_lcons(extendr_ffi::Rf_install(c"single_use".as_ptr()), R_NilValue)
+});
+
+/// Raises an R error with a message that is let go first.
+unsafe fn raise(text: String) -> ! {
+    let mut line = [0u8; 1024];
+    let n = text.len().min(line.len() - 1);
+    line[..n].copy_from_slice(&text.as_bytes()[..n]);
+    drop(text);
+    Rf_error(c"%s".as_ptr(), line.as_ptr())
+}
+
+/// Makes a task of what is in the buffer and hands it to the profile's host.
+/// Nothing of R is called here but plain reading, so Rust values may live.
+unsafe fn submit_buffer(
+    id: u64,
+    pointer: SEXP,
+    timeout: SEXP,
+    profile: SEXP,
+    launch: SEXP,
+) -> Result<(), Refusal> {
+    let timeout = r::as_number(timeout).map(milliseconds);
+    let make = |stream| {
+        let payload = Payload {
+            kind: Kind::Task,
+            stream,
+            constants: None,
+            body: (*buffer()).take(),
+        };
+        let task = Arc::new(Task::new(id, payload));
+        hold(pointer, task.clone());
+        task
+    };
+    let submitted = profiles::with_current(profile, |current| {
+        let profile = current?;
+        let Some(host) = profile.host() else {
+            return Some(Err(Refusal::Message(
+                "daemons were changed meanwhile".into(),
+            )));
+        };
+        if !host.has_room((*buffer()).len() as u64) {
+            return Some(Err(Refusal::NoRoom));
+        }
+        host.submit(make(profile.task_stream()), timeout, Target::Any);
+        Some(Ok(()))
+    });
+    submitted.unwrap_or_else(|| {
+        if launch == R_NilValue {
+            return Err(Refusal::Message("daemons were changed meanwhile".into()));
+        }
+        profiles::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
+    })
+}
+
+unsafe fn wait_for_room(profile: SEXP) -> Waited {
+    let size = (*buffer()).len() as u64;
+    Bell::get().wait(None, r::interrupted, || {
+        profiles::with_current(profile, |current| {
+            current
+                .and_then(|p| p.host())
+                .is_none_or(|h| h.has_room(size))
+        })
+    })
+}
+
+/// `.Call(submit_map, expr, globals, args, elements, profile)`: a list of mirai, one
+/// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`;
+/// what they have in common is serialized once. `FALSE` if the profile is synchronous.
+unsafe extern "C-unwind" fn submit_map(
+    expr: SEXP,
+    globals: SEXP,
+    args: SEXP,
+    elements: SEXP,
+    profile: SEXP,
+) -> SEXP {
+    match profiles::find(profile) {
+        Found::Host => {}
+        Found::Nothing => Rf_error(c"no daemons set".as_ptr()),
+        Found::Sync => return Rf_ScalarLogical(0),
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    }
+    let n = Rf_xlength(elements);
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+    // In R's keeping, because serializing an element may leave by a long jump.
+    let keeper = Rf_protect(R_MakeExternalPtr(
+        std::ptr::null_mut(),
+        R_NilValue,
+        R_NilValue,
+    ));
+    R_RegisterCFinalizerEx(keeper, Some(release_constants), Rboolean::FALSE);
+    let common = write_payload(expr, globals, args);
+    if common {
+        make_constants(keeper, profile);
+    }
+    for i in 0..n {
+        let (env, pointer) = new_mirai();
+        SET_VECTOR_ELT(out, i, env);
+        let id = host::next_task_id();
+        prepare(env, pointer, id);
+        let element = VECTOR_ELT(elements, i);
+        if !common || !Buffer::write(buffer(), element) {
+            fail(env);
+            continue;
+        }
+        while !submit_element(id, pointer, keeper, profile) {
+            if wait_for_room(profile) == Waited::Interrupted {
+                r::obey_interrupt();
+                if !Buffer::write(buffer(), element) {
+                    raise("a serialization hook has failed".into());
+                }
+            }
+        }
+    }
+    release_constants(keeper);
+    Rf_unprotect(2);
+    out
+}
+
+/// Makes constants of what is in the buffer.
+unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
+    profiles::with_current(profile, |current| {
+        if let Some(host) = current.and_then(|p| p.host()) {
+            let constants = host.constants((*buffer()).take());
+            R_SetExternalPtrAddr(keeper, Arc::into_raw(constants).cast_mut().cast());
+        }
+    });
+}
+
+unsafe extern "C" fn release_constants(keeper: SEXP) {
+    let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
+    R_ClearExternalPtr(keeper);
+    if !constants.is_null() {
+        drop(Arc::from_raw(constants.cast_const()));
+    }
+}
+
+/// Submits the element in the buffer. False if there is no room for it.
+unsafe fn submit_element(id: u64, pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
+    profiles::with_current(profile, |current| {
+        let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
+        let profile = current.filter(|_| !constants.is_null());
+        let host = profile.and_then(|p| p.host());
+        if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
+            return false;
+        }
+        let shared = (!constants.is_null()).then(|| {
+            Arc::increment_strong_count(constants.cast_const());
+            Arc::from_raw(constants.cast_const())
+        });
+        let payload = Payload {
+            kind: Kind::Map,
+            stream: profile.and_then(|p| p.task_stream()),
+            constants: shared,
+            body: (*buffer()).take(),
+        };
+        let task = Arc::new(Task::new(id, payload));
+        hold(pointer, task.clone());
+        match host {
+            Some(host) => host.submit(task, None, Target::Any),
+            // Daemons were reset meanwhile (by a finalizer, say).
+            None => task.resolve(Outcome::Reset),
+        }
+        true
+    })
+}
+
+/// `.Call(submit_everywhere, expr, globals, args, min, profile)`: a list of
+/// mirai, one for each connected daemon and at least `min`, the others being for
+/// the next daemons that connect. `NULL` if no daemons are set, `FALSE` if the
+/// profile is synchronous.
+unsafe extern "C-unwind" fn submit_everywhere(
+    expr: SEXP,
+    globals: SEXP,
+    args: SEXP,
+    min: SEXP,
+    profile: SEXP,
+) -> SEXP {
+    match profiles::find(profile) {
+        Found::Host => {}
+        Found::Nothing => return R_NilValue,
+        Found::Sync => return Rf_ScalarLogical(0),
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    }
+    let min = r::as_number(min).unwrap_or(1.0) as usize;
+    let count = profiles::with_current(profile, |p| {
+        p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
+    });
+    let n = count.max(min);
+    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
+    for i in 0..n {
+        let (env, pointer) = new_mirai();
+        SET_VECTOR_ELT(out, i as _, env);
+        prepare(env, pointer, host::next_task_id());
+    }
+    if write_payload(expr, globals, args) {
+        submit_pinned(out, n, profile);
+    } else {
+        for i in 0..n {
+            fail(VECTOR_ELT(out, i as _));
+        }
+    }
+    Rf_unprotect(1);
+    out
+}
+
+unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
+    profiles::with_current(profile, |current| {
+        let Some(host) = current.and_then(|p| p.host()) else {
+            return;
+        };
+        let body: Bytes = (*buffer()).take();
+        let peers = host.peers().into_iter().map(Target::Peer);
+        let mut targets = peers.chain((0..).map(Target::Join));
+        for i in 0..n {
+            let env = VECTOR_ELT(out, i as _);
+            let pointer = r::get_var_in_frame(TASK.get(), env);
+            let id = *INTEGER(Rf_getAttrib(env, ID.get())) as u64;
+            let payload = Payload {
+                kind: Kind::Setup,
+                stream: None,
+                constants: None,
+                body: body.clone(),
+            };
+            let task = Arc::new(Task::new(id, payload));
+            hold(pointer, task.clone());
+            if let Some(target) = targets.next() {
+                host.submit(task, None, target);
+            }
+        }
+    });
+}
+
+/// `.Call(submit_to, expr, args, endpoint, profile)`: a mirai that is evaluated by the
+/// first daemon that has connected at an endpoint, or will, and by no other; what it
+/// leaves behind there stays. `NULL` if no daemons are set.
+unsafe extern "C-unwind" fn submit_to(
+    expr: SEXP,
+    args: SEXP,
+    endpoint: SEXP,
+    profile: SEXP,
+) -> SEXP {
+    match profiles::find(profile) {
+        Found::Host => {}
+        Found::Nothing | Found::Sync => return R_NilValue,
+        Found::Forked => Rf_error(FORKED.as_ptr()),
+    }
+    let (env, pointer) = new_mirai();
+    Rf_protect(env);
+    let id = host::next_task_id();
+    prepare(env, pointer, id);
+    if !write_payload(expr, R_NilValue, args) {
+        fail(env);
+        Rf_unprotect(1);
+        return env;
+    }
+    profiles::with_current(profile, |current| {
+        let payload = Payload {
+            kind: Kind::Setup,
+            stream: None,
+            constants: None,
+            body: (*buffer()).take(),
+        };
+        let task = Arc::new(Task::new(id, payload));
+        hold(pointer, task.clone());
+        let endpoint = *INTEGER(endpoint) as usize - 1;
+        match current.and_then(|p| p.host()) {
+            Some(host) => host.submit(task, None, Target::Endpoint(endpoint)),
+            None => task.resolve(Outcome::Reset),
+        }
+    });
+    Rf_unprotect(1);
+    env
+}
