@@ -78,7 +78,6 @@ test_that("environments survive while hooks are registered", {
 
 test_that("vectorized functions are called once for all objects", {
   local_test_daemons(1)
-  calls <- 0L
   local_hooks(
     list(
       function(x) serialize(c(length(x), vapply(x, function(e) e$n, 0)), NULL),

@@ -13,7 +13,6 @@ use extendr_ffi::{
     SEXP, SEXPTYPE, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
-use mirai_core::host;
 use mirai_core::protocol::Kind;
 use mirai_core::task::{Constants, Outcome, Payload, Task};
 use mirai_core::wait::{Bell, Waited};
@@ -21,7 +20,7 @@ use mirai_core::wait::{Bell, Waited};
 use crate::profiles::{self, Found, FORKED};
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
 use crate::serialize::{buffer, Buffer};
-use crate::tasks::{failure, hold, new_mirai, prepare, DATA, ID, TASK};
+use crate::tasks::{failure, hold, new_pending, DATA, ID, TASK};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -83,10 +82,8 @@ unsafe extern "C-unwind" fn submit(
         Found::Forked => Rf_error(FORKED.as_ptr()),
     };
     Rf_protect(launch);
-    let (env, pointer) = new_mirai();
+    let (env, pointer, id) = new_pending();
     Rf_protect(env);
-    let id = host::next_task_id();
-    prepare(env, pointer, id);
     // Last, because R code that it may run could use the buffer itself.
     if !write_payload(expr, globals, args) {
         fail(env);
@@ -208,16 +205,14 @@ unsafe extern "C-unwind" fn submit_map(
         R_NilValue,
         R_NilValue,
     ));
-    R_RegisterCFinalizerEx(keeper, Some(release_constants), Rboolean::FALSE);
+    R_RegisterCFinalizerEx(keeper, Some(finalize_constants), Rboolean::FALSE);
     let common = write_payload(expr, globals, args);
     if common {
         make_constants(keeper, profile);
     }
     for i in 0..n {
-        let (env, pointer) = new_mirai();
+        let (env, pointer, id) = new_pending();
         SET_VECTOR_ELT(out, i, env);
-        let id = host::next_task_id();
-        prepare(env, pointer, id);
         let element = VECTOR_ELT(elements, i);
         if !common || !Buffer::write(buffer(), element) {
             fail(env);
@@ -247,7 +242,15 @@ unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
     });
 }
 
-unsafe extern "C" fn release_constants(keeper: SEXP) {
+/// The submission was left by a long jump. As with a task, a forked process leaves them
+/// alone.
+unsafe extern "C" fn finalize_constants(keeper: SEXP) {
+    if !profiles::is_forked() {
+        release_constants(keeper);
+    }
+}
+
+unsafe fn release_constants(keeper: SEXP) {
     let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
     R_ClearExternalPtr(keeper);
     if !constants.is_null() {
@@ -309,9 +312,8 @@ unsafe extern "C-unwind" fn submit_everywhere(
     let n = count.max(min);
     let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
     for i in 0..n {
-        let (env, pointer) = new_mirai();
+        let (env, ..) = new_pending();
         SET_VECTOR_ELT(out, i as _, env);
-        prepare(env, pointer, host::next_task_id());
     }
     if write_payload(expr, globals, args) {
         submit_pinned(out, n, profile);
@@ -365,10 +367,8 @@ unsafe extern "C-unwind" fn submit_to(
         Found::Nothing | Found::Sync => return R_NilValue,
         Found::Forked => Rf_error(FORKED.as_ptr()),
     }
-    let (env, pointer) = new_mirai();
+    let (env, pointer, id) = new_pending();
     Rf_protect(env);
-    let id = host::next_task_id();
-    prepare(env, pointer, id);
     if !write_payload(expr, R_NilValue, args) {
         fail(env);
         Rf_unprotect(1);

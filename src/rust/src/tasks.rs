@@ -65,7 +65,7 @@ static BINDING: Constant = Constant::new(|| unsafe {
 });
 
 /// Makes a mirai without a task yet.
-pub unsafe fn new_mirai() -> (SEXP, SEXP) {
+unsafe fn new_mirai() -> (SEXP, SEXP) {
     let env = Rf_protect(R_NewEnv(r::NAMESPACE.get(), 0, 0));
     let pointer = Rf_protect(R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, env));
     Rf_defineVar(TASK.get(), pointer, env);
@@ -74,20 +74,25 @@ pub unsafe fn new_mirai() -> (SEXP, SEXP) {
     (env, pointer)
 }
 
-pub unsafe fn set_id(env: SEXP, id: u64) {
+unsafe fn set_id(env: SEXP, id: u64) {
     let id = Rf_protect(r::integers(&[id as i32]));
     Rf_setAttrib(env, ID.get(), id);
     Rf_unprotect(1);
 }
 
-/// Gives a new mirai (whose `env` is protected) what it needs to follow a task.
-/// Everything that R can fail at happens here, before there is a task.
-pub unsafe fn prepare(env: SEXP, pointer: SEXP, id: u64) {
+/// Makes a mirai with all that it needs to follow a task, and returns its environment,
+/// its `.task` and the task's id. Everything that R can fail at happens here, before
+/// there is a task.
+pub unsafe fn new_pending() -> (SEXP, SEXP, u64) {
+    let (env, pointer) = new_mirai();
+    Rf_protect(env);
     let function = Rf_protect(Rf_eval(BINDING.get(), env));
     R_MakeActiveBinding(DATA.get(), function, env);
     R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
+    let id = host::next_task_id();
     set_id(env, id);
-    Rf_unprotect(1);
+    Rf_unprotect(2);
+    (env, pointer, id)
 }
 
 /// R has dropped a mirai whose value was never read.
@@ -99,7 +104,7 @@ unsafe extern "C" fn finalize(pointer: SEXP) {
     }
 }
 
-pub unsafe fn release(pointer: SEXP) {
+unsafe fn release(pointer: SEXP) {
     let task = R_ExternalPtrAddr(pointer).cast::<Task>();
     R_ClearExternalPtr(pointer);
     if !task.is_null() {
@@ -157,7 +162,7 @@ unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
 }
 
 /// Makes the value of a resolved task the mirai's ordinary `data`.
-pub unsafe fn settle(pointer: SEXP) -> SEXP {
+unsafe fn settle(pointer: SEXP) -> SEXP {
     let env = Rf_protect(R_ExternalPtrProtected(pointer));
     let task = R_ExternalPtrAddr(pointer).cast::<Task>().cast_const();
     // Reading may run code of the user's (hooks, finalizers), which may read the same
@@ -188,7 +193,7 @@ unsafe extern "C" fn drop_task(task: *mut c_void) {
     drop(Arc::from_raw(task.cast::<Task>().cast_const()));
 }
 
-pub unsafe fn error_value(code: i32) -> SEXP {
+unsafe fn error_value(code: i32) -> SEXP {
     let value = Rf_protect(r::integers(&[code]));
     Rf_setAttrib(value, R_ClassSymbol, ERROR_CLASS.get());
     Rf_unprotect(1);

@@ -113,6 +113,14 @@ impl Task {
         self.payload.lock().clone()
     }
 
+    /// Bytes of the body to send.
+    pub(crate) fn size(&self) -> u64 {
+        self.payload
+            .lock()
+            .as_ref()
+            .map_or(0, |p| p.body.len() as u64)
+    }
+
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.get()
     }

@@ -163,7 +163,7 @@ impl Host {
 
     /// Hands over a task. It is resolved sooner or later, whatever happens.
     pub fn submit(&self, task: Arc<Task>, timeout: Option<Duration>, target: Target) {
-        let bytes = task.payload().map_or(0, |p| p.body.len() as u64);
+        let bytes = task.size();
         let timeout = timeout.filter(|t| *t < FOREVER);
         let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
         self.0.handle(
