@@ -14,7 +14,7 @@ die() { say "$@"; exit 1; }
 
 # need_r [R package ...]: R, a compiler, cargo and these R packages, installed where that can be done.
 need_r() {
-  local debian=(r-base-core gcc libc6-dev make procps) package missing
+  local debian=(r-base-core gcc libc6-dev make cmake procps) package missing
   for package in "$@"; do debian+=("r-cran-$(tr '[:upper:]' '[:lower:]' <<<"$package")"); done
   [[ " $* " != *" rmarkdown "* ]] || debian+=(pandoc)
 
@@ -63,7 +63,7 @@ want_browser() {
 # One line for each thing that really is not there.
 not_found() {
   local tool
-  for tool in R cc make flock timeout; do command -v $tool >/dev/null || echo $tool; done
+  for tool in R cc make cmake flock timeout; do command -v $tool >/dev/null || echo $tool; done
   [ $# = 0 ] || ! command -v R >/dev/null ||
     Rscript --vanilla -e 'for (p in commandArgs(TRUE)) if (!requireNamespace(p, quietly = TRUE)) cat(p, "\n", sep = "")' "$@" 2>/dev/null
 }

@@ -1,0 +1,4 @@
+# A CMake "toolchain" for the build of NNG by crate nng-sys, which has no other way to pass this on: NNG shall be built with
+# TLS but without an engine of its own, as we bring rustls (src/tls/engine.rs). Whoever runs cargo names this file in
+# CMAKE_TOOLCHAIN_FILE: .cargo/config.toml for developers, src/Makevars.in for R.
+set(NNG_TLS_ENGINE none CACHE STRING "" FORCE)
