@@ -7,7 +7,8 @@
 #' @param url `NULL` to start the nodes on this machine. Or URLs to listen at for daemons that are
 #'   started otherwise, one for each node; a single one is extended for `n` nodes as it is by
 #'   [daemons()].
-#' @param remote reserved for nodes on other machines, which this version does not have yet.
+#' @param remote how to launch the nodes, with `url`: a value of [remote_config()], [ssh_config()],
+#'   [cluster_config()] or [http_config()].
 #' @param ... options for the daemons, see [daemon()].
 #'
 #' @returns `make_cluster()`: a list of nodes of class `c("miraiCluster", "cluster")`.
@@ -36,7 +37,8 @@
 make_cluster <- function(n, url = NULL, remote = NULL, ...) {
   call <- sys.call()
   if (!is.null(remote)) {
-    stop("'remote' is for nodes on other machines, which this version does not have yet")
+    check_remote(remote, call)
+    if (is.null(url)) stop_argument("url", "the URL at which to listen for nodes launched by 'remote'", call)
   }
   if (!missing(n) && !(is_count(n) && n > 0)) stop_argument("n", "a single whole number, one or greater", call)
   settings <- daemons_settings(...)
@@ -54,7 +56,13 @@ make_cluster <- function(n, url = NULL, remote = NULL, ...) {
     }
     if (settings$token) url <- extend_url(url, .Call(rs_random_token))
     cluster <- new_cluster_state()
-    open_profile(cluster$profile, url, TRUE, settings, NULL, NULL, call)
+    url <- open_profile(cluster$profile, url, TRUE, settings, NULL, NULL, call)
+    if (!is.null(remote)) {
+      ready <- FALSE
+      on.exit(if (!ready) .Call(rs_close_profile, cluster$profile, TRUE))
+      launch_remotes(cluster$profile, url, remote, settings, NULL, call)
+      ready <- TRUE
+    }
   }
   new_cluster(cluster)
 }

@@ -1,19 +1,40 @@
-#' Launch daemons on this machine
+#' Launch daemons
 #'
-#' Starts more daemons that connect to a compute profile that has been set by [daemons()].
+#' Starts more daemons that connect to a compute profile that has been set by [daemons()]:
+#' `launch_local()` on this machine, `launch_remote()` on others. Or, without `remote`, returns the
+#' shell commands that start them, to be run by hand wherever they shall be.
 #'
 #' @param url one or more of the profile's URLs, or their indices: the rows of `status()$daemons`.
-#'   One daemon is started for each.
+#'   One daemon is launched for each. For `launch_remote()` also a cluster or a node of one, see
+#'   [make_cluster()].
 #' @param ... options for the daemons, see [daemon()], in place of those that were given to
 #'   `daemons()`.
-#' @param tls reserved for connections across the network.
+#' @param tls for `tls+tcp://` and `wss://` URLs: what the daemons shall know the host by, see the
+#'   argument of that name of [daemon()]. `NULL` for the certificate of the profile itself.
+#' @param remote how to launch: a value of [remote_config()], [ssh_config()], [cluster_config()] or
+#'   [http_config()].
 #' @inheritParams status
-#' @returns The number of daemons launched, invisibly. It does not wait until they are connected.
+#' @returns `launch_local()`: the number of daemons launched, invisibly. `launch_remote()`: a character
+#'   vector of class `"miraiLaunchCmd"`, the shell command of each daemon, whether or not it
+#'   has been run.
+#' @details
+#' Neither waits until the daemons are connected. But a launch that fails is an error that shows
+#' what the command in charge (`ssh`, `sbatch`, `srun`, `curl`) has said. To notice that,
+#' `launch_remote()` and `daemons(remote = )` wait until the commands have ended, or the daemons have
+#' connected; and for commands that stay, such as `srun` and `ssh`, not for long: see
+#' [remote_config()]. If one fails, the others of the same call that are still running are ended. One that
+#' fails later is shown by [status()], as a warning.
+#'
+#' The commands returned can be pasted into a POSIX shell. Each has a random number stream of its own.
+#' `Rscript` has to be found on the other machine, and has to find this package, in the same version.
 #' @examples
 #' daemons(url = local_url())
 #' launch_local(1)
 #' m <- mirai("evaluated by the daemon launched")
 #' m[]
+#'
+#' # The command that would launch another
+#' launch_remote(1)
 #' daemons(0)
 #' @export
 launch_local <- function(url = 1L, ..., tls = NULL, .compute = NULL) {
@@ -21,10 +42,136 @@ launch_local <- function(url = 1L, ..., tls = NULL, .compute = NULL) {
   call <- sys.call()
   if (!daemons_set(profile)) stop_no_daemons(profile, call)
   urls <- profile_urls(url, profile, call)
+  check_tls(tls, call)
   settings <- utils::modifyList(the$settings[[profile]], daemons_settings(...)["daemon"])
-  for (url in urls) launch_daemon(profile, url, settings, call)
+  for (url in urls) launch_daemon(profile, url, settings, call, tls)
   invisible(length(urls))
 }
+
+#' @rdname launch_local
+#' @export
+launch_remote <- function(url = 1L, remote = remote_config(), ..., tls = NULL, .compute = NULL) {
+  call <- sys.call()
+  if (inherits(url, c("miraiCluster", "miraiNode"))) {
+    nodes <- if (inherits(url, "miraiNode")) list(url) else unclass(url)
+    if (!length(nodes)) stop_argument("url", "a cluster with nodes", call)
+    profile <- nodes[[1L]]$cluster$profile
+    if (!all(vapply(nodes, is_active, NA))) stop_argument("url", "a cluster, or node, that has not been stopped", call)
+    urls <- vapply(nodes, function(node) node$url, "")
+  } else {
+    profile <- check_profile(.compute)
+    if (!daemons_set(profile)) stop_no_daemons(profile, call)
+    urls <- profile_urls(url, profile, call)
+  }
+  check_remote(remote, call)
+  check_tls(tls, call)
+  settings <- utils::modifyList(the$settings[[profile]], daemons_settings(...)["daemon"])
+  launch_commands(profile, urls, remote, settings, tls, call)
+}
+
+#' @export
+print.miraiLaunchCmd <- function(x, ...) {
+  cat(paste0("[", seq_along(x), "]\n", x, collapse = "\n\n"), "\n", sep = "")
+  invisible(x)
+}
+
+# For daemons() and make_cluster(): launches daemons at the URLs of a profile that has just been
+# set. The number of them. `tls` is for the daemons, NULL for what the profile has for them.
+launch_remotes <- function(profile, urls, remote, settings, tls, call) {
+  length(launch_commands(profile, urls, remote, settings, tls, call))
+}
+
+# One for each URL or each place to launch at, whichever are more: the shorter of the
+# two is recycled. Their shell commands.
+launch_commands <- function(profile, urls, remote, settings, tls, call) {
+  urls <- rep_len(urls, max(length(urls), remote_places(remote)))
+  dialled <- remote_urls(remote, urls, call)
+  commands <- vapply(dialled, function(url) {
+    rs <- .Call(rs_daemon_stream, profile)
+    code <- daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile))
+    paste(remote$rscript, "-e", sh_quote(code))
+  }, "", USE.NAMES = FALSE)
+  jobs <- with_call(remote_jobs(remote, commands, urls, dialled), call)
+  if (length(jobs)) run_jobs(profile, jobs, length(commands), remote$patience, call)
+  structure(commands, class = "miraiLaunchCmd")
+}
+
+# Runs commands, each a list of `path`, `args`, `input` to read (or NULL), and `failure`, a
+# function that finds an error in the state of one that has ended (or NULL for the usual one). Waits
+# until they have ended, have led to so many connections, or for so many seconds. Any that
+# fails is an error.
+run_jobs <- function(profile, jobs, n, seconds, call) {
+  before <- .Call(rs_profile_status, profile)$cumulative
+  running <- list()
+  settled <- FALSE
+  on.exit(if (!settled) end_commands(running))
+  for (job in jobs) {
+    command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call)
+    running <- c(running, list(command))
+  }
+  while (!.Call(rs_wait_commands, profile, running, as.double(before + n), seconds)) {
+    # Usually does not come back.
+    .Call(rs_obey_interrupt)
+  }
+  for (i in seq_along(jobs)) {
+    state <- .Call(rs_command_state, running[[i]])
+    failure <- jobs[[i]]$failure
+    text <- if (!state$running && !is.null(failure)) failure(state) else describe_failure(jobs[[i]]$name, state)
+    if (!is.null(text)) stop(simpleError(paste0("the launch of daemons has failed: ", text), call))
+  }
+  settled <- TRUE
+  the$launches[[profile]] <- c(
+    the$launches[[profile]],
+    Map(function(job, command) list(name = job$name, command = command), jobs, running)
+  )
+}
+
+# NULL if it has not failed.
+describe_failure <- function(name, state) {
+  if (!state$failed) return(NULL)
+  said <- trimws(state$output)
+  paste0(name, " (", state$how, "):\n", if (nzchar(said)) said else "(it wrote nothing)")
+}
+
+end_commands <- function(commands) {
+  for (command in commands) {
+    state <- .Call(rs_command_state, command)
+    if (state$running) tools::pskill(state$pid)
+  }
+}
+
+# By profile: the commands that were running when they were last looked at.
+the$launches <- list()
+
+# For status(): warns of commands that have failed since they were last looked at.
+warn_failed_launches <- function(profile, call) {
+  waiting <- list()
+  for (launch in the$launches[[profile]]) {
+    state <- .Call(rs_command_state, launch$command)
+    if (state$running) waiting <- c(waiting, list(launch))
+    text <- describe_failure(launch$name, state)
+    if (!is.null(text)) warning(simpleWarning(paste0("a launch of daemons has failed: ", text), call))
+  }
+  the$launches[[profile]] <- waiting
+}
+
+check_tls <- function(tls, call) {
+  if (!is.null(tls) && (!is.character(tls) || !length(tls) %in% 1:2 || anyNA(tls))) {
+    stop_argument("tls", "a file name, or a certificate chain and an empty string", call)
+  }
+  if (any(grepl("PRIVATE KEY", tls, fixed = TRUE)) || length(tls) == 2L && nzchar(tls[[2L]])) {
+    stop_argument("tls", "certificates only: a private key does not belong into a command", call)
+  }
+}
+
+# The argument `tls` of daemon() for a URL: none unless it is a secure one.
+daemon_tls <- function(url, tls, profile) {
+  if (!is_secure(url)) return(NULL)
+  if (is.null(tls)) tls <- nextget("tls", profile)
+  if (length(tls) == 1L && grepl("-----BEGIN", tls, fixed = TRUE)) c(tls, "") else tls
+}
+
+is_secure <- function(url) grepl("^(tls\\+tcp|wss)://", url)
 
 profile_urls <- function(url, profile, call) {
   if (is.character(url)) {
@@ -59,20 +206,32 @@ daemons_settings <- function(...) {
 
 is_positive <- function(x) is_number(x) && x > 0
 
-launch_daemon <- function(profile, url, settings, call) {
+launch_daemon <- function(profile, url, settings, call, tls = NULL) {
   rs <- .Call(rs_daemon_stream, profile)
-  args <- rscript_args(daemon_call(url, settings$daemon, rs))
+  args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
   with_call(.Call(rs_launch, profile, rscript(), args, output, fork_code(args)), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.
-daemon_call <- function(url, args = list(), rs = NULL) {
+daemon_call <- function(url, args = list(), rs = NULL, tls = NULL) {
   args <- vapply(args, deparse, "")
-  parts <- c(encodeString(url, quote = "\""), if (length(args)) paste0(names(args), "=", args))
+  parts <- c(r_string(url), if (length(args)) paste0(names(args), "=", args))
+  if (length(tls) > 1L) {
+    parts <- c(parts, paste0("tls=c(", paste(r_string(tls), collapse = ","), ")"))
+  } else if (length(tls)) {
+    parts <- c(parts, paste0("tls=", r_string(tls)))
+  }
   if (!is.null(rs)) parts <- c(parts, paste0("rs=c(", paste(rs, collapse = ","), ")"))
   paste0("mirai::daemon(", paste(parts, collapse = ","), ")")
 }
+
+# Strings as they are written in R code. Line breaks are left as they are, so that
+# certificates look like themselves.
+r_string <- function(x) paste0("\"", gsub("([\"\\\\])", "\\\\\\1", x), "\"")
+
+# For a POSIX shell, also an interactive one, to which "!" means something even in double quotes.
+sh_quote <- function(x) paste0("'", gsub("'", "'\\''", x, fixed = TRUE), "'")
 
 rscript <- function() {
   file.path(R.home("bin"), if (.Platform$OS.type == "windows") "Rscript.exe" else "Rscript")

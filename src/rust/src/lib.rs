@@ -11,6 +11,7 @@
 
 mod cleanup;
 mod daemon;
+mod launch;
 mod profiles;
 mod promises;
 mod r;
@@ -26,6 +27,7 @@ use extendr_ffi::{
 
 extendr_module! {
     mod mirai;
+    use launch;
     use profiles;
 }
 

@@ -6,6 +6,7 @@
 //!
 //! - [`protocol`]: messages and framing, without I/O.
 //! - [`dispatcher`]: the queue, a state machine without I/O, clocks or threads.
+//! - [`tls`]: identities, and rustls as NNG's TLS.
 //! - [`transport`]: links that carry frames between host and daemon.
 //! - [`wait`], [`task`]: what the host's main thread holds and waits on.
 //! - [`process`]: starting daemons and learning why they died.
@@ -21,6 +22,7 @@ mod runtime;
 mod signals;
 pub mod stream;
 pub mod task;
+pub mod tls;
 pub mod transport;
 pub mod wait;
 pub mod worker;

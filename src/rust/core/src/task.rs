@@ -21,6 +21,8 @@ pub enum Outcome {
     TimedOut,
     /// The daemon was lost, or the host reset its daemons.
     Reset,
+    /// The URL at which its daemon was connected was closed.
+    Closed,
     Canceled,
 }
 

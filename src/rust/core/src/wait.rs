@@ -1,6 +1,6 @@
 //! Waiting on the host's main thread.
 //!
-//! There is one [`Bell`] a process, because only the main thread waits. Whatever
+//! Mostly there is one [`Bell`] a process, because only the main thread waits. Whatever
 //! it may wait for (results, daemons connecting, room in the queue) rings the
 //! bell when it happens; the waiter then looks again at its own condition. The
 //! bell makes no system call unless somebody is waiting.
@@ -36,14 +36,17 @@ impl Bell {
     /// The process's bell.
     pub fn get() -> &'static Bell {
         static BELL: OnceLock<Bell> = OnceLock::new();
-        BELL.get_or_init(|| {
-            let (read, write) = wake_pair();
-            Bell {
-                read,
-                write,
-                waiting: AtomicBool::new(false),
-            }
-        })
+        BELL.get_or_init(Bell::new)
+    }
+
+    /// One for a wait of its own.
+    pub(crate) fn new() -> Bell {
+        let (read, write) = wake_pair();
+        Bell {
+            read,
+            write,
+            waiting: AtomicBool::new(false),
+        }
     }
 
     /// Something has happened. From any thread.
@@ -56,7 +59,7 @@ impl Bell {
         }
     }
 
-    /// Waits until `ready`. To be called on the main thread only.
+    /// Waits until `ready`. Only one thread may wait.
     ///
     /// `interrupted` tells whether the user wants to stop waiting; it is asked
     /// before each wait and after each signal.

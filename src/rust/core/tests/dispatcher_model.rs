@@ -194,7 +194,14 @@ impl World {
         self.cumulative += 1;
         self.endpoints[endpoint].online += 1;
         self.endpoints[endpoint].instance += 1;
-        self.happen(Event::Joined { peer, endpoint }, &[]);
+        self.happen(
+            Event::Joined {
+                peer,
+                endpoint,
+                slots: 1,
+            },
+            &[],
+        );
         peer
     }
 

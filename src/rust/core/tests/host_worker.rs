@@ -90,6 +90,8 @@ fn options(autoexit: AutoExit) -> Options {
         asyncdial: false,
         tempdir: String::new(),
         interruptible: false,
+        slots: 1,
+        trust: None,
     }
 }
 
@@ -545,6 +547,7 @@ fn hello(version: u16) -> ToHost {
         version,
         pid: 0,
         tempdir: String::new(),
+        slots: 1,
     }
 }
 
@@ -643,6 +646,7 @@ fn a_crowd_that_never_says_hello_is_shown_out() {
             version: VERSION,
             pid: 0,
             tempdir: "x".repeat(4000),
+            slots: 1,
         };
         for byte in encode_head(&long, 0) {
             if slow.write_all(&[byte]).is_err() {

@@ -91,13 +91,21 @@ pub enum Event<J> {
         target: Target,
     },
     /// A daemon connected and proved itself.
-    Joined { peer: PeerId, endpoint: Endpoint },
+    Joined {
+        peer: PeerId,
+        endpoint: Endpoint,
+        /// Tasks that it may run at once, at least 1.
+        slots: u32,
+    },
     /// A daemon has finished with a task, or skipped it.
     Replied { peer: PeerId, seq: Seq },
     /// A daemon will start nothing more.
     Leaving { peer: PeerId },
     /// The connection is gone.
     Lost { peer: PeerId },
+    /// The endpoint has moved to another URL, and the connections there are closed: what
+    /// they have started is not run again.
+    Moved { endpoint: Endpoint },
     /// The user does not want this task any more.
     Cancel { id: TaskId },
     /// Time has passed: see [`Dispatcher::next_deadline`].
@@ -139,6 +147,8 @@ pub enum Verdict {
     TimedOut,
     /// Its daemon was lost, or everything was reset.
     Reset,
+    /// The URL at which its daemon was connected has been closed.
+    Closed,
     Canceled,
 }
 
@@ -162,7 +172,8 @@ pub struct Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointCounts {
     pub online: u32,
-    pub instance: u32,
+    /// Connections so far; negative since the endpoint has moved, until the next one.
+    pub instance: i32,
     pub assigned: u64,
     pub complete: u64,
 }
@@ -184,8 +195,10 @@ struct Flight {
 
 struct Peer {
     endpoint: Endpoint,
+    /// Tasks that it may run at once.
+    slots: usize,
     /// Tasks sent and not replied to. The daemon works in order, so the first
-    /// one may have been started and the others have not.
+    /// one (as many as it has slots) may have been started and the others have not.
     flights: VecDeque<Flight>,
     /// Tasks that only this daemon shall run.
     pinned: VecDeque<TaskId>,
@@ -215,7 +228,7 @@ pub struct Dispatcher<J> {
     queue: VecDeque<TaskId>,
     stale: usize,
     peers: FxHashMap<PeerId, Peer>,
-    /// Peers that hold nothing and may be given something. The last one was
+    /// Peers with a free slot, which may be given something. The last one was
     /// busy most recently, so its caches are warm; it is the next to be used.
     idle: Vec<PeerId>,
     /// Round robin: whose turn it is.
@@ -254,6 +267,11 @@ impl<J: Clone> Dispatcher<J> {
     pub fn add_endpoint(&mut self) -> Endpoint {
         self.endpoints.push(EndpointState::default());
         self.endpoints.len() - 1
+    }
+
+    /// Takes back the last [`add_endpoint`](Self::add_endpoint): nobody has connected there.
+    pub fn remove_last_endpoint(&mut self) {
+        self.endpoints.pop();
     }
 
     /// The earliest time at which [`Event::Tick`] has something to do.
@@ -323,10 +341,18 @@ impl<J: Clone> Dispatcher<J> {
                 self.counts.queued += bytes;
                 self.place(id, target, out);
             }
-            Event::Joined { peer, endpoint } => self.joined(peer, endpoint, out),
+            Event::Joined {
+                peer,
+                endpoint,
+                slots,
+            } => self.joined(peer, endpoint, slots, out),
             Event::Replied { peer, seq } => self.replied(peer, seq, out),
             Event::Leaving { peer } => self.leaving(peer, out),
-            Event::Lost { peer } => self.lost(peer, out),
+            Event::Lost { peer } => {
+                let verdict = (!self.config.retry).then_some(Verdict::Reset);
+                self.lost(peer, verdict, out);
+            }
+            Event::Moved { endpoint } => self.moved(endpoint, out),
             Event::Cancel { id } => self.finish(id, Verdict::Canceled, true, out),
             Event::Tick => {
                 // Without a queue the daemon is left to run on, as the contract says.
@@ -399,10 +425,10 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    fn joined(&mut self, id: PeerId, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
+    fn joined(&mut self, id: PeerId, endpoint: Endpoint, slots: u32, out: &mut Vec<Action<J>>) {
         let state = &mut self.endpoints[endpoint];
         state.counts.online += 1;
-        state.counts.instance += 1;
+        state.counts.instance = state.counts.instance.abs() + 1;
         self.counts.cumulative += 1;
         state.first.get_or_insert(id);
         let mut pinned = std::mem::take(&mut state.waiting);
@@ -413,6 +439,7 @@ impl<J: Clone> Dispatcher<J> {
         pinned.make_contiguous().sort_unstable();
         let peer = Peer {
             endpoint,
+            slots: slots.max(1) as usize,
             flights: VecDeque::new(),
             pinned,
             assigned: VecDeque::new(),
@@ -457,24 +484,43 @@ impl<J: Clone> Dispatcher<J> {
         self.take_back(id, flights, out);
     }
 
-    fn lost(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+    /// `verdict` is what becomes of tasks that had been started, unless they go back, too.
+    fn lost(&mut self, id: PeerId, verdict: Option<Verdict>, out: &mut Vec<Action<J>>) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
         peer.leaving = true;
         let mut flights = std::mem::take(&mut peer.flights);
-        // All but the first, which counts as started, go back.
-        let unstarted = flights.len().saturating_sub(1);
+        let started = flights.len().min(peer.slots);
+        let unstarted = flights.len() - started;
         self.endpoints[peer.endpoint].counts.assigned -= unstarted as u64;
         self.retire(id);
-        if !self.config.retry
-            && let Some(Flight { id: Some(task), .. }) = flights.pop_front()
-        {
-            self.finish(task, Verdict::Reset, false, out);
+        if let Some(verdict) = verdict {
+            for task in flights.drain(..started).filter_map(|f| f.id) {
+                self.finish(task, verdict, false, out);
+            }
         }
         self.take_back(id, flights, out);
         let peer = self.peers.remove(&id).expect("peer is present");
         self.endpoints[peer.endpoint].counts.online -= 1;
+    }
+
+    fn moved(&mut self, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
+        let there = self.peers.iter().filter(|(_, p)| p.endpoint == endpoint);
+        let mut there: Vec<PeerId> = there.map(|(id, _)| *id).collect();
+        there.sort_unstable();
+        for peer in there {
+            self.lost(peer, Some(Verdict::Closed), out);
+        }
+        if let Some(state) = self.endpoints.get_mut(endpoint) {
+            state.counts.instance = -state.counts.instance.abs();
+        }
+    }
+
+    /// The connections at an endpoint.
+    pub fn peers_at(&self, endpoint: Endpoint) -> Vec<PeerId> {
+        let there = self.peers.iter().filter(|(_, p)| p.endpoint == endpoint);
+        there.map(|(id, _)| *id).collect()
     }
 
     /// The peer takes part in no choice any more.
@@ -608,7 +654,7 @@ impl<J: Clone> Dispatcher<J> {
 
     /// Sends a peer what it may have, and keeps `idle` true about it.
     fn feed(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
-        let window = match self.config.policy {
+        let ahead = match self.config.policy {
             Policy::Queue => 1,
             Policy::RoundRobin => ROUND_ROBIN_WINDOW,
         };
@@ -616,6 +662,7 @@ impl<J: Clone> Dispatcher<J> {
         if peer.leaving {
             return;
         }
+        let window = ahead.max(peer.slots);
         while self.peer(id).flights.len() < window {
             let Some(task) = self.next_for(id) else { break };
             let entry = self
@@ -643,7 +690,7 @@ impl<J: Clone> Dispatcher<J> {
             }
         }
         let peer = self.peers.get_mut(&id).expect("peer is connected");
-        let idle = peer.flights.is_empty();
+        let idle = peer.flights.len() < peer.slots;
         if idle && !peer.idle {
             self.idle.push(id);
         } else if !idle && peer.idle {

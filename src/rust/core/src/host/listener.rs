@@ -1,4 +1,4 @@
-//! Accepting daemons: from a bare connection, through the hello, to a link.
+//! Daemons on the same machine: from a bare connection, through the hello, to a link.
 //!
 //! A connection that has not introduced itself may send at most a small hello,
 //! within a few seconds, and there may only be so many of them at a time.
@@ -6,14 +6,13 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
-use super::{Endpoint, Listening, Shared};
+use super::{Endpoint, Hello, Listening, Shared};
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::transport::{Address, Link, unix};
@@ -28,19 +27,21 @@ struct Introduced {
     stream: UnixStream,
     control: OwnedFd,
     reader: FrameReader<ToHost>,
-    pid: u32,
-    tempdir: PathBuf,
+    hello: Hello,
 }
 
 impl Shared {
-    /// Listens at a URL; with `once`, for a single daemon.
-    pub(super) fn listen(self: &Arc<Self>, address: &Address, once: bool) -> io::Result<Endpoint> {
+    /// Listens at a URL of this machine; with `once`, for a single daemon. Returns what to list.
+    pub(super) fn listen_local(
+        self: &Arc<Self>,
+        address: &Address,
+        endpoint: Endpoint,
+        once: bool,
+    ) -> io::Result<Listening> {
         let listener = unix::listen(address)?;
         listener.set_nonblocking(true)?;
         let _inside = runtime::handle().enter();
         let listener = UnixListener::from_std(listener)?;
-        let mut listening = self.listening.lock();
-        let endpoint = self.state.lock().dispatcher.add_endpoint();
         let shared = self.clone();
         let accepting = runtime::handle().spawn(async move {
             if once {
@@ -49,11 +50,13 @@ impl Shared {
                 shared.accept_all(listener, endpoint).await;
             }
         });
-        listening.push(Listening {
+        Ok(Listening {
             address: address.clone(),
+            given: address.clone(),
+            identity: None,
             accepting: Some(accepting),
-        });
-        Ok(endpoint)
+            listener: None,
+        })
     }
 
     async fn accept_all(self: Arc<Self>, listener: UnixListener, endpoint: Endpoint) {
@@ -90,7 +93,7 @@ impl Shared {
         let Ok(link) = unix::UnixLink::new(peer.stream.into(), peer.control) else {
             return;
         };
-        let id = self.join(link.clone(), endpoint, peer.pid, peer.tempdir);
+        let id = self.join(link.clone(), endpoint, peer.hello);
         if once && self.state.lock().dispatcher.is_idle(id) {
             link.close();
         }
@@ -146,6 +149,7 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
             version,
             pid,
             tempdir,
+            slots,
         },
         Some(control),
     ) = (message, control)
@@ -153,10 +157,7 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
         return Err(io::ErrorKind::InvalidData.into());
     };
     if version != VERSION {
-        let reason = format!(
-            "the host speaks version {VERSION} of the protocol and this daemon version {version}: \
-             install the same version of mirai on both"
-        );
+        let reason = super::wrong_version(version);
         let refused = Frame::bare(&ToDaemon::Refused { reason });
         // The socket's buffer is empty, so this small frame always fits.
         let _ = unix::send_all(&stream, &refused.head, &[], None);
@@ -166,7 +167,9 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
         stream,
         control,
         reader,
-        pid,
-        tempdir: tempdir.into(),
+        hello: Hello {
+            local: Some((pid, tempdir.into())),
+            slots,
+        },
     })
 }

@@ -9,6 +9,9 @@
 //! has written the daemon's next task before it wakes anybody.
 
 mod listener;
+mod network;
+
+pub use network::node_name;
 
 use std::io;
 use std::path::PathBuf;
@@ -28,11 +31,16 @@ use crate::dispatcher::{
     Verdict,
 };
 use crate::process::{self, Child, Program};
-use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost};
+use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::task::{Constants, Outcome, Payload, Task};
-use crate::transport::{Address, Channel, Link};
+use crate::tls::{Identity, TlsError};
+use crate::transport::{Address, Link, nng};
 use crate::wait::Bell;
+
+/// Time without a sign of life after which a peer across the network is given up, unless
+/// told otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A timeout from here on is none: no clock could hold its deadline.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -66,6 +74,10 @@ struct Shared {
     timer: Notify,
     closed: AtomicBool,
     listening: Mutex<Vec<Listening>>,
+    network: network::Network,
+    /// See [`PATIENCE`].
+    patience: Duration,
+    keeping_alive: AtomicBool,
     /// Constants that no task needs any more, to be forgotten by daemons.
     dropped: Mutex<Vec<u64>>,
     /// Daemons by process id, until the process is gone: the connection and the
@@ -90,13 +102,39 @@ struct Connected {
 }
 
 struct Listening {
+    /// With the real port.
     address: Address,
-    /// `None` once the host is closed.
+    /// As it was given.
+    given: Address,
+    identity: Option<Identity>,
+    /// Of a URL on this machine, and across the network; neither once it is closed.
     accepting: Option<JoinHandle<()>>,
+    listener: Option<nng::Listener>,
+}
+
+/// What a daemon has said of itself.
+struct Hello {
+    /// Process id and session directory, if they are on this machine.
+    local: Option<(u32, PathBuf)>,
+    slots: u32,
+}
+
+/// What a daemon of another version is told.
+fn wrong_version(version: u16) -> String {
+    format!(
+        "the host speaks version {VERSION} of the protocol and this daemon version {version}: \
+         install the same version of mirai on both"
+    )
 }
 
 impl Host {
     pub fn new(config: Config) -> Host {
+        Host::with_patience(config, PATIENCE)
+    }
+
+    /// A host that gives up a peer across the network after so much time without a sign of
+    /// life, as does the peer.
+    pub fn with_patience(config: Config, patience: Duration) -> Host {
         let shared = Arc::new(Shared {
             origin: Instant::now(),
             state: Mutex::new(State {
@@ -109,6 +147,9 @@ impl Host {
             timer: Notify::new(),
             closed: AtomicBool::new(false),
             listening: Mutex::default(),
+            network: network::Network::default(),
+            patience,
+            keeping_alive: AtomicBool::new(false),
             dropped: Mutex::default(),
             processes: Mutex::default(),
         });
@@ -116,12 +157,89 @@ impl Host {
         Host(shared)
     }
 
-    /// Listens at a URL.
+    /// Listens at a URL that needs no certificate.
     ///
     /// # Errors
     /// The name is taken, or this system has no such transport.
     pub fn listen(&self, address: &Address) -> io::Result<Endpoint> {
-        self.0.listen(address, false)
+        self.0.listen(address, None, false)
+    }
+
+    /// Listens at URLs, of which secure ones present the identity. WebSocket URLs that leave the
+    /// port open share one.
+    ///
+    /// # Errors
+    /// As of [`listen`](Self::listen), with the URL. Some may be listened at then.
+    pub fn listen_all(
+        &self,
+        addresses: &[Address],
+        identity: Option<&Identity>,
+    ) -> Result<(), (Address, io::Error)> {
+        let first = || addresses.first().expect("there are URLs").clone();
+        let ported = network::choose_ports(addresses).map_err(|e| (first(), e))?;
+        for address in &ported {
+            self.0
+                .listen(address, identity, false)
+                .map_err(|e| (address.clone(), e))?;
+        }
+        Ok(())
+    }
+
+    /// An identity to present at these URLs, for this one purpose.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn single_use_identity(addresses: &[Address]) -> Result<Identity, TlsError> {
+        let urls = addresses.iter().filter_map(|a| match a {
+            Address::Network(url) => Some(url),
+            _ => None,
+        });
+        Identity::single_use(&network::names(urls))
+    }
+
+    /// Closes a URL and listens at a fresh one that nobody can guess, which is returned. `None`:
+    /// there is no such URL, or it has no path to be changed, or a daemon is connected there
+    /// and it shall not be done by force. With it, what such daemons run is
+    /// [`Outcome::Closed`].
+    ///
+    /// # Errors
+    /// The new URL cannot be listened at; the old one is closed then.
+    pub fn renew(&self, endpoint: Endpoint, force: bool) -> io::Result<Option<String>> {
+        let shared = &self.0;
+        let there = shared.state.lock().dispatcher.peers_at(endpoint);
+        let (base, given, identity, ending) = {
+            let mut listening = shared.listening.lock();
+            let Some(old) = listening.get_mut(endpoint) else {
+                return Ok(None);
+            };
+            if !old.given.has_path() || !(there.is_empty() || force) {
+                return Ok(None);
+            }
+            let (given, identity) = (old.given.clone(), old.identity.clone());
+            (old.base(), given, identity, old.close())
+        };
+        // Not under the lock, which the I/O thread may want first.
+        if let Some(ending) = ending {
+            let _ = runtime::handle().block_on(ending);
+        }
+        shared.handle(Event::Moved { endpoint }, None);
+        let links: Vec<_> = {
+            let state = shared.state.lock();
+            let links = there.iter().filter_map(|peer| state.links.get(peer));
+            links.map(|connected| connected.link.clone()).collect()
+        };
+        for link in links {
+            link.close();
+        }
+        let address = match &base {
+            Address::Abstract(_) => Address::Abstract(crate::token()),
+            _ => base.with_path(&crate::token()),
+        };
+        let mut fresh = shared.open(&address, identity.as_ref(), endpoint, false)?;
+        fresh.given = given;
+        let url = fresh.address.to_string();
+        shared.listening.lock()[endpoint] = fresh;
+        Ok(Some(url))
     }
 
     /// Tells daemons, those connected and those to come, what they should know, before
@@ -133,7 +251,7 @@ impl Host {
             if let Some(body) = &configuration {
                 let frame = Frame::new(&ToDaemon::Configuration, body.clone());
                 for Connected { link, .. } in state.links.values() {
-                    link.post(Channel::Data, frame.clone());
+                    link.post(frame.clone());
                     flush.push(link.clone());
                 }
             }
@@ -194,7 +312,7 @@ impl Host {
         address: &Address,
         program: &Program,
     ) -> io::Result<()> {
-        let endpoint = self.0.listen(address, true)?;
+        let endpoint = self.0.listen(address, None, true)?;
         // First: the process may be fast.
         self.submit(task, timeout, Target::Endpoint(endpoint));
         let shared = self.0.clone();
@@ -277,22 +395,24 @@ impl Host {
         if shared.closed.swap(true, Ordering::SeqCst) {
             return;
         }
-        let mut accepting = Vec::new();
-        for listening in shared.listening.lock().iter_mut() {
-            listening.close();
-            accepting.extend(listening.accepting.take());
-        }
+        let accepting: Vec<_> = {
+            let mut listening = shared.listening.lock();
+            listening.iter_mut().filter_map(Listening::close).collect()
+        };
         // From here on the names are free for others to listen at.
         for ending in accepting {
             let _ = runtime::handle().block_on(ending);
         }
         shared.handle(Event::Reset, None);
         let links = std::mem::take(&mut shared.state.lock().links);
-        for Connected { link, .. } in links.values() {
-            if end {
-                link.post(Channel::Control, Frame::bare(&Control::End));
+        if end {
+            for Connected { link, .. } in links.values() {
+                link.control(Control::End);
                 link.flush();
             }
+        }
+        shared.close_network(end);
+        for Connected { link, .. } in links.values() {
             link.close();
         }
         shared.timer.notify_one();
@@ -300,11 +420,28 @@ impl Host {
 }
 
 impl Listening {
-    fn close(&self) {
-        if let Some(accepting) = &self.accepting {
-            accepting.abort();
+    /// The URL as it was given, with the port that it has by now.
+    fn base(&self) -> Address {
+        match (&self.given, &self.address) {
+            (Address::Network(given), Address::Network(now)) => {
+                Address::Network(crate::transport::NetworkUrl {
+                    port: now.port,
+                    ..given.clone()
+                })
+            }
+            (given, _) => given.clone(),
         }
-        crate::transport::unix::unlink(&self.address);
+    }
+
+    /// Stops listening. What is returned ends when the name is free again.
+    fn close(&mut self) -> Option<JoinHandle<()>> {
+        self.listener = None;
+        let accepting = self.accepting.take();
+        if let Some(accepting) = &accepting {
+            accepting.abort();
+            crate::transport::unix::unlink(&self.address);
+        }
+        accepting
     }
 }
 
@@ -326,6 +463,52 @@ async fn keep_time(shared: Arc<Shared>) {
 }
 
 impl Shared {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Listens at a URL; with `once`, for a single daemon.
+    fn listen(
+        self: &Arc<Self>,
+        address: &Address,
+        identity: Option<&Identity>,
+        once: bool,
+    ) -> io::Result<Endpoint> {
+        let mut listening = self.listening.lock();
+        let endpoint = listening.len();
+        // First: a daemon may be fast.
+        self.state.lock().dispatcher.add_endpoint();
+        match self.open(address, identity, endpoint, once) {
+            Ok(open) => {
+                listening.push(open);
+                Ok(endpoint)
+            }
+            Err(e) => {
+                self.state.lock().dispatcher.remove_last_endpoint();
+                Err(e)
+            }
+        }
+    }
+
+    fn open(
+        self: &Arc<Self>,
+        address: &Address,
+        identity: Option<&Identity>,
+        endpoint: Endpoint,
+        once: bool,
+    ) -> io::Result<Listening> {
+        match address {
+            Address::Network(url) => {
+                if !self.keeping_alive.swap(true, Ordering::SeqCst) {
+                    let host = Arc::downgrade(self);
+                    runtime::handle().spawn(Shared::keep_alive(host, self.patience));
+                }
+                self.listen_network(url, identity, endpoint)
+            }
+            _ => self.listen_local(address, endpoint, once),
+        }
+    }
+
     /// Has daemons forget constants that no task needs any more.
     fn forget_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock());
@@ -336,7 +519,7 @@ impl Shared {
         for Connected { link, holds } in self.state.lock().links.values_mut() {
             for id in dropped.iter().filter(|id| holds.remove(id)) {
                 let forget = Frame::bare(&ToDaemon::Forget { id: *id });
-                link.post(Channel::Data, forget);
+                link.post(forget);
                 flush.push(link.clone());
             }
         }
@@ -346,19 +529,23 @@ impl Shared {
     }
 
     fn stop_listening(&self, endpoint: Endpoint) {
-        self.listening.lock()[endpoint].close();
+        let _ = self.listening.lock()[endpoint].close();
     }
 
     /// Registers a link whose peer has introduced itself.
-    fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, pid: u32, tempdir: PathBuf) -> PeerId {
-        link.post(Channel::Data, Frame::bare(&ToDaemon::Welcome));
+    fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, hello: Hello) -> PeerId {
+        let patience = match hello.local {
+            Some(_) => 0,
+            None => self.patience.as_millis().min(u32::MAX.into()) as u32,
+        };
+        link.post(Frame::bare(&ToDaemon::Welcome { patience }));
         let peer = {
             let mut state = self.state.lock();
             state.last_peer += 1;
             let peer = state.last_peer;
             if let Some(body) = &state.configuration {
                 let frame = Frame::new(&ToDaemon::Configuration, body.clone());
-                link.post(Channel::Data, frame);
+                link.post(frame);
             }
             let connected = Connected {
                 link: link.clone(),
@@ -367,8 +554,16 @@ impl Shared {
             state.links.insert(peer, connected);
             peer
         };
-        self.processes.lock().insert(pid, (peer, tempdir));
-        self.handle(Event::Joined { peer, endpoint }, None);
+        if let Some((pid, tempdir)) = hello.local {
+            self.processes.lock().insert(pid, (peer, tempdir));
+        }
+        let slots = hello.slots;
+        let joined = Event::Joined {
+            peer,
+            endpoint,
+            slots,
+        };
+        self.handle(joined, None);
         link.flush();
         if self.closed.load(Ordering::SeqCst) {
             link.close();
@@ -385,6 +580,7 @@ impl Shared {
                     Done::Value => Some(Outcome::Value(body)),
                     Done::Error => Some(Outcome::Error(body)),
                     Done::Skipped => None,
+                    Done::Lost => Some(Outcome::Reset),
                 };
                 self.handle(Event::Replied { peer, seq }, reply);
             }
@@ -396,8 +592,9 @@ impl Shared {
                     link.close();
                 }
             }
+            ToHost::Pong => {}
             // Said once, at the beginning.
-            ToHost::Hello { .. } => {}
+            ToHost::Hello { .. } | ToHost::Proof { .. } => {}
         }
     }
 
@@ -445,7 +642,7 @@ impl Shared {
             before = state.dispatcher.next_deadline();
             state.dispatcher.handle(now, event, &mut state.actions);
             for action in state.actions.drain(..) {
-                let (peer, channel, frame) = match action {
+                let (peer, send): (_, Posting) = match action {
                     Action::Send { peer, seq, job } => {
                         let Some(payload) = job.payload() else {
                             continue;
@@ -455,12 +652,9 @@ impl Shared {
                         {
                             connected.send_once(constants);
                         }
-                        (peer, Channel::Data, task_frame(seq, payload))
+                        (peer, Posting::Task(task_frame(seq, payload)))
                     }
-                    Action::Cancel { peer, seq } => {
-                        let frame = Frame::bare(&Control::Cancel { seq });
-                        (peer, Channel::Control, frame)
-                    }
+                    Action::Cancel { peer, seq } => (peer, Posting::Cancel(seq)),
                     Action::Resolve { job, verdict } => {
                         // Here, so that a task which the dispatcher no longer
                         // knows has an outcome: see `cancel`.
@@ -476,7 +670,10 @@ impl Shared {
                 };
                 // A link may be gone whose end the dispatcher has yet to hear of.
                 if let Some(Connected { link, .. }) = state.links.get(&peer) {
-                    link.post(channel, frame);
+                    match send {
+                        Posting::Task(frame) => link.post(frame),
+                        Posting::Cancel(seq) => link.control(Control::Cancel { seq }),
+                    }
                     flush.push(link.clone());
                 }
             }
@@ -497,12 +694,19 @@ impl Shared {
     }
 }
 
+/// What an action has sent to a daemon.
+enum Posting {
+    Task(Frame),
+    Cancel(u64),
+}
+
 fn outcome_of(verdict: Verdict, reply: &mut Option<Outcome>) -> Outcome {
     match verdict {
         // Without a value, the daemon has skipped it.
         Verdict::Replied => reply.take().unwrap_or(Outcome::Canceled),
         Verdict::TimedOut => Outcome::TimedOut,
         Verdict::Reset => Outcome::Reset,
+        Verdict::Closed => Outcome::Closed,
         Verdict::Canceled => Outcome::Canceled,
     }
 }
@@ -514,7 +718,7 @@ impl Connected {
         if self.holds.insert(id) {
             let message = ToDaemon::Constants { id };
             let frame = Frame::new(&message, constants.body.clone());
-            self.link.post(Channel::Data, frame);
+            self.link.post(frame);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Starting processes, keeping what they say until they have connected, and
-//! learning of their end without polling. [`fork`] is the fast way to start one.
+//! learning of their end without polling. [`fork`] is the fast way to start one, and
+//! [`command`] is for those that start one elsewhere.
 
+pub mod command;
 #[cfg(target_os = "linux")]
 pub mod fork;
 
@@ -37,7 +39,7 @@ pub struct Program {
     pub code: Option<String>,
 }
 
-/// A process that was started by [`start`]. Dropping this does not end it.
+/// A process that was started by [`start`] or [`command::run`]. Dropping this does not end it.
 #[derive(Default)]
 pub struct Child {
     /// 0 until it is known.
@@ -178,13 +180,18 @@ async fn attend<T>(child: &Child, stderr: Option<OwnedFd>, end: impl Future<Outp
 /// Collects stderr; never returns.
 async fn listen(child: &Child, stderr: Option<&AsyncFd<OwnedFd>>) {
     if let Some(stderr) = stderr {
-        while let Ok(mut ready) = stderr.readable().await {
-            if let Ok(Ok(0) | Err(_)) = ready.try_io(|fd| read_some(child, fd.get_ref())) {
-                break;
-            }
-        }
+        read_all(child, stderr).await;
     }
     std::future::pending().await
+}
+
+/// Collects what is said until nobody is left who could say more.
+async fn read_all(child: &Child, stderr: &AsyncFd<OwnedFd>) {
+    while let Ok(mut ready) = stderr.readable().await {
+        if let Ok(Ok(0) | Err(_)) = ready.try_io(|fd| read_some(child, fd.get_ref())) {
+            break;
+        }
+    }
 }
 
 fn read_some(child: &Child, stderr: &OwnedFd) -> io::Result<usize> {

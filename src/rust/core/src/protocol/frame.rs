@@ -339,6 +339,7 @@ mod tests {
                     version,
                     pid,
                     tempdir,
+                    slots: 1,
                 }
             }),
             any::<u64>().prop_map(|seq| ToHost::Done {

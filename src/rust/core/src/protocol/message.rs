@@ -17,6 +17,9 @@ pub type Seq = u64;
 /// without the leading kind.
 pub type Stream = [i32; 6];
 
+/// Random bytes, or what was made of them.
+pub type Nonce = [u8; 32];
+
 /// How a daemon treats a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
@@ -29,10 +32,19 @@ pub enum Kind {
 }
 
 /// From host to daemon, on the data channel.
+///
+/// Only links across the network use `Challenge`, `Control` and `Ping`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToDaemon {
+    /// The hello is heard, but what follows it is to be proved: answer with
+    /// [`ToHost::Proof`].
+    Challenge { nonce: Nonce },
     /// The hello was accepted; tasks may follow.
-    Welcome,
+    Welcome {
+        /// Milliseconds without a sign of life after which either end gives the other
+        /// up; 0 where the system notices by itself.
+        patience: u32,
+    },
     /// The hello was not accepted. The link closes.
     Refused { reason: String },
     /// Evaluate the body and answer with [`ToHost::Done`].
@@ -49,6 +61,10 @@ pub enum ToDaemon {
     Constants { id: u64 },
     /// No further task needs these.
     Forget { id: u64 },
+    /// Where a link has a single stream: what otherwise goes by the control channel.
+    Control(Control),
+    /// Is anybody there? Answer with [`ToHost::Pong`].
+    Ping,
 }
 
 /// From host to daemon, on the control channel, which is read even while the
@@ -73,7 +89,13 @@ pub enum ToHost {
         /// The daemon's session directory, so that a host that launched it can
         /// remove it should the daemon be killed.
         tempdir: String,
+        /// Tasks that it may run at once: 1, unless it passes them on to others.
+        slots: u32,
     },
+    /// The answer to [`ToDaemon::Challenge`]: see [`crate::tls::Secret`].
+    Proof { proof: Nonce },
+    /// The answer to [`ToDaemon::Ping`].
+    Pong,
     /// The outcome of a task; its value is the body.
     Done { seq: Seq, outcome: Done },
     /// The daemon starts no further task. Whatever it holds unanswered has not
@@ -90,4 +112,6 @@ pub enum Done {
     Error,
     /// It was cancelled before it began. No body.
     Skipped,
+    /// Whoever it was passed on to was lost. No body.
+    Lost,
 }

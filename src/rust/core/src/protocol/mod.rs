@@ -5,4 +5,4 @@ pub mod frame;
 mod message;
 
 pub use frame::{Frame, FrameError, FrameReader, Limits};
-pub use message::{Control, Done, Kind, Seq, Stream, ToDaemon, ToHost, VERSION};
+pub use message::{Control, Done, Kind, Nonce, Seq, Stream, ToDaemon, ToHost, VERSION};

@@ -27,8 +27,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::{Address, Channel, Link};
-use crate::protocol::{Frame, FrameReader};
+use super::{Address, Link};
+use crate::protocol::{Control, Frame, FrameReader};
 
 /// Frames put into one system call at most.
 const BATCH: usize = 32;
@@ -391,11 +391,12 @@ impl UnixLink {
 }
 
 impl Link for UnixLink {
-    fn post(&self, channel: Channel, frame: Frame) {
-        match channel {
-            Channel::Data => self.data.post(frame),
-            Channel::Control => self.control.post(frame),
-        }
+    fn post(&self, frame: Frame) {
+        self.data.post(frame);
+    }
+
+    fn control(&self, message: Control) {
+        self.control.post(Frame::bare(&message));
     }
 
     fn flush(&self) {
@@ -412,7 +413,7 @@ impl Link for UnixLink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Control, Limits, ToHost};
+    use crate::protocol::{Limits, ToHost};
 
     #[test]
     fn a_descriptor_travels_with_the_first_bytes() {
@@ -458,7 +459,7 @@ mod tests {
             let link = UnixLink::new(host.into(), host_control.into()).unwrap();
             for seq in 0..frames as u64 {
                 let body = vec![0; 10_000 * (seq as usize % 7)].into();
-                link.post(Channel::Data, Frame::new(&Control::Cancel { seq }, body));
+                link.post(Frame::new(&Control::Cancel { seq }, body));
                 link.flush();
             }
             // Ends when the receiver has everything and drops its end.

@@ -1,29 +1,28 @@
 //! The daemon's end of a link.
 //!
-//! The daemon's main thread calls [`Worker::next`], which reads the data channel
-//! itself, evaluates, and answers. Beside it runs a *watcher*, the one other
-//! thread, which reads the control channel: it interrupts a task that was
-//! cancelled and sees the host go while the main thread is busy. Both decide
-//! under the lock of a [`Gate`], so an interrupt can only ever hit the task that
-//! it was meant for.
+//! The daemon's main thread calls [`Worker::next`], which reads from the link,
+//! evaluates, and answers. Beside it there is always another that hears control messages
+//! (on the same machine, the *watcher*; across the network, one of NNG's): it
+//! interrupts a task that was cancelled and sees the host go while the main thread is busy.
+//! Both decide under the lock of a [`Gate`], so an interrupt can only ever hit the task
+//! that it was meant for.
 
 mod gate;
+mod wire;
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use crate::protocol::{
-    Control, Done, Frame, FrameReader, Kind, Limits, Seq, Stream, ToDaemon, ToHost, VERSION,
-};
-use crate::signals::{self, Polled, poll_in};
-use crate::transport::{Address, unix};
+use crate::protocol::{Done, Kind, Seq, Stream, ToDaemon, ToHost};
+use crate::signals::Polled;
+use crate::tls::Trust;
+use crate::transport::Address;
 use crate::wait::{Bell, Waited};
 use gate::Gate;
+use wire::{Dialling, Wire};
 
 /// What a daemon does when its host goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +67,10 @@ pub struct Options {
     pub tempdir: String,
     /// Let SIGINT end the wait for a task, rather than ignore it.
     pub interruptible: bool,
+    /// Tasks that may run at once: 1, unless they are passed on to others.
+    pub slots: u32,
+    /// How to know a host at a secure URL.
+    pub trust: Option<Trust>,
 }
 
 /// Why there is no link.
@@ -79,6 +82,9 @@ pub enum DialError {
     Refused { url: String, reason: String },
     #[error("no answer from '{url}': {source}")]
     Handshake { url: String, source: io::Error },
+    /// Nothing that trying again would change.
+    #[error("cannot connect to '{url}': {reason}")]
+    Secret { url: String, reason: String },
     #[error("interrupted")]
     Interrupted,
     /// The time given for it was over.
@@ -114,14 +120,11 @@ pub struct Assignment {
 
 /// See the [module documentation](self).
 pub struct Worker {
-    data: UnixStream,
-    control: UnixStream,
-    reader: FrameReader<ToDaemon>,
+    wire: Box<dyn Wire>,
     /// What tasks have in common, by id, as the host has sent it.
     constants: FxHashMap<u64, Arc<Vec<u8>>>,
     gate: Arc<Gate>,
     options: Options,
-    watcher: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Worker {
@@ -136,10 +139,10 @@ impl Worker {
     ) -> Result<Worker, DialError> {
         let mut pause = BACK_OFF.0;
         loop {
-            let error = match Self::dial_once(address, options, &runtime) {
+            let error = match Self::dial_once(address, options, &runtime, until, &interrupted) {
                 Ok(worker) => return Ok(worker),
-                Err(e @ DialError::Refused { .. }) => return Err(e),
-                Err(e) => e,
+                Err(e @ (DialError::Connect { .. } | DialError::Handshake { .. })) => e,
+                Err(e) => return Err(e),
             };
             if !options.asyncdial {
                 return Err(error);
@@ -162,40 +165,29 @@ impl Worker {
         address: &Address,
         options: &Options,
         runtime: &Arc<dyn Runtime>,
+        until: Option<Instant>,
+        interrupted: &dyn Fn() -> bool,
     ) -> Result<Worker, DialError> {
-        let url = || address.to_string();
-        let data =
-            unix::connect(address).map_err(|source| DialError::Connect { url: url(), source })?;
-        let (data, control, reader, answer) = introduce(data, options)
-            .map_err(|source| DialError::Handshake { url: url(), source })?;
-        match answer {
-            ToDaemon::Welcome => {}
-            ToDaemon::Refused { reason } => {
-                return Err(DialError::Refused { url: url(), reason });
-            }
-            _ => {
-                let source = io::ErrorKind::InvalidData.into();
-                return Err(DialError::Handshake { url: url(), source });
-            }
-        }
         let gate = Arc::new(Gate::new(options.autoexit, runtime.clone()));
-        let watcher = watch(&data, &control, gate.clone())
-            .map_err(|source| DialError::Handshake { url: url(), source })?;
+        let dialling = Dialling {
+            options,
+            gate: gate.clone(),
+            until,
+            interrupted,
+        };
+        let wire = wire::dial(address, &dialling)?;
         Ok(Worker {
-            data,
-            control,
-            reader,
+            wire,
             constants: FxHashMap::default(),
             gate,
             options: options.clone(),
-            watcher: Some(watcher),
         })
     }
 
     /// The next task, unless something else happens first.
     pub fn next(&mut self, until: Option<Instant>, interrupted: impl Fn() -> bool) -> Next {
         loop {
-            match self.reader.next() {
+            match self.wire.next() {
                 Ok(Some((ToDaemon::Configuration, body))) => return Next::Configuration(body),
                 Ok(Some((message, body))) => {
                     let Some(task) = self.take(message, body) else {
@@ -217,22 +209,12 @@ impl Worker {
                 Ok(None) => {}
                 Err(_) => return self.lost(),
             }
-            if until.is_some() || self.options.interruptible {
-                let left = until.map(|t| t.saturating_duration_since(Instant::now()));
-                match poll_in(self.data.as_fd(), left, &interrupted) {
-                    Polled::Readable => {}
-                    Polled::TimedOut => return Next::TimedOut,
-                    Polled::Interrupted => return Next::Interrupted,
-                }
-                if !readable(&self.data) {
-                    continue;
-                }
-            }
-            let data = self.data.as_fd();
-            match self.reader.fill(|room| unix::recv(data, room)) {
-                Ok((0, _)) => return self.lost(),
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            let interrupted: Option<&dyn Fn() -> bool> =
+                (until.is_some() || self.options.interruptible).then_some(&interrupted);
+            match self.wire.wait(left(until), interrupted) {
+                Ok(Polled::Readable) => {}
+                Ok(Polled::TimedOut) => return Next::TimedOut,
+                Ok(Polled::Interrupted) => return Next::Interrupted,
                 Err(_) => return self.lost(),
             }
         }
@@ -262,7 +244,12 @@ impl Worker {
                 None
             }
             // Dealt with elsewhere.
-            ToDaemon::Welcome | ToDaemon::Refused { .. } | ToDaemon::Configuration => None,
+            ToDaemon::Challenge { .. }
+            | ToDaemon::Welcome { .. }
+            | ToDaemon::Refused { .. }
+            | ToDaemon::Configuration
+            | ToDaemon::Control(_)
+            | ToDaemon::Ping => None,
         }
     }
 
@@ -287,19 +274,14 @@ impl Worker {
         self.gate.release();
         if self.send(&ToHost::Leaving, &[]).is_ok() {
             let until = Some(Instant::now() + PATIENCE);
-            while poll_in(self.data.as_fd(), left(until), || false) == Polled::Readable {
-                let data = self.data.as_fd();
-                match self.reader.fill(|room| unix::recv(data, room)) {
-                    Ok((0, _)) | Err(_) => break,
-                    Ok(_) => while let Ok(Some(_)) = self.reader.next() {},
-                }
+            while matches!(self.wire.wait(left(until), None), Ok(Polled::Readable)) {
+                while let Ok(Some(_)) = self.wire.next() {}
             }
         }
     }
 
     fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
-        let head = crate::protocol::frame::encode_head(message, body.len());
-        unix::send_all(&self.data, &head, body, None)
+        self.wire.send(message, body)
     }
 
     fn lost(&self) -> Next {
@@ -315,84 +297,10 @@ impl Drop for Worker {
     /// Lets the watcher go: the main thread is on its way out, or dials again.
     fn drop(&mut self) {
         self.gate.release();
-        let _ = self.data.shutdown(std::net::Shutdown::Both);
-        let _ = self.control.shutdown(std::net::Shutdown::Both);
-        if let Some(watcher) = self.watcher.take() {
-            let _ = watcher.join();
-        }
+        self.wire.close();
     }
 }
 
 fn left(until: Option<Instant>) -> Option<Duration> {
     until.map(|t| t.saturating_duration_since(Instant::now()))
-}
-
-/// A signal, too, ends a poll.
-fn readable(stream: &UnixStream) -> bool {
-    poll_in(stream.as_fd(), Some(Duration::ZERO), || false) == Polled::Readable
-}
-
-type Introduction = (UnixStream, UnixStream, FrameReader<ToDaemon>, ToDaemon);
-
-/// Sends the hello and hears the answer.
-fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
-    let (control, theirs) = unix::control_pair()?;
-    let hello = Frame::bare(&ToHost::Hello {
-        version: VERSION,
-        pid: std::process::id(),
-        tempdir: options.tempdir.clone(),
-    });
-    unix::send_all(&data, &hello.head, &[], Some(theirs.as_fd()))?;
-    drop(theirs);
-    data.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = FrameReader::<ToDaemon>::new(Limits::LINK);
-    let answer = loop {
-        if let Some((answer, _)) = reader.next()? {
-            break answer;
-        }
-        match reader.fill(|room| unix::recv(data.as_fd(), room)) {
-            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // What a socket calls it when its read timeout is over.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            Err(e) => return Err(e),
-        }
-    };
-    data.set_read_timeout(None)?;
-    Ok((data, control, reader, answer))
-}
-
-/// Starts the watcher.
-fn watch(
-    data: &UnixStream,
-    control: &UnixStream,
-    gate: Arc<Gate>,
-) -> io::Result<std::thread::JoinHandle<()>> {
-    let (data, control) = (data.try_clone()?, control.try_clone()?);
-    let host = unix::peer_process(&data);
-    // Signals are for the main thread.
-    signals::with_all_blocked(|| {
-        std::thread::Builder::new()
-            .name("mirai-watcher".into())
-            .stack_size(128 * 1024)
-            .spawn(move || {
-                let mut reader = FrameReader::<Control>::new(Limits::HANDSHAKE);
-                while unix::wait_readable(&control, host.as_ref())
-                    && let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room))
-                {
-                    while let Ok(Some((message, _))) = reader.next() {
-                        match message {
-                            Control::Cancel { seq } => gate.cancel(seq),
-                            Control::End => gate.end(),
-                        }
-                    }
-                }
-                // The main thread may not have noticed.
-                let _ = data.shutdown(std::net::Shutdown::Both);
-                gate.hang_up(GRACE);
-            })
-    })
 }

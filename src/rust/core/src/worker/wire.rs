@@ -1,0 +1,65 @@
+//! What carries the daemon's end of a link: its own sockets on the host's machine, or a
+//! connection across the network.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::gate::Gate;
+use super::{DialError, Options};
+use crate::protocol::{ToDaemon, ToHost};
+use crate::signals::Polled;
+use crate::transport::Address;
+
+mod local;
+mod network;
+
+/// The daemon's end of an established link. Its main thread reads and writes; whoever reads control
+/// messages tells the [`Gate`].
+pub(super) trait Wire: Send {
+    /// The next message, if it has come already. An error: what comes is none of ours.
+    fn next(&mut self) -> io::Result<Option<(ToDaemon, Vec<u8>)>>;
+
+    /// Waits until there may be one. An error: the link is over.
+    fn wait(
+        &mut self,
+        most: Option<Duration>,
+        interrupted: Option<&dyn Fn() -> bool>,
+    ) -> io::Result<Polled>;
+
+    /// Sends a message, and returns when its body is the caller's again.
+    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()>;
+
+    /// Ends the link, and whoever watches it.
+    fn close(&mut self);
+}
+
+/// What [`dial`] is given beside the address.
+pub(super) struct Dialling<'a> {
+    pub options: &'a Options,
+    pub gate: Arc<Gate>,
+    /// When to give up.
+    pub until: Option<Instant>,
+    pub interrupted: &'a dyn Fn() -> bool,
+}
+
+/// Connects, introduces this daemon and hears that it is welcome.
+pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn Wire>, DialError> {
+    match address {
+        Address::Network(url) => network::dial(url, dialling),
+        _ => local::dial(address, dialling),
+    }
+}
+
+/// What the answer to a hello comes to.
+fn accepted(answer: ToDaemon, address: &dyn std::fmt::Display) -> Result<u32, DialError> {
+    let url = address.to_string();
+    match answer {
+        ToDaemon::Welcome { patience } => Ok(patience),
+        ToDaemon::Refused { reason } => Err(DialError::Refused { url, reason }),
+        _ => Err(DialError::Handshake {
+            url,
+            source: io::ErrorKind::InvalidData.into(),
+        }),
+    }
+}

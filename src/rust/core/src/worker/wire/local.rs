@@ -1,0 +1,144 @@
+//! On the host's machine: two Unix sockets. The data channel is read by the main thread
+//! itself (a thread in between would cost a wake-up per task), the control channel by a
+//! thread of its own, the *watcher*.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::super::{DialError, GRACE, Options, PATIENCE};
+use super::{Dialling, Gate, Wire, accepted};
+use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
+use crate::signals::{self, Polled, poll_in};
+use crate::transport::{Address, unix};
+
+struct LocalWire {
+    data: UnixStream,
+    control: UnixStream,
+    reader: FrameReader<ToDaemon>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn Wire>, DialError> {
+    let url = || address.to_string();
+    let connect = |source| DialError::Connect { url: url(), source };
+    let handshake = |source| DialError::Handshake { url: url(), source };
+    let data = unix::connect(address).map_err(connect)?;
+    let (data, control, reader, answer) = introduce(data, dialling.options).map_err(handshake)?;
+    accepted(answer, address)?;
+    let watcher = watch(&data, &control, dialling.gate.clone()).map_err(handshake)?;
+    Ok(Box::new(LocalWire {
+        data,
+        control,
+        reader,
+        watcher: Some(watcher),
+    }))
+}
+
+impl Wire for LocalWire {
+    fn next(&mut self) -> io::Result<Option<(ToDaemon, Vec<u8>)>> {
+        Ok(self.reader.next()?)
+    }
+
+    fn wait(
+        &mut self,
+        most: Option<Duration>,
+        interrupted: Option<&dyn Fn() -> bool>,
+    ) -> io::Result<Polled> {
+        if most.is_some() || interrupted.is_some() {
+            let polled = poll_in(self.data.as_fd(), most, || interrupted.is_some_and(|i| i()));
+            if polled != Polled::Readable {
+                return Ok(polled);
+            }
+            // A signal, too, ends a poll.
+            let now = Some(Duration::ZERO);
+            if poll_in(self.data.as_fd(), now, || false) != Polled::Readable {
+                return Ok(Polled::Readable);
+            }
+        }
+        let data = self.data.as_fd();
+        match self.reader.fill(|room| unix::recv(data, room)) {
+            Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
+            _ => Ok(Polled::Readable),
+        }
+    }
+
+    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+        let head = crate::protocol::frame::encode_head(message, body.len());
+        unix::send_all(&self.data, &head, body, None)
+    }
+
+    fn close(&mut self) {
+        let _ = self.data.shutdown(std::net::Shutdown::Both);
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+    }
+}
+
+type Introduction = (UnixStream, UnixStream, FrameReader<ToDaemon>, ToDaemon);
+
+/// Sends the hello and hears the answer.
+fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
+    let (control, theirs) = unix::control_pair()?;
+    let hello = Frame::bare(&ToHost::Hello {
+        version: VERSION,
+        pid: std::process::id(),
+        tempdir: options.tempdir.clone(),
+        slots: options.slots,
+    });
+    unix::send_all(&data, &hello.head, &[], Some(theirs.as_fd()))?;
+    drop(theirs);
+    data.set_read_timeout(Some(PATIENCE))?;
+    let mut reader = FrameReader::<ToDaemon>::new(Limits::LINK);
+    let answer = loop {
+        if let Some((answer, _)) = reader.next()? {
+            break answer;
+        }
+        match reader.fill(|room| unix::recv(data.as_fd(), room)) {
+            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // What a socket calls it when its read timeout is over.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(e) => return Err(e),
+        }
+    };
+    data.set_read_timeout(None)?;
+    Ok((data, control, reader, answer))
+}
+
+/// Starts the watcher.
+fn watch(data: &UnixStream, control: &UnixStream, gate: Arc<Gate>) -> io::Result<JoinHandle<()>> {
+    let (data, control) = (data.try_clone()?, control.try_clone()?);
+    let host = unix::peer_process(&data);
+    // Signals are for the main thread.
+    signals::with_all_blocked(|| {
+        std::thread::Builder::new()
+            .name("mirai-watcher".into())
+            .stack_size(128 * 1024)
+            .spawn(move || {
+                let mut reader = FrameReader::<Control>::new(Limits::HANDSHAKE);
+                while unix::wait_readable(&control, host.as_ref())
+                    && let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room))
+                {
+                    while let Ok(Some((message, _))) = reader.next() {
+                        match message {
+                            Control::Cancel { seq } => gate.cancel(seq),
+                            Control::End => gate.end(),
+                        }
+                    }
+                }
+                // The main thread may not have noticed.
+                let _ = data.shutdown(std::net::Shutdown::Both);
+                gate.hang_up(GRACE);
+            })
+    })
+}

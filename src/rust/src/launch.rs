@@ -1,0 +1,88 @@
+//! Commands that launch daemons elsewhere: started all at once, and watched together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use extendr_api::prelude::*;
+use extendr_api::Result;
+use mirai_core::process::{command, Child, Exit};
+use mirai_core::wait::{Bell, Waited};
+
+use crate::profiles::{self, Profile};
+use crate::r;
+
+/// A command that is running, or has ended.
+struct Launched(Arc<Child>);
+
+impl Launched {
+    fn has_failed(&self) -> bool {
+        self.0
+            .exit()
+            .is_some_and(|exit| !matches!(exit, Exit::Status(status) if status.success()))
+    }
+}
+
+/// Starts a command, with `input` to read from its stdin.
+#[extendr]
+fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result<Robj> {
+    if profiles::is_forked() {
+        return Err(Error::Other(
+            profiles::FORKED.to_string_lossy().into_owned(),
+        ));
+    }
+    let child = command::run(path, &args, input.into_option())
+        .map_err(|e| Error::Other(format!("'{path}' cannot be started: {e}")))?;
+    Ok(ExternalPtr::new(Launched(child)).into())
+}
+
+/// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
+/// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if interrupted.
+#[extendr]
+fn wait_commands(
+    profile: Robj,
+    commands: List,
+    cumulative: f64,
+    seconds: Nullable<f64>,
+) -> Result<bool> {
+    let commands = commands
+        .values()
+        .map(ExternalPtr::<Launched>::try_from)
+        .collect::<Result<Vec<_>>>()?;
+    let connected = || {
+        // SAFETY: it is an R object.
+        let counts = unsafe {
+            profiles::with_current(profile.get(), |profile| {
+                profile.and_then(Profile::host).map(|host| host.counts())
+            })
+        };
+        // Without a profile there is nothing more to come.
+        counts.is_none_or(|counts| counts.cumulative as f64 >= cumulative)
+    };
+    let settled = || {
+        commands.iter().any(|c| c.has_failed())
+            || commands.iter().all(|c| c.0.exit().is_some())
+            || connected()
+    };
+    let timeout = seconds.into_option().map(Duration::from_secs_f64);
+    Ok(Bell::get().wait(timeout, r::interrupted, settled) != Waited::Interrupted)
+}
+
+/// What there is to know about a command.
+#[extendr]
+fn command_state(command: ExternalPtr<Launched>) -> List {
+    let exit = command.0.exit();
+    list!(
+        running = exit.is_none(),
+        failed = command.has_failed(),
+        how = exit.map(|exit| exit.to_string()).unwrap_or_default(),
+        output = command.0.stderr(),
+        pid = command.0.pid() as i32
+    )
+}
+
+extendr_module! {
+    mod launch;
+    fn run_command;
+    fn wait_commands;
+    fn command_state;
+}

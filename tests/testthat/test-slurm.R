@@ -1,0 +1,61 @@
+test_that("daemons are launched by sbatch and run a map to its end", {
+  local_tmpdir()
+  slurm <- local_slurm()
+  profile <- local_test_daemons(
+    n = 2,
+    url = local_url(),
+    remote = cluster_config("sbatch", c("#SBATCH --job-name=mirai", "#SBATCH --mem=64", slurm$options))
+  )
+  expect_true(connected(2))
+  expect_identical(unlist(mirai_map(1:20, function(i) i^2)[]), (1:20)^2)
+  expect_setequal(unlist(everywhere(Sys.getenv("SLURM_JOB_NAME"))[]), "mirai")
+  daemons(0, .compute = profile)
+  expect_true(wait_until(function() !length(slurm$jobs()), 20))
+  # what it refuses
+  bad <- cluster_config("sbatch", "#SBATCH --mem=1000000")
+  expect_error(daemons(1, url = local_url(), remote = bad, .compute = profile), "sbatch .exit status 1.*Memory specification")
+  expect_false(daemons_set(profile))
+})
+
+test_that("daemons are launched by srun; a job that is cancelled is a task lost, or run again", {
+  local_tmpdir()
+  slurm <- local_slurm()
+  remote <- function(args = "--mem 64") {
+    remote_config("srun", c(args, "-n 1", "."), rscript = file.path(R.home("bin"), "Rscript"))
+  }
+  profile <- local_test_daemons(n = 2, url = local_url(), remote = remote())
+  expect_true(connected(2))
+  expect_identical(unlist(mirai_map(1:20, function(i) i^2)[]), (1:20)^2)
+  started <- local_file()
+  m <- mirai({
+    writeLines(Sys.getenv("SLURM_JOB_ID"), started)
+    Sys.sleep(600)
+  }, started = started)
+  job <- function() if (file.exists(started)) readLines(started)
+  expect_true(wait_until(function() length(job()) == 1L))
+  system2("scancel", job())
+  expect_identical(as.integer(m[]), 19L)
+  expect_true(connected(1))
+  expect_warning(wait_until(function() is.null(status())), "srun .*CANCELLED")
+
+  daemons(n = 2, url = local_url(), remote = remote(), retry = TRUE, .compute = profile)
+  expect_true(connected(2))
+  again <- local_file()
+  first <- mirai({
+    if (file.exists(again)) {
+      Sys.getenv("SLURM_JOB_ID")
+    } else {
+      writeLines(Sys.getenv("SLURM_JOB_ID"), again)
+      Sys.sleep(600)
+    }
+  }, again = again)
+  expect_true(wait_until(function() file.exists(again) && length(readLines(again)) == 1L))
+  system2("scancel", readLines(again))
+  expect_type(first[], "character")
+  expect_false(first[] == readLines(again))
+
+  # what it refuses
+  bad <- remote("--mem 1000000")
+  expect_error(daemons(1, url = local_url(), remote = bad, .compute = profile), "srun .exit status 1.*Memory")
+  expect_false(daemons_set(profile))
+})
