@@ -40,6 +40,14 @@ check_urls <- function(x, call = sys.call(-1L)) {
   }
 }
 
+# What a host presents, as opposed to what daemons know it by: see check_tls().
+check_identity <- function(tls, pass, call) {
+  if (!is.null(tls) && !(is.character(tls) && length(tls) %in% 1:2 && !anyNA(tls) && all(nzchar(tls)))) {
+    stop_argument("tls", "the name of a file, or a character vector of a certificate chain and a key", call)
+  }
+  if (!is.null(pass)) check_string(pass, "pass", call)
+}
+
 # What mirai(), everywhere() and mirai_map() take as `...`: a list of named
 # objects, or NULL.
 named_dots <- function(dots, call = sys.call(-1L)) {

@@ -52,9 +52,8 @@ make_cluster <- function(n, url = NULL, remote = NULL, ...) {
     check_urls(url)
     if (!missing(n) && n != length(url)) {
       if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' nodes", call)
-      url <- extend_url(url, seq_len(n))
+      url <- extend_urls(url, n, call)
     }
-    if (settings$token) url <- extend_url(url, .Call(rs_random_token))
     cluster <- new_cluster_state()
     url <- open_profile(cluster$profile, url, TRUE, settings, NULL, NULL, call)
     if (!is.null(remote)) {

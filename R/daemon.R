@@ -21,7 +21,10 @@
 #' @param idletime,walltime milliseconds without a task, and since the start, after which to leave.
 #' @param maxtasks number of tasks after which to leave.
 #' @param timerstart number of tasks after which `idletime` and `walltime` begin to count.
-#' @param tls reserved for connections across the network.
+#' @param tls how to know the host at a secure URL, `tls+tcp://` or `wss://`: `c(certificates, "")`, where
+#'   the first is text in PEM format, or the name of a file with it. For a host that was set without certificates
+#'   of its own, [launch_remote()] shows it, and `nextget("tls")` has it; otherwise it is the host's certificate,
+#'   followed by those of the authorities that have signed it.
 #' @param rs an initial value for `.Random.seed`.
 #'
 #' @returns An integer, invisibly: why it has ended. 0 by the host, 1 `idletime`, 2 `walltime`, 3
@@ -57,6 +60,7 @@ daemon <- function(
   check_flag(output, "output")
   for (name in c("idletime", "walltime", "maxtasks")) check_positive(get(name), name)
   check_count(timerstart, "timerstart")
+  check_tls(tls, sys.call())
   if (!is_autoexit(autoexit)) stop_argument("autoexit", "TRUE, FALSE, NA or a signal number", sys.call())
   if (!is_cleanup(cleanup)) stop_argument("cleanup", "TRUE, FALSE or a whole number from 0 to 15", sys.call())
   if (!is.null(rs)) {
@@ -74,7 +78,8 @@ daemon <- function(
     timerstart,
     asyncdial,
     tempdir(),
-    interactive()
+    interactive(),
+    tls[1L]
   )
   code <- .Call(rs_run_daemon, url, settings)
   if (is.character(code)) stop(code)

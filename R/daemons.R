@@ -6,11 +6,16 @@
 #' @param n number of daemons to start on this machine. `0` ends the daemons and returns to a
 #'   fresh process for each mirai. `NULL` does so, too, and also ends daemons that were started
 #'   with `autoexit = FALSE`. Without any argument, returns [status()].
-#' @param url one or more URLs to listen at for daemons, instead of starting any: `abstract://name`,
-#'   on Linux, or `ipc://path`. [local_url()] makes one. With dispatcher and `n`, a single one is extended to
-#'   as many, by `/1`, `/2` and so on (`-1`, `-2` for a path).
-#' @param remote,tls,pass reserved for daemons on other machines, which this version does not
-#'   have yet.
+#' @param url one or more URLs to listen at for daemons, instead of starting any: `tcp://host:port` or
+#'   `ws://host:port/path` across the network, `tls+tcp://` or `wss://` for the same in TLS, and on this
+#'   machine `abstract://name` (on Linux) or `ipc://path`. [host_url()] and [local_url()] make some. Port 0
+#'   stands for any that is free. With dispatcher and `n`, a single URL is extended to as many: by `/1`, `/2`
+#'   and so on, for TCP by consecutive ports (`-1`, `-2` for a path in the file system).
+#' @param remote how to start daemons on other machines: a value of [ssh_config()], [cluster_config()],
+#'   [http_config()] or [remote_config()]. They are launched at `url`, as by [launch_remote()].
+#' @param tls for secure URLs, what the host presents: `NULL` for a key and a certificate that are made for
+#'   this one purpose; or `c(certificates, key)`, both texts in PEM format; or the name of a file with both.
+#' @param pass the password of an encrypted key in `tls`.
 #' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, and go to a daemon when
 #'   it can start them at once. `FALSE`: they are assigned right away, to the connected daemons in
 #'   turn.
@@ -88,9 +93,9 @@ daemons <- function(
   if (!is.null(memory)) check_positive(memory, "memory", "a single positive number of megabytes")
   check_flag(dispatcher, "dispatcher")
   check_serial(serial, call)
-  if (!is.null(remote) || !is.null(tls) || !is.null(pass)) {
-    stop("'remote', 'tls' and 'pass' are for daemons on other machines, which this version does not have yet")
-  }
+  if (!is.null(remote)) check_remote(remote, call)
+  if (!is.null(remote) && is.null(url)) stop_argument("url", "given with 'remote': it is where daemons connect", call)
+  check_identity(tls, pass, call)
 
   the$globals[[profile]] <- NULL
   if (!is.null(serial) || !is.null(the$serial[[profile]])) {
@@ -114,18 +119,27 @@ daemons <- function(
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
   }
-  if (!missing(n) && !is.null(n) && length(url) == 1L && dispatcher) {
-    url <- extend_url(url, seq_len(n))
-  } else if (!dispatcher && length(url) != 1L) {
-    stop_argument("url", "a single URL without dispatcher", call)
+  if (!dispatcher && length(url) != 1L) stop_argument("url", "a single URL without dispatcher", call)
+  n <- if (!missing(n)) n
+  if (dispatcher) url <- extend_urls(url, n, call)
+  url <- open_profile(profile, url, dispatcher, settings, seed, memory, call, tls, pass)
+  if (!is.null(remote)) {
+    ready <- FALSE
+    on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
+    if (!dispatcher && !is.null(n)) url <- rep_len(url, max(n, 1L))
+    launched <- launch_remotes(profile, url, remote, settings, NULL, call)
+    ready <- TRUE
+    return(new_daemons(launched, profile))
   }
-  if (settings$token) url <- extend_url(url, .Call(rs_random_token))
-  url <- open_profile(profile, url, dispatcher, settings, seed, memory, call)
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(url, profile)
 }
 
-# The path of an ipc URL is that of a file, in a directory that is there.
-extend_url <- function(url, with) paste0(url, ifelse(startsWith(url, "ipc://"), "-", "/"), with)
+# One URL becomes as many as there shall be daemons.
+extend_urls <- function(url, n, call) {
+  if (is.null(n) || n == length(url)) return(url)
+  if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
+  with_call(.Call(rs_extend_url, url, as.integer(n)), call)
+}
 
 new_daemons <- function(x, profile) structure(x, class = c("miraiDaemons", profile))
 
@@ -142,13 +156,26 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call) {
   new_daemons(n, profile)
 }
 
-open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call) {
+open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call, tls = NULL, pass = NULL) {
+  memory <- as_double(memory)
   urls <- with_call(
-    .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, as_double(memory), as_seed(seed)),
+    {
+      if (settings$token) urls <- .Call(rs_with_tokens, urls)
+      .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
+    },
     call
   )
   the$settings[[profile]] <- settings
   urls
+}
+
+# Milliseconds without a sign of life after which a peer across the network is given up.
+patience <- function() {
+  given <- getOption("mirai.keepalive", 30000)
+  if (!is_number(given) || given < 100) {
+    stop("option 'mirai.keepalive' must be a single number of milliseconds, 100 or more", call. = FALSE)
+  }
+  min(as.double(given), 1e9)
 }
 
 as_double <- function(x) if (!is.null(x)) as.double(x)

@@ -17,7 +17,8 @@ nextstream <- function(.compute = NULL) .Call(rs_next_stream, check_profile(.com
 #'
 #' @param x what to look up. `"urls"`: all URLs at which the profile listens. `"url"`: the first of
 #'   them. `"pid"`: id of the process in which the dispatcher is, that is, of this session.
-#'   `"stream"`: the stream that [nextstream()] would return, without taking it. `"tls"`: `NULL`.
+#'   `"stream"`: the stream that [nextstream()] would return, without taking it. `"tls"`: what daemons are given as the first part of `tls` to know
+#'   this host by, `NULL` if it has no secure URLs.
 #' @inheritParams status
 #' @returns As above, or `NULL` if no daemons are set.
 #' @examples
@@ -38,6 +39,7 @@ nextget <- function(x, .compute = NULL) {
     urls = status$urls,
     url = status$urls[1L],
     pid = Sys.getpid(),
+    tls = .Call(rs_profile_tls, profile),
     stream = .Call(rs_peek_stream, profile)
   )
 }

@@ -18,6 +18,7 @@ use extendr_ffi::{
     STRING_ELT, VECTOR_ELT,
 };
 use mirai_core::protocol::Kind;
+use mirai_core::tls::Trust;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
@@ -74,6 +75,8 @@ extern "C" {
 struct Settings {
     url: String,
     dial: Options,
+    /// How to know the host: certificates, or the name of a file with them.
+    tls: Option<String>,
     cleanup: c_int,
     output: bool,
     idletime: Option<Duration>,
@@ -126,7 +129,10 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
                 .unwrap_or_default()
                 .into(),
             interruptible: flag(9),
+            slots: 1,
+            trust: None,
         },
+        tls: r::as_str(VECTOR_ELT(settings, 10)).map(String::from),
         cleanup: number(1) as c_int,
         output: flag(2),
         idletime: time(3),
@@ -136,13 +142,15 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
     }
 }
 
-fn run(settings: Settings) -> Result<End, String> {
+fn run(mut settings: Settings) -> Result<End, String> {
     let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
-    if let Address::Network(url) = &address {
-        return Err(format!(
-            "'url' cannot be '{url}': this version dials abstract:// and ipc:// URLs only"
-        ));
+    settings.dial.trust = match settings.tls.as_deref() {
+        Some(text) if text.contains("-----BEGIN") => Some(Trust::from_pem(text)),
+        Some(file) => Some(Trust::from_file(file.as_ref())),
+        None => None,
     }
+    .transpose()
+    .map_err(|e| format!("'tls' cannot be used: {e}"))?;
     let runtime = Arc::new(RSession {
         // SAFETY: always succeeds.
         main: unsafe { libc::pthread_self() },

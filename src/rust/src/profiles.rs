@@ -18,6 +18,7 @@ use mirai_core::process::{self, Child, Program};
 use mirai_core::protocol::Stream;
 use mirai_core::stream;
 use mirai_core::task::Task;
+use mirai_core::tls::Identity;
 use mirai_core::transport::{self, Address};
 use mirai_core::wait::{Bell, Waited};
 use rustc_hash::FxHashMap;
@@ -41,6 +42,8 @@ pub struct Profile {
     stream_per_task: bool,
     /// What was launched on this machine.
     children: RefCell<Vec<Arc<Child>>>,
+    /// For secure URLs.
+    identity: Option<Identity>,
 }
 
 enum Evaluation {
@@ -56,6 +59,7 @@ impl Profile {
             stream: Cell::new(seed.map_or_else(stream::from_entropy, stream::from_seed)),
             stream_per_task: seed.is_some(),
             children: RefCell::default(),
+            identity: None,
         }
     }
 
@@ -278,9 +282,60 @@ impl Session {
     }
 }
 
-/// Sets up a profile that listens at `urls`, in place of what it was before.
-/// `memory` is in megabytes. Returns the URLs.
+fn addresses(urls: &[String]) -> Result<Vec<Address>> {
+    urls.iter()
+        .map(|url| url.parse::<Address>().map_err(other))
+        .collect()
+}
+
+fn texts(addresses: &[Address]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}
+
+/// One URL made into `n`.
 #[extendr]
+fn extend_url(url: &str, n: i32) -> Result<Vec<String>> {
+    let address: Address = url.parse().map_err(other)?;
+    let all = address.extend(n as usize).map_err(other)?;
+    Ok(texts(&all))
+}
+
+/// URLs with a random part at the end of each one's path, if it has any.
+#[extendr]
+fn with_tokens(urls: Vec<String>) -> Result<Vec<String>> {
+    let addresses = addresses(&urls)?;
+    let with_token = |address: &Address| address.with_path(&mirai_core::token());
+    Ok(texts(
+        &addresses.iter().map(with_token).collect::<Vec<_>>(),
+    ))
+}
+
+/// What the host presents at secure URLs: from `tls`, a file or a certificate chain and a
+/// key, or else made for these URLs.
+fn identity(
+    addresses: &[Address],
+    tls: Option<Vec<String>>,
+    pass: Option<String>,
+) -> Result<Option<Identity>> {
+    let pass = pass.as_deref();
+    let given = |e| other(format!("'tls' cannot be used: {e}"));
+    match tls.as_deref() {
+        Some([file]) if !file.contains("-----BEGIN") => {
+            Identity::from_file(file.as_ref(), pass).map(Some).map_err(given)
+        }
+        Some([both]) => Identity::from_pem(both, both, pass).map(Some).map_err(given),
+        Some([chain, key, ..]) => Identity::from_pem(chain, key, pass).map(Some).map_err(given),
+        _ if addresses.iter().any(Address::is_secure) => Host::single_use_identity(addresses)
+            .map(Some)
+            .map_err(|e| other(format!("a certificate cannot be made: {e}"))),
+        _ => Ok(None),
+    }
+}
+
+/// Sets up a profile that listens at `urls`, in place of what it was before.
+/// `memory` is in megabytes, `patience` in milliseconds. Returns the URLs.
+#[extendr]
+#[allow(clippy::too_many_arguments)] // those of `daemons()`
 fn open_profile(
     name: &str,
     urls: Vec<String>,
@@ -288,20 +343,16 @@ fn open_profile(
     retry: bool,
     memory: Nullable<f64>,
     seed: Nullable<i32>,
+    patience: f64,
+    tls: Nullable<Vec<String>>,
+    pass: Nullable<String>,
 ) -> Result<Vec<String>> {
-    let addresses = urls
-        .iter()
-        .map(|url| url.parse::<Address>().map_err(other))
-        .collect::<Result<Vec<_>>>()?;
-    if let Some(Address::Network(url)) = addresses.iter().find(|a| matches!(a, Address::Network(_)))
-    {
-        return Err(other(format!(
-            "'url' cannot be '{url}': this version listens at abstract:// and ipc:// URLs only"
-        )));
-    }
+    let addresses = addresses(&urls)?;
+    let identity = identity(&addresses, tls.into_option(), pass.into_option())?;
+    let patience = Duration::from_secs_f64(patience / 1000.0);
     with_session(|session| {
         session.close(name, false);
-        let host = Host::new(Config {
+        let config = Config {
             policy: if round_robin {
                 Policy::RoundRobin
             } else {
@@ -309,19 +360,53 @@ fn open_profile(
             },
             retry,
             capacity: memory.into_option().map(|mb| (mb * 1e6) as u64),
-        });
+        };
+        let host = Host::with_patience(config, patience);
         host.configure(session.configuration.clone());
-        for address in &addresses {
-            if let Err(e) = host.listen(address) {
-                host.close(false);
-                return Err(other(format!("cannot listen at '{address}': {e}")));
-            }
+        if let Err((address, e)) = host.listen_all(&addresses, identity.as_ref()) {
+            host.close(false);
+            return Err(other(format!("cannot listen at '{address}': {e}")));
         }
         let urls = host.urls();
-        let profile = Profile::new(Evaluation::Daemons(host), seed.into_option());
+        let profile = Profile {
+            identity,
+            ..Profile::new(Evaluation::Daemons(host), seed.into_option())
+        };
         session.open(name, profile);
         Ok(urls)
     })
+}
+
+/// What daemons are given to know a profile's host by; `NULL` if there is no need.
+#[extendr]
+fn profile_tls(name: &str) -> Result<Nullable<String>> {
+    with_session(|session| {
+        let identity = session.profiles.get(name).and_then(|p| p.identity.as_ref());
+        let text = identity.and_then(Identity::for_daemons);
+        Ok(text.map_or(Nullable::Null, |text| Nullable::NotNull(text.into())))
+    })
+}
+
+/// Has a profile listen at a fresh URL in place of its `i`th, from 1. `NULL` if it cannot be
+/// changed, or shall not.
+#[extendr]
+fn renew_url(name: &str, i: i32, force: bool) -> Result<Nullable<String>> {
+    with_session(|session| {
+        let host = session.host(name)?;
+        let Some(endpoint) = usize::try_from(i).ok().and_then(|i| i.checked_sub(1)) else {
+            return Ok(Nullable::Null);
+        };
+        let url = host
+            .renew(endpoint, force)
+            .map_err(|e| other(format!("a new URL cannot be listened at: {e}")))?;
+        Ok(url.map_or(Nullable::Null, Nullable::NotNull))
+    })
+}
+
+/// The name of this machine.
+#[extendr]
+fn node_name() -> String {
+    mirai_core::host::node_name()
 }
 
 /// Sets up a profile that evaluates in this process.
@@ -463,7 +548,7 @@ fn profile_status(name: &str) -> Result<Robj> {
         round_robin = policy == Policy::RoundRobin,
         urls = urls,
         online = column(&|c| c.online as i32),
-        instance = column(&|c| c.instance as i32),
+        instance = column(&|c| c.instance),
         assigned = column(&|c| c.assigned as i32),
         complete = column(&|c| c.complete as i32),
         connections = counts.connections as i32,
@@ -547,14 +632,13 @@ fn fresh_local_url() -> String {
     transport::local_url()
 }
 
-/// 24 random characters.
-#[extendr]
-fn random_token() -> String {
-    mirai_core::token()
-}
-
 extendr_module! {
     mod profiles;
+    fn extend_url;
+    fn with_tokens;
+    fn profile_tls;
+    fn renew_url;
+    fn node_name;
     fn open_profile;
     fn open_sync;
     fn close_profile;
@@ -571,5 +655,4 @@ extendr_module! {
     fn current_profile;
     fn set_current_profile;
     fn fresh_local_url;
-    fn random_token;
 }

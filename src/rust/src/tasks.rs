@@ -184,6 +184,7 @@ unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
             serialize::read(bytes).unwrap_or_else(|| failure())
         }
         Some(Outcome::TimedOut) => error_value(5),
+        Some(Outcome::Closed) => error_value(7),
         Some(Outcome::Reset) => error_value(19),
         Some(Outcome::Canceled) | None => error_value(20),
     }

@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Once};
 
-use nng_sys::{nng_stream_dialer, nng_stream_listener};
+use nng_sys::{nng_dialer, nng_listener};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
@@ -57,16 +57,11 @@ pub fn install() {
 }
 
 /// Has `listener` be `identity`. Before it is started.
-pub fn secure_listener(
-    listener: *mut nng_stream_listener,
-    identity: &Identity,
-) -> Result<(), nng::Error> {
+pub fn secure_listener(listener: nng_listener, identity: &Identity) -> Result<(), nng::Error> {
     identity.shared().with_pointer(|config| {
         // SAFETY: the option's name is a C string, and its value a
         // configuration that lives through the call; NNG takes a hold of its own.
-        check(unsafe {
-            nng_sys::nng_stream_listener_set_ptr(listener, TLS_CONFIG.as_ptr(), config)
-        })
+        check(unsafe { nng_sys::nng_listener_set_ptr(listener, TLS_CONFIG.as_ptr(), config) })
     })
 }
 
@@ -74,11 +69,7 @@ pub fn secure_listener(
 /// name or IP address, brackets or not, of its URL. Before it is started.
 ///
 /// Returns the place where the reason for a failed handshake is found.
-pub fn secure_dialer(
-    dialer: *mut nng_stream_dialer,
-    trust: &Trust,
-    name: &str,
-) -> Result<Failure, nng::Error> {
+pub fn secure_dialer(dialer: nng_dialer, trust: &Trust, name: &str) -> Result<Failure, nng::Error> {
     let name = super::server_name(name).ok_or(nng::Error::AddressInvalid)?;
     let failure = Failure::default();
     let role = Role::Client {
@@ -88,7 +79,7 @@ pub fn secure_dialer(
     };
     Shared::new(role).with_pointer(|config| {
         // SAFETY: as in `secure_listener`.
-        check(unsafe { nng_sys::nng_stream_dialer_set_ptr(dialer, TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { nng_sys::nng_dialer_set_ptr(dialer, TLS_CONFIG.as_ptr(), config) })
     })?;
     Ok(failure)
 }
@@ -272,9 +263,35 @@ struct Conn {
     /// The beginning of a message whose rest is sure to come.
     held: Vec<u8>,
     /// Of the piece that `send` was last called with: bytes already encrypted, but not yet all sent.
-    sent: usize,
+    sent: Part,
     /// Of the buffer that `recv` was last called with: bytes already filled.
-    filled: usize,
+    filled: Part,
+}
+
+/// How much is done of a buffer that NNG will come back with.
+#[derive(Debug, Default)]
+struct Part {
+    of: usize,
+    done: usize,
+}
+
+impl Part {
+    /// That it is indeed the same buffer, which NNG gives up only along with the connection.
+    fn check(&self, buf: &[u8]) -> Result<(), Not> {
+        if self.done == 0 || (self.of == buf.as_ptr().addr() && self.done <= buf.len()) {
+            return Ok(());
+        }
+        Err(Not::Ever(INTERNAL))
+    }
+
+    fn add(&mut self, n: usize, buf: &[u8]) {
+        self.of = buf.as_ptr().addr();
+        self.done += n;
+    }
+
+    fn take(&mut self) -> usize {
+        std::mem::take(&mut self.done)
+    }
 }
 
 impl Conn {
@@ -305,8 +322,8 @@ impl Conn {
             broken: None,
             cork: Cork::default(),
             held: Vec::new(),
-            sent: 0,
-            filled: 0,
+            sent: Part::default(),
+            filled: Part::default(),
         })
     }
 
@@ -326,6 +343,9 @@ impl Conn {
             self.flush()?;
             self.pull()?;
         }
+        if !self.held.is_empty() {
+            self.encrypt(&[])?;
+        }
         self.flush()?;
         if !self.open {
             self.open = true;
@@ -338,18 +358,28 @@ impl Conn {
 
     /// Takes up to all of `piece`: returns how many bytes, once they are sent or held.
     fn send(&mut self, piece: &[u8]) -> Result<usize, Not> {
-        self.ready()?;
-        if self.sent == 0 {
+        match self.ready() {
+            // Who greets first is made to wait for the answer instead: NNG can give up
+            // receiving after a time, but not sending while the socket has nothing to send.
+            Err(Not::Yet) if self.broken.is_none() && self.held.len() + piece.len() <= HOLD => {
+                self.cork.ends_message(piece);
+                self.held.extend_from_slice(piece);
+                return Ok(piece.len());
+            }
+            other => other?,
+        }
+        self.sent.check(piece)?;
+        if self.sent.done == 0 {
             let piece = &piece[..piece.len().min(SEND_AHEAD)];
             if !self.cork.ends_message(piece) && self.held.len() + piece.len() <= HOLD {
                 self.held.extend_from_slice(piece);
                 return Ok(piece.len());
             }
             self.encrypt(piece)?;
-            self.sent = piece.len();
+            self.sent.add(piece.len(), piece);
         }
         self.flush()?;
-        Ok(std::mem::take(&mut self.sent))
+        Ok(self.sent.take())
     }
 
     /// With what is held before it, and without copying it first.
@@ -371,19 +401,20 @@ impl Conn {
     /// Fills some of `buf`, or all of it if whoever asks wants no less anyway.
     fn recv(&mut self, buf: &mut [u8]) -> Result<usize, Not> {
         self.ready()?;
+        self.filled.check(buf)?;
         loop {
-            match self.tls.reader().read(&mut buf[self.filled..]) {
+            match self.tls.reader().read(&mut buf[self.filled.done..]) {
                 Ok(0) => return Err(Not::Ever(CONN_SHUT)),
                 Ok(n) => {
-                    self.filled += n;
-                    if self.filled == buf.len() {
-                        return Ok(std::mem::take(&mut self.filled));
+                    self.filled.add(n, buf);
+                    if self.filled.done == buf.len() {
+                        return Ok(self.filled.take());
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(not) = self.pull() {
-                        if self.filled > 0 && !self.cork.reads_are_exact() {
-                            return Ok(std::mem::take(&mut self.filled));
+                        if self.filled.done > 0 && !self.cork.reads_are_exact() {
+                            return Ok(self.filled.take());
                         }
                         return Err(not);
                     }
@@ -527,8 +558,8 @@ unsafe extern "C" fn conn_handshake(slot: *mut *mut Conn) -> c_int {
 }
 
 unsafe extern "C" fn conn_recv(slot: *mut *mut Conn, buf: *mut u8, size: *mut usize) -> c_int {
-    // SAFETY: called by NNG under its lock, with `size` bytes at `buf` that
-    // belong to whoever receives, and are only written.
+    // SAFETY: called by NNG under its lock, with `size` bytes at `buf`, from C's
+    // allocator, that belong to whoever receives; we only write to them.
     unsafe {
         let buf = std::slice::from_raw_parts_mut(buf, *size);
         with_conn(slot, |conn| {

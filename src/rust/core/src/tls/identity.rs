@@ -29,7 +29,7 @@ struct Inner {
     single_use: Option<SingleUse>,
 }
 
-struct SingleUse {
+pub(super) struct SingleUse {
     secret: Secret,
     for_daemons: Zeroizing<String>,
 }
@@ -49,9 +49,10 @@ impl Identity {
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         authority.distinguished_name = rcgen::DistinguishedName::new();
-        authority
-            .distinguished_name
-            .push(DnType::CommonName, "mirai single-use authority");
+        authority.distinguished_name.push(
+            DnType::CommonName,
+            format!("mirai single-use {}", crate::token()),
+        );
         let authority_key = KeyPair::generate().map_err(other)?;
         let authority_cert = authority.self_signed(&authority_key).map_err(other)?;
 
@@ -132,7 +133,7 @@ impl Identity {
         Self::new(certs, key, None)
     }
 
-    fn new(
+    pub(super) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         single_use: Option<SingleUse>,

@@ -16,7 +16,8 @@ pub mod trust;
 mod x509;
 
 #[cfg(test)]
-//mod tests;
+mod tests;
+
 pub use engine::Failure;
 pub use identity::Identity;
 pub use secret::Secret;

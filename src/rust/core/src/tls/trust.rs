@@ -151,7 +151,14 @@ impl Verifier {
             sent,
             now,
             self.algorithms.all,
-        );
+        )
+        .map_err(|e| match e {
+            // Signed by another one of the same name: nobody that we know.
+            Error::InvalidCertificate(CertificateError::BadSignature) => {
+                CertificateError::UnknownIssuer.into()
+            }
+            other => other,
+        });
         match signed {
             // No need for anybody's signature if the very certificate was given.
             Err(_) if self.given.iter().any(|g| g == der) => {
@@ -298,7 +305,7 @@ fn describe_certificate(error: &CertificateError) -> String {
         E::UnknownIssuer => {
             "the host's certificate is not signed by any of those given in 'tls'".into()
         }
-        E::BadSignature => "the host's certificate has a wrong signature".into(),
+        E::BadSignature => "the host has not the key of the certificate that it shows".into(),
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
             "the host's certificate is not one for servers".into()
         }
