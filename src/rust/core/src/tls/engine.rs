@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Once};
 
-use nng_sys::{nng_dialer, nng_listener};
+use nng_sys::{nng_stream_dialer, nng_stream_listener};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
@@ -57,11 +57,11 @@ pub fn install() {
 }
 
 /// Has `listener` be `identity`. Before it is started.
-pub fn secure_listener(listener: nng_listener, identity: &Identity) -> Result<(), nng::Error> {
+pub fn secure_listener(listener: *mut nng_stream_listener, identity: &Identity) -> Result<(), nng::Error> {
     identity.shared().with_pointer(|config| {
         // SAFETY: the option's name is a C string, and its value a
         // configuration that lives through the call; NNG takes a hold of its own.
-        check(unsafe { nng_sys::nng_listener_set_ptr(listener, TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { nng_sys::nng_stream_listener_set_ptr(listener, TLS_CONFIG.as_ptr(), config) })
     })
 }
 
@@ -69,7 +69,7 @@ pub fn secure_listener(listener: nng_listener, identity: &Identity) -> Result<()
 /// name or IP address, brackets or not, of its URL. Before it is started.
 ///
 /// Returns the place where the reason for a failed handshake is found.
-pub fn secure_dialer(dialer: nng_dialer, trust: &Trust, name: &str) -> Result<Failure, nng::Error> {
+pub fn secure_dialer(dialer: *mut nng_stream_dialer, trust: &Trust, name: &str) -> Result<Failure, nng::Error> {
     let name = super::server_name(name).ok_or(nng::Error::AddressInvalid)?;
     let failure = Failure::default();
     let role = Role::Client {
@@ -79,7 +79,7 @@ pub fn secure_dialer(dialer: nng_dialer, trust: &Trust, name: &str) -> Result<Fa
     };
     Shared::new(role).with_pointer(|config| {
         // SAFETY: as in `secure_listener`.
-        check(unsafe { nng_sys::nng_dialer_set_ptr(dialer, TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { nng_sys::nng_stream_dialer_set_ptr(dialer, TLS_CONFIG.as_ptr(), config) })
     })?;
     Ok(failure)
 }
