@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Once};
 
-use nng_sys::{nng_stream_dialer, nng_stream_listener};
+use nng_sys::{nng_dialer, nng_listener, nng_stream_dialer, nng_stream_listener};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
@@ -56,12 +56,39 @@ pub fn install() {
     });
 }
 
+/// What can be given a TLS configuration: listeners and dialers, of streams or of sockets.
+pub trait Secured {
+    /// Sets an option.
+    ///
+    /// # Safety
+    /// The option's name is a C string, its value of the type that it wants.
+    unsafe fn set_ptr(&self, name: *const c_char, value: *mut c_void) -> c_int;
+}
+
+macro_rules! secured {
+    ($($type:ty: $set:ident;)*) => {$(
+        impl Secured for $type {
+            unsafe fn set_ptr(&self, name: *const c_char, value: *mut c_void) -> c_int {
+                // SAFETY: the caller's.
+                unsafe { nng_sys::$set(*self, name, value) }
+            }
+        }
+    )*};
+}
+
+secured! {
+    nng_listener: nng_listener_set_ptr;
+    nng_dialer: nng_dialer_set_ptr;
+    *mut nng_stream_listener: nng_stream_listener_set_ptr;
+    *mut nng_stream_dialer: nng_stream_dialer_set_ptr;
+}
+
 /// Has `listener` be `identity`. Before it is started.
-pub fn secure_listener(listener: *mut nng_stream_listener, identity: &Identity) -> Result<(), nng::Error> {
+pub fn secure_listener(listener: impl Secured, identity: &Identity) -> Result<(), nng::Error> {
     identity.shared().with_pointer(|config| {
         // SAFETY: the option's name is a C string, and its value a
         // configuration that lives through the call; NNG takes a hold of its own.
-        check(unsafe { nng_sys::nng_stream_listener_set_ptr(listener, TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { listener.set_ptr(TLS_CONFIG.as_ptr(), config) })
     })
 }
 
@@ -69,7 +96,7 @@ pub fn secure_listener(listener: *mut nng_stream_listener, identity: &Identity) 
 /// name or IP address, brackets or not, of its URL. Before it is started.
 ///
 /// Returns the place where the reason for a failed handshake is found.
-pub fn secure_dialer(dialer: *mut nng_stream_dialer, trust: &Trust, name: &str) -> Result<Failure, nng::Error> {
+pub fn secure_dialer(dialer: impl Secured, trust: &Trust, name: &str) -> Result<Failure, nng::Error> {
     let name = super::server_name(name).ok_or(nng::Error::AddressInvalid)?;
     let failure = Failure::default();
     let role = Role::Client {
@@ -79,7 +106,7 @@ pub fn secure_dialer(dialer: *mut nng_stream_dialer, trust: &Trust, name: &str) 
     };
     Shared::new(role).with_pointer(|config| {
         // SAFETY: as in `secure_listener`.
-        check(unsafe { nng_sys::nng_stream_dialer_set_ptr(dialer, TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { dialer.set_ptr(TLS_CONFIG.as_ptr(), config) })
     })?;
     Ok(failure)
 }
