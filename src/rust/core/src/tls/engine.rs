@@ -96,7 +96,11 @@ pub fn secure_listener(listener: impl Secured, identity: &Identity) -> Result<()
 /// name or IP address, brackets or not, of its URL. Before it is started.
 ///
 /// Returns the place where the reason for a failed handshake is found.
-pub fn secure_dialer(dialer: impl Secured, trust: &Trust, name: &str) -> Result<Failure, nng::Error> {
+pub fn secure_dialer(
+    dialer: impl Secured,
+    trust: &Trust,
+    name: &str,
+) -> Result<Failure, nng::Error> {
     let name = super::server_name(name).ok_or(nng::Error::AddressInvalid)?;
     let failure = Failure::default();
     let role = Role::Client {
