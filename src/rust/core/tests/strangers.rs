@@ -54,7 +54,10 @@ fn a_greeting_byte_by_byte_is_not_waited_for() {
             for depth in place.depths() {
                 scope.spawn(move || {
                     let mut stranger = place.stranger(depth);
-                    let greeting = place.greeting(depth);
+                    let greeting = match depth == place.last_depth() {
+                        true => [head(8192, 0), vec![0; 8000]].concat(),
+                        false => place.greeting(depth),
+                    };
                     let start = Instant::now();
                     for byte in greeting[..greeting.len() - 1].iter().cycle() {
                         if stranger.say(&[*byte]).is_err()
@@ -122,7 +125,7 @@ fn a_daemon_that_announces_too_much_is_lost() {
         let before = memory();
         daemon.join(place.trust.as_ref());
         daemon.say(&head(1, 1 << 45)).unwrap();
-        daemon.say(&[3; 1000]).unwrap();
+        daemon.say(&[2; 1000]).unwrap(); // begins with a pong
         until(|| place.host.counts().connections == 1);
         drop(daemon);
         until(|| place.host.counts().connections == 0);
@@ -136,9 +139,8 @@ fn a_crowd_of_idle_ones_keeps_no_daemon_out_and_has_to_go() {
     everywhere_with(1, |place| {
         let before = memory();
         let crowd: Vec<_> = (0..1000).map(|_| place.stranger(Depth::Socket)).collect();
-        let daemon = dial(&place.url, place.trust.clone());
+        echoing(dial(&place.url, place.trust.clone()));
         place.goes_on();
-        daemon.leave();
         let grown = memory() - before;
         assert!(grown < 200 << 20, "{grown}"); // by four crowds
         let start = Instant::now();
@@ -196,12 +198,12 @@ fn a_proof_is_good_for_one_connection() {
         let (mut second, _) = challenged();
         second.tell(&ToHost::Proof { proof }, &[]).unwrap();
         assert!(matches!(second.hear(), Some((ToDaemon::Refused { .. }, _))));
-        second.is_sent_away();
         // It was the right one.
         first.tell(&ToHost::Proof { proof }, &[]).unwrap();
         assert!(matches!(first.hear(), Some((ToDaemon::Welcome { .. }, _))));
         until(|| place.host.counts().connections == 2);
         drop(first);
+        second.is_sent_away();
         until(|| place.host.counts().connections == 1);
         place.goes_on();
         place.close();
@@ -274,7 +276,7 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
         let mut odd = place.stranger(place.last_depth());
         odd.join(place.trust.as_ref());
         until(|| place.host.counts().connections == 2);
-        for seq in [0, 1, 2, 1000, u64::MAX] {
+        for seq in [0, 1000, u64::MAX] {
             for outcome in [Done::Value, Done::Error, Done::Skipped, Done::Lost] {
                 odd.tell(&ToHost::Done { seq, outcome }, b"nonsense")
                     .unwrap();

@@ -1,6 +1,6 @@
 //! What tests of the network share: hosts with a real daemon at every kind of URL, and
 //! strangers who connect there by hand.
-#![allow(dead_code)] // not all of it is used by each of them
+#![allow(dead_code, unreachable_pub)] // each of them uses some
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -100,7 +100,9 @@ pub fn submit(host: &Host, body: impl Into<Vec<u8>>) -> Arc<Task> {
 /// What becomes of a task; on any thread.
 pub fn outcome(task: &Task) -> &Outcome {
     let (tell, told) = mpsc::channel();
-    task.on_resolved(Box::new(move |_| drop(tell.send(()))));
+    task.on_resolved(Box::new(move |_| {
+        let _ = tell.send(());
+    }));
     told.recv_timeout(LONG).expect("the task resolves");
     task.outcome().unwrap()
 }
@@ -230,12 +232,7 @@ pub fn everywhere_with(more: u64, story: impl Fn(&Place) + Sync) {
     });
     for place in places {
         place.goes_on();
-        assert_eq!(
-            place.host.counts().cumulative as u64,
-            1 + more,
-            "{}",
-            place.url
-        );
+        assert_eq!(place.host.counts().cumulative, 1 + more, "{}", place.url);
         place.close();
     }
 }
