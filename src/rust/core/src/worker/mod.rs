@@ -22,7 +22,7 @@ use crate::tls::Trust;
 use crate::transport::Address;
 use crate::wait::{Bell, Waited};
 use gate::Gate;
-use wire::{Dialling, Wire};
+use wire::{Dialling, Sender, Wire};
 
 /// What a daemon does when its host goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn exit(&self);
     /// Raises a signal for the process.
     fn raise(&self, signal: i32);
+    /// Hears that the host does not want a task any more that has been read, running or not: for
+    /// those who run several.
+    fn cancelled(&self, _: Seq) {}
 }
 
 /// How to dial and what to do at the end.
@@ -265,6 +268,11 @@ impl Worker {
     pub fn reply(&mut self, seq: Seq, value: &[u8], failed: bool) -> bool {
         let outcome = if failed { Done::Error } else { Done::Value };
         self.send(&ToHost::Done { seq, outcome }, value).is_ok()
+    }
+
+    /// For answering from another thread than the one that reads.
+    pub(crate) fn sender(&self) -> Box<dyn Sender> {
+        self.wire.sender()
     }
 
     /// Says goodbye and waits until the host has taken note: tasks that were on

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::super::{DialError, GRACE, PATIENCE};
-use super::{Dialling, Gate, Wire, accepted};
+use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::signals::Polled;
@@ -154,9 +154,25 @@ impl NetworkWire {
     }
 
     fn post(&self, message: &ToHost, body: Bytes) {
-        self.connection
-            .post(Channel::Data, Frame::new(message, body));
-        self.connection.flush();
+        post(&self.connection, message, body);
+    }
+}
+
+fn post(connection: &Connection, message: &ToHost, body: Bytes) {
+    connection.post(Channel::Data, Frame::new(message, body));
+    connection.flush();
+}
+
+impl Sender for Arc<Connection> {
+    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+        if body.len() <= COPIED {
+            post(self, message, Bytes::copy_from_slice(body));
+            return Ok(());
+        }
+        // SAFETY: only for as long as `send_all` takes, which does not return before the
+        // connection has let go of it: it is sent, or never will be.
+        let lent: &'static [u8] = unsafe { std::mem::transmute(body) };
+        self.send_all(Frame::new(message, Bytes::from_static(lent)))
     }
 }
 
@@ -190,15 +206,11 @@ impl Wire for NetworkWire {
     }
 
     fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
-        if body.len() <= COPIED {
-            self.post(message, Bytes::copy_from_slice(body));
-            return Ok(());
-        }
-        // SAFETY: only for as long as `send_all` takes, which does not return before the
-        // connection has let go of it: it is sent, or never will be.
-        let lent: &'static [u8] = unsafe { std::mem::transmute(body) };
-        let frame = Frame::new(message, Bytes::from_static(lent));
-        self.connection.send_all(frame)
+        Sender::send(&self.connection, message, body)
+    }
+
+    fn sender(&self) -> Box<dyn Sender> {
+        Box::new(self.connection.clone())
     }
 
     fn close(&mut self) {
