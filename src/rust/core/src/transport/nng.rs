@@ -461,7 +461,9 @@ pub fn io_error(e: nng::Error) -> io::Error {
         _ => Kind::Other,
     };
     let text = match e {
-        nng::Error::AddressInvalid => "no such address: the host has none, or it is not this machine's".into(),
+        nng::Error::AddressInvalid => {
+            "no such address: the host has none, or it is not this machine's".into()
+        }
         nng::Error::ConnectionRefused => "connection refused: nobody listens there".into(),
         nng::Error::AddressInUse => "the port is in use already".into(),
         nng::Error::OutOfFiles => "too many files are open".into(),
