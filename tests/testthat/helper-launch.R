@@ -8,17 +8,6 @@ launch_env <- function() {
   c(run, R_LIBS = paste(.libPaths(), collapse = ":"))
 }
 
-free_port <- function() {
-  for (port in sample(20000:29999, 100L)) {
-    socket <- tryCatch(serverSocket(port), error = function(e) NULL)
-    if (!is.null(socket)) {
-      close(socket)
-      return(port)
-    }
-  }
-  stop("no free port")
-}
-
 need_command <- function(...) {
   for (name in c(...)) {
     if (!nzchar(find_command(name))) skip(paste("there is no", name))

@@ -19,13 +19,14 @@ mask_network <- function(lines) {
 }
 
 free_port <- function() {
-  s <- NULL
-  for (port in sample(20000:29999)) {
-    s <- tryCatch(suppressWarnings(serverSocket(port)), error = function(e) NULL)
-    if (!is.null(s)) break
+  for (port in sample(20000:29999, 100L)) {
+    socket <- tryCatch(suppressWarnings(serverSocket(port)), error = function(e) NULL)
+    if (!is.null(socket)) {
+      close(socket)
+      return(port)
+    }
   }
-  close(s)
-  port
+  stop("no free port")
 }
 
 # Certificates as an administrator would make them, in a directory of their own: an authority, an

@@ -323,9 +323,7 @@ fn identity(
         Some([file]) if !file.contains("-----BEGIN") => Identity::from_file(file.as_ref(), pass)
             .map(Some)
             .map_err(given),
-        Some([both]) => Identity::from_pem(both, both, pass)
-            .map(Some)
-            .map_err(given),
+        Some([both]) => Identity::from_pem(both, "", pass).map(Some).map_err(given),
         Some([chain, key, ..]) => Identity::from_pem(chain, key, pass)
             .map(Some)
             .map_err(given),
@@ -386,7 +384,7 @@ fn open_profile(
 fn profile_tls(name: &str) -> Result<Nullable<String>> {
     with_session(|session| {
         let identity = session.profiles.get(name).and_then(|p| p.identity.as_ref());
-        let text = identity.and_then(Identity::for_daemons);
+        let text = identity.map(Identity::for_daemons);
         Ok(text.map_or(Nullable::Null, |text| Nullable::NotNull(text.into())))
     })
 }
