@@ -124,6 +124,7 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
         dial: Options {
             autoexit,
             asyncdial: flag(7) || autoexit == AutoExit::Never,
+            insist: false,
             tempdir: r::as_str(VECTOR_ELT(settings, 8))
                 .unwrap_or_default()
                 .into(),
@@ -168,6 +169,8 @@ fn run(mut settings: Settings) -> Result<End, String> {
             Err(DialError::Interrupted) => break Ok(End::Interrupted),
             Err(e) => break Err(e.to_string()),
         };
+        // Whoever listens next may have another certificate for a while.
+        settings.dial.insist = true;
         // Only now: until here stderr is how whoever launched us hears of failure.
         let _silence = (!settings.output).then(Silence::begin);
         match serve(&mut worker, &settings, &mut limits, &mut snapshot) {

@@ -417,6 +417,7 @@ fn relay(name: &str, url: &str, tls: Nullable<String>, asyncdial: bool) -> Resul
         // It sees for itself that the host is gone.
         autoexit: AutoExit::AfterTask,
         asyncdial,
+        insist: false,
         tempdir: String::new(),
         interruptible: true,
         slots: relay::SLOTS,

@@ -29,6 +29,7 @@ fn options(trust: Option<Trust>) -> Options {
     Options {
         autoexit: AutoExit::Never,
         asyncdial: false,
+        insist: false,
         tempdir: String::new(),
         interruptible: false,
         slots: 1,

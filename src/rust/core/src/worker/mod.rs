@@ -66,6 +66,8 @@ pub struct Options {
     pub autoexit: AutoExit,
     /// Go on dialling until somebody listens.
     pub asyncdial: bool,
+    /// Then, go on also if somebody listens who is not trusted: it has been another before.
+    pub insist: bool,
     /// This process's session directory.
     pub tempdir: String,
     /// Let SIGINT end the wait for a task, rather than ignore it.
@@ -85,9 +87,9 @@ pub enum DialError {
     Refused { url: String, reason: String },
     #[error("no answer from '{url}': {source}")]
     Handshake { url: String, source: io::Error },
-    /// Nothing that trying again would change.
+    /// One end does not trust the other.
     #[error("cannot connect to '{url}': {reason}")]
-    Secret { url: String, reason: String },
+    Untrusted { url: String, reason: String },
     #[error("interrupted")]
     Interrupted,
     /// The time given for it was over.
@@ -145,6 +147,7 @@ impl Worker {
             let error = match Self::dial_once(address, options, &runtime, until, &interrupted) {
                 Ok(worker) => return Ok(worker),
                 Err(e @ (DialError::Connect { .. } | DialError::Handshake { .. })) => e,
+                Err(e @ DialError::Untrusted { .. }) if options.insist => e,
                 Err(e) => return Err(e),
             };
             if !options.asyncdial {

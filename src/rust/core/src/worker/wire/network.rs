@@ -46,7 +46,7 @@ struct State {
 pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn Wire>, DialError> {
     let trust = dialling.options.trust.as_ref();
     if url.scheme.is_secure() && trust.is_none() {
-        return Err(DialError::Secret {
+        return Err(DialError::Untrusted {
             url: url.to_string(),
             reason: "this URL is a secure one: give the host's certificate as 'tls'".into(),
         });
@@ -57,6 +57,10 @@ pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn 
         nng::DialError::Failed(source) => DialError::Connect {
             url: url.to_string(),
             source,
+        },
+        nng::DialError::Untrusted(reason) => DialError::Untrusted {
+            url: url.to_string(),
+            reason,
         },
         nng::DialError::Interrupted => DialError::Interrupted,
         nng::DialError::TimedOut => DialError::TimedOut,
@@ -108,7 +112,7 @@ impl NetworkWire {
             match self.answer(until, dialling.interrupted) {
                 Ok(ToDaemon::Challenge { nonce }) => {
                     let secret = trust.and_then(Trust::secret);
-                    let secret = secret.ok_or_else(|| DialError::Secret {
+                    let secret = secret.ok_or_else(|| DialError::Untrusted {
                         url: url.to_string(),
                         reason: "the host wants proof that this daemon is meant to be one: give as 'tls' \
                                  all of what launch_remote() shows there, not its certificate alone"
@@ -122,10 +126,7 @@ impl NetworkWire {
                     // Of TLS over TCP this is where the handshake fails.
                     let url = url.to_string();
                     return Err(match self.connection.failure() {
-                        Some(reason) => DialError::Connect {
-                            url,
-                            source: io::Error::other(reason),
-                        },
+                        Some(reason) => DialError::Untrusted { url, reason },
                         None => DialError::Handshake { url, source },
                     });
                 }
