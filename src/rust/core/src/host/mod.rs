@@ -110,7 +110,7 @@ struct Listening {
     identity: Option<Identity>,
     /// Of a URL on this machine, and across the network; neither once it is closed.
     accepting: Option<JoinHandle<()>>,
-    listener: Option<nng::Listener>,
+    listener: Option<nng::Listening>,
 }
 
 /// What a daemon has said of itself.

@@ -90,7 +90,7 @@ impl Shared {
             host: bind_host(&url.host),
             ..url.clone()
         };
-        let listener = nng::Listener::bind(&bound, identity, accepted)?;
+        let listener = nng::listen(&bound, identity, accepted)?;
         let port = listener.port();
         Ok(Listening {
             address: Address::Network(NetworkUrl {
@@ -147,26 +147,23 @@ impl Shared {
         });
     }
 
-    /// Asks peers that have been silent for a third of `patience` whether they are there, and
-    /// gives up those that have been for all of it. For as long as the host lives.
+    /// Tells peers that the host is there, and gives up those that have been silent for all
+    /// of `patience`. For as long as the host lives.
     pub(super) async fn keep_alive(host: Weak<Shared>, patience: Duration) {
-        let limit = patience.as_millis() as u64;
         loop {
-            tokio::time::sleep(patience / 3).await;
+            tokio::time::sleep(patience / 4).await;
             let Some(host) = host.upgrade().filter(|host| !host.is_closed()) else {
                 return;
             };
             let visitors: Vec<_> = host.network.visitors.lock().all.values().cloned().collect();
             for visitor in visitors {
-                if !matches!(*visitor.stage.lock(), Stage::Peer(..)) {
+                // Whose stage is locked is being heard.
+                let stage = visitor.stage.try_lock();
+                if !stage.is_some_and(|s| matches!(*s, Stage::Peer(..))) {
                     continue;
                 }
-                let (heard, either) = visitor.connection.silence();
-                if heard >= limit {
-                    visitor.connection.close();
-                } else if either >= limit / 4 {
-                    visitor.say(&ToDaemon::Ping);
-                }
+                let sign = || Frame::bare(&ToDaemon::Ping);
+                visitor.connection.keep_alive(patience, sign);
             }
         }
     }

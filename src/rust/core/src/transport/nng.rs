@@ -26,8 +26,10 @@ use std::time::{Duration, Instant};
 use nng::{Aio, AioResult, AioState};
 use parking_lot::{Condvar, Mutex};
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 
 use super::address::NetworkUrl;
+use super::websocket::{self, Answer, Decoder, Heard, Request, Route, Routes};
 use super::{Channel, Link};
 use crate::protocol::{Control, Frame, FrameReader, ToDaemon};
 use crate::runtime;
@@ -35,11 +37,11 @@ use crate::tls::engine::{self, Failure};
 use crate::tls::{Identity, Trust};
 use crate::wait::{Bell, Waited};
 
-/// Bytes that are read at once, at most.
-const READ: usize = 256 * 1024;
+/// Bytes that are read at once: at first, which is enough for any stranger, and at most.
+const READ: (usize, usize) = (8 * 1024, 256 * 1024);
 /// Frames that are sent at once, at most: NNG takes eight pieces of memory, and a frame
-/// has two.
-const BATCH: usize = 4;
+/// has two; WebSocket adds one.
+const BATCH: usize = 3;
 /// Pieces up to so many bytes in all are put together first: TLS makes a record of each.
 const TOGETHER: usize = 16 * 1024;
 /// Time for a connection to come about.
@@ -59,14 +61,15 @@ pub struct Connection {
     /// `None` only while it is dropped.
     stream: Option<Stream>,
     receiver: OnceLock<Weak<dyn Receiver>>,
-    /// Filled in by NNG while `receiving` is under way, otherwise ours.
-    input: Mutex<Box<[u8]>>,
+    input: Mutex<Input>,
+    /// Receiving has begun.
+    started: AtomicBool,
     output: Mutex<Output>,
     /// Something has been sent, or never will be.
     sent: Condvar,
     receiving: OnceLock<Aio>,
     sending: OnceLock<Aio>,
-    /// When the peer was last heard, and something last sent to it: see [`now`].
+    /// When the peer was last heard, and sending to it last begun: see [`now`].
     heard: AtomicU64,
     said: AtomicU64,
     /// Operations begun on a closed stream would never end: none is begun once this is
@@ -77,8 +80,34 @@ pub struct Connection {
     failure: Option<Failure>,
 }
 
+struct Input {
+    /// Filled in by NNG while `receiving` is under way, otherwise ours.
+    buffer: Box<[u8]>,
+    envelope: Envelope,
+}
+
+/// What is around the bytes that come.
+enum Envelope {
+    /// Nothing; or NNG takes it off.
+    None,
+    /// WebSocket's, once what has come so far is a whole request.
+    Request(Vec<u8>, Arc<Routes>),
+    WebSocket(Decoder),
+    /// The request was refused. Nothing is read any more.
+    Refused,
+}
+
 #[derive(Default)]
 struct Output {
+    /// Whether what is sent is to be put into frames of WebSocket's.
+    websocket: bool,
+    /// Bytes to be sent before what is in `current`: a frame's head, an answer to a request.
+    /// Not in here itself, which moves when the connection is dropped.
+    prefix: Vec<u8>,
+    /// Bytes of the frame that `prefix` begins which are not yet sent.
+    left: usize,
+    /// To be sent before the next frame.
+    pong: Option<SmallVec<[u8; 16]>>,
     control: VecDeque<Frame>,
     data: VecDeque<Frame>,
     /// Being sent: NNG reads the memory of these until it says that it has.
@@ -94,7 +123,10 @@ struct Output {
 
 impl Output {
     fn is_empty(&self) -> bool {
-        self.control.is_empty() && self.data.is_empty() && self.current.is_empty()
+        self.prefix.is_empty()
+            && self.control.is_empty()
+            && self.data.is_empty()
+            && self.current.is_empty()
     }
 }
 
@@ -126,7 +158,11 @@ impl Connection {
         let connection = Arc::new(Connection {
             stream: Some(stream),
             receiver: OnceLock::new(),
-            input: Mutex::new(vec![0; READ].into_boxed_slice()),
+            input: Mutex::new(Input {
+                buffer: vec![0; READ.0].into_boxed_slice(),
+                envelope: Envelope::None,
+            }),
+            started: AtomicBool::new(false),
             output: Mutex::default(),
             sent: Condvar::new(),
             receiving: OnceLock::new(),
@@ -151,8 +187,17 @@ impl Connection {
     }
 
     /// Begins to receive.
-    pub fn start(&self, receiver: Weak<dyn Receiver>) {
+    pub fn start(self: &Arc<Self>, receiver: Weak<dyn Receiver>) {
         let _ = self.receiver.set(receiver);
+        if !self.started.swap(true, Ordering::SeqCst) {
+            self.receive();
+        }
+    }
+
+    /// Begins to receive what shall be a request to speak WebSocket, for one of these paths.
+    pub(super) fn start_with_request(self: &Arc<Self>, routes: Arc<Routes>) {
+        self.input.lock().envelope = Envelope::Request(Vec::new(), routes);
+        self.started.store(true, Ordering::SeqCst);
         self.receive();
     }
 
@@ -164,13 +209,14 @@ impl Connection {
             .as_ptr()
     }
 
-    fn receive(&self) {
-        let mut input = self.input.lock();
-        let iov = nng_sys::nng_iov {
-            iov_buf: input.as_mut_ptr().cast(),
-            iov_len: input.len(),
+    fn receive(self: &Arc<Self>) {
+        let iov = {
+            let buffer = &mut self.input.lock().buffer;
+            nng_sys::nng_iov {
+                iov_buf: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            }
         };
-        drop(input);
         let aio = self.receiving.get().expect("set by new()");
         let closed = self.closed.lock();
         if *closed {
@@ -186,15 +232,10 @@ impl Connection {
     }
 
     fn received(self: &Arc<Self>, result: Result<usize, nng::Error>) {
-        let receiver = self.receiver.get().and_then(Weak::upgrade);
-        let more = match (result, receiver) {
-            (Ok(n), Some(receiver)) => {
-                self.heard.store(now(), Ordering::Relaxed);
-                let input = self.input.lock();
-                receiver.received(&input[..n]).is_ok()
-            }
-            _ => false,
-        };
+        let more = result.is_ok_and(|n| {
+            self.heard.store(now(), Ordering::Relaxed);
+            self.take(n).is_ok()
+        });
         if more {
             self.receive();
         } else {
@@ -203,10 +244,97 @@ impl Connection {
         }
     }
 
-    fn end(&self) {
-        if !self.ended.swap(true, Ordering::SeqCst)
-            && let Some(receiver) = self.receiver.get().and_then(Weak::upgrade)
-        {
+    /// Deals with the first `n` bytes of the input.
+    fn take(self: &Arc<Self>, n: usize) -> io::Result<()> {
+        let mut input = self.input.lock();
+        let Input { buffer, envelope } = &mut *input;
+        let taken = self.open(&mut buffer[..n], envelope);
+        if n == buffer.len() && n < READ.1 {
+            *buffer = vec![0; READ.1].into_boxed_slice();
+        }
+        taken
+    }
+
+    /// Hands bytes to the receiver, without the envelope.
+    fn open(self: &Arc<Self>, bytes: &mut [u8], envelope: &mut Envelope) -> io::Result<()> {
+        let deliver = |bytes: &[u8]| match self.receiver.get().and_then(Weak::upgrade) {
+            Some(receiver) => receiver.received(bytes),
+            None => Err(io::ErrorKind::ConnectionReset.into()),
+        };
+        match envelope {
+            Envelope::None => deliver(bytes),
+            Envelope::Refused => Ok(()),
+            Envelope::WebSocket(decoder) => {
+                let mut at = 0;
+                while at < bytes.len() {
+                    let (done, heard) = decoder.decode(&mut bytes[at..], deliver)?;
+                    at += done;
+                    match heard {
+                        Some(Heard::Ping(payload)) => self.pong(&payload),
+                        Some(Heard::Close) => return Err(io::ErrorKind::ConnectionAborted.into()),
+                        None => {}
+                    }
+                }
+                Ok(())
+            }
+            Envelope::Request(so_far, routes) => {
+                so_far.extend_from_slice(bytes);
+                let Request::Whole { length, answer } = websocket::request(so_far)? else {
+                    return Ok(());
+                };
+                let mut rest = so_far.split_off(length);
+                let routes = routes.clone();
+                let granted = match answer {
+                    Answer::Upgrade { path, key } => match routes.at(&path) {
+                        Some(accepted) => Ok((accepted, websocket::switching(&key))),
+                        None => Err(websocket::NOT_FOUND),
+                    },
+                    Answer::Refused(text) => Err(text),
+                };
+                match granted {
+                    // It stays on the list of those who have to go soon.
+                    Err(text) => {
+                        *envelope = Envelope::Refused;
+                        self.say_first(text);
+                        Ok(())
+                    }
+                    Ok((accepted, text)) => {
+                        *envelope = Envelope::WebSocket(Decoder::default());
+                        self.say_first(&text);
+                        routes.forget(self);
+                        accepted(self.clone());
+                        self.open(&mut rest, envelope)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers a request. From then on, WebSocket is spoken.
+    fn say_first(&self, text: &str) {
+        let mut output = self.output.lock();
+        output.prefix.extend_from_slice(text.as_bytes());
+        output.websocket = true;
+        self.send_next(&mut output);
+    }
+
+    /// Has a ping answered soon. Of several, the last counts.
+    fn pong(&self, payload: &[u8]) {
+        let mut output = self.output.lock();
+        output.pong = Some(websocket::pong(payload));
+        if !output.sending {
+            self.send_next(&mut output);
+        }
+    }
+
+    fn end(self: &Arc<Self>) {
+        if self.ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Envelope::Request(_, routes) = &self.input.lock().envelope {
+            routes.forget(self);
+        }
+        if let Some(receiver) = self.receiver.get().and_then(Weak::upgrade) {
             receiver.ended();
         }
     }
@@ -243,8 +371,34 @@ impl Connection {
             }
             output.done = 0;
         }
-        let mut pieces = [nng_sys::nng_iov::default(); 2 * BATCH];
+        if output.websocket && output.prefix.is_empty() && output.left == 0 {
+            let waiting = output.current.iter().map(|f| f.head.len() + f.body.len());
+            let size = (waiting.sum::<usize>() - output.done).min(websocket::PAYLOAD);
+            if let Some(pong) = output.pong.take() {
+                output.prefix.extend_from_slice(&pong);
+            }
+            if size > 0 {
+                output.prefix.extend_from_slice(&websocket::head(size));
+                output.left = size;
+            }
+        }
+        let mut pieces = [nng_sys::nng_iov::default(); 2 * BATCH + 1];
         let mut used = 0;
+        let mut room = if output.websocket {
+            output.left
+        } else {
+            usize::MAX
+        };
+        let mut piece = |part: &[u8]| {
+            if !part.is_empty() {
+                pieces[used] = nng_sys::nng_iov {
+                    iov_buf: part.as_ptr().cast_mut().cast(),
+                    iov_len: part.len(),
+                };
+                used += 1;
+            }
+        };
+        piece(&output.prefix);
         let mut skip = output.done;
         for part in output
             .current
@@ -253,13 +407,9 @@ impl Connection {
         {
             let of_part = skip.min(part.len());
             skip -= of_part;
-            if of_part < part.len() {
-                pieces[used] = nng_sys::nng_iov {
-                    iov_buf: part[of_part..].as_ptr().cast_mut().cast(),
-                    iov_len: part.len() - of_part,
-                };
-                used += 1;
-            }
+            let now = (part.len() - of_part).min(room);
+            room -= now;
+            piece(&part[of_part..of_part + now]);
         }
         output.sending = used > 0;
         if used == 0 {
@@ -269,7 +419,7 @@ impl Connection {
         if used > 1 && size <= TOGETHER {
             output.together.clear();
             for piece in &pieces[..used] {
-                // SAFETY: parts of the frames in `current`, see above.
+                // SAFETY: parts of the frames in `current` and of `prefix`, see above.
                 let bytes =
                     unsafe { std::slice::from_raw_parts(piece.iov_buf.cast(), piece.iov_len) };
                 output.together.extend_from_slice(bytes);
@@ -291,7 +441,7 @@ impl Connection {
             self.sent.notify_all();
             return;
         }
-        // SAFETY: the frames stay in `current`, and so their memory where it is (bodies are not
+        // SAFETY: `prefix` is not touched, and the frames stay in `current`, and so their memory where it is (bodies are not
         // moved with their handles; heads are not while the queue is not touched, which it
         // is not) until the operation is over: `has_sent`. NNG only reads it.
         unsafe {
@@ -304,6 +454,10 @@ impl Connection {
         let mut output = self.output.lock();
         match result {
             Ok(n) => {
+                let of_prefix = n.min(output.prefix.len());
+                output.prefix.drain(..of_prefix);
+                let n = n - of_prefix;
+                output.left = output.left.saturating_sub(n);
                 output.done += n;
                 while let Some(first) = output.current.front() {
                     let whole = first.head.len() + first.body.len();
@@ -369,13 +523,22 @@ impl Connection {
         unsafe { nng_sys::nng_stream_close(self.raw()) };
     }
 
-    /// Milliseconds since the peer was last heard, and since either was: what keep-alive
-    /// looks at.
-    pub fn silence(&self) -> (u64, u64) {
-        let now = now();
-        let heard = now.saturating_sub(self.heard.load(Ordering::Relaxed));
-        let said = now.saturating_sub(self.said.load(Ordering::Relaxed));
-        (heard, heard.max(said))
+    /// What keep-alive does every so often. Either end says something often enough for the
+    /// other to know that it is there: unasked, as a question might be stuck behind a
+    /// large task for longer than the other's patience lasts. Who has not been heard for
+    /// so long is given up; false then.
+    pub fn keep_alive(&self, patience: Duration, sign: impl FnOnce() -> Frame) -> bool {
+        let (now, limit) = (now(), patience.as_millis() as u64);
+        let age = |of: &AtomicU64| now.saturating_sub(of.load(Ordering::Relaxed));
+        if age(&self.heard) >= limit {
+            self.close();
+            return false;
+        }
+        if age(&self.said) >= limit / 8 {
+            self.post(Channel::Control, sign());
+            self.flush();
+        }
+        true
     }
 
     /// Why the connection did not come about, if TLS knows.
@@ -392,7 +555,7 @@ impl Drop for Connection {
         let operations = [self.receiving.take(), self.sending.take()];
         let stream = self.stream.take();
         let memory = (
-            std::mem::take(&mut *self.input.lock()),
+            std::mem::take(&mut self.input.lock().buffer),
             std::mem::take(&mut *self.output.lock()),
         );
         runtime::handle().spawn(async move {
@@ -507,6 +670,39 @@ pub struct Listener {
     port: u16,
 }
 
+/// A URL that is listened at. Ends listening when it is dropped; connections stay.
+pub enum Listening {
+    Socket(Listener),
+    WebSocket(Route),
+}
+
+/// Listens at a URL and accepts connections, each of which is handed to `accepted` to be
+/// [started](Connection::start). With port 0, one is chosen.
+///
+/// # Errors
+/// The port is taken, or the host is none of this machine's.
+pub fn listen(
+    url: &NetworkUrl,
+    identity: Option<&Identity>,
+    accepted: impl Fn(Arc<Connection>) + Send + Sync + 'static,
+) -> io::Result<Listening> {
+    if url.scheme.has_path() {
+        websocket::listen(url, identity, accepted).map(Listening::WebSocket)
+    } else {
+        Listener::bind(url, identity, accepted).map(Listening::Socket)
+    }
+}
+
+impl Listening {
+    /// The port, which the URL may have left open.
+    pub fn port(&self) -> u16 {
+        match self {
+            Listening::Socket(listener) => listener.port(),
+            Listening::WebSocket(route) => route.port(),
+        }
+    }
+}
+
 struct RawListener(AtomicPtr<nng_sys::nng_stream_listener>);
 
 impl RawListener {
@@ -531,12 +727,8 @@ impl Drop for RawListener {
 }
 
 impl Listener {
-    /// Binds and accepts connections, each of which is handed to `accepted` to be
-    /// [started](Connection::start). With port 0, one is chosen.
-    ///
-    /// # Errors
-    /// The port is taken, or the host is none of this machine's.
-    pub fn bind(
+    /// See [`listen`]. The URL is of TCP, or of TLS over it.
+    pub(super) fn bind(
         url: &NetworkUrl,
         identity: Option<&Identity>,
         accepted: impl Fn(Arc<Connection>) + Send + Sync + 'static,
@@ -595,8 +787,7 @@ impl Listener {
         })
     }
 
-    /// The port, which the URL may have left open.
-    pub fn port(&self) -> u16 {
+    pub(super) fn port(&self) -> u16 {
         self.port
     }
 }

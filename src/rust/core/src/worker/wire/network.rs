@@ -276,19 +276,17 @@ impl Receiver for Inbox {
     }
 }
 
-/// Gives up a host that has not been heard for so long, though it says something more often than
-/// that. For as long as the connection lives.
+/// Tells the host that this daemon is there, and gives up one that has not been heard for so
+/// long, though it says something more often than that. For as long as the connection lives.
 fn keep_alive(connection: &Arc<Connection>, patience: Duration) {
     let connection = Arc::downgrade(connection);
-    let limit = patience.as_millis() as u64;
     runtime::handle().spawn(async move {
         loop {
-            tokio::time::sleep(patience / 3).await;
+            tokio::time::sleep(patience / 4).await;
             let Some(connection) = connection.upgrade() else {
                 return;
             };
-            if connection.silence().0 >= limit {
-                connection.close();
+            if !connection.keep_alive(patience, || Frame::bare(&ToHost::Pong)) {
                 return;
             }
         }

@@ -1,0 +1,585 @@
+//! WebSocket (RFC 6455) at the host's end, over NNG's streams of TCP and TLS.
+//!
+//! NNG has it too, and daemons dial with that. But its HTTP server keeps connections to itself
+//! until they have asked for an upgrade, for as long as that takes and with as many header
+//! lines as anybody likes to send; when descriptors run out it asks for the next
+//! connection without a pause; it puts answers to pings in line without end; and it can deadlock
+//! when it is closed while a request comes in. Here, who has not made their request may send
+//! at most a small one, within seconds, and there may be only so many of them.
+//!
+//! URLs that differ only in their path share a port: see [`listen`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ring::digest;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::address::{NetworkUrl, Scheme};
+use super::nng::{Connection, Listener};
+use crate::runtime;
+use crate::tls::Identity;
+
+/// Bytes that a request may have.
+const REQUEST: usize = 8 * 1024;
+/// Time for it to arrive.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at one port that may not have made it yet.
+const STRANGERS: usize = 256;
+/// Bytes of payload in a frame that we send. The peer sees a frame once it is whole, so
+/// it should not be too long; nor too short, for what each costs.
+pub(super) const PAYLOAD: usize = 128 * 1024;
+
+type Accepted = Arc<dyn Fn(Arc<Connection>) + Send + Sync>;
+
+/// A port with whatever is listened at there.
+struct Port {
+    listener: Listener,
+    identity: Option<Identity>,
+    routes: Arc<Routes>,
+}
+
+/// What paths there are at a port, and who has not named one yet.
+#[derive(Default)]
+pub(super) struct Routes {
+    paths: Mutex<FxHashMap<String, Accepted>>,
+    /// Oldest first.
+    strangers: Mutex<VecDeque<Arc<Connection>>>,
+}
+
+/// Whether TLS is spoken, the host, and the port.
+type Place = (bool, String, u16);
+
+/// The ports of this process.
+static PORTS: Mutex<Vec<(Place, Weak<Port>)>> = Mutex::new(Vec::new());
+
+/// A URL that is listened at.
+pub struct Route {
+    port: Arc<Port>,
+    path: String,
+}
+
+/// Listens at a URL, at a port that may already be listened at for others.
+///
+/// # Errors
+/// The port is taken by others or for another identity, or the path is.
+pub(super) fn listen(
+    url: &NetworkUrl,
+    identity: Option<&Identity>,
+    accepted: impl Fn(Arc<Connection>) + Send + Sync + 'static,
+) -> io::Result<Route> {
+    let path = url.path.trim_end_matches('/').to_owned();
+    // Nobody else may come to the same port meanwhile.
+    let mut ports = PORTS.lock();
+    ports.retain(|(_, port)| port.strong_count() > 0);
+    let place = (url.scheme.is_secure(), url.host.clone(), url.port);
+    let there = ports
+        .iter()
+        .find(|(p, _)| *p == place)
+        .and_then(|(_, port)| port.upgrade());
+    let port = match there {
+        Some(port) if same(port.identity.as_ref(), identity) => port,
+        Some(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        None => {
+            let port = Arc::new(Port::open(url, identity)?);
+            let place = (place.0, place.1, port.listener.port());
+            ports.push((place, Arc::downgrade(&port)));
+            port
+        }
+    };
+    let mut paths = port.routes.paths.lock();
+    if paths.contains_key(&path) {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    paths.insert(path.clone(), Arc::new(accepted));
+    drop(paths);
+    Ok(Route { port, path })
+}
+
+fn same(one: Option<&Identity>, other: Option<&Identity>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one.config(), other.config()),
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+impl Port {
+    fn open(url: &NetworkUrl, identity: Option<&Identity>) -> io::Result<Port> {
+        let routes = Arc::new(Routes::default());
+        let below = NetworkUrl {
+            scheme: if url.scheme.is_secure() {
+                Scheme::TlsTcp
+            } else {
+                Scheme::Tcp
+            },
+            path: String::new(),
+            ..url.clone()
+        };
+        let listener = {
+            let routes = routes.clone();
+            Listener::bind(&below, identity, move |connection| {
+                routes.welcome(connection);
+            })?
+        };
+        Ok(Port {
+            listener,
+            identity: identity.cloned(),
+            routes,
+        })
+    }
+}
+
+impl Route {
+    pub(super) fn port(&self) -> u16 {
+        self.port.listener.port()
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        self.port.routes.paths.lock().remove(&self.path);
+    }
+}
+
+impl Drop for Port {
+    /// Ends listening, and whoever has not named a path.
+    fn drop(&mut self) {
+        let strangers = std::mem::take(&mut *self.routes.strangers.lock());
+        for connection in strangers {
+            connection.close();
+        }
+    }
+}
+
+impl Routes {
+    fn welcome(self: &Arc<Self>, connection: Arc<Connection>) {
+        let oldest = {
+            let mut strangers = self.strangers.lock();
+            strangers.push_back(connection.clone());
+            match strangers.len() > STRANGERS {
+                true => strangers.pop_front(),
+                false => None,
+            }
+        };
+        if let Some(oldest) = oldest {
+            oldest.close();
+        }
+        let routes = Arc::downgrade(self);
+        let weak = Arc::downgrade(&connection);
+        connection.start_with_request(self.clone());
+        runtime::handle().spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade())
+                && routes.forget(&connection)
+            {
+                connection.close();
+            }
+        });
+    }
+
+    /// Takes somebody off the list of those who have not named a path; whether they were there.
+    pub(super) fn forget(&self, connection: &Arc<Connection>) -> bool {
+        let mut strangers = self.strangers.lock();
+        let at = strangers.iter().position(|c| Arc::ptr_eq(c, connection));
+        at.and_then(|at| strangers.remove(at)).is_some()
+    }
+
+    pub(super) fn at(&self, path: &str) -> Option<Accepted> {
+        let paths = self.paths.lock();
+        paths.get(path.trim_end_matches('/')).cloned()
+    }
+}
+
+/// What comes of the bytes that begin a connection.
+pub(super) enum Request {
+    /// There is more to come.
+    Partial,
+    /// It is so long, and to be answered so; and whether it was one that is granted.
+    Whole { length: usize, answer: Answer },
+}
+
+pub(super) enum Answer {
+    /// [`switching`] is the text to send, if the path is there.
+    Upgrade {
+        path: String,
+        key: String,
+    },
+    Refused(&'static str),
+}
+
+pub(super) const NOT_FOUND: &str =
+    "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const BAD: &str = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Reads a request.
+///
+/// # Errors
+/// It is too long.
+pub(super) fn request(bytes: &[u8]) -> io::Result<Request> {
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");
+    let Some(end) = end.filter(|end| *end < REQUEST) else {
+        return if bytes.len() < REQUEST {
+            Ok(Request::Partial)
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        };
+    };
+    let answer = match std::str::from_utf8(&bytes[..end]) {
+        Ok(text) => answer(text),
+        Err(_) => Answer::Refused(BAD),
+    };
+    Ok(Request::Whole {
+        length: end + 4,
+        answer,
+    })
+}
+
+fn answer(text: &str) -> Answer {
+    let mut lines = text.split("\r\n");
+    let mut first = lines.next().unwrap_or_default().split(' ');
+    let (Some("GET"), Some(path), Some("HTTP/1.1"), None) =
+        (first.next(), first.next(), first.next(), first.next())
+    else {
+        return Answer::Refused(BAD);
+    };
+    let (mut upgrade, mut connection, mut version, mut key) = (false, false, false, None);
+    for line in lines {
+        let Some((name, value)) = line.split_once(':') else {
+            return Answer::Refused(BAD);
+        };
+        let value = value.trim();
+        let lists = |word: &str| {
+            value
+                .split(',')
+                .any(|v| v.trim().eq_ignore_ascii_case(word))
+        };
+        match name.to_ascii_lowercase().as_str() {
+            "upgrade" => upgrade |= lists("websocket"),
+            "connection" => connection |= lists("upgrade"),
+            "sec-websocket-version" => version |= value == "13",
+            "sec-websocket-key" => key = Some(value),
+            // A web page in the user's browser, which may reach what others cannot.
+            "origin" => return Answer::Refused(FORBIDDEN),
+            _ => {}
+        }
+    }
+    match key {
+        Some(key) if upgrade && connection && version => Answer::Upgrade {
+            path: path.to_owned(),
+            key: key.to_owned(),
+        },
+        _ => Answer::Refused(BAD),
+    }
+}
+
+/// The answer to a request that is granted.
+pub(super) fn switching(key: &str) -> String {
+    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key.as_bytes());
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = base64(hash.finish().as_ref());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let n = (0..3).fold(0u32, |n, i| n << 8 | u32::from(*three.get(i).unwrap_or(&0)));
+        for i in 0..4 {
+            out.push(match i <= three.len() {
+                true => DIGITS[(n >> (18 - 6 * i)) as usize & 63] as char,
+                false => '=',
+            });
+        }
+    }
+    out
+}
+
+const CONTINUED: u8 = 0;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
+/// The longest payload of a control frame.
+const CONTROL: usize = 125;
+
+/// The head of a frame that we send.
+pub(super) fn head(length: usize) -> SmallVec<[u8; 16]> {
+    frame_head(BINARY, length)
+}
+
+/// The answer to a ping.
+pub(super) fn pong(payload: &[u8]) -> SmallVec<[u8; 16]> {
+    let mut frame = frame_head(PONG, payload.len());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+fn frame_head(op: u8, length: usize) -> SmallVec<[u8; 16]> {
+    let mut head = SmallVec::new();
+    head.push(0x80 | op);
+    match length {
+        n @ ..126 => head.push(n as u8),
+        n @ ..65536 => {
+            head.push(126);
+            head.extend_from_slice(&(n as u16).to_be_bytes());
+        }
+        n => {
+            head.push(127);
+            head.extend_from_slice(&(n as u64).to_be_bytes());
+        }
+    }
+    head
+}
+
+/// Takes the payload out of a client's frames, as it comes.
+#[derive(Default)]
+pub(super) struct Decoder {
+    /// Of the frame whose head is under way.
+    head: SmallVec<[u8; 14]>,
+    op: u8,
+    mask: [u8; 4],
+    /// Bytes of payload that are still to come.
+    left: u64,
+    /// Of a control frame.
+    control: SmallVec<[u8; 16]>,
+}
+
+/// A control frame that calls for something.
+pub(super) enum Heard {
+    Ping(SmallVec<[u8; 16]>),
+    Close,
+}
+
+impl Decoder {
+    /// Unmasks `bytes` where they are, hands the payload to `take` piece by piece, and stops
+    /// after a control frame that calls for something. Returns the bytes that are done.
+    ///
+    /// # Errors
+    /// It is not what a client may send, or `take`'s.
+    pub(super) fn decode(
+        &mut self,
+        bytes: &mut [u8],
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<(usize, Option<Heard>)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.left == 0 {
+                self.head.push(bytes[at]);
+                at += 1;
+                if self.begins()?
+                    && self.left == 0
+                    && let Some(heard) = self.control_over()
+                {
+                    return Ok((at, Some(heard)));
+                }
+                continue;
+            }
+            let n = (bytes.len() - at).min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            let piece = &mut bytes[at..at + n];
+            unmask(piece, self.mask);
+            self.mask.rotate_left(n % 4);
+            self.left -= n as u64;
+            at += n;
+            if self.op < CLOSE {
+                take(piece)?;
+            } else {
+                self.control.extend_from_slice(piece);
+                if self.left == 0
+                    && let Some(heard) = self.control_over()
+                {
+                    return Ok((at, Some(heard)));
+                }
+            }
+        }
+        Ok((at, None))
+    }
+
+    /// Whether the head is whole, which is then taken note of.
+    fn begins(&mut self) -> io::Result<bool> {
+        let [first, second, ref rest @ ..] = self.head[..] else {
+            return Ok(false);
+        };
+        let op = first & 0x0f;
+        let short = usize::from(second & 0x7f);
+        let known = matches!(op, CONTINUED | BINARY | CLOSE | PING | PONG);
+        let whole = first & 0x80 != 0 && short <= CONTROL;
+        if first & 0x70 != 0 || second & 0x80 == 0 || !known || (op >= CLOSE && !whole) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let extended = match short {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        if rest.len() < extended + 4 {
+            return Ok(false);
+        }
+        let (length, mask) = rest.split_at(extended);
+        self.left = match extended {
+            0 => short as u64,
+            _ => length.iter().fold(0, |n, b| n << 8 | u64::from(*b)),
+        };
+        self.mask.copy_from_slice(mask);
+        self.op = op;
+        self.head.clear();
+        self.control.clear();
+        Ok(true)
+    }
+
+    fn control_over(&mut self) -> Option<Heard> {
+        match self.op {
+            CLOSE => Some(Heard::Close),
+            PING => Some(Heard::Ping(std::mem::take(&mut self.control))),
+            _ => None,
+        }
+    }
+}
+
+fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
+    let wide = u64::from_ne_bytes([
+        mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
+    ]);
+    let mut words = bytes.chunks_exact_mut(8);
+    for word in &mut words {
+        let value = u64::from_ne_bytes([
+            word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
+        ]);
+        word.copy_from_slice(&(value ^ wide).to_ne_bytes());
+    }
+    for (byte, mask) in words.into_remainder().iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn masked(op: u8, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
+        let mut out = frame_head(op, payload.len()).to_vec();
+        out[1] |= 0x80;
+        out.extend_from_slice(&mask);
+        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m));
+        out
+    }
+
+    #[test]
+    fn the_key_of_the_rfc_is_answered_as_there() {
+        let text = switching("dGhlIHNhbXBsZSBub25jZQ==");
+        assert!(text.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
+        assert_eq!(base64(b"a"), "YQ==");
+        assert_eq!(base64(b"ab"), "YWI=");
+        assert_eq!(base64(b"abc"), "YWJj");
+    }
+
+    const ASKED: &str = "GET /a HTTP/1.1\r\nHost: x\r\nupgrade: WebSocket\r\n\
+        Connection: keep-alive, Upgrade\r\nSec-WebSocket-Key: k\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+    #[test]
+    fn requests_are_granted_refused_and_limited() {
+        let whole = |text: &str| match request(text.as_bytes()) {
+            Ok(Request::Whole { length, answer }) => (length, answer),
+            _ => panic!("not whole"),
+        };
+        let (length, granted) = whole(&format!("{ASKED}more"));
+        assert_eq!(length, ASKED.len());
+        assert!(matches!(granted, Answer::Upgrade { path, key } if path == "/a" && key == "k"));
+        for cut in 0..ASKED.len() {
+            let part = request(&ASKED.as_bytes()[..cut]);
+            assert!(matches!(part, Ok(Request::Partial)));
+        }
+        for (from, to) in [
+            ("GET", "PUT"),
+            ("1.1", "1.0"),
+            ("13", "12"),
+            ("WebSocket", "h2c"),
+            (", Upgrade", ""),
+            ("Sec-WebSocket-Key: k\r\n", ""),
+            ("Host:", "Host"),
+        ] {
+            let refused = whole(&ASKED.replace(from, to)).1;
+            assert!(matches!(refused, Answer::Refused(BAD)), "{from}");
+        }
+        let page = whole(&ASKED.replace("Host: x", "Origin: https://x")).1;
+        assert!(matches!(page, Answer::Refused(FORBIDDEN)));
+        let long = ASKED.replace("Host: x", &format!("Host: {}", "x".repeat(REQUEST)));
+        assert!(request(long.as_bytes()).is_err());
+        assert!(request(&[b'x'; REQUEST]).is_err());
+    }
+
+    #[test]
+    fn what_a_client_may_not_send_is_refused() {
+        let refused = |bytes: &[u8]| Decoder::default().decode(&mut bytes.to_vec(), |_| Ok(()));
+        let right = masked(BINARY, b"abc", [1, 2, 3, 4]);
+        assert!(refused(&right).is_ok());
+        let with = |at: usize, byte: u8| {
+            let mut bytes = right.clone();
+            bytes[at] = byte;
+            refused(&bytes).is_err()
+        };
+        assert!(with(0, 0x81), "text");
+        assert!(with(0, 0x83), "unknown");
+        assert!(with(0, 0xc2), "an extension's bit");
+        assert!(with(0, 0x09), "a ping in parts");
+        assert!(with(1, 3), "without a mask");
+        assert!(refused(&[0x89, 0xfe, 1, 0]).is_err(), "a long ping");
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_taken_apart_however_they_come(
+            frames in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..300)), 0..6),
+            mask in any::<[u8; 4]>(),
+            pieces in prop::collection::vec(1usize..100, 1..5),
+        ) {
+            let (mut bytes, mut data, mut pings) = (Vec::new(), Vec::new(), Vec::new());
+            for (ping, payload) in &frames {
+                if *ping {
+                    let short = &payload[..payload.len().min(CONTROL)];
+                    bytes.extend(masked(PING, short, mask));
+                    pings.push(short.to_vec());
+                } else {
+                    bytes.extend(masked(BINARY, payload, mask));
+                    data.extend_from_slice(payload);
+                }
+            }
+            let (mut got, mut heard) = (Vec::new(), Vec::new());
+            let mut decoder = Decoder::default();
+            let mut rest = &mut bytes[..];
+            for piece in pieces.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (mut now, later) = rest.split_at_mut((*piece).min(rest.len()));
+                while !now.is_empty() {
+                    let taken = decoder.decode(now, |b| { got.extend_from_slice(b); Ok(()) }).unwrap();
+                    if let Some(Heard::Ping(payload)) = taken.1 {
+                        heard.push(payload.to_vec());
+                    }
+                    now = &mut now[taken.0..];
+                }
+                rest = later;
+            }
+            prop_assert_eq!(got, data);
+            prop_assert_eq!(heard, pings);
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = bytes;
+            let _ = request(&bytes);
+            let _ = Decoder::default().decode(&mut bytes, |_| Ok(()));
+        }
+    }
+}
