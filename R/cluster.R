@@ -10,6 +10,7 @@
 #' @param remote how to launch the nodes, with `url`: a value of [remote_config()], [ssh_config()],
 #'   [cluster_config()] or [http_config()].
 #' @param ... options for the daemons, see [daemon()].
+#' @param tls,pass for secure URLs: see [daemons()].
 #'
 #' @returns `make_cluster()`: a list of nodes of class `c("miraiCluster", "cluster")`.
 #'   `stop_cluster()`: `NULL`, invisibly.
@@ -34,8 +35,9 @@
 #'
 #' with(make_cluster(2), parallel::parSapply(X = 1:4, FUN = sqrt))
 #' @export
-make_cluster <- function(n, url = NULL, remote = NULL, ...) {
+make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = NULL) {
   call <- sys.call()
+  check_identity(tls, pass, call)
   if (!is.null(remote)) {
     check_remote(remote, call)
     if (is.null(url)) stop_argument("url", "the URL at which to listen for nodes launched by 'remote'", call)
@@ -50,12 +52,13 @@ make_cluster <- function(n, url = NULL, remote = NULL, ...) {
     set_local(cluster$profile, as.integer(n), TRUE, settings, NULL, NULL, call)
   } else {
     check_urls(url)
-    if (!missing(n) && n != length(url)) {
+    if (missing(n)) n <- if (length(url) == 1L && !is.null(remote)) remote_places(remote)
+    if (!is.null(n) && n != length(url)) {
       if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' nodes", call)
       url <- extend_urls(url, n, call)
     }
     cluster <- new_cluster_state()
-    url <- open_profile(cluster$profile, url, TRUE, settings, NULL, NULL, call)
+    url <- open_profile(cluster$profile, url, TRUE, settings, NULL, NULL, call, tls, pass)
     if (!is.null(remote)) {
       ready <- FALSE
       on.exit(if (!ready) .Call(rs_close_profile, cluster$profile, TRUE))

@@ -98,6 +98,7 @@ daemons <- function(
   check_identity(tls, pass, call)
 
   the$globals[[profile]] <- NULL
+  the$launches[[profile]] <- NULL
   if (!is.null(serial) || !is.null(the$serial[[profile]])) {
     the$serial[[profile]] <- serial
     update_hooks()

@@ -26,7 +26,8 @@
 #' fails later is shown by [status()], as a warning.
 #'
 #' The commands returned can be pasted into a POSIX shell. Each has a random number stream of its own.
-#' `Rscript` has to be found on the other machine, and has to find this package, in the same version.
+#' `Rscript` has to be found on the other machine, and has to find this package, in the same version. What
+#' daemons there write, with `output = TRUE`, does not come back here.
 #' @examples
 #' daemons(url = local_url())
 #' launch_local(1)
@@ -76,8 +77,11 @@ print.miraiLaunchCmd <- function(x, ...) {
 }
 
 # For daemons() and make_cluster(): launches daemons at the URLs of a profile that has just been
-# set. The number of them. `tls` is for the daemons, NULL for what the profile has for them.
+# set. Returns their number. `tls` is for the daemons, NULL for what the profile has for them.
 launch_remotes <- function(profile, urls, remote, settings, tls, call) {
+  if (remote$type == "command" && is.null(remote$command)) {
+    stop_argument("remote", "a configuration with a 'command' to launch daemons with", call)
+  }
   length(launch_commands(profile, urls, remote, settings, tls, call))
 }
 
@@ -113,17 +117,17 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
     # Usually does not come back.
     .Call(rs_obey_interrupt)
   }
+  states <- lapply(running, function(command) .Call(rs_command_state, command))
   for (i in seq_along(jobs)) {
-    state <- .Call(rs_command_state, running[[i]])
+    state <- states[[i]]
     failure <- jobs[[i]]$failure
     text <- if (!state$running && !is.null(failure)) failure(state) else describe_failure(jobs[[i]]$name, state)
     if (!is.null(text)) stop(simpleError(paste0("the launch of daemons has failed: ", text), call))
   }
   settled <- TRUE
-  the$launches[[profile]] <- c(
-    the$launches[[profile]],
-    Map(function(job, command) list(name = job$name, command = command), jobs, running)
-  )
+  stay <- vapply(states, function(state) state$running, NA)
+  launches <- Map(function(job, command) list(name = job$name, command = command), jobs[stay], running[stay])
+  the$launches[[profile]] <- c(the$launches[[profile]], launches)
 }
 
 # NULL if it has not failed.

@@ -267,8 +267,9 @@ command_job <- function(remote, command, args) {
 }
 
 cluster_job <- function(remote, command) {
-  lines <- trimws(unlist(strsplit(remote$options, "\n", fixed = TRUE)), "left")
-  script <- c("#!/bin/sh", lines[nzchar(lines)], command, "")
+  # They may be indented in R code, but resource managers look for theirs where lines begin.
+  options <- sub("^[[:space:]]+#", "#", unlist(strsplit(remote$options, "\n", fixed = TRUE)))
+  script <- c("#!/bin/sh", options, command, "")
   shell_job(remote$command, character(), paste(script, collapse = "\n"))
 }
 
@@ -293,6 +294,8 @@ ssh_jobs <- function(remote, commands, urls, dialled) {
     here <- remotes == target
     part <- function(i) sub(ssh_pattern, paste0("\\", i), target, perl = TRUE)
     args <- c("-o", paste0("ConnectTimeout=", format(remote$timeout, scientific = FALSE)), "-T")
+    # Without -f, which would hide what the other machine says: that there is no Rscript, say. It
+    # is in the background anyway.
     if (nzchar(part(3L))) args <- c(args, "-p", sub(":", "", part(3L)))
     if (remote$tunnel) args <- c(args, tunnel_args(urls[here], dialled[here]))
     machine <- paste0(part(1L), gsub("[][]", "", part(2L)))
@@ -305,12 +308,13 @@ tunnel_args <- function(urls, dialled) {
   c("-o", "ExitOnForwardFailure=yes", rbind("-R", unique(forward)))
 }
 
-# Shell code that runs commands all at once, and fails if one does.
+# Shell code that runs commands all at once, and fails if one does. Whoever logs in there may have
+# a shell that does not know this language.
 at_once <- function(commands) {
   if (length(commands) == 1L) return(commands)
   i <- seq_along(commands)
   waits <- paste0("wait $p", i, collapse = " && ")
-  paste(c(paste0(commands, " & p", i, "=$!"), waits), collapse = "\n")
+  paste("exec sh -c", sh_quote(paste(c(paste0(commands, " & p", i, "=$!"), waits), collapse = "; ")))
 }
 
 http_job <- function(remote, command) {

@@ -21,7 +21,9 @@
 #' daemons(0)
 #' @export
 status <- function(.compute = NULL) {
-  x <- .Call(rs_profile_status, check_profile(.compute))
+  profile <- check_profile(.compute)
+  warn_failed_launches(profile, sys.call())
+  x <- .Call(rs_profile_status, profile)
   if (is.null(x) || x$sync) return(list(connections = 0L, daemons = 0L))
   out <- if (x$round_robin) {
     list(connections = x$connections, daemons = x$urls)

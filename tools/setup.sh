@@ -60,15 +60,15 @@ want_browser() {
   ! command -v apt-get >/dev/null || (debian_install chromium chromium-driver) || say "The tests with a browser will be skipped."
 }
 
-# Servers of SSH and Slurm, to launch daemons with, and what is used to call a service.
+# Servers of SSH and Slurm, to launch daemons with, and what is used to call a service, make networks and certificates.
 want_launchers() {
   local tool missing=()
-  for tool in sshd ssh slurmctld slurmd sbatch munged curl; do
+  for tool in sshd ssh slurmctld slurmd sbatch munged curl ip openssl; do
     PATH=$PATH:/usr/sbin:/sbin command -v $tool >/dev/null || missing+=("$tool")
   done
   [ ${#missing[@]} = 0 ] && return
-  ! command -v apt-get >/dev/null || (debian_install openssh-server openssh-client slurm-wlm munge curl) ||
-    say "The tests that launch daemons with ${missing[*]} will be skipped."
+  ! command -v apt-get >/dev/null || (debian_install openssh-server openssh-client slurm-wlm munge curl iproute2 openssl) ||
+    say "The tests that need ${missing[*]} will be skipped."
 }
 
 # One line for each thing that really is not there.

@@ -115,9 +115,15 @@ daemon_process <- function(url, args = "", before = "", frame = parent.frame()) 
   r_process(paste0(before, "\ncat('code', mirai::daemon(", url, args, "), '\\n')"), frame = frame)
 }
 
-end_code <- function(p) {
+# What a process has written once it has ended. To be kept: it is read once, while
+# expectations may evaluate their argument twice.
+words <- function(p) {
   p$wait(20000)
-  as.integer(sub("code ", "", grep("^code", p$read_all_output_lines(), value = TRUE)))
+  p$read_all_output_lines()
+}
+
+end_code <- function(p) {
+  as.integer(sub("code ", "", grep("^code", words(p), value = TRUE)))
 }
 
 # For snapshots: random parts of URLs, ids and numbers.

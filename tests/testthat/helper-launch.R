@@ -8,17 +8,6 @@ launch_env <- function() {
   c(run, R_LIBS = paste(.libPaths(), collapse = ":"))
 }
 
-free_port <- function() {
-  for (port in sample(20000:29999, 100L)) {
-    socket <- tryCatch(serverSocket(port), error = function(e) NULL)
-    if (!is.null(socket)) {
-      close(socket)
-      return(port)
-    }
-  }
-  stop("no free port")
-}
-
 need_command <- function(...) {
   for (name in c(...)) {
     if (!nzchar(find_command(name))) skip(paste("there is no", name))
@@ -54,7 +43,7 @@ server_ready <- function(server, ready) {
 }
 
 # An SSH server that lets this user in. Its `remotes` are two addresses of this machine; `command`
-# is a client that has the key, `refused` one that has another.
+# is a client that has the key, `refused` one that has another, and `words` one that is told the address, too.
 local_ssh <- function(frame = parent.frame()) {
   skip_on_os(c("windows", "mac", "solaris"))
   need_command("sshd", "ssh", "ssh-keygen")
@@ -231,4 +220,18 @@ local_http <- function(status, frame = parent.frame()) {
     eval(parse(text = sub("^body ", "", line)))
   }
   list(url = sprintf("http://127.0.0.1:%d/jobs", port), process = p, body = body)
+}
+
+# What status() warns of, once a command that launches daemons has failed.
+launch_warning <- function() {
+  text <- NULL
+  tell <- function(w) {
+    text <<- conditionMessage(w)
+    invokeRestart("muffleWarning")
+  }
+  wait_until(function() {
+    withCallingHandlers(status(), warning = tell)
+    !is.null(text)
+  })
+  text
 }

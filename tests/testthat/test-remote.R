@@ -106,7 +106,7 @@ test_that("a job script has its options in front", {
   ))
   expect_identical(
     readLines(out),
-    c("#!/bin/sh", "#SBATCH --job-name=mirai", "#SBATCH --mem=512", "module load R", unclass(cmd))
+    c("#!/bin/sh", "#SBATCH --job-name=mirai", "#SBATCH --mem=512", "     module load R", unclass(cmd))
   )
 })
 
@@ -144,16 +144,7 @@ test_that("launching does not wait for long for a command that stays; status() t
   con <- file(fifo, "w", raw = TRUE)
   writeLines("not today", con)
   close(con)
-  warned <- NULL
-  tell <- function(w) {
-    warned <<- conditionMessage(w)
-    invokeRestart("muffleWarning")
-  }
-  expect_true(wait_until(function() {
-    withCallingHandlers(status(), warning = tell)
-    !is.null(warned)
-  }))
-  expect_identical(warned, "a launch of daemons has failed: sh (exit status 6):\nnot today")
+  expect_identical(launch_warning(), "a launch of daemons has failed: sh (exit status 6):\nnot today")
   expect_no_warning(status())
 })
 
@@ -241,7 +232,8 @@ test_that("bad configurations are errors", {
     launch_remote("tcp://10.0.0.1:5555", ssh_config("host", tunnel = TRUE))
     launch_remote("ipc:///tmp/x", ssh_config("host", host = "name"))
     daemons(1, url = local_url(), remote = "ssh", .compute = "f")
-    make_cluster(1, remote = remote_config())
+    daemons(1, url = local_url(), remote = remote_config(), .compute = "f")
+    make_cluster(1, remote = remote_config("env"))
   }))
 })
 

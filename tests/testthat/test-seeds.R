@@ -1,21 +1,6 @@
 # The examples of the documents that this package was built from, smaller where they only
 # take time, with the output that they show. Random values, names of hosts and files aside.
 
-# Evaluates code as at the prompt, with source references; gives what it prints.
-printed <- function(code, env) {
-  capture.output(
-    for (expr in parse(text = code, keep.source = TRUE)) {
-      value <- withVisible(eval(expr, env))
-      if (value$visible) print(value$value)
-    }
-  )
-}
-
-session <- function(frame = parent.frame()) {
-  defer(function() daemons(0), frame)
-  new.env(parent = globalenv())
-}
-
 test_that("Example 1: Compute-intensive Operations", {
   env <- session()
   expect_identical(

@@ -3,7 +3,7 @@ test_that("daemons are launched by sbatch and run a map to its end", {
   slurm <- local_slurm()
   profile <- local_test_daemons(
     n = 2,
-    url = local_url(),
+    url = "tcp://127.0.0.1:0",
     remote = cluster_config("sbatch", c("#SBATCH --job-name=mirai", "#SBATCH --mem=64", slurm$options))
   )
   expect_true(connected(2))
@@ -23,7 +23,7 @@ test_that("daemons are launched by srun; a job that is cancelled is a task lost,
   remote <- function(args = "--mem 64") {
     remote_config("srun", c(args, "-n 1", "."), rscript = file.path(R.home("bin"), "Rscript"))
   }
-  profile <- local_test_daemons(n = 2, url = local_url(), remote = remote())
+  profile <- local_test_daemons(n = 2, url = "ws://127.0.0.1:0", remote = remote())
   expect_true(connected(2))
   expect_identical(unlist(mirai_map(1:20, function(i) i^2)[]), (1:20)^2)
   started <- local_file()
@@ -36,9 +36,10 @@ test_that("daemons are launched by srun; a job that is cancelled is a task lost,
   system2("scancel", job())
   expect_identical(as.integer(m[]), 19L)
   expect_true(connected(1))
-  expect_warning(wait_until(function() is.null(status())), "srun .*CANCELLED")
+  warned <- launch_warning()
+  expect_match(warned, "srun .*CANCELLED")
 
-  daemons(n = 2, url = local_url(), remote = remote(), retry = TRUE, .compute = profile)
+  daemons(n = 2, url = "ws://127.0.0.1:0", remote = remote(), retry = TRUE, .compute = profile)
   expect_true(connected(2))
   again <- local_file()
   first <- mirai({

@@ -3,7 +3,7 @@ test_that("daemons are launched by ssh, several over one connection, and end wit
   ssh <- local_ssh()
   profile <- local_test_daemons(
     n = 4,
-    url = local_url(),
+    url = "ws://127.0.0.1:0",
     remote = ssh_config(ssh$remotes[[1L]], command = ssh$command)
   )
   expect_true(connected(4))
@@ -23,7 +23,7 @@ test_that("each of several remotes gets its daemon, and the number launched is r
   defer(function() daemons(NULL, .compute = profile), environment())
   n <- daemons(
     n = 2,
-    url = local_url(),
+    url = "tcp://127.0.0.1:0",
     remote = ssh_config(ssh$remotes, command = ssh$command),
     .compute = profile
   )

@@ -2,3 +2,7 @@
 # TLS but without an engine of its own, as we bring rustls (src/tls/engine.rs). Whoever runs cargo names this file in
 # CMAKE_TOOLCHAIN_FILE: .cargo/config.toml for developers, src/Makevars.in for R.
 set(NNG_TLS_ENGINE none CACHE STRING "" FORCE)
+
+# Its buffers for TLS, 16 KiB each, would make every 16 KiB a change of threads. (The second name is what NNG's own source
+# looks for, by mistake, before it defines the third.)
+add_definitions(-DNNG_TLS_MAX_SEND_SIZE=131072 -DNNG_TLX_MAX_RECV_SIZE=131072 -DNNG_TLS_MAX_RECV_SIZE=131072)

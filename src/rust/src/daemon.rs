@@ -18,12 +18,11 @@ use extendr_ffi::{
     STRING_ELT, VECTOR_ELT,
 };
 use mirai_core::protocol::Kind;
-use mirai_core::tls::Trust;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
 use crate::cleanup::Snapshot;
-use crate::profiles::LECUYER;
+use crate::profiles::{self, LECUYER};
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer};
 
@@ -125,6 +124,7 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
         dial: Options {
             autoexit,
             asyncdial: flag(7) || autoexit == AutoExit::Never,
+            insist: false,
             tempdir: r::as_str(VECTOR_ELT(settings, 8))
                 .unwrap_or_default()
                 .into(),
@@ -144,13 +144,8 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
 
 fn run(mut settings: Settings) -> Result<End, String> {
     let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
-    settings.dial.trust = match settings.tls.as_deref() {
-        Some(text) if text.contains("-----BEGIN") => Some(Trust::from_pem(text)),
-        Some(file) => Some(Trust::from_file(file.as_ref())),
-        None => None,
-    }
-    .transpose()
-    .map_err(|e| format!("'tls' cannot be used: {e}"))?;
+    let trust = settings.tls.as_deref().map(profiles::trust).transpose();
+    settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
     let runtime = Arc::new(RSession {
         // SAFETY: always succeeds.
         main: unsafe { libc::pthread_self() },
@@ -174,6 +169,8 @@ fn run(mut settings: Settings) -> Result<End, String> {
             Err(DialError::Interrupted) => break Ok(End::Interrupted),
             Err(e) => break Err(e.to_string()),
         };
+        // Whoever listens next may have another certificate for a while.
+        settings.dial.insist = true;
         // Only now: until here stderr is how whoever launched us hears of failure.
         let _silence = (!settings.output).then(Silence::begin);
         match serve(&mut worker, &settings, &mut limits, &mut snapshot) {

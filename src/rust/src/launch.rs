@@ -14,12 +14,8 @@ use crate::r;
 /// A command that is running, or has ended.
 struct Launched(Arc<Child>);
 
-impl Launched {
-    fn has_failed(&self) -> bool {
-        self.0
-            .exit()
-            .is_some_and(|exit| !matches!(exit, Exit::Status(status) if status.success()))
-    }
+fn is_failure(exit: Exit) -> bool {
+    !matches!(exit, Exit::Status(status) if status.success())
 }
 
 /// Starts a command, with `input` to read from its stdin.
@@ -59,7 +55,7 @@ fn wait_commands(
         counts.is_none_or(|counts| counts.cumulative as f64 >= cumulative)
     };
     let settled = || {
-        commands.iter().any(|c| c.has_failed())
+        commands.iter().any(|c| c.0.exit().is_some_and(is_failure))
             || commands.iter().all(|c| c.0.exit().is_some())
             || connected()
     };
@@ -73,7 +69,7 @@ fn command_state(command: ExternalPtr<Launched>) -> List {
     let exit = command.0.exit();
     list!(
         running = exit.is_none(),
-        failed = command.has_failed(),
+        failed = exit.is_some_and(is_failure),
         how = exit.map(|exit| exit.to_string()).unwrap_or_default(),
         output = command.0.stderr(),
         pid = command.0.pid() as i32

@@ -16,11 +16,13 @@ use mirai_core::dispatcher::{Config, Policy};
 use mirai_core::host::Host;
 use mirai_core::process::{self, Child, Program};
 use mirai_core::protocol::Stream;
+use mirai_core::relay::{self, Ended, Relay};
 use mirai_core::stream;
 use mirai_core::task::Task;
-use mirai_core::tls::Identity;
+use mirai_core::tls::{Identity, TlsError, Trust};
 use mirai_core::transport::{self, Address};
 use mirai_core::wait::{Bell, Waited};
+use mirai_core::worker::{AutoExit, DialError, Options, Worker};
 use rustc_hash::FxHashMap;
 
 use crate::{promises, r};
@@ -305,9 +307,7 @@ fn extend_url(url: &str, n: i32) -> Result<Vec<String>> {
 fn with_tokens(urls: Vec<String>) -> Result<Vec<String>> {
     let addresses = addresses(&urls)?;
     let with_token = |address: &Address| address.with_path(&mirai_core::token());
-    Ok(texts(
-        &addresses.iter().map(with_token).collect::<Vec<_>>(),
-    ))
+    Ok(texts(&addresses.iter().map(with_token).collect::<Vec<_>>()))
 }
 
 /// What the host presents at secure URLs: from `tls`, a file or a certificate chain and a
@@ -320,11 +320,13 @@ fn identity(
     let pass = pass.as_deref();
     let given = |e| other(format!("'tls' cannot be used: {e}"));
     match tls.as_deref() {
-        Some([file]) if !file.contains("-----BEGIN") => {
-            Identity::from_file(file.as_ref(), pass).map(Some).map_err(given)
-        }
-        Some([both]) => Identity::from_pem(both, both, pass).map(Some).map_err(given),
-        Some([chain, key, ..]) => Identity::from_pem(chain, key, pass).map(Some).map_err(given),
+        Some([file]) if !file.contains("-----BEGIN") => Identity::from_file(file.as_ref(), pass)
+            .map(Some)
+            .map_err(given),
+        Some([both]) => Identity::from_pem(both, "", pass).map(Some).map_err(given),
+        Some([chain, key, ..]) => Identity::from_pem(chain, key, pass)
+            .map(Some)
+            .map_err(given),
         _ if addresses.iter().any(Address::is_secure) => Host::single_use_identity(addresses)
             .map(Some)
             .map_err(|e| other(format!("a certificate cannot be made: {e}"))),
@@ -382,7 +384,7 @@ fn open_profile(
 fn profile_tls(name: &str) -> Result<Nullable<String>> {
     with_session(|session| {
         let identity = session.profiles.get(name).and_then(|p| p.identity.as_ref());
-        let text = identity.and_then(Identity::for_daemons);
+        let text = identity.map(Identity::for_daemons);
         Ok(text.map_or(Nullable::Null, |text| Nullable::NotNull(text.into())))
     })
 }
@@ -401,6 +403,49 @@ fn renew_url(name: &str, i: i32, force: bool) -> Result<Nullable<String>> {
             .map_err(|e| other(format!("a new URL cannot be listened at: {e}")))?;
         Ok(url.map_or(Nullable::Null, Nullable::NotNull))
     })
+}
+
+/// Passes tasks of the host at `url` on to the daemons of a profile until that host is gone.
+/// `tls` is how to know it. `FALSE` if interrupted.
+#[extendr]
+fn relay(name: &str, url: &str, tls: Nullable<String>, asyncdial: bool) -> Result<bool> {
+    let below = with_session(|session| session.host(name).cloned())?;
+    let address: Address = url.parse().map_err(other)?;
+    let trust = tls.into_option().map(|text| trust(&text)).transpose();
+    let trust = trust.map_err(|e| other(format!("'tls_host' cannot be used: {e}")))?;
+    let options = Options {
+        // It sees for itself that the host is gone.
+        autoexit: AutoExit::AfterTask,
+        asyncdial,
+        insist: false,
+        tempdir: String::new(),
+        interruptible: true,
+        slots: relay::SLOTS,
+        trust,
+    };
+    let relay = Relay::new(below);
+    let dialled = Worker::dial(&address, &options, relay.clone(), None, r::interrupted);
+    let mut worker = match dialled {
+        Ok(worker) => worker,
+        Err(DialError::Interrupted) => return Ok(false),
+        Err(e) => return Err(other(e)),
+    };
+    match relay.run(&mut worker, r::interrupted) {
+        Ended::Lost { .. } => Ok(true),
+        Ended::Interrupted => {
+            worker.leave();
+            Ok(false)
+        }
+    }
+}
+
+/// How a daemon knows its host: certificates, or the name of a file with them.
+pub fn trust(text: &str) -> std::result::Result<Trust, TlsError> {
+    if text.contains("-----BEGIN") {
+        Trust::from_pem(text)
+    } else {
+        Trust::from_file(text.as_ref())
+    }
 }
 
 /// The name of this machine.
@@ -639,6 +684,7 @@ extendr_module! {
     fn profile_tls;
     fn renew_url;
     fn node_name;
+    fn relay;
     fn open_profile;
     fn open_sync;
     fn close_profile;

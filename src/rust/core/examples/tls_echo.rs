@@ -69,7 +69,7 @@ fn pair(scheme: &str) -> (Socket, Socket) {
     let dialer = DialerBuilder::new(&daemon, &url).unwrap();
     if ["tls+tcp", "wss"].contains(&scheme) {
         let identity = Identity::single_use(&[HOST.to_owned()]).unwrap();
-        let trust = Trust::from_pem(identity.for_daemons().unwrap()).unwrap();
+        let trust = Trust::from_pem(identity.for_daemons()).unwrap();
         secure_listener(listener.nng_listener(), &identity).unwrap();
         secure_dialer(dialer.nng_dialer(), &trust, HOST).unwrap();
     }

@@ -12,12 +12,14 @@
 //! - [`process`]: starting daemons and learning why they died.
 //! - [`host`]: all of it put together on the host's side.
 //! - [`worker`]: the daemon's side.
+//! - [`relay`]: a daemon that is a host to others.
 //! - [`stream`]: L'Ecuyer-CMRG random number streams.
 
 pub mod dispatcher;
 pub mod host;
 pub mod process;
 pub mod protocol;
+pub mod relay;
 mod runtime;
 mod signals;
 pub mod stream;

@@ -88,6 +88,7 @@ fn options(autoexit: AutoExit) -> Options {
     Options {
         autoexit,
         asyncdial: false,
+        insist: false,
         tempdir: String::new(),
         interruptible: false,
         slots: 1,

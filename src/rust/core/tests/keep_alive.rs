@@ -210,7 +210,7 @@ fn daemons_outlive_their_host_and_serve_the_next() {
         let url = first.urls().remove(0);
         let trust = identity
             .as_ref()
-            .map(|i| Trust::from_pem(i.for_daemons().unwrap()).unwrap());
+            .map(|i| Trust::from_pem(i.for_daemons()).unwrap());
         let options = Options {
             asyncdial: true,
             ..options(trust)

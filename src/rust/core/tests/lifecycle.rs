@@ -102,7 +102,7 @@ fn paths_share_a_port_and_come_and_go_by_themselves() {
         assert_eq!(authority(&urls[0]), authority(&urls[1]));
         let trust = identity
             .as_ref()
-            .map(|i| mirai_core::tls::Trust::from_pem(i.for_daemons().unwrap()).unwrap());
+            .map(|i| mirai_core::tls::Trust::from_pem(i.for_daemons()).unwrap());
         let daemons = [0, 1].map(|i| echoing(dial(&urls[i], trust.clone())));
         until(|| host.counts().connections == 2);
         let per_url = |host: &Host| {

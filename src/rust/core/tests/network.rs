@@ -29,6 +29,7 @@ fn options(trust: Option<Trust>) -> Options {
     Options {
         autoexit: AutoExit::Never,
         asyncdial: false,
+        insist: false,
         tempdir: String::new(),
         interruptible: false,
         slots: 1,
@@ -52,7 +53,7 @@ fn listening(url: &str, config: Config) -> (Host, String, Option<Trust>) {
         .is_secure()
         .then(|| Host::single_use_identity(&addresses).unwrap());
     host.listen_all(&addresses, identity.as_ref()).unwrap();
-    let trust = identity.map(|i| Trust::from_pem(i.for_daemons().unwrap()).unwrap());
+    let trust = identity.map(|i| Trust::from_pem(i.for_daemons()).unwrap());
     let url = host.urls().remove(0);
     (host, url, trust)
 }

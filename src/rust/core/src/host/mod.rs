@@ -47,7 +47,8 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Daemons, the queue of tasks for them, and the URLs at which they connect.
 ///
-/// Not closed by being dropped: see [`close`](Host::close).
+/// Not closed by being dropped: see [`close`](Host::close). Clones are the same host.
+#[derive(Clone)]
 pub struct Host(Arc<Shared>);
 
 /// A URL that is listened at, and what happened there.

@@ -290,6 +290,8 @@ struct Conn {
     open: bool,
     /// Set when all is over: what every call returns from then on.
     broken: Option<c_int>,
+    /// It was by a fault of the peer's, of which it is being told.
+    alerting: bool,
     cork: Cork,
     /// The beginning of a message whose rest is sure to come.
     held: Vec<u8>,
@@ -351,6 +353,7 @@ impl Conn {
             failure,
             open: false,
             broken: None,
+            alerting: false,
             cork: Cork::default(),
             held: Vec::new(),
             sent: Part::default(),
@@ -360,6 +363,9 @@ impl Conn {
 
     fn ready(&mut self) -> Result<(), Not> {
         match self.broken {
+            // An error here would close the socket before the alert is sent. NNG asks
+            // for the handshake, not for this, once the socket has taken something.
+            Some(_) if self.alerting && !self.open => Err(Not::Yet),
             Some(rv) => Err(Not::Ever(rv)),
             None if self.open => Ok(()),
             None => self.handshake(),
@@ -368,6 +374,7 @@ impl Conn {
 
     fn handshake(&mut self) -> Result<(), Not> {
         if let Some(rv) = self.broken {
+            self.alerting = false; // NNG asks no more after this
             return Err(Not::Ever(rv));
         }
         while self.tls.is_handshaking() {
@@ -497,11 +504,13 @@ impl Conn {
         }
         self.broken = Some(CRYPTO);
         let alert = self.tls.wants_write();
-        match self.flush() {
+        self.alerting = self.flush().is_ok() && alert;
+        if self.alerting {
             // NNG closes the socket when we fail, and the alert may still wait
             // behind something. Having sent it, NNG will ask again.
-            Ok(()) if alert => Not::Yet,
-            _ => Not::Ever(CRYPTO),
+            Not::Yet
+        } else {
+            Not::Ever(CRYPTO)
         }
     }
 }

@@ -26,12 +26,14 @@ struct Inner {
     config: Arc<ServerConfig>,
     /// NNG's object for `config`, once there is a listener.
     shared: Shared,
-    single_use: Option<SingleUse>,
+    for_daemons: ForDaemons,
 }
 
-pub(super) struct SingleUse {
-    secret: Secret,
-    for_daemons: Zeroizing<String>,
+/// What daemons are given to know the host by, and to be known.
+#[derive(Default)]
+pub(super) struct ForDaemons {
+    text: Zeroizing<String>,
+    secret: Option<Secret>,
 }
 
 impl Identity {
@@ -72,7 +74,7 @@ impl Identity {
             .map_err(other)?;
 
         let secret = Secret::random();
-        let for_daemons = Zeroizing::new(format!(
+        let text = Zeroizing::new(format!(
             "{}{}",
             authority_cert.pem().replace("\r\n", "\n"),
             *secret.to_pem()
@@ -81,10 +83,10 @@ impl Identity {
         Self::new(
             vec![cert.der().clone()],
             key,
-            Some(SingleUse {
-                secret,
-                for_daemons,
-            }),
+            ForDaemons {
+                text,
+                secret: Some(secret),
+            },
         )
     }
 
@@ -130,13 +132,26 @@ impl Identity {
             return Err(TlsError::Version(facts.version));
         }
         facts.check_dates(UnixTime::now())?;
-        Self::new(certs, key, None)
+        // Public, and enough: a daemon believes a certificate that it was given itself.
+        let blocks: Vec<Pem> = certs
+            .iter()
+            .map(|cert| Pem::new(CERTIFICATE, cert.to_vec()))
+            .collect();
+        let text = pem::encode_many_config(
+            &blocks,
+            pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+        );
+        let for_daemons = ForDaemons {
+            text: Zeroizing::new(text.replace("\n\n", "\n")),
+            secret: None,
+        };
+        Self::new(certs, key, for_daemons)
     }
 
     pub(super) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
-        single_use: Option<SingleUse>,
+        for_daemons: ForDaemons,
     ) -> Result<Self, TlsError> {
         let provider = provider();
         let certified =
@@ -158,20 +173,19 @@ impl Identity {
         Ok(Identity(Arc::new(Inner {
             shared: Shared::server(config.clone()),
             config,
-            single_use,
+            for_daemons,
         })))
     }
 
-    /// What a daemon must be given to trust a single-use identity and be
-    /// trusted by it: PEM text with a certificate and a secret. None for an
-    /// identity of the user's own.
-    pub fn for_daemons(&self) -> Option<&str> {
-        self.0.single_use.as_ref().map(|s| s.for_daemons.as_str())
+    /// What a daemon must be given to trust this identity, and be trusted by it: PEM text with
+    /// certificates, and the secret of a single-use one.
+    pub fn for_daemons(&self) -> &str {
+        &self.0.for_daemons.text
     }
 
     /// What daemons of a single-use identity prove to know.
     pub fn secret(&self) -> Option<&Secret> {
-        self.0.single_use.as_ref().map(|s| &s.secret)
+        self.0.for_daemons.secret.as_ref()
     }
 
     pub fn config(&self) -> &Arc<ServerConfig> {
@@ -186,7 +200,7 @@ impl Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("single_use", &self.0.single_use.is_some())
+            .field("single_use", &self.secret().is_some())
             .finish_non_exhaustive()
     }
 }

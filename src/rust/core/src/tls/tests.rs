@@ -43,7 +43,7 @@ fn dial(
 
 fn single_use() -> (Identity, Trust) {
     let identity = Identity::single_use(&["localhost".into(), "127.0.0.1".into()]).unwrap();
-    let trust = Trust::from_pem(identity.for_daemons().unwrap()).unwrap();
+    let trust = Trust::from_pem(identity.for_daemons()).unwrap();
     (identity, trust)
 }
 
@@ -258,7 +258,7 @@ fn the_host_is_sent_an_alert_by_a_daemon_that_refuses_it() {
 fn names_of_a_single_use_identity_may_be_addresses() {
     let names = ["host.local", "127.0.0.1", "[::1]", "fe80::1"].map(String::from);
     let identity = Identity::single_use(&names).unwrap();
-    let trust = Trust::from_pem(identity.for_daemons().unwrap()).unwrap();
+    let trust = Trust::from_pem(identity.for_daemons()).unwrap();
     for name in [
         "host.local",
         "HOST.local",
@@ -283,7 +283,7 @@ fn host_and_daemon_share_the_secret_of_a_single_use_identity() {
     let proof = trust.secret().unwrap().proof(b"daemon", &[b"nonce"]);
     let secret = identity.secret().unwrap();
     assert!(secret.verify(b"daemon", &[b"nonce"], &proof));
-    let text = identity.for_daemons().unwrap();
+    let text = identity.for_daemons();
     assert!(text.starts_with("-----BEGIN CERTIFICATE-----\n"));
     assert!(text.ends_with("-----END MIRAI SECRET-----\n"));
     assert!(!text.contains("PRIVATE KEY"));
@@ -335,7 +335,7 @@ mod made_by_rcgen {
         let unchecked = |pem: &str, key: &KeyPair| {
             let der = pem::parse(pem).unwrap().into_contents().into();
             let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
-            Identity::new(vec![der], key.into(), None).unwrap()
+            Identity::new(vec![der], key.into(), Default::default()).unwrap()
         };
         assert_eq!(
             meet(&unchecked(&old, &key), &trust, "host").unwrap_err(),

@@ -624,7 +624,9 @@ pub fn io_error(e: nng::Error) -> io::Error {
         _ => Kind::Other,
     };
     let text = match e {
-        nng::Error::AddressInvalid => "the host name cannot be resolved to an address here".into(),
+        nng::Error::AddressInvalid => {
+            "no such address: the host has none, or it is not this machine's".into()
+        }
         nng::Error::ConnectionRefused => "connection refused: nobody listens there".into(),
         nng::Error::AddressInUse => "the port is in use already".into(),
         nng::Error::OutOfFiles => "too many files are open".into(),
@@ -805,6 +807,8 @@ impl Drop for Listener {
 #[derive(Debug)]
 pub enum DialError {
     Failed(io::Error),
+    /// TLS has said no, for this reason.
+    Untrusted(String),
     Interrupted,
     /// The time that the caller gave is over.
     TimedOut,
@@ -868,10 +872,10 @@ pub fn dial(
         (_, Some(Ok(Some(stream)))) => Connection::new(stream, failure).map_err(failed),
         (Waited::TimedOut, _) if patience < CONNECT => Err(DialError::TimedOut),
         (Waited::TimedOut, _) => Err(failed(io_error(nng::Error::TimedOut))),
-        (_, Some(Err(e))) => {
-            let said = failure.as_ref().and_then(Failure::get);
-            Err(failed(said.map_or_else(|| io_error(e), io::Error::other)))
-        }
+        (_, Some(Err(e))) => Err(match failure.as_ref().and_then(Failure::get) {
+            Some(reason) => DialError::Untrusted(reason),
+            None => failed(io_error(e)),
+        }),
         (_, _) => Err(failed(io::ErrorKind::Other.into())),
     }
 }

@@ -73,6 +73,11 @@ impl Gate {
             state.skip.insert(seq);
         }
         // Otherwise the reply and the cancellation have crossed.
+        let read = seq <= state.last;
+        drop(state);
+        if read {
+            self.runtime.cancelled(seq);
+        }
     }
 
     fn interrupt(&self, state: &mut State) {

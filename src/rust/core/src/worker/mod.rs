@@ -22,7 +22,7 @@ use crate::tls::Trust;
 use crate::transport::Address;
 use crate::wait::{Bell, Waited};
 use gate::Gate;
-use wire::{Dialling, Wire};
+use wire::{Dialling, Sender, Wire};
 
 /// What a daemon does when its host goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn exit(&self);
     /// Raises a signal for the process.
     fn raise(&self, signal: i32);
+    /// Hears that the host does not want a task any more that has been read, running or not: for
+    /// those who run several.
+    fn cancelled(&self, _: Seq) {}
 }
 
 /// How to dial and what to do at the end.
@@ -63,6 +66,8 @@ pub struct Options {
     pub autoexit: AutoExit,
     /// Go on dialling until somebody listens.
     pub asyncdial: bool,
+    /// Then, go on also if somebody listens who is not trusted: it has been another before.
+    pub insist: bool,
     /// This process's session directory.
     pub tempdir: String,
     /// Let SIGINT end the wait for a task, rather than ignore it.
@@ -82,9 +87,9 @@ pub enum DialError {
     Refused { url: String, reason: String },
     #[error("no answer from '{url}': {source}")]
     Handshake { url: String, source: io::Error },
-    /// Nothing that trying again would change.
+    /// One end does not trust the other.
     #[error("cannot connect to '{url}': {reason}")]
-    Secret { url: String, reason: String },
+    Untrusted { url: String, reason: String },
     #[error("interrupted")]
     Interrupted,
     /// The time given for it was over.
@@ -142,6 +147,7 @@ impl Worker {
             let error = match Self::dial_once(address, options, &runtime, until, &interrupted) {
                 Ok(worker) => return Ok(worker),
                 Err(e @ (DialError::Connect { .. } | DialError::Handshake { .. })) => e,
+                Err(e @ DialError::Untrusted { .. }) if options.insist => e,
                 Err(e) => return Err(e),
             };
             if !options.asyncdial {
@@ -265,6 +271,11 @@ impl Worker {
     pub fn reply(&mut self, seq: Seq, value: &[u8], failed: bool) -> bool {
         let outcome = if failed { Done::Error } else { Done::Value };
         self.send(&ToHost::Done { seq, outcome }, value).is_ok()
+    }
+
+    /// For answering from another thread than the one that reads.
+    pub(crate) fn sender(&self) -> Box<dyn Sender> {
+        self.wire.sender()
     }
 
     /// Says goodbye and waits until the host has taken note: tasks that were on

@@ -30,8 +30,17 @@ pub(super) trait Wire: Send {
     /// Sends a message, and returns when its body is the caller's again.
     fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()>;
 
+    /// What sends messages from another thread. A message must not be sent by both at once.
+    fn sender(&self) -> Box<dyn Sender>;
+
     /// Ends the link, and whoever watches it.
     fn close(&mut self);
+}
+
+/// See [`Wire::sender`].
+pub(crate) trait Sender: Send {
+    /// As [`Wire::send`].
+    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()>;
 }
 
 /// What [`dial`] is given beside the address.

@@ -40,6 +40,7 @@ pub fn options(trust: Option<Trust>) -> Options {
     Options {
         autoexit: AutoExit::Never,
         asyncdial: false,
+        insist: false,
         tempdir: String::new(),
         interruptible: false,
         slots: 1,
@@ -70,7 +71,7 @@ pub fn listening(url: &str, host: &Host) -> (String, Option<Trust>, Option<Strin
         .is_secure()
         .then(|| Host::single_use_identity(&addresses).unwrap());
     host.listen_all(&addresses, identity.as_ref()).unwrap();
-    let pem = identity.map(|i| i.for_daemons().unwrap().to_string());
+    let pem = identity.map(|i| i.for_daemons().to_string());
     let trust = pem.as_ref().map(|pem| Trust::from_pem(pem).unwrap());
     (host.urls().remove(0), trust, pem)
 }

@@ -230,7 +230,7 @@ fn keys_come_in_many_forms() {
 fn openssl_as_a_client_verifies_the_host() {
     let (identity, _) = single_use();
     let desk = Desk::new();
-    desk.write("ca", identity.for_daemons().unwrap());
+    desk.write("ca", identity.for_daemons());
     for scheme in ["tls+tcp", "wss"] {
         let port = free_port();
         let host = socket();

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::super::{DialError, GRACE, Options, PATIENCE};
-use super::{Dialling, Gate, Wire, accepted};
+use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::signals::{self, Polled, poll_in};
 use crate::transport::{Address, unix};
@@ -68,8 +68,11 @@ impl Wire for LocalWire {
     }
 
     fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
-        let head = crate::protocol::frame::encode_head(message, body.len());
-        unix::send_all(&self.data, &head, body, None)
+        send(&self.data, message, body)
+    }
+
+    fn sender(&self) -> Box<dyn Sender> {
+        Box::new(LocalSender(self.data.try_clone()))
     }
 
     fn close(&mut self) {
@@ -77,6 +80,23 @@ impl Wire for LocalWire {
         let _ = self.control.shutdown(std::net::Shutdown::Both);
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
+        }
+    }
+}
+
+fn send(data: &UnixStream, message: &ToHost, body: &[u8]) -> io::Result<()> {
+    let head = crate::protocol::frame::encode_head(message, body.len());
+    unix::send_all(data, &head, body, None)
+}
+
+/// Another handle of the socket, if there could be one.
+struct LocalSender(io::Result<UnixStream>);
+
+impl Sender for LocalSender {
+    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+        match &self.0 {
+            Ok(data) => send(data, message, body),
+            Err(e) => Err(e.kind().into()),
         }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::super::{DialError, GRACE, PATIENCE};
-use super::{Dialling, Gate, Wire, accepted};
+use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::signals::Polled;
@@ -46,7 +46,7 @@ struct State {
 pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn Wire>, DialError> {
     let trust = dialling.options.trust.as_ref();
     if url.scheme.is_secure() && trust.is_none() {
-        return Err(DialError::Secret {
+        return Err(DialError::Untrusted {
             url: url.to_string(),
             reason: "this URL is a secure one: give the host's certificate as 'tls'".into(),
         });
@@ -57,6 +57,10 @@ pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn 
         nng::DialError::Failed(source) => DialError::Connect {
             url: url.to_string(),
             source,
+        },
+        nng::DialError::Untrusted(reason) => DialError::Untrusted {
+            url: url.to_string(),
+            reason,
         },
         nng::DialError::Interrupted => DialError::Interrupted,
         nng::DialError::TimedOut => DialError::TimedOut,
@@ -108,7 +112,7 @@ impl NetworkWire {
             match self.answer(until, dialling.interrupted) {
                 Ok(ToDaemon::Challenge { nonce }) => {
                     let secret = trust.and_then(Trust::secret);
-                    let secret = secret.ok_or_else(|| DialError::Secret {
+                    let secret = secret.ok_or_else(|| DialError::Untrusted {
                         url: url.to_string(),
                         reason: "the host wants proof that this daemon is meant to be one: give as 'tls' \
                                  all of what launch_remote() shows there, not its certificate alone"
@@ -122,10 +126,7 @@ impl NetworkWire {
                     // Of TLS over TCP this is where the handshake fails.
                     let url = url.to_string();
                     return Err(match self.connection.failure() {
-                        Some(reason) => DialError::Connect {
-                            url,
-                            source: io::Error::other(reason),
-                        },
+                        Some(reason) => DialError::Untrusted { url, reason },
                         None => DialError::Handshake { url, source },
                     });
                 }
@@ -154,9 +155,25 @@ impl NetworkWire {
     }
 
     fn post(&self, message: &ToHost, body: Bytes) {
-        self.connection
-            .post(Channel::Data, Frame::new(message, body));
-        self.connection.flush();
+        post(&self.connection, message, body);
+    }
+}
+
+fn post(connection: &Connection, message: &ToHost, body: Bytes) {
+    connection.post(Channel::Data, Frame::new(message, body));
+    connection.flush();
+}
+
+impl Sender for Arc<Connection> {
+    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+        if body.len() <= COPIED {
+            post(self, message, Bytes::copy_from_slice(body));
+            return Ok(());
+        }
+        // SAFETY: only for as long as `send_all` takes, which does not return before the
+        // connection has let go of it: it is sent, or never will be.
+        let lent: &'static [u8] = unsafe { std::mem::transmute(body) };
+        self.send_all(Frame::new(message, Bytes::from_static(lent)))
     }
 }
 
@@ -190,15 +207,11 @@ impl Wire for NetworkWire {
     }
 
     fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
-        if body.len() <= COPIED {
-            self.post(message, Bytes::copy_from_slice(body));
-            return Ok(());
-        }
-        // SAFETY: only for as long as `send_all` takes, which does not return before the
-        // connection has let go of it: it is sent, or never will be.
-        let lent: &'static [u8] = unsafe { std::mem::transmute(body) };
-        let frame = Frame::new(message, Bytes::from_static(lent));
-        self.connection.send_all(frame)
+        Sender::send(&self.connection, message, body)
+    }
+
+    fn sender(&self) -> Box<dyn Sender> {
+        Box::new(self.connection.clone())
     }
 
     fn close(&mut self) {

@@ -1,0 +1,208 @@
+//! A relay: a daemon to one host and the host of others, to which it passes tasks on.
+//!
+//! For a machine that stands between, such as a cluster's head node: the host need not be
+//! reachable from the daemons. Payloads go through as they are; nothing is evaluated.
+
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+
+use parking_lot::Mutex;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::dispatcher::Target;
+use crate::host::{Host, next_task_id};
+use crate::protocol::{Done, Kind, Seq, ToHost};
+use crate::signals;
+use crate::task::{Constants, Outcome, Payload, Task};
+use crate::worker::{Assignment, Next, Runtime, Worker};
+
+/// The number of tasks that a relay may hold: they wait in its own queue.
+pub const SLOTS: u32 = u32::MAX;
+
+/// Tasks that are passed on, by their numbers on the link to the host above. It is what
+/// [`Worker::dial`] needs of a runtime.
+pub struct Relay {
+    below: Host,
+    tasks: Mutex<Passed>,
+}
+
+#[derive(Default)]
+struct Passed {
+    tasks: FxHashMap<Seq, Vec<Arc<Task>>>,
+    last: Seq,
+    /// Cancelled between being read and being passed on.
+    early: FxHashSet<Seq>,
+}
+
+/// Why a relay has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The host above is gone; with `end`, all daemons shall leave.
+    Lost {
+        end: bool,
+    },
+    Interrupted,
+}
+
+impl Runtime for Relay {
+    fn interrupt(&self) {}
+    fn forget_interrupt(&self) {}
+    fn exit(&self) {}
+    fn raise(&self, _: i32) {}
+
+    fn cancelled(&self, seq: Seq) {
+        let tasks = {
+            let mut passed = self.tasks.lock();
+            if seq > passed.last {
+                passed.early.insert(seq);
+            }
+            passed.tasks.get(&seq).cloned().unwrap_or_default()
+        };
+        for task in tasks {
+            self.below.cancel(&task);
+        }
+    }
+}
+
+impl Relay {
+    /// A relay to the daemons of `below`.
+    pub fn new(below: Host) -> Arc<Relay> {
+        Arc::new(Relay {
+            below,
+            tasks: Mutex::default(),
+        })
+    }
+
+    /// Passes tasks on and values back until the host above is gone. `worker` is a link to it,
+    /// dialled with this as its runtime.
+    pub fn run(self: &Arc<Self>, worker: &mut Worker, interrupted: impl Fn() -> bool) -> Ended {
+        // Values are sent by a thread of their own: it may have to wait until the host above
+        // takes them, which neither those who bring them nor the reader may.
+        let (done, values) = mpsc::channel::<(Seq, Arc<Task>)>();
+        let above = worker.sender();
+        let sending = signals::with_all_blocked(|| {
+            std::thread::Builder::new()
+                .name("mirai-relay".into())
+                .spawn(move || {
+                    for (seq, task) in values {
+                        let (outcome, body): (_, &[u8]) = match task.outcome() {
+                            Some(Outcome::Value(body)) => (Done::Value, body),
+                            Some(Outcome::Error(body)) => (Done::Error, body),
+                            Some(Outcome::Canceled) => (Done::Skipped, &[]),
+                            _ => (Done::Lost, &[]),
+                        };
+                        if above.send(&ToHost::Done { seq, outcome }, body).is_err() {
+                            return;
+                        }
+                    }
+                })
+                .expect("a thread starts")
+        });
+        let mut constants = Known::default();
+        let ended = loop {
+            match worker.next(None, &interrupted) {
+                Next::Task(task) => self.pass(task, &mut constants, &done),
+                Next::Configuration(body) => self.below.configure(Some(body.into())),
+                Next::Lost { end } => break Ended::Lost { end },
+                Next::Interrupted => break Ended::Interrupted,
+                Next::TimedOut => {}
+            }
+        };
+        // Whatever is still under way below sends to nobody.
+        drop(done);
+        self.below.close(matches!(ended, Ended::Lost { end: true }));
+        let _ = sending.join();
+        ended
+    }
+
+    fn pass(
+        self: &Arc<Self>,
+        task: Assignment,
+        known: &mut Known,
+        done: &Sender<(Seq, Arc<Task>)>,
+    ) {
+        let seq = task.seq;
+        let targets: Vec<Target> = match task.kind {
+            // For every daemon; without any, for the first to come.
+            Kind::Setup => match self.below.peers() {
+                none if none.is_empty() => vec![Target::Join(0)],
+                peers => peers.into_iter().map(Target::Peer).collect(),
+            },
+            Kind::Task | Kind::Map => vec![Target::Any],
+        };
+        let constants = task.constants.as_ref().map(|c| known.get(c, &self.below));
+        let body = bytes::Bytes::from(task.body);
+        let tasks: Vec<Arc<Task>> = targets
+            .iter()
+            .map(|_| {
+                let payload = Payload {
+                    kind: task.kind,
+                    stream: task.stream,
+                    constants: constants.clone(),
+                    body: body.clone(),
+                };
+                Arc::new(Task::new(next_task_id(), payload))
+            })
+            .collect();
+
+        let unwanted = {
+            let mut passed = self.tasks.lock();
+            passed.last = seq;
+            passed.tasks.insert(seq, tasks.clone());
+            passed.early.remove(&seq)
+        };
+        let left = Arc::new(AtomicUsize::new(tasks.len()));
+        let first = tasks[0].clone();
+        for (task, target) in tasks.iter().zip(targets) {
+            let (relay, left) = (Arc::downgrade(self), left.clone());
+            let (first, done) = (first.clone(), done.clone());
+            task.on_resolved(Box::new(move |_| {
+                if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    if let Some(relay) = relay.upgrade() {
+                        relay.tasks.lock().tasks.remove(&seq);
+                    }
+                    // Nobody listens any more: there is no host to tell.
+                    let _ = done.send((seq, first));
+                }
+            }));
+            self.below.submit(task.clone(), None, target);
+        }
+        if unwanted {
+            self.cancelled(seq);
+        }
+    }
+}
+
+/// Constants by the bytes that have come from above: those that are still in use below.
+#[derive(Default)]
+struct Known(Vec<(Arc<Vec<u8>>, Weak<Constants>)>);
+
+impl Known {
+    fn get(&mut self, bytes: &Arc<Vec<u8>>, below: &Host) -> Arc<Constants> {
+        // Those that the link above has forgotten.
+        self.0.retain(|(known, _)| Arc::strong_count(known) > 1);
+        let at = self
+            .0
+            .iter()
+            .position(|(known, _)| Arc::ptr_eq(known, bytes));
+        if let Some(constants) = at.and_then(|i| self.0[i].1.upgrade()) {
+            return constants;
+        }
+        let constants = below.constants(bytes::Bytes::from_owner(Shared(bytes.clone())));
+        if let Some(at) = at {
+            self.0.swap_remove(at);
+        }
+        self.0.push((bytes.clone(), Arc::downgrade(&constants)));
+        constants
+    }
+}
+
+struct Shared(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}

@@ -1,0 +1,45 @@
+# Hosts of a network of their own: network namespaces, joined by a bridge in the first of them,
+# which has address 10.231.<net>.1; the others have .2, .3, ... on their interface `eth0`.
+# Nothing of it is in the namespace of the tests.
+local_hosts <- function(n, frame = parent.frame()) {
+  skip_on_os(c("mac", "windows", "solaris"))
+  ip <- Sys.which("ip")
+  if (!nzchar(ip)) skip("Debian's iproute2 is not installed")
+  run <- function(...) {
+    out <- suppressWarnings(system2(ip, c(...), stdout = TRUE, stderr = TRUE))
+    if (!is.null(attr(out, "status"))) stop("ip ", paste(c(...), collapse = " "), ": ", paste(out, collapse = "\n"))
+  }
+  names <- paste0("mirai", Sys.getpid(), "-", seq_len(n + 1L))
+  net <- Sys.getpid() %% 250L
+  made <- tryCatch(run("netns", "add", names[[1L]]), error = conditionMessage)
+  if (is.character(made)) skip(paste0("network namespaces cannot be made here (", made, ")"))
+  defer(
+    function() for (name in names) suppressWarnings(system2(ip, c("netns", "del", name), stdout = FALSE, stderr = FALSE)),
+    frame
+  )
+  hub <- names[[1L]]
+  run("-n", hub, "link add bridge type bridge")
+  run("-n", hub, "link set lo up")
+  for (i in seq_len(n)) {
+    name <- names[[i + 1L]]
+    run("netns", "add", name)
+    run("-n", hub, "link add", paste0("to", i), "type veth peer name eth0 netns", name)
+    run("-n", hub, "link set", paste0("to", i), "master bridge up")
+    run("-n", name, "link set lo up")
+    run("-n", name, "addr add", paste0("10.231.", net, ".", i + 1L, "/24 dev eth0"))
+    run("-n", name, "link set eth0 up")
+  }
+  run("-n", hub, "addr add", paste0("10.231.", net, ".1/24 dev bridge"))
+  run("-n", hub, "link set bridge up")
+  list(names = names, addresses = paste0("10.231.", net, ".", seq_len(n + 1L)))
+}
+
+# What R code prints that runs on the first of the hosts. It finds the others in `hosts`.
+output_on_host <- function(hosts, code, seconds = 60, frame = parent.frame()) {
+  given <- paste0("hosts <- ", paste(deparse(hosts), collapse = ""), "; addresses <- hosts$addresses; names <- hosts$names")
+  dir <- local_file("tmp", frame = frame)
+  dir.create(dir)
+  local_envvar(TMPDIR = dir, R_LIBS = paste(.libPaths(), collapse = ":"), frame = frame)
+  args <- c("netns", "exec", hosts$names[[1L]], file.path(R.home("bin"), "Rscript"), r_script(c(given, code), frame))
+  suppressWarnings(system2("ip", args, stdout = TRUE, stderr = TRUE, timeout = seconds))
+}

@@ -1,0 +1,108 @@
+test_that("without configuration, daemons are given what they need and nothing secret of the host", {
+  local_test_daemons(url = loopback("tls+tcp"))
+  text <- nextget("tls")
+  expect_match(text, "^-----BEGIN CERTIFICATE-----\n")
+  expect_no_match(text, "PRIVATE KEY")
+  command <- launch_remote(1)
+  expect_match(command, text, fixed = TRUE)
+  expect_no_match(command, "PRIVATE KEY")
+  # Nor is a key in what this process has written or was started with.
+  for (file in c("cmdline", "environ")) {
+    bytes <- readBin(file.path("/proc/self", file), "raw", 1e6)
+    expect_no_match(rawToChar(bytes[bytes != 0]), "PRIVATE KEY")
+  }
+  # The certificate alone is not enough: whoever has it has not been told to come.
+  certificate <- sub("(-----END CERTIFICATE-----\n).*", "\\1", text)
+  p <- daemon_process(nextget("url"), paste0(", tls = c(", encodeString(certificate, quote = "\""), ", '')"))
+  said <- words(p)
+  expect_match(said, "launch_remote", all = FALSE)
+  # Nor is another host's.
+  expect_identical(info()[["cumulative"]], 0L)
+  p <- daemon_process(nextget("url"), tls_argument())
+  expect_true(connected(1))
+  expect_identical(mirai("secure")[], "secure")
+  daemons(0)
+  expect_identical(end_code(p), 0L)
+})
+
+test_that("a daemon does not talk to another host than it was told to", {
+  local_test_daemons(url = loopback("wss"))
+  others <- tls_argument()
+  local_test_daemons(url = loopback("wss"))
+  # Not even one that waits for its host, as waiting will not help.
+  p <- daemon_process(nextget("url"), paste0(others, ", asyncdial = TRUE"))
+  said <- words(p)
+  expect_match(said, "certificate", all = FALSE)
+  expect_identical(info()[["cumulative"]], 0L)
+})
+
+test_that("certificates of one's own", {
+  pem <- local_certificates()
+  chain <- pem$read("server.pem", "intermediate.pem")
+  everything <- pem$read("server.pem", "intermediate.pem", "root.pem")
+  for (scheme in c("tls+tcp", "wss")) {
+    local_test_daemons(url = loopback(scheme), tls = c(chain, pem$read("server.key")))
+    launch_local(1, tls = c(everything, ""))
+    expect_identical(mirai("signed")[], "signed", info = scheme)
+    daemons(0)
+  }
+  # Files, with the root alone at the daemon.
+  both <- pem$file("both.pem")
+  writeLines(c(chain, pem$read("server.key")), both)
+  local_test_daemons(url = loopback("tls+tcp"), tls = both)
+  launch_local(1, tls = pem$file("root.pem"))
+  expect_identical(mirai("files")[], "files")
+  # Self-signed, by which the certificate is all there is.
+  local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("self.pem"), pem$read("self.key")))
+  launch_local(1, tls = c(pem$read("self.pem"), ""))
+  expect_identical(mirai("self")[], "self")
+})
+
+test_that("what is wrong with a certificate is said where it can be put right", {
+  pem <- local_certificates()
+  key <- pem$read("server.key")
+  said <- function(url, tls) {
+    p <- daemon_process(url, paste0(", tls = ", encodeString(tls, quote = "\"")))
+    paste(words(p), collapse = "\n")
+  }
+  # The name in the URL is none of the certificate's.
+  local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("elsewhere.pem", "intermediate.pem"), pem$read("elsewhere.key")))
+  expect_match(said(nextget("url"), pem$file("root.pem")), "not valid for the name '127.0.0.1'", fixed = TRUE)
+  # Signed by somebody else.
+  local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("server.pem", "intermediate.pem"), key))
+  expect_match(said(nextget("url"), pem$file("self.pem")), "not signed by")
+  expect_identical(info()[["cumulative"]], 0L)
+  # Another's key; one with a password.
+  pem$run("pkcs8", "-topk8", "-in", pem$file("server.key"), "-passout", "pass:secret", "-out", pem$file("encrypted.key"))
+  encrypted <- c(pem$read("server.pem", "intermediate.pem"), pem$read("encrypted.key"))
+  url <- "tls+tcp://127.0.0.1:0"
+  expect_snapshot(show_errors({
+    daemons(url = url, tls = c(pem$read("server.pem"), pem$read("self.key")), .compute = "another")
+    daemons(url = url, tls = encrypted, .compute = "another")
+    daemons(url = url, tls = encrypted, pass = "wrong", .compute = "another")
+  }))
+  local_test_daemons(url = url, tls = encrypted, pass = "secret")
+  launch_local(1, tls = pem$file("root.pem"))
+  expect_identical(mirai("opened")[], "opened")
+})
+
+test_that("openssl sees the chain and both versions of TLS", {
+  pem <- local_certificates()
+  local_test_daemons(
+    url = loopback("tls+tcp"),
+    tls = c(pem$read("server.pem", "intermediate.pem"), pem$read("server.key"))
+  )
+  seen <- function(version) {
+    args <- c("s_client", "-connect", sub("^.*//", "", nextget("url")), version, "-CAfile", pem$file("root.pem"))
+    suppressWarnings(system2("openssl", args, stdout = TRUE, stderr = TRUE, input = ""))
+  }
+  for (version in c("-tls1_2", "-tls1_3")) {
+    out <- seen(version)
+    expect_match(out, "Verify return code: 0 (ok)", fixed = TRUE, all = FALSE)
+    expect_match(out, "mirai test intermediate", all = FALSE)
+    expect_match(out, paste0("TLSv1.", substr(version, 7, 7)), fixed = TRUE, all = FALSE)
+  }
+  old <- seen("-tls1_1")
+  expect_match(old, "alert", all = FALSE)
+  expect_match(old, "no peer certificate available", all = FALSE)
+})

@@ -1,0 +1,94 @@
+# What the vignette "Distributed computing" tells users to do with machines that
+# are not here, done with those that are: code of its chunks, with other addresses.
+
+chunk <- function(label) {
+  path <- c(test_path("../../vignettes/distributed.Rmd"), system.file("doc", "distributed.Rmd", package = "mirai"))
+  path <- path[file.exists(path)]
+  if (!length(path)) skip("The vignette's source is not here")
+  lines <- readLines(path[[1L]])
+  from <- grep(paste0("^```\\{r ", label, "[,}]"), lines)
+  to <- grep("^```$", lines)
+  lines[(from + 1L):(min(to[to > from]) - 1L)]
+}
+
+follow <- function(label, env, ...) {
+  code <- paste(chunk(label), collapse = "\n")
+  swaps <- c(...)
+  for (old in names(swaps)) {
+    expect_match(code, old, fixed = TRUE)
+    code <- gsub(old, swaps[[old]], code, fixed = TRUE)
+  }
+  printed(code, env)
+}
+
+test_that("SSH", {
+  local_tmpdir()
+  ssh <- local_ssh()
+  env <- session()
+  env$ssh_config <- function(...) mirai::ssh_config(..., command = ssh$command)
+  out <- follow("ssh", env, "ssh://me@10.75.32.90" = ssh$remotes[[1L]], "ssh://me@10.75.32.91:222" = ssh$remotes[[2L]])
+  expect_identical(out, "[1] 2")
+  expect_true(connected(2))
+  expect_identical(mirai("by ssh, in TLS")[], "by ssh, in TLS")
+
+  there <- paste0("localhost:", free_port())
+  env$ssh_config <- function(...) mirai::ssh_config(..., command = ssh$command, host = there)
+  out <- follow("tunnel", env, "ssh://me@10.75.32.90" = ssh$remotes[[1L]], "5555" = as.character(free_port()))
+  expect_identical(out, "[1] 2")
+  expect_true(connected(2))
+  expect_identical(mirai("through a tunnel")[], "through a tunnel")
+})
+
+test_that("Slurm", {
+  local_tmpdir()
+  slurm <- local_slurm()
+  env <- session()
+  env$cluster_config <- function(command, options) mirai::cluster_config(command, c(options, slurm$options))
+  for (label in c("sbatch", "srun")) {
+    expect_identical(follow(label, env), "[1] 2")
+    expect_true(connected(2))
+    expect_identical(mirai(nzchar(Sys.getenv("SLURM_JOB_ID")))[], TRUE)
+    daemons(0)
+    expect_true(wait_until(function() !length(slurm$jobs()), 20))
+  }
+})
+
+test_that("TLS with certificates of one's own", {
+  local_tmpdir()
+  pem <- local_certificates()
+  writeLines(c(pem$read("server.pem", "intermediate.pem"), pem$read("server.key")), pem$file("host.pem"))
+  env <- session()
+  env$launch_remote <- function(i, tls) {
+    local_envvar(R_LIBS = paste(.libPaths(), collapse = ":"))
+    system(paste(mirai::launch_remote(i, tls = tls), "&"), ignore.stdout = TRUE, ignore.stderr = TRUE)
+    invisible()
+  }
+  follow(
+    "certificates", env,
+    "host.example.org:5555" = "127.0.0.1:0",
+    "\"host.pem\"" = encodeString(pem$file("host.pem"), quote = "\""),
+    "\"authority.pem\"" = encodeString(pem$file("root.pem"), quote = "\"")
+  )
+  expect_identical(mirai("signed")[], "signed")
+  pid <- mirai(Sys.getpid())[]
+  daemons(0)
+  expect_true(ends(pid))
+})
+
+test_that("a relay", {
+  env <- session()
+  here <- free_port()
+  there <- free_port()
+  env$dispatcher <- function(...) {
+    call <- as.call(c(quote(mirai::dispatcher), list(...)))
+    env$process <- r_process(deparse(call), frame = env$frame)
+  }
+  env$frame <- environment()
+  follow("relay", env, "10.75.32.70:5555" = paste0("127.0.0.1:", here), "head:5556" = paste0("127.0.0.1:", there))
+  expect_true(connected(1))
+  m <- mirai("relayed")
+  p <- daemon_process(paste0("tcp://127.0.0.1:", there))
+  expect_identical(m[], "relayed")
+  daemons(0)
+  expect_identical(end_code(p), 0L)
+})
