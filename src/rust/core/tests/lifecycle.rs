@@ -64,13 +64,7 @@ fn a_fresh_url_takes_the_place_of_the_old_one() {
         let first = host.renew(0, false).unwrap().unwrap();
         let second = host.renew(0, false).unwrap().unwrap();
         assert!(old != first && first != second && old != second);
-        let common = first
-            .bytes()
-            .zip(second.bytes())
-            .take_while(|(a, b)| a == b);
-        if !given.starts_with("abstract") {
-            assert_eq!(first.len() - common.count(), second.len() - old.len() - 1);
-        }
+        assert_eq!(first.len(), second.len());
         host.close(true);
     }
 }
