@@ -64,7 +64,7 @@ impl Link {
         let identity = secure.then(|| Host::single_use_identity(&addresses).unwrap());
         host.listen_all(&addresses, identity.as_ref()).unwrap();
         let mut child = process(&[role, &host.urls()[0]], Stdio::piped());
-        let pem = identity.as_ref().and_then(|i| i.for_daemons());
+        let pem = identity.as_ref().map(|i| i.for_daemons());
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(pem.unwrap_or("").as_bytes()).unwrap();
         drop(stdin);
@@ -117,6 +117,7 @@ fn dial(url: &str, pem: &str) -> Worker {
         tempdir: String::new(),
         interruptible: false,
         slots: 1,
+        insist: false,
         trust: (!pem.is_empty()).then(|| Trust::from_pem(pem).unwrap()),
     };
     let address = url.parse().unwrap();
