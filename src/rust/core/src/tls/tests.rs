@@ -218,22 +218,6 @@ fn a_handshake_without_end_is_ended_and_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_host_without_tls_is_recognised() {
-    let url = format!("tcp://127.0.0.1:{}", free_port());
-    let host = socket();
-    host.listen(&url).unwrap();
-    let (_, trust) = single_use();
-    let (result, failure) = dial(&socket(), &format!("tls+{url}"), &trust, "127.0.0.1");
-    result.unwrap_err();
-    let why = failure.get().unwrap();
-    assert!(
-        why == "the peer does not speak TLS"
-            || why == "the connection ended during the TLS handshake",
-        "{why}"
-    );
-}
-
-#[test]
 fn the_host_is_sent_an_alert_by_a_daemon_that_refuses_it() {
     let (identity, _) = single_use();
     let (_, stranger) = single_use();
