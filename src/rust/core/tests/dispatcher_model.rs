@@ -800,6 +800,15 @@ fn live_through(world: &mut World, step: Step) {
                 },
                 &[],
             );
+            // Nobody has recalled anything.
+            let recalled = world
+                .daemons
+                .get(&peer)
+                .is_some_and(|d| d.recalled.is_some());
+            if !recalled {
+                let (from, to) = (0, u64::MAX);
+                world.happen(Event::Returned { peer, from, to }, &[]);
+            }
         }
     }
 }

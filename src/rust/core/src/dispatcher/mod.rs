@@ -551,7 +551,7 @@ impl<J: Clone> Dispatcher<J> {
 
     /// A peer has given back what it had not started.
     fn returned(&mut self, id: PeerId, from: Seq, to: Seq, out: &mut Vec<Action<J>>) {
-        let Some(peer) = self.peers.get_mut(&id) else {
+        let Some(peer) = self.peers.get_mut(&id).filter(|p| p.recalled) else {
             return;
         };
         peer.recalled = false;
