@@ -1,13 +1,19 @@
-# Evaluates a task: on a daemon called from daemon.rs, and here for `sync = TRUE`.
-#
-# An error or interrupt that the task does not handle itself becomes the value. The
+# Evaluates a task in this process, for `sync = TRUE`.
+evaluate <- function(.expr., .envir.) handling(eval(.expr., .envir.))
+
+# Evaluates the tasks of a daemon: called from daemon.rs, where the loop is, which sets
+# `.expr.` and `.envir.` and then evaluates the same call as above. Returns when there are no more
+# tasks, or with the error value of one.
+serve <- function(session, .expr., .envir.) handling(.Call(rs_serve_tasks, session, environment()))
+
+# An error or interrupt that a task does not handle itself becomes the value. The
 # handlers are calling ones, established at less than half the price of tryCatch() and
 # run with the stack still there to be recorded. `leave`, like every default, is a promise:
 # to return from this very frame, so forcing it ends the evaluation.
-evaluate <- function(.expr., .envir., outcome = NULL, leave = return(outcome)) {
+handling <- function(expr, outcome = NULL, leave = return(outcome)) {
   depth <- sys.nframe()
   withCallingHandlers(
-    eval(.expr., .envir.),
+    expr,
     error = function(cnd) {
       calls <- sys.calls()
       outcome <<- new_mirai_error(cnd, task_calls(calls, depth, sys.nframe()))
@@ -23,8 +29,8 @@ evaluate <- function(.expr., .envir., outcome = NULL, leave = return(outcome)) {
 # How an error names its call when that is the task's own expression.
 evaluator_call <- quote(eval(.expr., .envir.))
 
-# Takes our own frames off the calls on the stack: up to evaluate() at `depth` and the
-# three that it makes (withCallingHandlers, and eval twice); at the other end the handler
+# Takes our own frames off the calls on the stack: up to handling() at `depth` and the
+# three that follow (withCallingHandlers, and eval twice); at the other end the handler
 # at `last`, and what R calls it through for an error of its own.
 task_calls <- function(calls, depth, last) {
   last <- last - 1L

@@ -117,6 +117,31 @@ row("200 map tasks with a 10 MB constant, 2 daemons", "ms", NA, times = 3L, f = 
   seconds(mirai_map(1:200, function(i, x) x[[i]], .args = list(constant))[]) * 1e3
 })
 
+## Uneven work
+
+# How much longer tasks take than they would if each went to the daemon that is free first, at no
+# cost. Sleeping, so that it can be seen on a machine of few cores; as long as they really slept.
+nap <- function(x) {
+  start <- Sys.time()
+  Sys.sleep(x)
+  as.numeric(difftime(Sys.time(), start, units = "secs"))
+}
+environment(nap) <- globalenv()
+list_schedule <- function(times, n) {
+  free <- numeric(n)
+  for (time in times) {
+    i <- which.min(free)
+    free[i] <- free[i] + time
+  }
+  max(free)
+}
+invisible(daemons(4))
+row("1,000 tasks of 0 to 20 ms, 4 daemons: beyond the ideal", "%", 3, times = 3L, f = function() {
+  times <- stats::runif(1000, 0, 0.02)
+  took <- seconds(slept <- mirai_map(times, nap)[])
+  100 * (took / list_schedule(unlist(slept), 4) - 1)
+})
+
 ## Large vectors
 
 invisible(daemons(1))

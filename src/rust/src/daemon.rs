@@ -3,6 +3,12 @@
 //! [`run`] holds the link and all other Rust values; R is entered through
 //! [`within_r`] only, which a long jump cannot leave. What is called in there
 //! owns nothing.
+//!
+//! Establishing R's condition handlers costs more than everything else that is done for a
+//! small task. So they are established around the loop that serves the link: Rust
+//! ([`serve`]) calls R (`serve()` in R/evaluate.R), which calls Rust again ([`serve_tasks`]),
+//! where tasks are evaluated one after the other. A task that ends in an error leaves that
+//! loop with the error as the value of R's `serve()`; it is answered, and a new loop begins.
 
 use std::ffi::{c_int, c_void, CStr};
 use std::fs::File;
@@ -13,9 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use extendr_ffi::{
-    R_CallMethodDef, R_GlobalEnv, R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar,
-    Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP,
-    STRING_ELT, VECTOR_ELT,
+    R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
+    R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
+    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, STRING_ELT, VECTOR_ELT,
 };
 use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
@@ -29,6 +35,7 @@ use crate::serialize::{self, hooks, Buffer};
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"run_daemon", run_daemon as *const (), 2),
+        r::routine(c"serve_tasks", serve_tasks as *const (), 2),
         r::routine(c"serve_forks", serve_forks as *const (), 0),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
     ]
@@ -36,7 +43,8 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 
 r::symbols! {
     SEED = c".Random.seed";
-    QUOTE = c"quote";
+    EXPR = c".expr.";
+    ENVIR = c".envir.";
     ELEMENT = c".x";
 }
 
@@ -236,49 +244,178 @@ fn serve(
     limits: &mut Limits,
     snapshot: &mut Snapshot,
 ) -> End {
-    let mut out = Buffer::new();
+    let mut session = Session {
+        worker,
+        settings,
+        limits,
+        snapshot,
+        out: Buffer::new(),
+        task: None,
+        end: None,
+    };
+    let this = &raw mut session;
     loop {
-        let task = match worker.next(limits.until(), r::interrupted) {
-            Next::Task(task) => task,
-            Next::Configuration(bytes) => {
-                configure(&bytes);
-                continue;
+        // Returns for every task that ends otherwise than with a value.
+        // SAFETY: in a top-level context, on the main thread; `session` outlives it, and R
+        // forgets it then. What a long jump leaves owns nothing.
+        unsafe {
+            within_r(|| {
+                let pointer = Rf_protect(R_MakeExternalPtr(this.cast(), R_NilValue, R_NilValue));
+                let call = Rf_protect(Rf_lang2(SERVE.get(), pointer));
+                let outcome = Rf_protect(Rf_eval(call, R_GlobalEnv));
+                R_ClearExternalPtr(pointer);
+                if (*this).task.is_some() {
+                    (*this).answer(outcome);
+                }
+                Rf_unprotect(3);
+            });
+            if (*this).task.is_some() {
+                (*this).give_up(Stage::Evaluating);
             }
-            Next::TimedOut if limits.wall_is_over() => return End::Wall,
-            Next::TimedOut => return End::Idle,
-            Next::Interrupted if settings.dial.interruptible => return End::Interrupted,
-            Next::Interrupted => {
-                // Ctrl-C on an idle daemon means nothing.
-                r::clear_interrupt();
-                continue;
+            if let Some(end) = (*this).end {
+                return end;
             }
-            Next::Lost { end } => {
-                limits.told_to_end = end;
-                return End::Lost;
+        }
+    }
+}
+
+/// A link that is served, for [`serve_tasks`].
+struct Session<'a> {
+    worker: &'a mut Worker,
+    settings: &'a Settings,
+    limits: &'a mut Limits,
+    snapshot: &'a mut Snapshot,
+    out: Buffer,
+    /// The task under evaluation.
+    task: Option<Assignment>,
+    /// Why there is no next one.
+    end: Option<End>,
+}
+
+/// `.Call(serve_tasks, session, frame)`: evaluates one task after the other, as long as there are
+/// any and they have values. One that ends in an error leaves this by the long jump of the
+/// handlers that R has established around it, once for all tasks.
+unsafe extern "C-unwind" fn serve_tasks(session: SEXP, frame: SEXP) -> SEXP {
+    let session = R_ExternalPtrAddr(session).cast::<Session<'_>>();
+    if session.is_null() {
+        extendr_ffi::Rf_error(c"the link is no longer served".as_ptr());
+    }
+    while (*session).begin(frame) {
+        let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
+        (*session).answer(value);
+        Rf_unprotect(1);
+    }
+    R_NilValue
+}
+
+// R's long jumps end in each of these.
+impl Session<'_> {
+    /// Waits for the next task and puts its expression and environment into `frame`. False
+    /// when the link or the daemon's time is over.
+    unsafe fn begin(&mut self, frame: SEXP) -> bool {
+        while self.end.is_none() {
+            let task = match self.worker.next(self.limits.until(), r::interrupted) {
+                Next::Task(task) => task,
+                Next::Configuration(bytes) => {
+                    configure(&bytes);
+                    continue;
+                }
+                Next::TimedOut if self.limits.wall_is_over() => {
+                    self.end = Some(End::Wall);
+                    break;
+                }
+                Next::TimedOut => {
+                    self.end = Some(End::Idle);
+                    break;
+                }
+                Next::Interrupted if self.settings.dial.interruptible => {
+                    self.end = Some(End::Interrupted);
+                    break;
+                }
+                Next::Interrupted => {
+                    // Ctrl-C on an idle daemon means nothing.
+                    r::clear_interrupt();
+                    continue;
+                }
+                Next::Lost { end } => {
+                    self.limits.told_to_end = end;
+                    self.end = Some(End::Lost);
+                    break;
+                }
+            };
+            let state = if task.kind == Kind::Map { 2 } else { 1 };
+            STATE.store(state, Ordering::Relaxed);
+            let task = self.task.insert(task);
+            if within_r(|| prepare(task, frame)) {
+                // So that `failure` knows whether an error was what ended it.
+                *r::R_curErrorBuf().cast_mut() = 0;
+                return true;
             }
-        };
-        let failed = evaluate(worker, &task, &mut out);
-        if !worker.reply(task.seq, out.as_slice(), failed) {
+            self.give_up(Stage::Reading);
+        }
+        false
+    }
+
+    /// Answers the task with its value, which is protected.
+    unsafe fn answer(&mut self, value: SEXP) {
+        finish(self.worker);
+        let out = &raw mut self.out;
+        let mut written = false;
+        let mut failed = true;
+        within_r(|| {
+            written = Buffer::write(out, value);
+            failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
+        });
+        if written {
+            self.reply(failed);
+        } else {
+            self.give_up(Stage::Writing);
+        }
+    }
+
+    /// Answers the task with what R has last said. It was left by a long jump that nothing
+    /// caught.
+    unsafe fn give_up(&mut self, stage: Stage) {
+        finish(self.worker);
+        let out = &raw mut self.out;
+        let written = within_r(|| {
+            let value = Rf_protect(failure(stage));
+            if !Buffer::write(out, value) {
+                *out = Buffer::new();
+            }
+            Rf_unprotect(1);
+        });
+        if !written {
+            // Out of memory, most likely. An empty value is an error on the host.
+            self.out = Buffer::new();
+        }
+        self.reply(true);
+    }
+
+    /// Sends what is in `out` and cleans up.
+    unsafe fn reply(&mut self, failed: bool) {
+        let Some(task) = self.task.take() else { return };
+        if !self.worker.reply(task.seq, self.out.as_slice(), failed) {
             // What the link has to say about it comes from the next call.
-            out = Buffer::new();
+            self.out = Buffer::new();
         }
         match task.kind {
             Kind::Setup => {
                 if let Some(now) = take_snapshot() {
-                    *snapshot = now;
+                    *self.snapshot = now;
                 }
             }
             Kind::Task | Kind::Map => {
-                clean_up(snapshot, settings.cleanup);
-                limits.tasks += 1;
+                clean_up(self.snapshot, self.settings.cleanup);
+                self.limits.tasks += 1;
             }
         }
-        limits.start_timers(settings);
-        if settings.maxtasks.is_some_and(|most| limits.tasks >= most) {
-            return End::MaxTasks;
-        }
-        if limits.wall_is_over() {
-            return End::Wall;
+        self.limits.start_timers(self.settings);
+        let most = self.settings.maxtasks;
+        if most.is_some_and(|most| self.limits.tasks >= most) {
+            self.end = Some(End::MaxTasks);
+        } else if self.limits.wall_is_over() {
+            self.end = Some(End::Wall);
         }
     }
 }
@@ -317,60 +454,12 @@ fn configure(bytes: &[u8]) {
     });
 }
 
-/// How far the evaluation of a task has come.
+/// How far a task had come that was left by a long jump.
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
     Reading,
     Evaluating,
     Writing,
-    Done,
-}
-
-/// Evaluates a task and leaves the serialized value in `out`, whatever happens. True if
-/// it is an error value.
-fn evaluate(worker: &Worker, task: &Assignment, out: &mut Buffer) -> bool {
-    STATE.store(
-        if task.kind == Kind::Map { 2 } else { 1 },
-        Ordering::Relaxed,
-    );
-    let mut stage = Stage::Reading;
-    let mut failed = true;
-    let out = std::ptr::from_mut(out);
-    // SAFETY: in a top-level context, on the main thread; the closures own nothing.
-    unsafe {
-        within_r(|| {
-            let call = Rf_protect(prepare(task));
-            // So that `failure` knows whether an error was what ended it.
-            *r::R_curErrorBuf().cast_mut() = 0;
-            stage = Stage::Evaluating;
-            let value = Rf_protect(Rf_eval(call, R_GlobalEnv));
-            finish(worker);
-            stage = Stage::Writing;
-            if !Buffer::write(out, value) {
-                return;
-            }
-            failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
-            stage = Stage::Done;
-            Rf_unprotect(2);
-        });
-        if stage == Stage::Reading || stage == Stage::Evaluating {
-            finish(worker);
-        }
-        if stage != Stage::Done {
-            let written = within_r(|| {
-                let value = Rf_protect(failure(stage));
-                if !Buffer::write(out, value) {
-                    *out = Buffer::new();
-                }
-                Rf_unprotect(1);
-            });
-            if !written {
-                // Out of memory, most likely. An empty value is an error on the host.
-                *out = Buffer::new();
-            }
-        }
-    }
-    failed
 }
 
 /// The evaluation is over: an interrupt that was meant for it must not be felt
@@ -394,8 +483,8 @@ unsafe fn read(bytes: &[u8]) -> SEXP {
     }
 }
 
-/// Puts a task's objects in place and returns the call that evaluates it.
-unsafe fn prepare(task: &Assignment) -> SEXP {
+/// Puts a task's objects in place, and into `frame` what to evaluate and where.
+unsafe fn prepare(task: &Assignment, frame: SEXP) {
     let common = task.constants.as_ref().map_or(&task.body, |c| &**c);
     let payload = Rf_protect(read(common));
     if let Some([a, b, c, d, e, f]) = task.stream {
@@ -411,13 +500,20 @@ unsafe fn prepare(task: &Assignment) -> SEXP {
         Rf_defineVar(ELEMENT.get(), element, env);
         Rf_unprotect(1);
     }
-    let expr = Rf_protect(Rf_lang2(QUOTE.get(), VECTOR_ELT(payload, 0)));
-    let call = Rf_lang3(EVALUATE.get(), expr, env);
-    Rf_unprotect(3);
-    call
+    Rf_defineVar(EXPR.get(), VECTOR_ELT(payload, 0), frame);
+    Rf_defineVar(ENVIR.get(), env, frame);
+    Rf_unprotect(2);
 }
 
-static EVALUATE: Constant = Constant::new(|| unsafe { r::our_function(c"evaluate") });
+/// The function of R/evaluate.R that establishes handlers and calls [`serve_tasks`].
+static SERVE: Constant = Constant::new(|| unsafe { r::our_function(c"serve") });
+
+/// `eval(.expr., .envir.)`: within `eval()`, so that a task may `return()`, and as R/evaluate.R
+/// calls it, which knows such a call for none of the task's.
+static TASK_CALL: Constant = Constant::new(|| unsafe {
+    let function = Rf_install(c"eval".as_ptr());
+    Rf_lang3(function, EXPR.get(), ENVIR.get())
+});
 
 /// Assigns the elements of a named list.
 unsafe fn define_all(list: SEXP, env: SEXP) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use extendr_ffi::{
     R_CallMethodDef, R_ClassSymbol, R_ClearExternalPtr, R_ExternalPtrAddr, R_ExternalPtrProtected,
     R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx, R_SetExternalPtrAddr,
-    Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect,
+    Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR,
     LOGICAL, SEXP, SEXPTYPE, TYPEOF,
 };
 use mirai_core::host;
@@ -127,7 +127,10 @@ pub unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
 }
 
 pub unsafe fn is_mirai(x: SEXP) -> bool {
-    TYPEOF(x) == SEXPTYPE::ENVSXP && Rf_inherits(x, c"mirai".as_ptr()) == Rboolean::TRUE
+    TYPEOF(x) == SEXPTYPE::ENVSXP
+        // As one that is made here has it, which is quick to see.
+        && (CAR(r::ATTRIB(x)) == CLASS.get()
+            || Rf_inherits(x, c"mirai".as_ptr()) == Rboolean::TRUE)
 }
 
 /// The error value for R's last error.

@@ -93,7 +93,13 @@ impl Relay {
                             Some(Outcome::Canceled) => (Done::Skipped, &[]),
                             _ => (Done::Lost, &[]),
                         };
-                        if above.send(&ToHost::Done { seq, outcome }, body).is_err() {
+                        let message = ToHost::Done {
+                            seq,
+                            outcome,
+                            // Of no use: a relay holds whatever it is sent.
+                            spent: 0,
+                        };
+                        if above.send(&message, body).is_err() {
                             return;
                         }
                     }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use mirai_core::dispatcher::{
-    Action, Config, Counts, Dispatcher, EndpointCounts, Event, PeerId, Policy, Target, TaskId,
-    Verdict,
+    AHEAD, Action, Config, Counts, Dispatcher, EndpointCounts, Event, MOST_AHEAD, OVERDUE, PeerId,
+    Policy, Target, TaskId, Verdict,
 };
 use proptest::prelude::*;
 
@@ -56,6 +56,25 @@ struct Daemon {
     assigned: VecDeque<TaskId>,
     last_seq: u64,
     leaving: bool,
+    /// What its tasks take, and since when it may have been at work on the first.
+    pace: Option<Duration>,
+    since: Duration,
+    /// What it has been asked to give back.
+    recalled: Option<(u64, u64)>,
+}
+
+impl Daemon {
+    /// As many tasks as it can work off in the time for which it may hold some.
+    fn promised(&self) -> usize {
+        let Some(pace) = self.pace else { return 1 };
+        let fit = (1..=MOST_AHEAD).take_while(|n| pace * *n as u32 <= AHEAD);
+        fit.last().unwrap_or(1)
+    }
+
+    /// Whether it holds what it could give back and has not been asked to.
+    fn holds(&self) -> bool {
+        self.held.len() > 1 && self.recalled.is_none()
+    }
 }
 
 struct World {
@@ -106,10 +125,13 @@ impl World {
         }
     }
 
-    fn window(&self) -> usize {
+    /// How many tasks a daemon may be sent at most, and how many it must be given.
+    fn windows(&self, daemon: &Daemon) -> (usize, usize) {
+        let prompt = self.now - daemon.since <= AHEAD && daemon.recalled.is_none();
         match self.config.policy {
-            Policy::Queue => 1,
-            Policy::RoundRobin => WINDOW,
+            Policy::Queue if prompt || daemon.held.is_empty() => (daemon.promised(), 1),
+            Policy::Queue => (1, 1),
+            Policy::RoundRobin => (WINDOW, WINDOW),
         }
     }
 
@@ -187,6 +209,9 @@ impl World {
             assigned: VecDeque::new(),
             last_seq: 0,
             leaving: false,
+            pace: None,
+            since: self.now,
+            recalled: None,
         };
         self.daemons.insert(peer, daemon);
         self.first[endpoint].get_or_insert(peer);
@@ -232,12 +257,20 @@ impl World {
     }
 
     fn reply(&mut self, peer: PeerId) {
+        self.reply_after(peer, Duration::from_millis(2));
+    }
+
+    fn reply_after(&mut self, peer: PeerId, spent: Duration) {
         self.begin(peer);
+        let now = self.now;
         let daemon = self.daemons.get_mut(&peer).unwrap();
         let Some(first) = daemon.held.pop_front() else {
             return;
         };
         daemon.busy = false;
+        let before = daemon.pace.unwrap_or(spent);
+        daemon.pace = Some(spent.max((before * 3 + spent) / 4));
+        daemon.since = now;
         self.endpoints[daemon.endpoint].complete += 1;
         let mut over = Vec::new();
         if first.wanted {
@@ -245,7 +278,48 @@ impl World {
             over.push((first.id, Verdict::Replied));
         }
         let seq = first.seq;
-        self.happen(Event::Replied { peer, seq }, &over);
+        self.happen(Event::Replied { peer, seq, spent }, &over);
+    }
+
+    /// The daemon's watcher hears that it is to give something back, and does so.
+    fn give_back(&mut self, peer: PeerId) {
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        let Some((from, to)) = daemon.recalled.take() else {
+            return;
+        };
+        let begun = if daemon.busy {
+            daemon.held.front().map(|h| h.seq)
+        } else {
+            None
+        };
+        let given = |h: &Held| (from..=to).contains(&h.seq) && Some(h.seq) != begun;
+        let first = daemon
+            .held
+            .iter()
+            .find(|h| given(h))
+            .map_or(to + 1, |h| h.seq);
+        let held = std::mem::take(&mut daemon.held);
+        let (back, kept): (VecDeque<_>, _) = held.into_iter().partition(given);
+        daemon.held = kept;
+        self.endpoints[daemon.endpoint].assigned -= back.len() as u64;
+        let back: Vec<_> = back
+            .into_iter()
+            .filter(|h| h.wanted)
+            .map(|h| h.id)
+            .collect();
+        let free = |id: &TaskId| self.tasks[id].target == Target::Any;
+        let (free, pinned): (Vec<_>, Vec<_>) = back.iter().partition(|id| free(id));
+        for id in back {
+            self.tasks.get_mut(&id).unwrap().place = Place::Waiting;
+        }
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        for id in pinned.into_iter().rev() {
+            daemon.pinned.push_front(id);
+        }
+        self.queue.extend(free);
+        self.queue.make_contiguous().sort_unstable();
+        let (from, to) = (first, to);
+        self.happen(Event::Returned { peer, from, to }, &[]);
     }
 
     /// The daemon says goodbye, which it only does between two tasks.
@@ -347,7 +421,11 @@ impl World {
         let (mut back, bound): (Vec<_>, Vec<_>) = held.into_iter().partition(free);
         back.extend(assigned);
         let newer = std::mem::take(&mut self.queue);
-        if newer.is_empty() {
+        if self.config.policy == Policy::Queue {
+            self.queue.extend(back);
+            self.queue.extend(newer);
+            self.queue.make_contiguous().sort_unstable();
+        } else if newer.is_empty() {
             self.enqueue(&back);
         } else {
             self.queue.extend(back);
@@ -395,6 +473,7 @@ impl World {
         let mut room = false;
         for action in actions {
             match action {
+                Action::Recall { peer, from, to } => self.recall(peer, from, to),
                 Action::Send { peer, seq, job } => self.sent(peer, seq, job),
                 Action::Cancel { peer, seq } => {
                     let named = cancels.remove(&(peer, seq));
@@ -417,9 +496,28 @@ impl World {
         self.check();
     }
 
+    /// A daemon is to give back what stands behind its first task: because that takes long, or
+    /// because another one has nothing to do.
+    fn recall(&mut self, peer: PeerId, from: u64, to: u64) {
+        let idle = self
+            .daemons
+            .values()
+            .any(|d| !d.leaving && d.held.is_empty());
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        assert!(daemon.holds(), "recalled too much from {peer}");
+        assert_eq!((from, to), (daemon.held[1].seq, daemon.last_seq));
+        let overdue = daemon.since + OVERDUE <= self.now;
+        assert!(
+            overdue || idle && self.queue.is_empty(),
+            "recalled for no reason"
+        );
+        daemon.recalled = Some((from, to));
+    }
+
     /// A task is on its way: was it this one's turn?
     fn sent(&mut self, peer: PeerId, seq: u64, id: TaskId) {
-        let window = self.window();
+        let (window, _) = self.windows(&self.daemons[&peer]);
+        let now = self.now;
         let daemon = self
             .daemons
             .get_mut(&peer)
@@ -432,6 +530,9 @@ impl World {
             .find_map(VecDeque::pop_front);
         assert_eq!(next, Some(id), "sent to {peer} out of order");
         daemon.last_seq = seq;
+        if daemon.held.is_empty() {
+            daemon.since = now;
+        }
         daemon.held.push_back(Held {
             seq,
             id,
@@ -452,8 +553,17 @@ impl World {
             }
             let could_take =
                 !daemon.pinned.is_empty() || !daemon.assigned.is_empty() || !self.queue.is_empty();
-            let has_room = daemon.held.len() < self.window();
+            let has_room = daemon.held.len() < self.windows(daemon).1;
             assert!(!(has_room && could_take), "{id} is kept waiting");
+        }
+        let staying = || self.daemons.values().filter(|d| !d.leaving);
+        if self.config.policy == Policy::Queue && staying().any(|d| d.held.is_empty()) {
+            let asked = staying().any(|d| d.recalled.is_some());
+            let could = staying().any(Daemon::holds);
+            assert!(
+                asked || !could,
+                "one idles while another holds unstarted work"
+            );
         }
         let live = || self.live().map(|(_, t)| t);
         let waiting = live().filter(|t| t.place == Place::Waiting).count();
@@ -473,7 +583,13 @@ impl World {
         let staying: Vec<_> = staying.map(|(id, _)| *id).collect();
         assert_eq!(self.dispatcher.peers(), staying);
         let next = live().filter_map(|t| t.deadline).min();
-        assert_eq!(self.dispatcher.next_deadline(), next);
+        let holders = self.daemons.values().filter(|d| !d.leaving && d.holds());
+        let holders = holders.filter(|_| self.config.policy == Policy::Queue);
+        let look = holders.map(|d| d.since + OVERDUE).min();
+        if let Some(next) = [next, look].into_iter().flatten().min() {
+            // Perhaps earlier, to look whether there is something to do.
+            assert!(self.dispatcher.next_deadline().is_some_and(|at| at <= next));
+        }
         for bytes in [0, 10, 1000] {
             let fits = self
                 .config
@@ -491,8 +607,15 @@ impl World {
     /// Every daemon works off what it has; what then still waits can only be
     /// ended by a reset.
     fn end(&mut self) {
-        while let Some(peer) = self.holding() {
-            self.reply(peer);
+        loop {
+            let asked = self.daemons.iter().find(|(_, d)| d.recalled.is_some());
+            if let Some(peer) = asked.map(|(id, _)| *id) {
+                self.give_back(peer);
+            } else if let Some(peer) = self.holding() {
+                self.reply(peer);
+            } else {
+                break;
+            }
         }
         self.reset();
         assert!(self.live().next().is_none());
@@ -534,7 +657,9 @@ enum Step {
     },
     Join(usize),
     Begin(usize),
-    Reply(usize),
+    /// After so many microseconds.
+    Reply(usize, u64),
+    GiveBack(usize),
     Leave(usize),
     Lose(usize),
     Cancel(u64),
@@ -576,7 +701,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         }),
         4 => (0..ENDPOINTS).prop_map(Step::Join),
         6 => any::<usize>().prop_map(Step::Begin),
-        20 => any::<usize>().prop_map(Step::Reply),
+        20 => (any::<usize>(), any_time()).prop_map(|(n, time)| Step::Reply(n, time)),
+        6 => any::<usize>().prop_map(Step::GiveBack),
         1 => any::<usize>().prop_map(Step::Leave),
         3 => any::<usize>().prop_map(Step::Lose),
         6 => any::<u64>().prop_map(Step::Cancel),
@@ -584,6 +710,15 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..ENDPOINTS).prop_map(Step::Abandon),
         1 => prop::bool::weighted(0.2).prop_map(|really| if really { Step::Reset } else { Step::Pass(1) }),
         1 => any::<(u32, u64)>().prop_map(|(peer, seq)| Step::Crossed(peer, seq)),
+    ]
+}
+
+/// Microseconds that a task has taken: mostly few.
+fn any_time() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => 0u64..100,
+        1 => 100u64..1500,
+        1 => Just(1_000_000),
     ]
 }
 
@@ -621,7 +756,14 @@ fn live_through(world: &mut World, step: Step) {
             world.join(endpoint);
         }
         Step::Begin(n) => world.pick(n).into_iter().for_each(|p| world.begin(p)),
-        Step::Reply(n) => world.pick(n).into_iter().for_each(|p| world.reply(p)),
+        Step::Reply(n, time) => {
+            let time = Duration::from_micros(time);
+            world
+                .pick(n)
+                .into_iter()
+                .for_each(|p| world.reply_after(p, time));
+        }
+        Step::GiveBack(n) => world.pick(n).into_iter().for_each(|p| world.give_back(p)),
         Step::Leave(n) => world.pick(n).into_iter().for_each(|p| world.leave(p)),
         Step::Lose(n) => world.pick(n).into_iter().for_each(|p| world.lose(p)),
         Step::Cancel(n) => world.cancel(n % (world.tasks.len() as u64 + 2)),
@@ -630,11 +772,43 @@ fn live_through(world: &mut World, step: Step) {
         Step::Reset => world.reset(),
         Step::Crossed(peer, seq) => {
             let (gone, unknown) = (world.last_peer + 1 + peer % 3, u64::MAX - seq % 3);
-            world.happen(Event::Replied { peer: gone, seq }, &[]);
+            let spent = Duration::ZERO;
+            world.happen(
+                Event::Replied {
+                    peer: gone,
+                    seq,
+                    spent,
+                },
+                &[],
+            );
+            world.happen(
+                Event::Returned {
+                    peer: gone,
+                    from: seq,
+                    to: seq,
+                },
+                &[],
+            );
             world.happen(Event::Leaving { peer: gone }, &[]);
             world.happen(Event::Lost { peer: gone }, &[]);
             let peer = peer % (world.last_peer + 1);
-            world.happen(Event::Replied { peer, seq: unknown }, &[]);
+            world.happen(
+                Event::Replied {
+                    peer,
+                    seq: unknown,
+                    spent,
+                },
+                &[],
+            );
+            // Nobody has recalled anything.
+            let recalled = world
+                .daemons
+                .get(&peer)
+                .is_some_and(|d| d.recalled.is_some());
+            if !recalled {
+                let (from, to) = (0, u64::MAX);
+                world.happen(Event::Returned { peer, from, to }, &[]);
+            }
         }
     }
 }
@@ -766,6 +940,84 @@ fn a_task_times_out_at_its_deadline_wherever_it_is() {
     assert_eq!(world.verdict(queued), Some(Verdict::TimedOut));
     world.reply(one);
     assert!(world.held(one).is_empty());
+}
+
+/// A daemon of proven speed, and a queue of so many tasks behind its next.
+fn quick(world: &mut World, tasks: usize) -> (PeerId, Vec<TaskId>) {
+    let one = world.join(0);
+    submit(world);
+    let ids = (0..=tasks).map(|_| submit(world)).collect();
+    world.reply_after(one, Duration::from_micros(10));
+    (one, ids)
+}
+
+#[test]
+fn a_daemon_of_tiny_tasks_holds_some_ahead_and_one_of_long_tasks_none() {
+    let mut world = queue();
+    let (one, ids) = quick(&mut world, 200);
+    assert_eq!(world.held(one), ids[..MOST_AHEAD]);
+    for _ in 0..MOST_AHEAD / 2 - 1 {
+        world.reply_after(one, Duration::from_micros(10));
+    }
+    assert_eq!(world.held(one).len(), MOST_AHEAD / 2 + 1);
+    world.reply_after(one, Duration::from_micros(10));
+    assert_eq!(
+        world.held(one).len(),
+        MOST_AHEAD,
+        "several are sent at once"
+    );
+    for _ in 1..MOST_AHEAD {
+        world.reply_after(one, ms(2));
+    }
+    assert_eq!(world.held(one).len(), 1);
+    world.reply_after(one, ms(2));
+    assert_eq!(world.held(one).len(), 1);
+}
+
+#[test]
+fn what_stands_behind_a_task_that_turns_out_long_goes_to_another_daemon_in_its_turn() {
+    let mut world = queue();
+    let (one, ids) = quick(&mut world, 200);
+    world.begin(one);
+    let two = world.join(0);
+    let later = ids[MOST_AHEAD];
+    assert_eq!(world.held(two), [later], "the queue is not empty");
+    world.pass(OVERDUE);
+    assert!(world.daemons[&one].recalled.is_some());
+    world.give_back(one);
+    assert_eq!(world.held(one), ids[..1]);
+    world.reply(two);
+    assert_eq!(world.held(two), ids[1..2]);
+}
+
+#[test]
+fn a_daemon_that_falls_idle_gets_what_another_holds_unstarted() {
+    let mut world = queue();
+    let (one, ids) = quick(&mut world, 3);
+    assert_eq!(world.held(one), ids[..]);
+    let two = world.join(0);
+    // The second one begins before it hears of that.
+    world.reply_after(one, Duration::from_micros(10));
+    world.begin(one);
+    world.give_back(one);
+    assert_eq!(world.held(one)[0], ids[1]);
+    assert_eq!(world.held(two), ids[2..3]);
+    world.end();
+    assert!(ids.iter().all(|id| world.tasks[id].starts == 1));
+}
+
+#[test]
+fn a_daemon_that_is_lost_gives_back_in_order_what_it_held_ahead() {
+    let mut world = queue();
+    let (one, ids) = quick(&mut world, 200);
+    world.begin(one);
+    world.lose(one);
+    assert_eq!(world.verdict(ids[0]), Some(Verdict::Reset));
+    let two = world.join(0);
+    for id in &ids[1..] {
+        assert_eq!(world.held(two)[0], *id);
+        world.reply(two);
+    }
 }
 
 #[test]

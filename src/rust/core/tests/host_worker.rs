@@ -277,6 +277,46 @@ fn daemons_share_the_queue_and_nothing_is_lost_or_mixed_up() {
 }
 
 #[test]
+fn what_a_daemon_holds_ahead_of_a_long_task_is_done_by_others_at_once() {
+    let (host, address) = listening(Config::default());
+    let mut slow = join(&host, &address);
+    let tasks: Vec<_> = (0..400u32)
+        .map(|i| submit(&host, i.to_le_bytes()))
+        .collect();
+    // So many tiny tasks that it is sent some ahead.
+    let mut at = 0;
+    while host.counts().executing < 3 {
+        evaluate(&mut slow, |body| body);
+        wait_all(&tasks[at..=at]);
+        at += 1;
+    }
+    let long = next(&mut slow);
+    assert_eq!(long.body, (at as u32).to_le_bytes());
+    let quick = join(&host, &address);
+    let quick = thread::spawn(move || {
+        let mut quick = quick;
+        let mut done = Vec::new();
+        while let Next::Task(task) = quick.next(None, || false) {
+            quick.finish();
+            done.push(u32::from_le_bytes(task.body[..4].try_into().unwrap()));
+            assert!(quick.reply(task.seq, &task.body, false));
+        }
+        done
+    });
+    wait_all(&tasks[at + 1..]);
+    assert!(!tasks[at].is_resolved());
+    assert!(slow.reply(long.seq, &long.body, false));
+    for (i, task) in (0..400u32).zip(&tasks) {
+        assert_eq!(outcome(task), &value(i.to_le_bytes()));
+    }
+    host.close(false);
+    let mut done = quick.join().unwrap();
+    done.sort_unstable();
+    assert_eq!(done, (at as u32 + 1..400).collect::<Vec<_>>());
+    assert!(matches!(slow.next(None, || false), Next::Lost { .. }));
+}
+
+#[test]
 fn a_crashed_daemons_task_resolves_to_reset_and_the_others_go_on() {
     let (host, address) = listening(Config::default());
     let mut crashing = join(&host, &address);
@@ -556,6 +596,7 @@ fn done(seq: u64) -> ToHost {
     ToHost::Done {
         seq,
         outcome: mirai_core::protocol::Done::Value,
+        spent: 0,
     }
 }
 

@@ -129,6 +129,37 @@ fn tasks_go_and_values_come_back_by_every_scheme() {
 }
 
 #[test]
+fn what_a_daemon_holds_ahead_of_a_long_task_is_done_by_others_at_once() {
+    for scheme in SCHEMES {
+        let given = format!("{scheme}://127.0.0.1:0{}", path(scheme));
+        let (host, url, trust) = listening(&given, Config::default());
+        let mut slow = dial(&url, trust.clone()).unwrap();
+        until(|| host.counts().connections == 1);
+        let tasks: Vec<_> = (0..200u8).map(|i| submit(&host, vec![i])).collect();
+        // So many tiny tasks that it is sent some ahead.
+        let mut at = 0;
+        while host.counts().executing < 3 {
+            let task = next_task(&mut slow);
+            assert!(slow.reply(task.seq, &task.body, false));
+            wait(&tasks[at]);
+            at += 1;
+        }
+        let long = next_task(&mut slow);
+        let mut quick = dial(&url, trust).unwrap();
+        for _ in at + 1..200 {
+            let task = next_task(&mut quick);
+            assert!(quick.reply(task.seq, &task.body, false));
+        }
+        for (i, task) in tasks.iter().enumerate().skip(at + 1) {
+            assert_eq!(*wait(task), Outcome::Value(vec![i as u8]), "{scheme}");
+        }
+        assert!(slow.reply(long.seq, &long.body, false));
+        assert_eq!(*wait(&tasks[at]), Outcome::Value(vec![at as u8]));
+        host.close(true);
+    }
+}
+
+#[test]
 fn many_daemons_share_a_url_and_leave_when_told() {
     for scheme in SCHEMES {
         let given = format!("{scheme}://127.0.0.1:0{}", path(scheme));

@@ -216,6 +216,7 @@ fn what_is_not_a_hello_is_no_introduction() {
         let done = ToHost::Done {
             seq: 1,
             outcome: Done::Value,
+            spent: 0,
         };
         let proof = ToHost::Proof { proof: [7; 32] };
         for message in [done, proof, ToHost::Pong, ToHost::Leaving] {
@@ -283,9 +284,17 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
         until(|| place.host.counts().connections == 2);
         for seq in [0, 1000, u64::MAX] {
             for outcome in [Done::Value, Done::Error, Done::Skipped, Done::Lost] {
-                odd.tell(&ToHost::Done { seq, outcome }, b"nonsense")
-                    .unwrap();
+                let spent = seq as u32;
+                let done = ToHost::Done {
+                    seq,
+                    outcome,
+                    spent,
+                };
+                odd.tell(&done, b"nonsense").unwrap();
             }
+            // Nobody has recalled anything.
+            let to = u64::MAX;
+            odd.tell(&ToHost::Returned { from: seq, to }, &[]).unwrap();
         }
         odd.tell(&ToHost::Proof { proof: [1; 32] }, &[]).unwrap();
         odd.say(&hello(VERSION)).unwrap();
@@ -301,6 +310,7 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
             &ToHost::Done {
                 seq,
                 outcome: outcome_is,
+                spent: 0,
             },
             &body,
         )
@@ -310,6 +320,7 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
             &ToHost::Done {
                 seq,
                 outcome: outcome_is,
+                spent: 0,
             },
             b"again",
         )
@@ -365,6 +376,7 @@ fn an_end_in_the_middle_of_a_frame_is_an_end() {
             let done = ToHost::Done {
                 seq,
                 outcome: Done::Value,
+                spent: 0,
             };
             let mut bytes = mirai_core::protocol::frame::encode_head(&done, 10_000).to_vec();
             bytes.extend_from_slice(&[1; 10_000]);

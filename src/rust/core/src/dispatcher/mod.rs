@@ -10,8 +10,10 @@
 //!
 //! - A task submitted is resolved exactly once.
 //! - [`Policy::Queue`]: first in, first out; a task is sent only to a daemon that
-//!   can start it at once. [`Policy::RoundRobin`]: tasks are assigned in turn to
-//!   the daemons connected at submission, each of which works in order.
+//!   can start it at once, that is, within [`AHEAD`] by the time that its tasks have taken
+//!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
+//!   started is recalled to where it stood in the queue. [`Policy::RoundRobin`]: tasks are
+//!   assigned in turn to the daemons connected at submission, each of which works in order.
 //! - A daemon that is lost takes at most the one task with it that it had
 //!   started; what it held unstarted goes back to where it came from.
 //! - What is pinned to a daemon (everywhere) runs before anything submitted
@@ -36,7 +38,7 @@ pub type Time = Duration;
 /// How tasks find their daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// One queue; each daemon holds one task at a time.
+    /// One queue; each daemon holds one task at a time, or a few that are tiny.
     Queue,
     /// A queue per daemon, filled in turn.
     RoundRobin,
@@ -45,6 +47,14 @@ pub enum Policy {
 /// With [`Policy::RoundRobin`], how many of its tasks a daemon holds at most;
 /// the rest of its queue waits on the host, where it can still be moved.
 const ROUND_ROBIN_WINDOW: usize = 16;
+
+/// With [`Policy::Queue`], how much work a daemon holds at most beyond what it has started, so
+/// that it need not wait for the host after each task: in time, and in tasks.
+pub const AHEAD: Duration = Duration::from_millis(1);
+pub const MOST_AHEAD: usize = 64;
+
+/// A daemon that has not replied for so long is not about to start what else it holds.
+pub const OVERDUE: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -97,8 +107,14 @@ pub enum Event<J> {
         /// Tasks that it may run at once, at least 1.
         slots: u32,
     },
-    /// A daemon has finished with a task, or skipped it.
-    Replied { peer: PeerId, seq: Seq },
+    /// A daemon has finished with a task, or skipped it, on which it has spent this time.
+    Replied {
+        peer: PeerId,
+        seq: Seq,
+        spent: Duration,
+    },
+    /// The answer to [`Action::Recall`]: these have not been started and never will be there.
+    Returned { peer: PeerId, from: Seq, to: Seq },
     /// A daemon will start nothing more.
     Leaving { peer: PeerId },
     /// The connection is gone.
@@ -129,6 +145,13 @@ pub enum Action<J> {
     Cancel {
         peer: PeerId,
         seq: Seq,
+    },
+    /// Ask the daemon to give back those of these tasks that it has not started. It must be
+    /// answered.
+    Recall {
+        peer: PeerId,
+        from: Seq,
+        to: Seq,
     },
     /// The task is over. It is not mentioned again.
     Resolve {
@@ -206,8 +229,35 @@ struct Peer {
     assigned: VecDeque<TaskId>,
     last_seq: Seq,
     leaving: bool,
-    /// Whether it stands in `idle`.
+    /// Whether it stands in `idle`, and in `holders`.
     idle: bool,
+    holds: bool,
+    /// Time that its tasks take, leaning to the longer ones.
+    pace: Option<Duration>,
+    /// Since when it may have been at work on its first task.
+    since: Time,
+    /// What it holds is being recalled.
+    recalled: bool,
+}
+
+impl Peer {
+    /// How many tasks it may hold, if what it has begun is as quick as those before.
+    fn window(&self, policy: Policy) -> usize {
+        match (policy, self.pace) {
+            (Policy::RoundRobin, _) => ROUND_ROBIN_WINDOW.max(self.slots),
+            (Policy::Queue, Some(pace)) if self.slots == 1 && !self.recalled => {
+                let tasks = AHEAD.as_nanos() / pace.as_nanos().max(1);
+                tasks.clamp(1, MOST_AHEAD as u128) as usize
+            }
+            (Policy::Queue, _) => self.slots,
+        }
+    }
+
+    /// A task has taken so long. A long one counts at once, short ones little by little.
+    fn keep_pace(&mut self, spent: Duration) {
+        let before = self.pace.unwrap_or(spent);
+        self.pace = Some(spent.max((before * 3 + spent) / 4));
+    }
 }
 
 #[derive(Default)]
@@ -239,6 +289,14 @@ pub struct Dispatcher<J> {
     deadlines: BTreeSet<(Time, TaskId)>,
     in_flight: usize,
     counts: Counts,
+    /// Of the event being handled.
+    now: Time,
+    /// Tasks in the common queue that are live.
+    queued: usize,
+    /// Peers that hold tasks which they have not started, and when to see whether one of them
+    /// is [`OVERDUE`].
+    holders: Vec<PeerId>,
+    look_at: Option<Time>,
 }
 
 impl<J: Clone> Dispatcher<J> {
@@ -256,6 +314,10 @@ impl<J: Clone> Dispatcher<J> {
             deadlines: BTreeSet::new(),
             in_flight: 0,
             counts: Counts::default(),
+            now: Time::ZERO,
+            queued: 0,
+            holders: Vec::new(),
+            look_at: None,
         }
     }
 
@@ -276,7 +338,8 @@ impl<J: Clone> Dispatcher<J> {
 
     /// The earliest time at which [`Event::Tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let first = self.deadlines.first().map(|(at, _)| *at);
+        [first, self.look_at].into_iter().flatten().min()
     }
 
     /// Whether a payload of this size may join the queue. One that exceeds the
@@ -319,6 +382,7 @@ impl<J: Clone> Dispatcher<J> {
     /// Events about tasks and peers that are gone are normal (they crossed
     /// with the one that ended them) and have no effect.
     pub fn handle(&mut self, now: Time, event: Event<J>, out: &mut Vec<Action<J>>) {
+        self.now = now;
         match event {
             Event::Submit {
                 id,
@@ -346,7 +410,8 @@ impl<J: Clone> Dispatcher<J> {
                 endpoint,
                 slots,
             } => self.joined(peer, endpoint, slots, out),
-            Event::Replied { peer, seq } => self.replied(peer, seq, out),
+            Event::Replied { peer, seq, spent } => self.replied(peer, seq, spent, out),
+            Event::Returned { peer, from, to } => self.returned(peer, from, to, out),
             Event::Leaving { peer } => self.leaving(peer, out),
             Event::Lost { peer } => {
                 let verdict = (!self.config.retry).then_some(Verdict::Reset);
@@ -363,6 +428,7 @@ impl<J: Clone> Dispatcher<J> {
                     }
                     self.finish(id, Verdict::TimedOut, interrupt, out);
                 }
+                self.recall_overdue(out);
             }
             Event::Abandoned { endpoint } => {
                 if let Some(e) = self.endpoints.get_mut(endpoint) {
@@ -380,6 +446,9 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
         }
+        if !self.holders.is_empty() && !self.idle.is_empty() && self.queued == 0 {
+            self.recall_for_idle(out);
+        }
         self.counts.peak = self.counts.peak.max(self.counts.queued);
     }
 
@@ -389,6 +458,7 @@ impl<J: Clone> Dispatcher<J> {
             Target::Any => match self.config.policy {
                 Policy::Queue => {
                     self.queue.push_back(id);
+                    self.queued += 1;
                     self.feed_idle(out);
                 }
                 Policy::RoundRobin => {
@@ -446,13 +516,17 @@ impl<J: Clone> Dispatcher<J> {
             last_seq: 0,
             leaving: false,
             idle: false,
+            holds: false,
+            pace: None,
+            since: self.now,
+            recalled: false,
         };
         self.peers.insert(id, peer);
         self.turn.push_back(id);
         self.feed(id, out);
     }
 
-    fn replied(&mut self, id: PeerId, seq: Seq, out: &mut Vec<Action<J>>) {
+    fn replied(&mut self, id: PeerId, seq: Seq, spent: Duration, out: &mut Vec<Action<J>>) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -460,6 +534,8 @@ impl<J: Clone> Dispatcher<J> {
             return;
         };
         let flight = peer.flights.remove(at).expect("position is in range");
+        peer.keep_pace(spent);
+        peer.since = self.now;
         self.endpoints[peer.endpoint].counts.complete += 1;
         // The daemon comes first: it shall not wait for the host's own business.
         let done = flight.id.and_then(|task| self.take(task));
@@ -471,6 +547,70 @@ impl<J: Clone> Dispatcher<J> {
                 verdict: Verdict::Replied,
             });
         }
+    }
+
+    /// A peer has given back what it had not started.
+    fn returned(&mut self, id: PeerId, from: Seq, to: Seq, out: &mut Vec<Action<J>>) {
+        let Some(peer) = self.peers.get_mut(&id).filter(|p| p.recalled) else {
+            return;
+        };
+        peer.recalled = false;
+        let held = std::mem::take(&mut peer.flights);
+        let (back, held): (VecDeque<_>, _) =
+            held.into_iter().partition(|f| (from..=to).contains(&f.seq));
+        peer.flights = held;
+        self.endpoints[peer.endpoint].counts.assigned -= back.len() as u64;
+        let mut free = Vec::new();
+        for task in self.unsend(&back).into_iter().rev() {
+            if self.tasks[&task].target == Target::Any {
+                free.push(task);
+            } else {
+                self.peer(id).pinned.push_front(task);
+            }
+        }
+        free.reverse();
+        self.requeue(free);
+        self.feed_idle(out);
+        self.feed(id, out);
+    }
+
+    /// Has peers give back what stands behind a task that turns out long.
+    fn recall_overdue(&mut self, out: &mut Vec<Action<J>>) {
+        if self.look_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.look_at = None;
+        for id in self.holders.clone() {
+            let peer = &self.peers[&id];
+            let due = peer.since + OVERDUE;
+            if peer.recalled {
+                continue;
+            }
+            if due <= self.now {
+                self.recall(id, out);
+            } else {
+                self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
+            }
+        }
+    }
+
+    /// There is a peer with nothing to do: has the one that holds most give it back.
+    fn recall_for_idle(&mut self, out: &mut Vec<Action<J>>) {
+        let held = |id: &PeerId| {
+            let peer = &self.peers[id];
+            (!peer.recalled).then_some((peer.flights.len(), *id))
+        };
+        if let Some((_, most)) = self.holders.iter().filter_map(held).max() {
+            self.recall(most, out);
+        }
+    }
+
+    fn recall(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+        let peer = self.peer(id);
+        peer.recalled = true;
+        // The first one is under way.
+        let (from, to) = (peer.flights[1].seq, peer.last_seq);
+        out.push(Action::Recall { peer: id, from, to });
     }
 
     fn leaving(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
@@ -527,19 +667,39 @@ impl<J: Clone> Dispatcher<J> {
     fn retire(&mut self, id: PeerId) {
         self.idle.retain(|p| *p != id);
         self.turn.retain(|p| *p != id);
+        self.holders.retain(|p| *p != id);
     }
 
-    /// Returns to the queue, at its head and in order, what a peer held
-    /// unstarted; what was pinned to it has nowhere to go.
-    fn take_back(&mut self, id: PeerId, flights: VecDeque<Flight>, out: &mut Vec<Action<J>>) {
-        let pinned = std::mem::take(&mut self.peer(id).pinned);
-        let mut back: Vec<TaskId> = flights.iter().filter_map(|f| f.id).collect();
+    /// Notes that these are with no peer any more. Those that are still wanted.
+    fn unsend(&mut self, flights: &VecDeque<Flight>) -> Vec<TaskId> {
+        let back: Vec<TaskId> = flights.iter().filter_map(|f| f.id).collect();
         for task in &back {
             let entry = self.tasks.get_mut(task).expect("a flight's task is known");
             entry.sent = None;
             self.in_flight -= 1;
             self.counts.queued += entry.bytes;
         }
+        back
+    }
+
+    /// Puts tasks back into the common queue, where they stood in it.
+    fn requeue(&mut self, mut tasks: Vec<TaskId>) {
+        self.queued += tasks.len();
+        tasks.sort_unstable();
+        let Some(last) = tasks.last() else { return };
+        let older = self.queue.partition_point(|task| task < last);
+        tasks.extend(self.queue.drain(..older));
+        tasks.sort_unstable();
+        for task in tasks.into_iter().rev() {
+            self.queue.push_front(task);
+        }
+    }
+
+    /// Returns to the queue, at its head and in order, what a peer held
+    /// unstarted; what was pinned to it has nowhere to go.
+    fn take_back(&mut self, id: PeerId, flights: VecDeque<Flight>, out: &mut Vec<Action<J>>) {
+        let pinned = std::mem::take(&mut self.peer(id).pinned);
+        let mut back = self.unsend(&flights);
         back.extend(std::mem::take(&mut self.peer(id).assigned));
         back.retain(|task| self.tasks.contains_key(task));
         let (free, bound): (Vec<_>, Vec<_>) = back
@@ -548,14 +708,22 @@ impl<J: Clone> Dispatcher<J> {
         for task in bound.into_iter().chain(pinned) {
             self.finish(task, Verdict::Reset, false, out);
         }
-        let in_turn = self.config.policy == Policy::RoundRobin && self.oldest_queued().is_none();
-        for task in free.into_iter().rev() {
-            self.queue.push_front(task);
-        }
-        if in_turn {
-            self.deal(out);
-        } else {
-            self.feed_idle(out);
+        match self.config.policy {
+            Policy::Queue => {
+                self.requeue(free);
+                self.feed_idle(out);
+            }
+            Policy::RoundRobin => {
+                let in_turn = self.oldest_queued().is_none();
+                for task in free.into_iter().rev() {
+                    self.queue.push_front(task);
+                }
+                if in_turn {
+                    self.deal(out);
+                } else {
+                    self.feed_idle(out);
+                }
+            }
         }
     }
 
@@ -574,6 +742,9 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
             None => {
+                if self.is_queued(&entry) {
+                    self.queued -= 1;
+                }
                 self.stale += 1;
                 self.sweep();
             }
@@ -598,6 +769,11 @@ impl<J: Clone> Dispatcher<J> {
             None => self.counts.queued -= entry.bytes,
         }
         Some(entry)
+    }
+
+    /// Whether a live task that has not been sent stands in the common queue.
+    fn is_queued(&self, entry: &Entry<J>) -> bool {
+        self.config.policy == Policy::Queue && entry.target == Target::Any
     }
 
     /// Drops ids of cancelled tasks once they are the larger part of the queue.
@@ -652,42 +828,32 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    /// Sends a peer what it may have, and keeps `idle` true about it.
+    /// Sends a peer what it may have, and keeps `idle` and `holders` true about it.
     fn feed(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
-        let ahead = match self.config.policy {
-            Policy::Queue => 1,
-            Policy::RoundRobin => ROUND_ROBIN_WINDOW,
-        };
+        let share = self.queued / self.turn.len().max(1);
+        let policy = self.config.policy;
+        let now = self.now;
         let peer = self.peer(id);
         if peer.leaving {
             return;
         }
-        let window = ahead.max(peer.slots);
-        while self.peer(id).flights.len() < window {
+        let (held, mut most) = (peer.flights.len(), peer.window(policy));
+        if held == 0 {
+            peer.since = now;
+        }
+        if policy == Policy::Queue && most > peer.slots {
+            // Ahead of time only from a queue that is deep, to a peer that has just finished
+            // a task, and several at once, in one write.
+            let prompt = now.saturating_sub(peer.since) <= AHEAD;
+            most = if prompt && 2 * held <= most {
+                most.min(held + share).max(peer.slots)
+            } else {
+                peer.slots
+            };
+        }
+        for _ in held..most {
             let Some(task) = self.next_for(id) else { break };
-            let entry = self
-                .tasks
-                .get_mut(&task)
-                .expect("next_for returns live tasks");
-            let peer = self.peers.get_mut(&id).expect("peer is connected");
-            peer.last_seq += 1;
-            let seq = peer.last_seq;
-            peer.flights.push_back(Flight {
-                seq,
-                id: Some(task),
-            });
-            self.endpoints[peer.endpoint].counts.assigned += 1;
-            entry.sent = Some((id, seq));
-            self.in_flight += 1;
-            self.counts.queued -= entry.bytes;
-            out.push(Action::Send {
-                peer: id,
-                seq,
-                job: entry.job.clone(),
-            });
-            if self.config.capacity.is_some() {
-                out.push(Action::Room);
-            }
+            self.send(id, task, out);
         }
         let peer = self.peers.get_mut(&id).expect("peer is connected");
         let idle = peer.flights.len() < peer.slots;
@@ -697,6 +863,43 @@ impl<J: Clone> Dispatcher<J> {
             self.idle.retain(|p| *p != id);
         }
         peer.idle = idle;
+        let holds = policy == Policy::Queue && peer.flights.len() > peer.slots;
+        if holds && !peer.holds {
+            self.holders.push(id);
+        } else if !holds && peer.holds {
+            self.holders.retain(|p| *p != id);
+        }
+        peer.holds = holds;
+        if holds && !peer.recalled {
+            let due = peer.since + OVERDUE;
+            self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
+        }
+    }
+
+    fn send(&mut self, id: PeerId, task: TaskId, out: &mut Vec<Action<J>>) {
+        let entry = self
+            .tasks
+            .get_mut(&task)
+            .expect("next_for returns live tasks");
+        let peer = self.peers.get_mut(&id).expect("peer is connected");
+        peer.last_seq += 1;
+        let seq = peer.last_seq;
+        peer.flights.push_back(Flight {
+            seq,
+            id: Some(task),
+        });
+        self.endpoints[peer.endpoint].counts.assigned += 1;
+        entry.sent = Some((id, seq));
+        self.in_flight += 1;
+        self.counts.queued -= entry.bytes;
+        out.push(Action::Send {
+            peer: id,
+            seq,
+            job: entry.job.clone(),
+        });
+        if self.config.capacity.is_some() {
+            out.push(Action::Room);
+        }
     }
 
     /// The next live task for a peer: its own first, then the common queue.
@@ -709,7 +912,11 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
         }
-        self.oldest_queued()?;
-        self.queue.pop_front()
+        let task = self.oldest_queued()?;
+        self.queue.pop_front();
+        if self.config.policy == Policy::Queue {
+            self.queued -= 1;
+        }
+        Some(task)
     }
 }

@@ -576,14 +576,22 @@ impl Shared {
     /// A daemon has said something.
     fn receive(&self, peer: PeerId, message: ToHost, body: Vec<u8>) {
         match message {
-            ToHost::Done { seq, outcome } => {
+            ToHost::Done {
+                seq,
+                outcome,
+                spent,
+            } => {
                 let reply = match outcome {
                     Done::Value => Some(Outcome::Value(body)),
                     Done::Error => Some(Outcome::Error(body)),
                     Done::Skipped => None,
                     Done::Lost => Some(Outcome::Reset),
                 };
-                self.handle(Event::Replied { peer, seq }, reply);
+                let spent = Duration::from_micros(spent.into());
+                self.handle(Event::Replied { peer, seq, spent }, reply);
+            }
+            ToHost::Returned { from, to } => {
+                self.handle(Event::Returned { peer, from, to }, None);
             }
             ToHost::Leaving => {
                 self.handle(Event::Leaving { peer }, None);
@@ -655,7 +663,12 @@ impl Shared {
                         }
                         (peer, Posting::Task(task_frame(seq, payload)))
                     }
-                    Action::Cancel { peer, seq } => (peer, Posting::Cancel(seq)),
+                    Action::Cancel { peer, seq } => {
+                        (peer, Posting::Control(Control::Cancel { seq }))
+                    }
+                    Action::Recall { peer, from, to } => {
+                        (peer, Posting::Control(Control::Recall { from, to }))
+                    }
                     Action::Resolve { job, verdict } => {
                         // Here, so that a task which the dispatcher no longer
                         // knows has an outcome: see `cancel`.
@@ -673,9 +686,12 @@ impl Shared {
                 if let Some(Connected { link, .. }) = state.links.get(&peer) {
                     match send {
                         Posting::Task(frame) => link.post(frame),
-                        Posting::Cancel(seq) => link.control(Control::Cancel { seq }),
+                        Posting::Control(message) => link.control(message),
                     }
-                    flush.push(link.clone());
+                    // Several frames for one daemon are one write.
+                    if !flush.last().is_some_and(|last| Arc::ptr_eq(last, link)) {
+                        flush.push(link.clone());
+                    }
                 }
             }
             after = state.dispatcher.next_deadline();
@@ -698,7 +714,7 @@ impl Shared {
 /// What an action has sent to a daemon.
 enum Posting {
     Task(Frame),
-    Cancel(u64),
+    Control(Control),
 }
 
 fn outcome_of(verdict: Verdict, reply: &mut Option<Outcome>) -> Outcome {

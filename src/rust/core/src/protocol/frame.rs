@@ -293,6 +293,7 @@ mod tests {
         let done = ToHost::Done {
             seq: 9,
             outcome: Done::Value,
+            spent: 0,
         };
         let frames = vec![(done.clone(), body), (ToHost::Leaving, vec![])];
         let got = read_back(&stream_of(&frames), &[usize::MAX], Limits::LINK).unwrap();
@@ -344,7 +345,8 @@ mod tests {
             }),
             any::<u64>().prop_map(|seq| ToHost::Done {
                 seq,
-                outcome: Done::Value
+                outcome: Done::Value,
+                spent: 70_000,
             }),
             Just(ToHost::Leaving),
         ]

@@ -74,6 +74,9 @@ pub enum Control {
     /// Nobody wants the result of this task any more: interrupt it if it runs,
     /// skip it if it has not begun.
     Cancel { seq: Seq },
+    /// Give back those of these tasks that have not begun, and answer with
+    /// [`ToHost::Returned`].
+    Recall { from: Seq, to: Seq },
     /// Leave for good, whatever `autoexit` says.
     End,
 }
@@ -97,7 +100,15 @@ pub enum ToHost {
     /// The answer to [`ToDaemon::Ping`].
     Pong,
     /// The outcome of a task; its value is the body.
-    Done { seq: Seq, outcome: Done },
+    Done {
+        seq: Seq,
+        outcome: Done,
+        /// Microseconds that the daemon has been busy since it answered the task before.
+        spent: u32,
+    },
+    /// The answer to [`Control::Recall`]: the tasks with these numbers, or none if `from` is
+    /// beyond `to`, have not begun and never will on this link.
+    Returned { from: Seq, to: Seq },
     /// The daemon starts no further task. Whatever it holds unanswered has not
     /// been started and is the host's again.
     Leaving,

@@ -1,6 +1,7 @@
 //! What the daemon's main thread and its watcher agree on: which task runs, and
 //! whether it may be interrupted.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,18 @@ use rustc_hash::FxHashSet;
 
 use super::{AutoExit, Runtime};
 use crate::protocol::Seq;
+
+/// What to do with a task that has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    Evaluate,
+    /// It was cancelled: answer that it was skipped.
+    Skip,
+    /// The host has taken it back: it never was.
+    Returned,
+    /// Nobody would have its value.
+    Gone,
+}
 
 pub(super) struct Gate {
     state: Mutex<State>,
@@ -25,6 +38,8 @@ struct State {
     last: Seq,
     /// Tasks cancelled before they began.
     skip: FxHashSet<Seq>,
+    /// First and last of tasks that were given back before they began.
+    returned: VecDeque<(Seq, Seq)>,
     /// An interrupt was raised for the running task.
     interrupted: bool,
     /// The host has told us to leave for good.
@@ -45,16 +60,44 @@ impl Gate {
         }
     }
 
-    /// Main thread: a task has been read. False: it was cancelled, skip it.
-    pub(super) fn begin(&self, seq: Seq) -> bool {
+    /// Main thread: a task has been read.
+    pub(super) fn begin(&self, seq: Seq) -> Begin {
         let mut state = self.state.lock();
         state.last = seq;
-        let wanted = state.skip.is_empty() || !state.skip.remove(&seq);
         // One that came while there was nothing to interrupt was for nobody.
         self.runtime.forget_interrupt();
-        state.running = wanted.then_some(seq);
+        state.running = None;
         state.interrupted = false;
-        wanted
+        if state.gone {
+            return Begin::Gone;
+        }
+        let skip = !state.skip.is_empty() && state.skip.remove(&seq);
+        while state.returned.front().is_some_and(|(_, last)| *last < seq) {
+            state.returned.pop_front();
+        }
+        if state
+            .returned
+            .front()
+            .is_some_and(|(first, _)| *first <= seq)
+        {
+            return Begin::Returned;
+        }
+        if skip {
+            return Begin::Skip;
+        }
+        state.running = Some(seq);
+        Begin::Evaluate
+    }
+
+    /// Watcher: the host wants those of these tasks back that have not begun. Returns the
+    /// first that it gets.
+    pub(super) fn give_back(&self, from: Seq, to: Seq) -> Seq {
+        let mut state = self.state.lock();
+        let first = from.max(state.last + 1);
+        if first <= to {
+            state.returned.push_back((first, to));
+        }
+        first
     }
 
     /// Main thread: the evaluation is over. True if it had been interrupted.
@@ -170,7 +213,7 @@ mod tests {
     #[test]
     fn an_interrupt_hits_the_named_task_only() {
         let (recorder, gate) = gate(AutoExit::Now);
-        assert!(gate.begin(1));
+        assert_eq!(gate.begin(1), Begin::Evaluate);
         gate.cancel(1);
         // What came before the task was not for it; what has come since is.
         assert_eq!(recorder.forgotten.load(SeqCst), 1);
@@ -178,7 +221,7 @@ mod tests {
         assert!(gate.finish());
         // Crossed with the reply.
         gate.cancel(1);
-        assert!(gate.begin(2));
+        assert_eq!(gate.begin(2), Begin::Evaluate);
         gate.cancel(1);
         assert_eq!(recorder.interrupts.load(SeqCst), 1);
         assert!(!gate.finish());
@@ -188,11 +231,38 @@ mod tests {
     fn a_task_cancelled_before_it_began_is_skipped() {
         let (recorder, gate) = gate(AutoExit::Now);
         gate.cancel(2);
-        assert!(gate.begin(1));
+        assert_eq!(gate.begin(1), Begin::Evaluate);
         gate.finish();
-        assert!(!gate.begin(2));
-        assert!(gate.begin(3));
+        assert_eq!(gate.begin(2), Begin::Skip);
+        assert_eq!(gate.begin(3), Begin::Evaluate);
         assert_eq!(recorder.interrupts.load(SeqCst), 0);
+    }
+
+    #[test]
+    fn what_has_not_begun_is_given_back_and_what_has_is_not() {
+        let (_, gate) = gate(AutoExit::Now);
+        assert_eq!(gate.begin(1), Begin::Evaluate);
+        gate.cancel(4);
+        // The first is running, and the third may not have arrived.
+        assert_eq!(gate.give_back(1, 3), 2);
+        assert_eq!(gate.begin(2), Begin::Returned);
+        assert_eq!(gate.give_back(3, 3), 3);
+        assert_eq!(gate.begin(3), Begin::Returned);
+        assert_eq!(gate.begin(4), Begin::Skip);
+        assert_eq!(gate.begin(5), Begin::Evaluate);
+        assert_eq!(gate.give_back(4, 5), 6, "nothing is left");
+        assert_eq!(gate.begin(6), Begin::Evaluate);
+        gate.cancel(8);
+        assert_eq!(gate.give_back(7, 9), 7);
+        assert_eq!(gate.begin(8), Begin::Returned);
+        assert_eq!(gate.begin(10), Begin::Evaluate);
+    }
+
+    #[test]
+    fn nothing_begins_for_a_host_that_is_gone() {
+        let (_, gate) = gate(AutoExit::AfterTask);
+        gate.hang_up(Duration::from_millis(1));
+        assert_eq!(gate.begin(1), Begin::Gone);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::signals::Polled;
 use crate::tls::Trust;
 use crate::transport::Address;
 use crate::wait::{Bell, Waited};
-use gate::Gate;
+use gate::{Begin, Gate};
 use wire::{Dialling, Sender, Wire};
 
 /// What a daemon does when its host goes.
@@ -130,6 +130,9 @@ pub struct Worker {
     constants: FxHashMap<u64, Arc<Vec<u8>>>,
     gate: Arc<Gate>,
     options: Options,
+    /// When the last answer was sent, and how long there has been nothing to do since.
+    answered: Instant,
+    idle: Duration,
 }
 
 impl Worker {
@@ -187,6 +190,8 @@ impl Worker {
             constants: FxHashMap::default(),
             gate,
             options: options.clone(),
+            answered: Instant::now(),
+            idle: Duration::ZERO,
         })
     }
 
@@ -200,24 +205,26 @@ impl Worker {
                         continue;
                     };
                     let seq = task.seq;
-                    if !self.gate.begin(seq) {
-                        let skipped = ToHost::Done {
-                            seq,
-                            outcome: Done::Skipped,
-                        };
-                        if self.send(&skipped, &[]).is_err() {
-                            return self.lost();
-                        }
-                        continue;
+                    match self.gate.begin(seq) {
+                        Begin::Evaluate => return Next::Task(task),
+                        Begin::Returned => continue,
+                        Begin::Gone => return self.lost(),
+                        Begin::Skip => {}
                     }
-                    return Next::Task(task);
+                    if self.answer(seq, Done::Skipped, &[]).is_err() {
+                        return self.lost();
+                    }
+                    continue;
                 }
                 Ok(None) => {}
                 Err(_) => return self.lost(),
             }
             let interrupted: Option<&dyn Fn() -> bool> =
                 (until.is_some() || self.options.interruptible).then_some(&interrupted);
-            match self.wire.wait(left(until), interrupted) {
+            let before = Instant::now();
+            let waited = self.wire.wait(left(until), interrupted);
+            self.idle += before.elapsed();
+            match waited {
                 Ok(Polled::Readable) => {}
                 Ok(Polled::TimedOut) => return Next::TimedOut,
                 Ok(Polled::Interrupted) => return Next::Interrupted,
@@ -270,7 +277,22 @@ impl Worker {
     /// in. False if the host is gone.
     pub fn reply(&mut self, seq: Seq, value: &[u8], failed: bool) -> bool {
         let outcome = if failed { Done::Error } else { Done::Value };
-        self.send(&ToHost::Done { seq, outcome }, value).is_ok()
+        self.answer(seq, outcome, value).is_ok()
+    }
+
+    /// Sends an answer at once: a value never waits for a task that comes after it, and should
+    /// that end this process, the host knows that this one was done.
+    fn answer(&mut self, seq: Seq, outcome: Done, value: &[u8]) -> io::Result<()> {
+        let now = Instant::now();
+        let busy = (now - self.answered).saturating_sub(self.idle);
+        self.answered = now;
+        self.idle = Duration::ZERO;
+        let message = ToHost::Done {
+            seq,
+            outcome,
+            spent: busy.as_micros().try_into().unwrap_or(u32::MAX),
+        };
+        self.send(&message, value)
     }
 
     /// For answering from another thread than the one that reads.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::super::{DialError, GRACE, Options, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
@@ -17,6 +19,8 @@ use crate::transport::{Address, unix};
 
 struct LocalWire {
     data: UnixStream,
+    /// Held while something is sent there: mostly by the main thread, rarely by the watcher.
+    sending: Arc<Mutex<()>>,
     control: UnixStream,
     reader: FrameReader<ToDaemon>,
     watcher: Option<JoinHandle<()>>,
@@ -29,9 +33,12 @@ pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn
     let data = unix::connect(address).map_err(connect)?;
     let (data, control, reader, answer) = introduce(data, dialling.options).map_err(handshake)?;
     accepted(answer, address)?;
-    let watcher = watch(&data, &control, dialling.gate.clone()).map_err(handshake)?;
+    let sending = Arc::default();
+    let gate = dialling.gate.clone();
+    let watcher = watch(&data, &control, gate, Arc::clone(&sending)).map_err(handshake)?;
     Ok(Box::new(LocalWire {
         data,
+        sending,
         control,
         reader,
         watcher: Some(watcher),
@@ -68,6 +75,7 @@ impl Wire for LocalWire {
     }
 
     fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+        let _sending = self.sending.lock();
         send(&self.data, message, body)
     }
 
@@ -136,7 +144,12 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
 }
 
 /// Starts the watcher.
-fn watch(data: &UnixStream, control: &UnixStream, gate: Arc<Gate>) -> io::Result<JoinHandle<()>> {
+fn watch(
+    data: &UnixStream,
+    control: &UnixStream,
+    gate: Arc<Gate>,
+    sending: Arc<Mutex<()>>,
+) -> io::Result<JoinHandle<()>> {
     let (data, control) = (data.try_clone()?, control.try_clone()?);
     let host = unix::peer_process(&data);
     // Signals are for the main thread.
@@ -152,6 +165,12 @@ fn watch(data: &UnixStream, control: &UnixStream, gate: Arc<Gate>) -> io::Result
                     while let Ok(Some((message, _))) = reader.next() {
                         match message {
                             Control::Cancel { seq } => gate.cancel(seq),
+                            Control::Recall { from, to } => {
+                                let from = gate.give_back(from, to);
+                                let _sending = sending.lock();
+                                // If the host is gone, the next read will tell.
+                                let _ = send(&data, &ToHost::Returned { from, to }, &[]);
+                            }
                             Control::End => gate.end(),
                         }
                     }

@@ -253,6 +253,15 @@ impl Receiver for Inbox {
                             gate.cancel(seq);
                         }
                     }
+                    ToDaemon::Control(Control::Recall { from, to }) => {
+                        let connection = self.connection.upgrade();
+                        if let (Some(gate), Some(connection)) = (self.gate.get(), connection) {
+                            let from = gate.give_back(from, to);
+                            let returned = ToHost::Returned { from, to };
+                            connection.post(Channel::Control, Frame::bare(&returned));
+                            connection.flush();
+                        }
+                    }
                     ToDaemon::Control(Control::End) => {
                         if let Some(gate) = self.gate.get() {
                             gate.end();
