@@ -115,7 +115,7 @@ fn tasks_go_and_values_come_back_by_every_scheme() {
             let sending = std::thread::scope(|scope| {
                 let sent = scope.spawn(|| worker.reply(got.seq, &got.body, false));
                 assert!(
-                    *wait(&task) == Outcome::Value(body.clone()),
+                    *wait(&task) == Outcome::Value(body.clone().into()),
                     "{scheme} {size}"
                 );
                 sent.join().unwrap()
@@ -147,7 +147,7 @@ fn many_daemons_share_a_url_and_leave_when_told() {
             }
         }
         for (i, task) in tasks.iter().enumerate() {
-            assert_eq!(*wait(task), Outcome::Value(vec![i as u8]));
+            assert_eq!(*wait(task), Outcome::Value(vec![i as u8].into()));
         }
         host.close(true);
         for mut worker in workers {

@@ -41,8 +41,8 @@ pub fn header() -> &'static [u8] {
         unsafe {
             super::write_by_r(&mut buffer, extendr_ffi::R_NilValue, None);
         }
-        let n = buffer.0.len() - 4;
-        buffer.0.truncate(n);
-        buffer.0
+        let n = buffer.bytes.len() - 4;
+        buffer.bytes.truncate(n);
+        buffer.bytes
     })
 }

@@ -9,7 +9,8 @@ use extendr_ffi::{
 };
 
 use super::format::*;
-use crate::r;
+use super::Source;
+use crate::{r, shared};
 
 const DEEPEST: u32 = 400;
 
@@ -18,10 +19,10 @@ const DEEPEST: u32 = 400;
 ///
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
-pub unsafe fn read(bytes: &[u8], restored: SEXP) -> Option<SEXP> {
-    let rest = bytes.strip_prefix(header())?;
+pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
+    let rest = source.rest.strip_prefix(header())?;
     let mut reader = Reader {
-        rest,
+        source: Source { rest, ..source },
         references: [std::ptr::null_mut(); 64],
         count: 0,
         protected: 0,
@@ -34,7 +35,7 @@ pub unsafe fn read(bytes: &[u8], restored: SEXP) -> Option<SEXP> {
 }
 
 struct Reader<'a> {
-    rest: &'a [u8],
+    source: Source<'a>,
     /// Symbols and namespaces, which R keeps alive itself.
     references: [SEXP; 64],
     count: usize,
@@ -45,14 +46,14 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn integer(&mut self) -> Option<i32> {
-        let (bytes, rest) = self.rest.split_first_chunk()?;
-        self.rest = rest;
+        let (bytes, rest) = self.source.rest.split_first_chunk()?;
+        self.source.rest = rest;
         Some(i32::from_ne_bytes(*bytes))
     }
 
     fn take(&mut self, n: usize) -> Option<&[u8]> {
-        let (bytes, rest) = self.rest.split_at_checked(n)?;
-        self.rest = rest;
+        let (bytes, rest) = self.source.rest.split_at_checked(n)?;
+        self.source.rest = rest;
         Some(bytes)
     }
 
@@ -248,6 +249,28 @@ impl Reader<'_> {
         Some(())
     }
 
+    /// A vector's length.
+    fn length(&mut self) -> Option<usize> {
+        match self.integer()? {
+            -1 => {
+                let (high, low) = (self.integer()?, self.integer()?);
+                usize::try_from(i64::from(high) << 32 | i64::from(low as u32)).ok()
+            }
+            n => usize::try_from(n).ok(),
+        }
+    }
+
+    /// The vector whose data are in the piece that comes next. `None` if that does not fit.
+    unsafe fn shared(&mut self, kind: SEXPTYPE, size: usize) -> Option<SEXP> {
+        let piece = self.source.piece()?;
+        if piece.memory().len() != size {
+            return None;
+        }
+        let vector = shared::vector(kind, piece, self.source.common)?;
+        self.source.pass_piece();
+        Some(vector)
+    }
+
     /// Vectors and S4 objects.
     unsafe fn plain(&mut self, kind: i32, flags: i32, depth: u32) -> Option<SEXP> {
         let (sexptype, width) = match kind {
@@ -262,13 +285,21 @@ impl Reader<'_> {
             // S4 objects and whatever else there may be.
             _ => return None,
         };
-        let n = usize::try_from(self.integer()?).ok()?;
+        let n = self.length()?;
+        let size = n.checked_mul(width)?;
+        let shared = if self.source.piece().is_some() {
+            Some(self.shared(sexptype, size)?)
+        } else {
+            None
+        };
         // No allocation for what is not there.
-        if self.rest.len() < n.checked_mul(width)? {
+        if shared.is_none() && self.source.rest.len() < size {
             return None;
         }
-        let object = self.protect(Rf_allocVector(sexptype, n as isize));
+        let object = shared.unwrap_or_else(|| Rf_allocVector(sexptype, n as isize));
+        let object = self.protect(object);
         match sexptype {
+            _ if shared.is_some() => {}
             SEXPTYPE::LGLSXP => self.data(LOGICAL(object), n)?,
             SEXPTYPE::INTSXP => self.data(INTEGER(object), n)?,
             SEXPTYPE::REALSXP => self.data(REAL(object), n)?,

@@ -11,14 +11,16 @@ use std::time::Duration;
 
 use super::super::{DialError, GRACE, Options, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
+use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::signals::{self, Polled, poll_in};
+use crate::transport::unix::Incoming;
 use crate::transport::{Address, unix};
 
 struct LocalWire {
     data: UnixStream,
     control: UnixStream,
-    reader: FrameReader<ToDaemon>,
+    incoming: Incoming<ToDaemon>,
     watcher: Option<JoinHandle<()>>,
 }
 
@@ -27,20 +29,20 @@ pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn
     let connect = |source| DialError::Connect { url: url(), source };
     let handshake = |source| DialError::Handshake { url: url(), source };
     let data = unix::connect(address).map_err(connect)?;
-    let (data, control, reader, answer) = introduce(data, dialling.options).map_err(handshake)?;
+    let (data, control, incoming, answer) = introduce(data, dialling.options).map_err(handshake)?;
     accepted(answer, address)?;
     let watcher = watch(&data, &control, dialling.gate.clone()).map_err(handshake)?;
     Ok(Box::new(LocalWire {
         data,
         control,
-        reader,
+        incoming,
         watcher: Some(watcher),
     }))
 }
 
 impl Wire for LocalWire {
-    fn next(&mut self) -> io::Result<Option<(ToDaemon, Vec<u8>)>> {
-        Ok(self.reader.next()?)
+    fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>> {
+        self.incoming.next_frame()
     }
 
     fn wait(
@@ -59,16 +61,19 @@ impl Wire for LocalWire {
                 return Ok(Polled::Readable);
             }
         }
-        let data = self.data.as_fd();
-        match self.reader.fill(|room| unix::recv(data, room)) {
+        match self.incoming.fill(self.data.as_fd()) {
             Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
             _ => Ok(Polled::Readable),
         }
     }
 
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
-        send(&self.data, message, body)
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
+        unix::send_message(&self.data, message, body)
+    }
+
+    fn passes_memory(&self) -> bool {
+        cfg!(target_os = "linux")
     }
 
     fn sender(&self) -> Box<dyn Sender> {
@@ -84,24 +89,19 @@ impl Wire for LocalWire {
     }
 }
 
-fn send(data: &UnixStream, message: &ToHost, body: &[u8]) -> io::Result<()> {
-    let head = crate::protocol::frame::encode_head(message, body.len());
-    unix::send_all(data, &head, body, None)
-}
-
 /// Another handle of the socket, if there could be one.
 struct LocalSender(io::Result<UnixStream>);
 
 impl Sender for LocalSender {
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
         match &self.0 {
-            Ok(data) => send(data, message, body),
+            Ok(data) => unix::send_message(data, message, body),
             Err(e) => Err(e.kind().into()),
         }
     }
 }
 
-type Introduction = (UnixStream, UnixStream, FrameReader<ToDaemon>, ToDaemon);
+type Introduction = (UnixStream, UnixStream, Incoming<ToDaemon>, ToDaemon);
 
 /// Sends the hello and hears the answer.
 fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
@@ -115,12 +115,12 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
     unix::send_all(&data, &hello.head, &[], Some(theirs.as_fd()))?;
     drop(theirs);
     data.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = FrameReader::<ToDaemon>::new(Limits::LINK);
+    let mut incoming = Incoming::<ToDaemon>::new(FrameReader::new(Limits::LINK));
     let answer = loop {
-        if let Some((answer, _)) = reader.next()? {
+        if let Some((answer, _)) = incoming.next_frame()? {
             break answer;
         }
-        match reader.fill(|room| unix::recv(data.as_fd(), room)) {
+        match incoming.fill(data.as_fd()) {
             Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -132,7 +132,7 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
         }
     };
     data.set_read_timeout(None)?;
-    Ok((data, control, reader, answer))
+    Ok((data, control, incoming, answer))
 }
 
 /// Starts the watcher.
