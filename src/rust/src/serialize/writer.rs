@@ -3,8 +3,8 @@
 //! R's `R_Serialize()` allocates a 1,099-slot hash table for every call, which for
 //! a task of a few dozen bytes costs several times what writing it does, and feeds the
 //! garbage collector. This writes the objects that tasks are usually made of itself,
-//! and says so if there is something else among them (byte code, promises;
-//! environments and external pointers unless there are hooks): then `R_Serialize()` does
+//! and says so if there is something else among them (byte code, active
+//! bindings; external pointers unless there are hooks): then `R_Serialize()` does
 //! it all.
 //!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
@@ -242,23 +242,27 @@ impl Writer {
         } else if R_IsNamespaceEnv(env) == Rboolean::TRUE {
             self.namespace(env)
         } else {
-            // Without hooks R does it as well, and knows all there can be in one.
-            self.hooks.is_some()
-                && extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE
-                && self.variables(env, depth)
+            extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE && self.variables(env, depth)
         }
     }
 
     /// An environment by its variables, in a hash table as R would have it.
     unsafe fn variables(&mut self, env: SEXP, depth: u32) -> bool {
+        let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
+        let n = Rf_xlength(names);
+        // First, because much may have been written in vain otherwise.
+        let known = (0..n).all(|i| is_known(r::Rf_installChar(STRING_ELT(names, i)), env));
+        if !known {
+            Rf_unprotect(1);
+            return false;
+        }
         self.references().add(env);
         self.integer(SEXPTYPE::ENVSXP as i32);
         self.integer((r::R_EnvironmentIsLocked(env) == Rboolean::TRUE).into());
         if !self.item(extendr_ffi::backports::get_parent_env(env), depth + 1) {
+            Rf_unprotect(1);
             return false;
         }
-        let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
-        let n = Rf_xlength(names);
         let size = (n + n / 3).max(29);
         let mut order: Vec<(u32, isize)> = (0..n)
             .map(|i| (hash(STRING_ELT(names, i)) % size as u32, i))
@@ -282,21 +286,27 @@ impl Writer {
     }
 
     unsafe fn variable(&mut self, symbol: SEXP, env: SEXP, depth: u32) -> bool {
-        if r::R_BindingIsActive(symbol, env) == Rboolean::TRUE {
-            return false;
-        }
-        let mut value = r::get_var_in_frame(symbol, env);
-        if TYPEOF(value) == SEXPTYPE::PROMSXP {
-            value = r::PRVALUE(value);
-            // Not evaluated, and it is not for us to do that.
-            if value == extendr_ffi::R_UnboundValue {
-                return false;
-            }
-        }
+        let value = r::get_var_in_frame(symbol, env);
         let locked = r::R_BindingIsLocked(symbol, env) == Rboolean::TRUE;
         let levels = if locked { LOCKED } else { 0 };
         self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG | levels << 12);
-        self.symbol(symbol) && self.item(value, depth + 1)
+        if !self.symbol(symbol) {
+            return false;
+        }
+        if TYPEOF(value) != SEXPTYPE::PROMSXP {
+            return self.item(value, depth + 1);
+        }
+        let promised = r::PRVALUE(value);
+        if promised != extendr_ffi::R_UnboundValue {
+            return self.item(promised, depth + 1);
+        }
+        // Not evaluated, and it is not for us to do that.
+        self.integer(SEXPTYPE::PROMSXP as i32 | HAS_TAG);
+        if !self.item(r::PRENV(value), depth + 1) {
+            return false;
+        }
+        self.integer(UNBOUND_VALUE);
+        self.item(r::R_PromiseExpr(value), depth + 1)
     }
 
     /// External pointers and weak references arrive empty, as R has it.
@@ -405,6 +415,12 @@ impl Writer {
         };
         done && (attributes == R_NilValue || self.item(attributes, depth + 1))
     }
+}
+
+/// Whether a variable is of a kind that can be written here.
+unsafe fn is_known(symbol: SEXP, env: SEXP) -> bool {
+    r::R_BindingIsActive(symbol, env) == Rboolean::FALSE
+        && TYPEOF(r::get_var_in_frame(symbol, env)) != SEXPTYPE::DOTSXP
 }
 
 /// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
