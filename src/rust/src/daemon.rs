@@ -30,7 +30,7 @@ use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime
 use crate::cleanup::Snapshot;
 use crate::profiles::{self, LECUYER};
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
-use crate::serialize::{self, hooks, Buffer};
+use crate::serialize::{self, hooks, Buffer, Source};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -244,12 +244,14 @@ fn serve(
     limits: &mut Limits,
     snapshot: &mut Snapshot,
 ) -> End {
+    let mut out = Buffer::new();
+    out.share(worker.passes_memory());
     let mut session = Session {
         worker,
         settings,
         limits,
         snapshot,
-        out: Buffer::new(),
+        out,
         task: None,
         end: None,
     };
@@ -381,13 +383,13 @@ impl Session<'_> {
         let written = within_r(|| {
             let value = Rf_protect(failure(stage));
             if !Buffer::write(out, value) {
-                *out = Buffer::new();
+                (*out).let_go();
             }
             Rf_unprotect(1);
         });
         if !written {
             // Out of memory, most likely. An empty value is an error on the host.
-            self.out = Buffer::new();
+            self.out.let_go();
         }
         self.reply(true);
     }
@@ -395,10 +397,9 @@ impl Session<'_> {
     /// Sends what is in `out` and cleans up.
     unsafe fn reply(&mut self, failed: bool) {
         let Some(task) = self.task.take() else { return };
-        if !self.worker.reply(task.seq, self.out.as_slice(), failed) {
-            // What the link has to say about it comes from the next call.
-            self.out = Buffer::new();
-        }
+        // If it fails, what the link has to say about it comes from the next call.
+        self.worker.reply(task.seq, self.out.as_slice(), failed);
+        self.out.let_go();
         match task.kind {
             Kind::Setup => {
                 if let Some(now) = take_snapshot() {
@@ -448,7 +449,7 @@ fn clean_up(snapshot: &Snapshot, what: c_int) {
 fn configure(bytes: &[u8]) {
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| unsafe {
-        let registry = Rf_protect(read(bytes));
+        let registry = Rf_protect(read(bytes.into()));
         hooks::set(registry);
         Rf_unprotect(1);
     });
@@ -475,8 +476,8 @@ fn finish(worker: &Worker) {
 }
 
 /// Reads an object that was sent.
-unsafe fn read(bytes: &[u8]) -> SEXP {
-    match serialize::read(bytes) {
+unsafe fn read(source: Source<'_>) -> SEXP {
+    match serialize::read(source) {
         Some(object) => object,
         // A hook has failed, and its error is R's last.
         None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
@@ -485,8 +486,12 @@ unsafe fn read(bytes: &[u8]) -> SEXP {
 
 /// Puts a task's objects in place, and into `frame` what to evaluate and where.
 unsafe fn prepare(task: &Assignment, frame: SEXP) {
-    let common = task.constants.as_ref().map_or(&task.body, |c| &**c);
-    let payload = Rf_protect(read(common));
+    let own = Source::new(&task.body, &task.pieces);
+    let common = task
+        .constants
+        .as_ref()
+        .map(|c| Source::new(&c.bytes, &c.pieces).common());
+    let payload = Rf_protect(read(common.unwrap_or(own)));
     if let Some([a, b, c, d, e, f]) = task.stream {
         let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
@@ -496,7 +501,7 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) {
     let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
     define_all(VECTOR_ELT(payload, 2), env);
     if task.constants.is_some() {
-        let element = Rf_protect(read(&task.body));
+        let element = Rf_protect(read(own));
         Rf_defineVar(ELEMENT.get(), element, env);
         Rf_unprotect(1);
     }
@@ -515,7 +520,7 @@ static TASK_CALL: Constant = Constant::new(|| unsafe {
     Rf_lang3(function, EXPR.get(), ENVIR.get())
 });
 
-/// Assigns the elements of a named list.
+/// Assigns the elements of a named list, which is empty afterwards.
 unsafe fn define_all(list: SEXP, env: SEXP) {
     let names = Rf_getAttrib(list, R_NamesSymbol);
     for i in 0..Rf_xlength(list) {
@@ -524,6 +529,8 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
             VECTOR_ELT(list, i),
             env,
         );
+        // Now the variable alone has it, so that it can be changed without a copy.
+        extendr_ffi::SET_VECTOR_ELT(list, i, R_NilValue);
     }
 }
 

@@ -16,6 +16,7 @@ mod profiles;
 mod promises;
 mod r;
 mod serialize;
+mod shared;
 mod submit;
 mod tasks;
 mod waiting;
@@ -41,6 +42,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     quiet_panics();
     // Now, because it calls R, which could come back to ask for it.
     serialize::header();
+    shared::register(info);
     let functions = get_mirai_metadata().functions;
     let names: Vec<std::ffi::CString> = functions
         .iter()

@@ -158,6 +158,17 @@ pub unsafe fn with_current<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T)
     SESSION.with_borrow(|session| f(session.get(name)))
 }
 
+/// Whether daemons of a profile may be on this machine: large vectors had better be shared with
+/// them. So it is with those that are started for a single task.
+///
+/// # Safety
+/// `name` is an R object.
+pub unsafe fn passes_memory(name: SEXP) -> bool {
+    with_current(name, |profile| {
+        profile.is_none_or(|p| p.host().is_some_and(Host::passes_memory))
+    })
+}
+
 /// Tells all daemons, present and future, what they should know.
 pub fn configure(configuration: Bytes) {
     SESSION.with_borrow_mut(|session| {

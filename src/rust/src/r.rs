@@ -37,7 +37,14 @@ extern "C" {
     pub fn ATTRIB(x: SEXP) -> SEXP;
     pub fn LEVELS(x: SEXP) -> c_int;
     pub fn OBJECT(x: SEXP) -> c_int;
+    pub fn PRENV(promise: SEXP) -> SEXP;
     pub fn PRVALUE(promise: SEXP) -> SEXP;
+    pub fn R_PromiseExpr(promise: SEXP) -> SEXP;
+    pub fn R_LockBinding(symbol: SEXP, env: SEXP);
+    pub fn R_LockEnvironment(env: SEXP, bindings: Rboolean);
+    fn Rf_lcons(first: SEXP, rest: SEXP) -> SEXP;
+    fn Rf_ScalarString(x: SEXP) -> SEXP;
+    fn Rf_list4(a: SEXP, b: SEXP, c: SEXP, d: SEXP) -> SEXP;
     pub fn R_BindingIsLocked(symbol: SEXP, env: SEXP) -> Rboolean;
     pub fn R_EnvironmentIsLocked(env: SEXP) -> Rboolean;
     pub fn SETCAR(cell: SEXP, value: SEXP) -> SEXP;
@@ -181,6 +188,26 @@ pub unsafe fn make_closure(formals: SEXP, body: SEXP, env: SEXP) -> Option<SEXP>
     let closure = Rf_eval(call, env);
     Rf_unprotect(2);
     Some(closure)
+}
+
+static SET_PARENT: Constant = Constant::new(|| unsafe { Rf_install(c"parent.env<-".as_ptr()) });
+static DELAYED_ASSIGN: Constant =
+    Constant::new(|| unsafe { Rf_install(c"delayedAssign".as_ptr()) });
+
+/// Makes one environment the parent of another.
+pub unsafe fn set_parent(env: SEXP, parent: SEXP) {
+    let call = Rf_protect(Rf_lang3(SET_PARENT.get(), env, parent));
+    Rf_eval(call, extendr_ffi::R_BaseEnv);
+    Rf_unprotect(1);
+}
+
+/// Makes a variable a promise to evaluate an expression.
+pub unsafe fn delayed_assign(symbol: SEXP, expr: SEXP, eval_env: SEXP, env: SEXP) {
+    let name = Rf_protect(Rf_ScalarString(extendr_ffi::PRINTNAME(symbol)));
+    let args = Rf_protect(Rf_list4(name, expr, eval_env, env));
+    let call = Rf_protect(Rf_lcons(DELAYED_ASSIGN.get(), args));
+    Rf_eval(call, extendr_ffi::R_BaseEnv);
+    Rf_unprotect(3);
 }
 
 /// A function of our namespace by name.

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
     R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error,
@@ -31,13 +30,14 @@ pub fn routines() -> Vec<R_CallMethodDef> {
     ]
 }
 
-/// Serializes what a daemon needs for one evaluation into the buffer. False if a hook
+/// Serializes what a daemon of a profile needs for one evaluation into the buffer. False if a hook
 /// has failed.
-unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP) -> bool {
+unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) -> bool {
     let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
     SET_VECTOR_ELT(payload, 0, expr);
     SET_VECTOR_ELT(payload, 1, globals);
     SET_VECTOR_ELT(payload, 2, args);
+    (*buffer()).share(profiles::passes_memory(profile));
     let written = Buffer::write(buffer(), payload);
     Rf_unprotect(1);
     written
@@ -85,7 +85,7 @@ unsafe extern "C-unwind" fn submit(
     let (env, pointer, id) = new_pending();
     Rf_protect(env);
     // Last, because R code that it may run could use the buffer itself.
-    if !write_payload(expr, globals, args) {
+    if !write_payload(expr, globals, args, profile) {
         fail(env);
         Rf_unprotect(2);
         return env;
@@ -102,7 +102,7 @@ unsafe extern "C-unwind" fn submit(
                     r::obey_interrupt();
                     // It has returned: somebody handled the interrupt, in R, and
                     // may have used the buffer.
-                    if !write_payload(expr, globals, args) {
+                    if !write_payload(expr, globals, args, profile) {
                         raise("a serialization hook has failed".into());
                     }
                 }
@@ -206,7 +206,7 @@ unsafe extern "C-unwind" fn submit_map(
         R_NilValue,
     ));
     R_RegisterCFinalizerEx(keeper, Some(finalize_constants), Rboolean::FALSE);
-    let common = write_payload(expr, globals, args);
+    let common = write_payload(expr, globals, args, profile);
     if common {
         make_constants(keeper, profile);
     }
@@ -315,7 +315,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
         let (env, ..) = new_pending();
         SET_VECTOR_ELT(out, i as _, env);
     }
-    if write_payload(expr, globals, args) {
+    if write_payload(expr, globals, args, profile) {
         submit_pinned(out, n, profile);
     } else {
         for i in 0..n {
@@ -331,7 +331,7 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
         let Some(host) = current.and_then(|p| p.host()) else {
             return;
         };
-        let body: Bytes = (*buffer()).take();
+        let body = (*buffer()).take();
         let peers = host.peers().into_iter().map(Target::Peer);
         let mut targets = peers.chain((0..).map(Target::Join));
         for i in 0..n {
@@ -369,7 +369,7 @@ unsafe extern "C-unwind" fn submit_to(
     }
     let (env, pointer, id) = new_pending();
     Rf_protect(env);
-    if !write_payload(expr, R_NilValue, args) {
+    if !write_payload(expr, R_NilValue, args, profile) {
         fail(env);
         Rf_unprotect(1);
         return env;

@@ -183,8 +183,8 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
 
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
     match (*task.cast::<Task>()).outcome() {
-        Some(Outcome::Value(bytes) | Outcome::Error(bytes)) => {
-            serialize::read(bytes).unwrap_or_else(|| failure())
+        Some(Outcome::Value(content) | Outcome::Error(content)) => {
+            serialize::read(content).unwrap_or_else(|| failure())
         }
         Some(Outcome::TimedOut) => error_value(5),
         Some(Outcome::Closed) => error_value(7),

@@ -4,6 +4,7 @@
 //! is the business of the language binding that uses it (crate `mirai` for R).
 //! The rooms of the house, each importing only those above it:
 //!
+//! - [`memory`]: large parts of messages in shared memory.
 //! - [`protocol`]: messages and framing, without I/O.
 //! - [`dispatcher`]: the queue, a state machine without I/O, clocks or threads.
 //! - [`tls`]: identities, and rustls as NNG's TLS.
@@ -17,6 +18,7 @@
 
 pub mod dispatcher;
 pub mod host;
+pub mod memory;
 pub mod process;
 pub mod protocol;
 pub mod relay;

@@ -3,20 +3,23 @@
 //! For a machine that stands between, such as a cluster's head node: the host need not be
 //! reachable from the daemons. Payloads go through as they are; nothing is evaluated.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
 use crate::host::{Host, next_task_id};
+use crate::memory;
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::signals;
 use crate::task::{Constants, Outcome, Payload, Task};
-use crate::worker::{Assignment, Next, Runtime, Worker};
+use crate::worker::{Assignment, Common, Next, Runtime, Worker};
 
 /// The number of tasks that a relay may hold: they wait in its own queue.
 pub const SLOTS: u32 = u32::MAX;
@@ -87,11 +90,11 @@ impl Relay {
                 .name("mirai-relay".into())
                 .spawn(move || {
                     for (seq, task) in values {
-                        let (outcome, body): (_, &[u8]) = match task.outcome() {
-                            Some(Outcome::Value(body)) => (Done::Value, body),
-                            Some(Outcome::Error(body)) => (Done::Error, body),
-                            Some(Outcome::Canceled) => (Done::Skipped, &[]),
-                            _ => (Done::Lost, &[]),
+                        let (outcome, body) = match task.outcome() {
+                            Some(Outcome::Value(body)) => (Done::Value, body.plain()),
+                            Some(Outcome::Error(body)) => (Done::Error, body.plain()),
+                            Some(Outcome::Canceled) => (Done::Skipped, Cow::default()),
+                            _ => (Done::Lost, Cow::default()),
                         };
                         let message = ToHost::Done {
                             seq,
@@ -99,7 +102,7 @@ impl Relay {
                             // Of no use: a relay holds whatever it is sent.
                             spent: 0,
                         };
-                        if above.send(&message, body).is_err() {
+                        if above.send(&message, (&*body).into()).is_err() {
                             return;
                         }
                     }
@@ -139,7 +142,11 @@ impl Relay {
             Kind::Task | Kind::Map => vec![Target::Any],
         };
         let constants = task.constants.as_ref().map(|c| known.get(c, &self.below));
-        let body = bytes::Bytes::from(task.body);
+        // Segments end here: what goes on from a relay is copied.
+        let body = match memory::plain(&task.body, &task.pieces) {
+            Cow::Borrowed(_) => Bytes::from(task.body),
+            Cow::Owned(whole) => Bytes::from(whole),
+        };
         let tasks: Vec<Arc<Task>> = targets
             .iter()
             .map(|_| {
@@ -147,7 +154,7 @@ impl Relay {
                     kind: task.kind,
                     stream: task.stream,
                     constants: constants.clone(),
-                    body: body.clone(),
+                    body: body.clone().into(),
                 };
                 Arc::new(Task::new(next_task_id(), payload))
             })
@@ -186,7 +193,8 @@ impl Relay {
 struct Known(Vec<(Arc<Vec<u8>>, Weak<Constants>)>);
 
 impl Known {
-    fn get(&mut self, bytes: &Arc<Vec<u8>>, below: &Host) -> Arc<Constants> {
+    fn get(&mut self, common: &Common, below: &Host) -> Arc<Constants> {
+        let bytes = &common.bytes;
         // Those that the link above has forgotten.
         self.0.retain(|(known, _)| Arc::strong_count(known) > 1);
         let at = self
@@ -196,7 +204,11 @@ impl Known {
         if let Some(constants) = at.and_then(|i| self.0[i].1.upgrade()) {
             return constants;
         }
-        let constants = below.constants(bytes::Bytes::from_owner(Shared(bytes.clone())));
+        let whole = match memory::plain(bytes, &common.pieces) {
+            Cow::Borrowed(_) => Bytes::from_owner(Shared(bytes.clone())),
+            Cow::Owned(whole) => Bytes::from(whole),
+        };
+        let constants = below.constants(whole.into());
         if let Some(at) = at {
             self.0.swap_remove(at);
         }

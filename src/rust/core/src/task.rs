@@ -4,10 +4,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::dispatcher::TaskId;
+use crate::memory::{Body, Content};
 use crate::protocol::{Kind, Stream};
 use crate::wait::Countdown;
 
@@ -15,9 +15,9 @@ use crate::wait::Countdown;
 /// evaluation is a value too.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Value(Vec<u8>),
+    Value(Content),
     /// The same, where that is an error of the evaluation.
-    Error(Vec<u8>),
+    Error(Content),
     TimedOut,
     /// The daemon was lost, or the host reset its daemons.
     Reset,
@@ -40,7 +40,7 @@ pub struct Payload {
     pub stream: Option<Stream>,
     /// What the task has in common with others, and which a daemon is sent once.
     pub constants: Option<Arc<Constants>>,
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// What several tasks have in common: made by
@@ -48,7 +48,7 @@ pub struct Payload {
 /// task that needs it has resolved.
 pub struct Constants {
     pub(crate) id: u64,
-    pub(crate) body: Bytes,
+    pub(crate) body: Body,
     pub(crate) on_drop: Box<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -60,7 +60,7 @@ impl Drop for Constants {
 
 impl std::fmt::Debug for Constants {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Constants({}, {} bytes)", self.id, self.body.len())
+        write!(f, "Constants({}, {} bytes)", self.id, self.body.size())
     }
 }
 
@@ -94,7 +94,7 @@ impl Task {
 
     #[cfg(test)]
     pub(crate) fn empty(id: TaskId) -> Task {
-        let body = Bytes::new();
+        let body = Body::default();
         Task::new(
             id,
             Payload {
@@ -117,10 +117,7 @@ impl Task {
 
     /// Bytes of the body to send.
     pub(crate) fn size(&self) -> u64 {
-        self.payload
-            .lock()
-            .as_ref()
-            .map_or(0, |p| p.body.len() as u64)
+        self.payload.lock().as_ref().map_or(0, |p| p.body.size())
     }
 
     pub fn outcome(&self) -> Option<&Outcome> {
@@ -221,7 +218,7 @@ mod tests {
         task.on_resolved(count());
         task.on_resolved(count());
         assert_eq!(values.load(Ordering::SeqCst), 0);
-        task.resolve(Outcome::Value(vec![]));
+        task.resolve(Outcome::Value(vec![].into()));
         task.resolve(Outcome::Canceled);
         assert_eq!(values.load(Ordering::SeqCst), 2);
         task.on_resolved(count());

@@ -211,7 +211,7 @@ mod tests {
         let theirs = all.clone();
         let other = std::thread::spawn(move || {
             for task in &theirs {
-                task.resolve(Outcome::Value(vec![1]));
+                task.resolve(Outcome::Value(vec![1].into()));
             }
         });
         let end = wait_for(all.iter().map(Arc::as_ref), Patience::for_all(100), never);

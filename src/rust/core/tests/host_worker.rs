@@ -169,7 +169,7 @@ fn outcome(task: &Arc<Task>) -> &Outcome {
 }
 
 fn value(bytes: impl Into<Vec<u8>>) -> Outcome {
-    Outcome::Value(bytes.into())
+    Outcome::Value(bytes.into().into())
 }
 
 fn next(worker: &mut Worker) -> Assignment {
@@ -556,7 +556,7 @@ fn bodies_of_fifty_megabytes_arrive_intact() {
         assert!(body == there);
         back.clone()
     });
-    assert!(outcome(&task) == &Outcome::Value(back));
+    assert!(outcome(&task) == &Outcome::Value(back.into()));
     host.close(false);
 }
 
@@ -819,7 +819,7 @@ fn cancelling_at_any_moment_hits_the_task_meant_or_nothing() {
         if host.cancel(&task) {
             assert_eq!(task.outcome(), Some(&Outcome::Canceled));
         } else {
-            assert_eq!(task.outcome(), Some(&Outcome::Value(body.clone())));
+            assert_eq!(task.outcome(), Some(&Outcome::Value(body.clone().into())));
         }
         unwanted.insert(body, task);
         let wanted = submit(&host, "wanted");
@@ -1001,8 +1001,8 @@ fn what_tasks_have_in_common_is_sent_once_to_each_daemon_and_forgotten_at_the_en
         for _ in 0..share {
             let task = next(&mut worker);
             let common = task.constants.expect("constants come before the task");
-            assert_eq!(**common, *b"common");
-            held.push(common);
+            assert_eq!(*common.bytes, b"common");
+            held.push(common.bytes);
             worker.finish();
             assert!(worker.reply(task.seq, &task.body, false));
         }

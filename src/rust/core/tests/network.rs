@@ -115,7 +115,7 @@ fn tasks_go_and_values_come_back_by_every_scheme() {
             let sending = std::thread::scope(|scope| {
                 let sent = scope.spawn(|| worker.reply(got.seq, &got.body, false));
                 assert!(
-                    *wait(&task) == Outcome::Value(body.clone()),
+                    *wait(&task) == Outcome::Value(body.clone().into()),
                     "{scheme} {size}"
                 );
                 sent.join().unwrap()
@@ -151,10 +151,14 @@ fn what_a_daemon_holds_ahead_of_a_long_task_is_done_by_others_at_once() {
             assert!(quick.reply(task.seq, &task.body, false));
         }
         for (i, task) in tasks.iter().enumerate().skip(at + 1) {
-            assert_eq!(*wait(task), Outcome::Value(vec![i as u8]), "{scheme}");
+            assert_eq!(
+                *wait(task),
+                Outcome::Value(vec![i as u8].into()),
+                "{scheme}"
+            );
         }
         assert!(slow.reply(long.seq, &long.body, false));
-        assert_eq!(*wait(&tasks[at]), Outcome::Value(vec![at as u8]));
+        assert_eq!(*wait(&tasks[at]), Outcome::Value(vec![at as u8].into()));
         host.close(true);
     }
 }
@@ -178,7 +182,7 @@ fn many_daemons_share_a_url_and_leave_when_told() {
             }
         }
         for (i, task) in tasks.iter().enumerate() {
-            assert_eq!(*wait(task), Outcome::Value(vec![i as u8]));
+            assert_eq!(*wait(task), Outcome::Value(vec![i as u8].into()));
         }
         host.close(true);
         for mut worker in workers {

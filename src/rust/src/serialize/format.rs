@@ -26,8 +26,9 @@ pub const BYTES: i32 = 1 << 1;
 pub const LATIN1: i32 = 1 << 2;
 pub const UTF8: i32 = 1 << 3;
 pub const ASCII: i32 = 1 << 6;
-/// The bit of a binding that is locked.
+/// The bits of a binding that is locked, and of one that is active.
 pub const LOCKED: i32 = 1 << 14;
+pub const ACTIVE: i32 = 1 << 15;
 /// The bit of any other object that tells an S4 object.
 pub const S4: i32 = 1 << 4;
 
@@ -41,8 +42,8 @@ pub fn header() -> &'static [u8] {
         unsafe {
             super::write_by_r(&mut buffer, extendr_ffi::R_NilValue, None);
         }
-        let n = buffer.0.len() - 4;
-        buffer.0.truncate(n);
-        buffer.0
+        let n = buffer.bytes.len() - 4;
+        buffer.bytes.truncate(n);
+        buffer.bytes
     })
 }

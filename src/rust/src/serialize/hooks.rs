@@ -18,7 +18,7 @@ use extendr_ffi::{
     SEXPTYPE, STRING_ELT, VECTOR_ELT,
 };
 
-use super::Buffer;
+use super::{Buffer, Source};
 use crate::r;
 
 const MAGIC: &[u8; 8] = b"miraihk\n";
@@ -110,18 +110,26 @@ pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
         return true;
     }
     // From here on R code runs that may serialize something itself.
-    let main = std::mem::take(&mut (*buffer).0);
+    let main = std::mem::take(&mut (*buffer).bytes);
+    let mut insets = std::mem::take(&mut (*buffer).insets);
     let objects = Rf_protect(std::mem::take(&mut *collected).as_list());
     let Some(made) = call(c"write_hooked", objects) else {
         Rf_unprotect(1);
         return false;
     };
     Rf_protect(made);
+    // Nothing is left out in front, whose length is given.
+    let sharing = std::mem::replace(&mut (*buffer).sharing, false);
     Buffer::write_once(buffer, made, None);
-    let out = &mut (*buffer).0;
+    (*buffer).sharing = sharing;
+    let out = &mut (*buffer).bytes;
     let length = (out.len() as u64).to_le_bytes();
     out.splice(..0, MAGIC.iter().copied().chain(length));
+    for inset in &mut insets {
+        inset.at += out.len();
+    }
     out.extend_from_slice(&main);
+    (*buffer).insets = insets;
     Rf_unprotect(2);
     true
 }
@@ -154,10 +162,12 @@ unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> Option<SEXP> {
 }
 
 /// The front part and the object of a stream written with hooks; `None` if it was not.
-pub fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let rest = bytes.strip_prefix(MAGIC)?;
+pub fn split(source: Source<'_>) -> Option<(Source<'_>, Source<'_>)> {
+    let rest = source.rest.strip_prefix(MAGIC)?;
     let (length, rest) = rest.split_first_chunk()?;
-    rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let (made, rest) = rest.split_at_checked(length)?;
+    Some((made.into(), Source { rest, ..source }))
 }
 
 /// Has the hooks make objects of what they made of them.

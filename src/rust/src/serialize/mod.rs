@@ -4,6 +4,12 @@
 //! What tasks are usually made of is written and read by our own [`writer`] and
 //! [`reader`]; whatever they do not know is left to R, from the beginning, in the same
 //! format.
+//!
+//! Where the receiver may be on this machine, the data of large vectors are left out and put
+//! into segments of shared memory, one for each, which know their places (see
+//! [`mirai_core::memory`]). With them put back in, the bytes are R's format again. The reader
+//! makes [vectors](crate::shared) of them that need no copy; if R has to read, it gets to see
+//! all bytes in a row.
 
 mod format;
 pub mod hooks;
@@ -14,7 +20,7 @@ mod writer;
 
 pub use routines::routines;
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_void, CStr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -22,27 +28,162 @@ use extendr_ffi::{
     R_NilValue, R_Serialize, R_Unserialize, R_inpstream_st, R_inpstream_t, R_outpstream_st,
     R_outpstream_t, R_pstream_format_t, Rf_error, Rf_protect, Rf_unprotect, SEXP,
 };
+use mirai_core::memory::{Body, Content, Draft, Inset, Parts, Piece, MOST_INSETS};
 
 /// Version 3 knows of ALTREP and of the native encoding; R has it since 3.5.
 const VERSION: c_int = 3;
 /// A buffer larger than this is handed over rather than copied out of.
 const SMALL: usize = 32 * 1024;
 
+/// Data from this size on are put into a segment. Below, making, passing and mapping one costs more
+/// than copying.
+const LARGE: usize = 256 * 1024;
+/// R passes vectors on in parts of so many elements.
+const PART: usize = 8096;
+
 /// Memory to serialize into, used again for each small object.
 #[derive(Default)]
-pub struct Buffer(Vec<u8>);
+pub struct Buffer {
+    bytes: Vec<u8>,
+    /// What has been left out.
+    insets: Vec<Inset>,
+    /// Whether anything shall be.
+    sharing: bool,
+    run: Run,
+}
+
+/// Parts of a vector that R writes one after the other.
+struct Run {
+    /// Where the next part would be in R's memory.
+    next: *const u8,
+    /// Where the first one is in the buffer.
+    from: usize,
+    /// Where they are once they have become many.
+    draft: Option<Draft>,
+}
+
+impl Default for Run {
+    fn default() -> Run {
+        Run::NONE
+    }
+}
+
+impl Run {
+    const NONE: Run = Run {
+        next: std::ptr::null(),
+        from: 0,
+        draft: None,
+    };
+}
 
 impl Buffer {
     pub const fn new() -> Buffer {
-        Buffer(Vec::new())
+        Buffer {
+            bytes: Vec::new(),
+            insets: Vec::new(),
+            sharing: false,
+            run: Run::NONE,
+        }
     }
 
+    /// From now on, whether large vectors are to be left out of what is written.
+    pub fn share(&mut self, sharing: bool) {
+        self.sharing = sharing;
+    }
+
+    /// Bytes in all.
     pub fn len(&self) -> usize {
-        self.0.len()
+        let shared: usize = self.insets.iter().map(|i| i.segment.len()).sum();
+        self.bytes.len() + shared
     }
 
-    pub fn as_slice(&self) -> &[u8] {
-        &self.0
+    pub fn as_slice(&self) -> Parts<'_> {
+        Parts {
+            bytes: &self.bytes,
+            insets: &self.insets,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.insets.clear();
+        self.run = Run::NONE;
+    }
+
+    fn may_share_more(&self) -> bool {
+        self.sharing && self.insets.len() < MOST_INSETS
+    }
+
+    /// Appends the data of a vector. False if there is no memory for them.
+    fn append(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() >= LARGE && self.may_share_more() {
+            if let Some(segment) = mirai_core::memory::Segment::copy_of(bytes) {
+                let at = self.bytes.len();
+                self.insets.push(Inset { at, segment });
+                return true;
+            }
+        }
+        self.append_plain(bytes)
+    }
+
+    fn append_plain(&mut self, bytes: &[u8]) -> bool {
+        let reserved = self.bytes.try_reserve(bytes.len() + 64).is_ok();
+        if reserved {
+            self.bytes.extend_from_slice(bytes);
+        }
+        reserved
+    }
+
+    /// Appends what R writes, which may be a part of a vector's data. False if there is no
+    /// memory for it.
+    fn append_part(&mut self, bytes: &[u8]) -> bool {
+        if bytes.as_ptr() != self.run.next {
+            if !self.end_run() {
+                return false;
+            }
+            if bytes.len() < PART || !self.may_share_more() {
+                return self.append_plain(bytes);
+            }
+            self.run.from = self.bytes.len();
+        }
+        self.run.next = bytes.as_ptr_range().end;
+        let draft = match &mut self.run.draft {
+            Some(draft) => draft,
+            None => {
+                if !self.append_plain(bytes) {
+                    return false;
+                }
+                if self.bytes.len() - self.run.from < LARGE {
+                    return true;
+                }
+                let Some(mut draft) = Draft::new() else {
+                    self.run.next = std::ptr::null();
+                    return true;
+                };
+                let done = draft.write(&self.bytes[self.run.from..]).is_ok();
+                if !done {
+                    // They are here, too.
+                    self.run.next = std::ptr::null();
+                    return true;
+                }
+                self.bytes.truncate(self.run.from);
+                self.run.draft = Some(draft);
+                return true;
+            }
+        };
+        draft.write(bytes).is_ok()
+    }
+
+    /// The last part of a vector has been written. False if they are lost.
+    fn end_run(&mut self) -> bool {
+        let run = std::mem::take(&mut self.run);
+        let Some(draft) = run.draft else { return true };
+        let Some(segment) = draft.seal() else {
+            return false;
+        };
+        let at = self.bytes.len();
+        self.insets.push(Inset { at, segment });
+        true
     }
 
     /// Serializes an object in place of what was there. False if a hook has failed: R's
@@ -53,9 +194,7 @@ impl Buffer {
     /// the object; the buffer then holds a part of it, to be overwritten.
     #[must_use]
     pub unsafe fn write(this: *mut Buffer, object: SEXP) -> bool {
-        if (*this).0.capacity() > 4 * SMALL {
-            (*this).0 = Vec::new();
-        }
+        (*this).let_go();
         if hooks::any() {
             return hooks::write(this, object);
         }
@@ -70,16 +209,15 @@ impl Buffer {
         collected: Option<*mut hooks::Collected>,
     ) {
         static USES: AtomicU64 = AtomicU64::new(0);
-        let out = &raw mut (*this).0;
         loop {
             let this_use = USES.fetch_add(1, Ordering::Relaxed) + 1;
             let clear = || {
-                (*out).clear();
+                (*this).clear();
                 collected.inspect(|c| (**c).clear());
             };
             clear();
             let references = std::ptr::addr_of_mut!(REFERENCES);
-            if !writer::write(out, references, collected, object) {
+            if !writer::write(this, references, collected, object) {
                 clear();
                 write_by_r(this, object, collected.map(|_| hooks::collect_one as Hook));
             }
@@ -91,13 +229,22 @@ impl Buffer {
         }
     }
 
-    /// What was written, to be sent and kept.
-    pub fn take(&mut self) -> Bytes {
-        if self.0.len() <= SMALL {
-            Bytes::from(self.0.as_slice().to_vec())
-        } else {
-            Bytes::from(std::mem::take(&mut self.0))
+    /// Forgets what was written and gives back the memory, unless that is little.
+    pub fn let_go(&mut self) {
+        self.clear();
+        if self.bytes.capacity() > 4 * SMALL {
+            self.bytes = Vec::new();
         }
+    }
+
+    /// What was written, to be sent and kept.
+    pub fn take(&mut self) -> Body {
+        let bytes = if self.bytes.len() <= SMALL {
+            Bytes::from(self.bytes.as_slice().to_vec())
+        } else {
+            Bytes::from(std::mem::take(&mut self.bytes))
+        };
+        Body::new(bytes, std::mem::take(&mut self.insets))
     }
 }
 
@@ -127,7 +274,12 @@ unsafe fn write_by_r(buffer: *mut Buffer, object: SEXP, hook: Option<Hook>) {
         OutPersistHookData: R_NilValue,
     };
     R_Serialize(object, &mut stream);
+    if !(*buffer).end_run() {
+        Rf_error(NO_MEMORY.as_ptr());
+    }
 }
+
+const NO_MEMORY: &CStr = c"cannot allocate memory to serialize an object";
 
 unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
     let mut byte = c as u8;
@@ -136,11 +288,114 @@ unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
 
 unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_int) {
     let bytes = std::slice::from_raw_parts(bytes.cast::<u8>(), n as usize);
-    let out = &mut (*(*stream).data.cast::<Buffer>()).0;
-    if out.try_reserve(bytes.len()).is_err() {
-        Rf_error(c"cannot allocate memory to serialize an object".as_ptr());
+    if !(*(*stream).data.cast::<Buffer>()).append_part(bytes) {
+        Rf_error(NO_MEMORY.as_ptr());
     }
-    out.extend_from_slice(bytes);
+}
+
+/// Bytes to read, and where among them there are pieces of shared memory.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// Up to the next piece.
+    rest: &'a [u8],
+    /// From there on, apart from pieces.
+    tail: &'a [u8],
+    /// Where that begins.
+    tail_at: usize,
+    pieces: &'a [Piece],
+    /// Others have mapped the same.
+    common: bool,
+    /// What is left of a piece of which R has read a part.
+    begun: &'a [u8],
+}
+
+impl<'a> Source<'a> {
+    pub fn new(bytes: &'a [u8], pieces: &'a [Piece]) -> Source<'a> {
+        let mut source = Source {
+            rest: &[],
+            tail: bytes,
+            tail_at: 0,
+            pieces,
+            common: false,
+            begun: &[],
+        };
+        source.advance();
+        source
+    }
+
+    /// The same, where others have mapped the pieces, too.
+    pub fn common(self) -> Source<'a> {
+        Source {
+            common: true,
+            ..self
+        }
+    }
+
+    /// Makes the bytes up to the next piece the ones to be read.
+    fn advance(&mut self) {
+        let until = match self.pieces.first() {
+            Some(piece) => (piece.at() - self.tail_at).min(self.tail.len()),
+            None => self.tail.len(),
+        };
+        (self.rest, self.tail) = self.tail.split_at(until);
+        self.tail_at += until;
+    }
+
+    /// The piece that comes next, if one does. To be [passed](Self::pass_piece).
+    fn piece(&self) -> Option<&'a Piece> {
+        if self.rest.is_empty() {
+            self.pieces.first()
+        } else {
+            None
+        }
+    }
+
+    fn pass_piece(&mut self) {
+        self.pieces = &self.pieces[1..];
+        self.advance();
+    }
+
+    /// The data of a piece, to be copied.
+    unsafe fn bytes_of(piece: &'a Piece) -> &'a [u8] {
+        let memory = piece.memory();
+        std::slice::from_raw_parts(memory.as_ptr(), memory.len())
+    }
+
+    /// Copies the next bytes, whatever they are. False if there are fewer.
+    unsafe fn copy(&mut self, to: *mut u8, n: usize) -> bool {
+        let mut done = 0;
+        while done < n {
+            let from = if self.begun.is_empty() {
+                &mut self.rest
+            } else {
+                &mut self.begun
+            };
+            let now = from.len().min(n - done);
+            std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(done), now);
+            *from = &from[now..];
+            done += now;
+            if done < n {
+                let Some(piece) = self.piece() else {
+                    return false;
+                };
+                self.begun = Self::bytes_of(piece);
+                self.pass_piece();
+            }
+        }
+        true
+    }
+}
+
+impl<'a> From<&'a [u8]> for Source<'a> {
+    fn from(bytes: &'a [u8]) -> Source<'a> {
+        Source::new(bytes, &[])
+    }
+}
+
+impl<'a> From<&'a Content> for Source<'a> {
+    fn from(content: &'a Content) -> Source<'a> {
+        Source::new(&content.bytes, &content.pieces)
+    }
 }
 
 /// Makes the object again that `bytes` were made from. `None` if a hook has failed: R's
@@ -149,9 +404,10 @@ unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_
 /// # Safety
 /// On R's main thread. Leaves by a long jump if the bytes are not an R object;
 /// `bytes` must stay where they are until this returns.
-pub unsafe fn read(bytes: &[u8]) -> Option<SEXP> {
-    match hooks::split(bytes) {
-        None => Some(read_with(bytes, R_NilValue)),
+pub unsafe fn read<'a>(source: impl Into<Source<'a>>) -> Option<SEXP> {
+    let source = source.into();
+    match hooks::split(source) {
+        None => Some(read_with(source, R_NilValue)),
         Some((made, rest)) => {
             let restored = Rf_protect(hooks::restore(read_with(made, R_NilValue))?);
             let object = read_with(rest, restored);
@@ -161,14 +417,14 @@ pub unsafe fn read(bytes: &[u8]) -> Option<SEXP> {
     }
 }
 
-unsafe fn read_with(bytes: &[u8], restored: SEXP) -> SEXP {
-    reader::read(bytes, restored).unwrap_or_else(|| read_by_r(bytes, restored))
+unsafe fn read_with(source: Source<'_>, restored: SEXP) -> SEXP {
+    reader::read(source, restored).unwrap_or_else(|| read_by_r(source, restored))
 }
 
-unsafe fn read_by_r(bytes: &[u8], restored: SEXP) -> SEXP {
-    let mut rest = bytes;
+unsafe fn read_by_r(source: Source<'_>, restored: SEXP) -> SEXP {
+    let mut source = source;
     let mut stream = R_inpstream_st {
-        data: std::ptr::from_mut(&mut rest).cast(),
+        data: std::ptr::from_mut(&mut source).cast(),
         type_: R_pstream_format_t::R_pstream_any_format,
         InChar: Some(in_char),
         InBytes: Some(in_bytes),
@@ -188,11 +444,8 @@ unsafe extern "C" fn in_char(stream: R_inpstream_t) -> c_int {
 }
 
 unsafe extern "C" fn in_bytes(stream: R_inpstream_t, to: *mut c_void, n: c_int) {
-    let rest = &mut *(*stream).data.cast::<&[u8]>();
-    let n = n as usize;
-    if rest.len() < n {
+    let source = &mut *(*stream).data.cast::<Source<'_>>();
+    if !source.copy(to.cast(), n as usize) {
         Rf_error(c"serialized object is truncated".as_ptr());
     }
-    std::ptr::copy_nonoverlapping(rest.as_ptr(), to.cast(), n);
-    *rest = &rest[n..];
 }

@@ -1,15 +1,18 @@
 //! Reads R objects from R's serialization format: those that [`writer`](super::writer)
 //! writes. For anything else `R_Unserialize()` reads it all from the beginning.
 
+use std::mem::MaybeUninit;
+
 use extendr_ffi::{
     cetype_t, R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NaString,
-    R_NilValue, R_UnboundValue, Rf_allocVector, Rf_cons, Rf_lcons, Rf_mkCharLenCE, Rf_protect,
-    Rf_unprotect, COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_ATTRIB, SET_STRING_ELT,
-    SET_TAG, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    R_NewEnv, R_NilValue, R_UnboundValue, Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar,
+    Rf_lcons, Rf_mkCharLenCE, Rf_protect, Rf_unprotect, CDR, COMPLEX, INTEGER, LOGICAL, RAW, REAL,
+    SETCDR, SET_ATTRIB, SET_STRING_ELT, SET_TAG, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
 };
 
 use super::format::*;
-use crate::r;
+use super::Source;
+use crate::{r, shared};
 
 const DEEPEST: u32 = 400;
 
@@ -18,26 +21,31 @@ const DEEPEST: u32 = 400;
 ///
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
-pub unsafe fn read(bytes: &[u8], restored: SEXP) -> Option<SEXP> {
-    let rest = bytes.strip_prefix(header())?;
+pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
+    let rest = source.rest.strip_prefix(header())?;
     let mut reader = Reader {
-        rest,
-        references: [std::ptr::null_mut(); 64],
+        source: Source { rest, ..source },
+        references: [const { MaybeUninit::uninit() }; 256],
         count: 0,
         protected: 0,
+        environments: R_NilValue,
         restored,
     };
+    reader.environments = reader.protect(Rf_cons(R_NilValue, R_NilValue));
     let object = reader.item(0);
-    // Left over where reading was given up.
+    // And what is left over where reading was given up.
     Rf_unprotect(reader.protected);
     object
 }
 
 struct Reader<'a> {
-    rest: &'a [u8],
-    /// Symbols and namespaces, which R keeps alive itself.
-    references: [SEXP; 64],
+    source: Source<'a>,
+    /// Symbols and namespaces, which R keeps alive itself, and environments. The first
+    /// `count` are there.
+    references: [MaybeUninit<SEXP>; 256],
     count: usize,
+    /// A list that keeps the environments alive.
+    environments: SEXP,
     /// Objects on R's protection stack.
     protected: i32,
     restored: SEXP,
@@ -45,19 +53,19 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn integer(&mut self) -> Option<i32> {
-        let (bytes, rest) = self.rest.split_first_chunk()?;
-        self.rest = rest;
+        let (bytes, rest) = self.source.rest.split_first_chunk()?;
+        self.source.rest = rest;
         Some(i32::from_ne_bytes(*bytes))
     }
 
     fn take(&mut self, n: usize) -> Option<&[u8]> {
-        let (bytes, rest) = self.rest.split_at_checked(n)?;
-        self.rest = rest;
+        let (bytes, rest) = self.source.rest.split_at_checked(n)?;
+        self.source.rest = rest;
         Some(bytes)
     }
 
     fn remember(&mut self, object: SEXP) -> Option<SEXP> {
-        *self.references.get_mut(self.count)? = object;
+        self.references.get_mut(self.count)?.write(object);
         self.count += 1;
         Some(object)
     }
@@ -91,7 +99,10 @@ impl Reader<'_> {
             UNBOUND_VALUE => R_UnboundValue,
             REFERENCE => {
                 let i = usize::try_from(flags >> 8).ok()?.checked_sub(1)?;
-                return self.references[..self.count].get(i).copied();
+                // SAFETY: so many have been written.
+                return self.references[..self.count]
+                    .get(i)
+                    .map(|object| unsafe { object.assume_init() });
             }
             NAMESPACE => return self.namespace(),
             PERSISTENT => return self.persistent(),
@@ -105,7 +116,9 @@ impl Reader<'_> {
         const CALL: i32 = SEXPTYPE::LANGSXP as i32;
         const CLOSURE: i32 = SEXPTYPE::CLOSXP as i32;
         const STRING: i32 = SEXPTYPE::CHARSXP as i32;
+        const ENVIRONMENT: i32 = SEXPTYPE::ENVSXP as i32;
         match kind {
+            ENVIRONMENT => self.environment(depth),
             SYMBOL => {
                 let flags = self.integer()?;
                 if flags & 0xff != STRING {
@@ -186,6 +199,92 @@ impl Reader<'_> {
         Some(closure)
     }
 
+    unsafe fn environment(&mut self, depth: u32) -> Option<SEXP> {
+        let locked = self.integer()? != 0;
+        let env = self.protect(R_NewEnv(R_EmptyEnv, 1, 29));
+        let cell = Rf_cons(env, CDR(self.environments));
+        SETCDR(self.environments, cell);
+        self.unprotect(1);
+        self.remember(env)?;
+        let parent = self.item(depth + 1)?;
+        if TYPEOF(parent) != SEXPTYPE::ENVSXP {
+            return None;
+        }
+        r::set_parent(env, parent);
+        let frame = self.integer()?;
+        self.bindings(frame, env, depth)?;
+        let table = self.integer()?;
+        if table != NIL {
+            if table != SEXPTYPE::VECSXP as i32 {
+                return None;
+            }
+            for _ in 0..self.length()? {
+                let bucket = self.integer()?;
+                self.bindings(bucket, env, depth)?;
+            }
+        }
+        let attributes = self.item(depth + 1)?;
+        if attributes != R_NilValue {
+            SET_ATTRIB(env, attributes);
+            let class = extendr_ffi::Rf_getAttrib(env, extendr_ffi::R_ClassSymbol);
+            r::SET_OBJECT(env, i32::from(class != R_NilValue));
+        }
+        if locked {
+            r::R_LockEnvironment(env, Rboolean::FALSE);
+        }
+        Some(env)
+    }
+
+    /// A list of variables, which begins with these flags.
+    unsafe fn bindings(&mut self, flags: i32, env: SEXP, depth: u32) -> Option<()> {
+        let mut flags = flags;
+        while flags != NIL {
+            let levels = flags >> 12;
+            let kind = flags & 0xff;
+            let plain = flags & (HAS_ATTRIBUTES | HAS_TAG) == HAS_TAG && levels & ACTIVE == 0;
+            if kind != SEXPTYPE::LISTSXP as i32 || !plain {
+                return None;
+            }
+            let symbol = self.item(depth + 1)?;
+            if TYPEOF(symbol) != SEXPTYPE::SYMSXP {
+                return None;
+            }
+            let value = self.integer()?;
+            if value & 0xff == SEXPTYPE::PROMSXP as i32 {
+                self.promise(value, symbol, env, depth)?;
+            } else {
+                let value = self.item_of(value, depth + 1)?;
+                if value == R_UnboundValue {
+                    return None;
+                }
+                let value = self.protect(value);
+                Rf_defineVar(symbol, value, env);
+                self.unprotect(1);
+            }
+            if levels & LOCKED != 0 {
+                r::R_LockBinding(symbol, env);
+            }
+            flags = self.integer()?;
+        }
+        Some(())
+    }
+
+    /// A variable that is a promise not evaluated yet.
+    unsafe fn promise(&mut self, flags: i32, symbol: SEXP, env: SEXP, depth: u32) -> Option<()> {
+        if flags & (HAS_ATTRIBUTES | HAS_TAG) != HAS_TAG {
+            return None;
+        }
+        let eval_env = self.item(depth + 1)?;
+        if TYPEOF(eval_env) != SEXPTYPE::ENVSXP || self.integer()? != UNBOUND_VALUE {
+            return None;
+        }
+        let expr = self.item(depth + 1)?;
+        let expr = self.protect(expr);
+        r::delayed_assign(symbol, expr, eval_env, env);
+        self.unprotect(1);
+        Some(())
+    }
+
     unsafe fn string(&mut self, flags: i32) -> Option<SEXP> {
         let n = self.integer()?;
         if n == -1 {
@@ -248,6 +347,28 @@ impl Reader<'_> {
         Some(())
     }
 
+    /// A vector's length.
+    fn length(&mut self) -> Option<usize> {
+        match self.integer()? {
+            -1 => {
+                let (high, low) = (self.integer()?, self.integer()?);
+                usize::try_from(i64::from(high) << 32 | i64::from(low as u32)).ok()
+            }
+            n => usize::try_from(n).ok(),
+        }
+    }
+
+    /// The vector whose data are in the piece that comes next. `None` if that does not fit.
+    unsafe fn shared(&mut self, kind: SEXPTYPE, size: usize) -> Option<SEXP> {
+        let piece = self.source.piece()?;
+        if piece.memory().len() != size {
+            return None;
+        }
+        let vector = shared::vector(kind, piece, self.source.common)?;
+        self.source.pass_piece();
+        Some(vector)
+    }
+
     /// Vectors and S4 objects.
     unsafe fn plain(&mut self, kind: i32, flags: i32, depth: u32) -> Option<SEXP> {
         let (sexptype, width) = match kind {
@@ -262,13 +383,21 @@ impl Reader<'_> {
             // S4 objects and whatever else there may be.
             _ => return None,
         };
-        let n = usize::try_from(self.integer()?).ok()?;
+        let n = self.length()?;
+        let size = n.checked_mul(width)?;
+        let shared = if self.source.piece().is_some() {
+            Some(self.shared(sexptype, size)?)
+        } else {
+            None
+        };
         // No allocation for what is not there.
-        if self.rest.len() < n.checked_mul(width)? {
+        if shared.is_none() && self.source.rest.len() < size {
             return None;
         }
-        let object = self.protect(Rf_allocVector(sexptype, n as isize));
+        let object = shared.unwrap_or_else(|| Rf_allocVector(sexptype, n as isize));
+        let object = self.protect(object);
         match sexptype {
+            _ if shared.is_some() => {}
             SEXPTYPE::LGLSXP => self.data(LOGICAL(object), n)?,
             SEXPTYPE::INTSXP => self.data(INTEGER(object), n)?,
             SEXPTYPE::REALSXP => self.data(REAL(object), n)?,

@@ -17,11 +17,12 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 
 /// `.Call(encode, x)`: the raw vector that would be sent.
 unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
+    (*buffer()).share(false);
     if !Buffer::write(buffer(), x) {
         Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
     }
     // Taken, because allocation may run a finalizer that uses the buffer.
-    let bytes = (*buffer()).take();
+    let bytes = (*buffer()).take().bytes;
     let out = Rf_allocVector(SEXPTYPE::RAWSXP, bytes.len() as isize);
     std::ptr::copy_nonoverlapping(bytes.as_ptr(), extendr_ffi::RAW(out), bytes.len());
     drop(bytes);
@@ -46,10 +47,11 @@ unsafe extern "C-unwind" fn decode(raw: SEXP) -> SEXP {
 unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
     hooks::set(R_NilValue);
     // Without hooks, because it holds the hooks.
+    (*buffer()).share(false);
     if !Buffer::write(buffer(), registry) {
         Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
     }
     hooks::set(registry);
-    profiles::configure((*buffer()).take());
+    profiles::configure((*buffer()).take().bytes);
     R_NilValue
 }

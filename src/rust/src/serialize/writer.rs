@@ -3,8 +3,8 @@
 //! R's `R_Serialize()` allocates a 1,099-slot hash table for every call, which for
 //! a task of a few dozen bytes costs several times what writing it does, and feeds the
 //! garbage collector. This writes the objects that tasks are usually made of itself,
-//! and says so if there is something else among them (byte code, promises, long vectors;
-//! environments and external pointers unless there are hooks): then `R_Serialize()` does
+//! and says so if there is something else among them (byte code, active
+//! bindings; external pointers unless there are hooks): then `R_Serialize()` does
 //! it all.
 //!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
@@ -20,6 +20,7 @@ use rustc_hash::FxHashMap;
 
 use super::format::*;
 use super::hooks::Collected;
+use super::Buffer;
 use crate::r;
 
 /// Beyond this R looks after its stack better than we do.
@@ -78,13 +79,13 @@ impl References {
 /// On R's main thread, the pointers valid. May leave by a long jump if R runs out of
 /// memory, so they must be to what outlives that.
 pub unsafe fn write(
-    out: *mut Vec<u8>,
+    out: *mut Buffer,
     references: *mut References,
     hooks: Option<*mut Collected>,
     object: SEXP,
 ) -> bool {
     (*references).clear();
-    (*out).extend_from_slice(header());
+    (*out).bytes.extend_from_slice(header());
     Writer {
         out,
         references,
@@ -94,9 +95,9 @@ pub unsafe fn write(
 }
 
 /// Holds pointers, not references, because whatever allocates in R may run a finalizer,
-/// and that may serialize something itself (see [`Buffer`](super::Buffer)).
+/// and that may serialize something itself (see [`Buffer`]).
 struct Writer {
-    out: *mut Vec<u8>,
+    out: *mut Buffer,
     references: *mut References,
     hooks: Option<*mut Collected>,
 }
@@ -105,7 +106,7 @@ impl Writer {
     fn out(&mut self) -> &mut Vec<u8> {
         // SAFETY: valid, as `write` demands; the reference does not outlive the caller's
         // statement, in which R is not called.
-        unsafe { &mut *self.out }
+        unsafe { &mut (*self.out).bytes }
     }
 
     fn references(&mut self) -> &mut References {
@@ -118,23 +119,23 @@ impl Writer {
     }
 
     /// A length, which R writes in another way from 2^31 on.
-    fn length(&mut self, n: isize) -> bool {
+    fn length(&mut self, n: isize) {
         match i32::try_from(n) {
             Ok(n) => self.integer(n),
-            Err(_) => return false,
+            Err(_) => {
+                self.integer(-1);
+                self.integer((n >> 32) as i32);
+                self.integer(n as i32);
+            }
         }
-        true
     }
 
     /// False if there is no memory for them: R will say so.
     unsafe fn bytes<T>(&mut self, data: *const T, n: isize) -> bool {
         let size = n as usize * std::mem::size_of::<T>();
-        let out = self.out();
-        if out.try_reserve(size + 64).is_err() {
-            return false;
-        }
-        out.extend_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), size));
-        true
+        let bytes = std::slice::from_raw_parts(data.cast::<u8>(), size);
+        // SAFETY: as in `out`.
+        (*self.out).append(bytes)
     }
 
     unsafe fn item(&mut self, object: SEXP, depth: u32) -> bool {
@@ -241,23 +242,27 @@ impl Writer {
         } else if R_IsNamespaceEnv(env) == Rboolean::TRUE {
             self.namespace(env)
         } else {
-            // Without hooks R does it as well, and knows all there can be in one.
-            self.hooks.is_some()
-                && extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE
-                && self.variables(env, depth)
+            extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE && self.variables(env, depth)
         }
     }
 
     /// An environment by its variables, in a hash table as R would have it.
     unsafe fn variables(&mut self, env: SEXP, depth: u32) -> bool {
+        let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
+        let n = Rf_xlength(names);
+        // First, because much may have been written in vain otherwise.
+        let known = (0..n).all(|i| is_known(r::Rf_installChar(STRING_ELT(names, i)), env));
+        if !known {
+            Rf_unprotect(1);
+            return false;
+        }
         self.references().add(env);
         self.integer(SEXPTYPE::ENVSXP as i32);
         self.integer((r::R_EnvironmentIsLocked(env) == Rboolean::TRUE).into());
         if !self.item(extendr_ffi::backports::get_parent_env(env), depth + 1) {
+            Rf_unprotect(1);
             return false;
         }
-        let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
-        let n = Rf_xlength(names);
         let size = (n + n / 3).max(29);
         let mut order: Vec<(u32, isize)> = (0..n)
             .map(|i| (hash(STRING_ELT(names, i)) % size as u32, i))
@@ -281,21 +286,27 @@ impl Writer {
     }
 
     unsafe fn variable(&mut self, symbol: SEXP, env: SEXP, depth: u32) -> bool {
-        if r::R_BindingIsActive(symbol, env) == Rboolean::TRUE {
-            return false;
-        }
-        let mut value = r::get_var_in_frame(symbol, env);
-        if TYPEOF(value) == SEXPTYPE::PROMSXP {
-            value = r::PRVALUE(value);
-            // Not evaluated, and it is not for us to do that.
-            if value == extendr_ffi::R_UnboundValue {
-                return false;
-            }
-        }
+        let value = r::get_var_in_frame(symbol, env);
         let locked = r::R_BindingIsLocked(symbol, env) == Rboolean::TRUE;
         let levels = if locked { LOCKED } else { 0 };
         self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG | levels << 12);
-        self.symbol(symbol) && self.item(value, depth + 1)
+        if !self.symbol(symbol) {
+            return false;
+        }
+        if TYPEOF(value) != SEXPTYPE::PROMSXP {
+            return self.item(value, depth + 1);
+        }
+        let promised = r::PRVALUE(value);
+        if promised != extendr_ffi::R_UnboundValue {
+            return self.item(promised, depth + 1);
+        }
+        // Not evaluated, and it is not for us to do that.
+        self.integer(SEXPTYPE::PROMSXP as i32 | HAS_TAG);
+        if !self.item(r::PRENV(value), depth + 1) {
+            return false;
+        }
+        self.integer(UNBOUND_VALUE);
+        self.item(r::R_PromiseExpr(value), depth + 1)
     }
 
     /// External pointers and weak references arrive empty, as R has it.
@@ -353,7 +364,14 @@ impl Writer {
             return true;
         }
         let n = Rf_xlength(string);
-        self.length(n) && self.bytes(R_CHAR(string), n)
+        // Nothing of a string is left out: the reader wants it in one.
+        let Ok(n) = i32::try_from(n) else {
+            return false;
+        };
+        self.integer(n);
+        let bytes = std::slice::from_raw_parts(R_CHAR(string).cast(), n as usize);
+        // SAFETY: as in `out`.
+        (*self.out).append_plain(bytes)
     }
 
     /// Vectors and S4 objects.
@@ -373,13 +391,17 @@ impl Writer {
         };
         // A large one may be a few bytes in R's hands, or memory that is not there yet; but
         // R would not see hooks of classes that are lists.
-        if r::ALTREP(object) != 0 && n > SMALL_COMPACT && self.hooks.is_none() {
+        if r::ALTREP(object) != 0
+            && n > SMALL_COMPACT
+            && self.hooks.is_none()
+            && !has_data(object, kind)
+        {
             return false;
         }
         let attributes = r::ATTRIB(object);
         self.flags(object, attributes != R_NilValue, false);
-        if kind != SEXPTYPE::S4SXP && !self.length(n) {
-            return false;
+        if kind != SEXPTYPE::S4SXP {
+            self.length(n);
         }
         let done = match kind {
             SEXPTYPE::LGLSXP => self.bytes(LOGICAL(object), n),
@@ -393,6 +415,17 @@ impl Writer {
         };
         done && (attributes == R_NilValue || self.item(attributes, depth + 1))
     }
+}
+
+/// Whether a variable is of a kind that can be written here.
+unsafe fn is_known(symbol: SEXP, env: SEXP) -> bool {
+    r::R_BindingIsActive(symbol, env) == Rboolean::FALSE
+        && TYPEOF(r::get_var_in_frame(symbol, env)) != SEXPTYPE::DOTSXP
+}
+
+/// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
+unsafe fn has_data(object: SEXP, kind: SEXPTYPE) -> bool {
+    kind != SEXPTYPE::STRSXP && !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
 }
 
 /// R's hash of a variable's name.

@@ -13,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 use super::{Endpoint, Hello, Listening, Shared};
+use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::transport::{Address, Link, unix};
@@ -97,7 +98,7 @@ impl Shared {
         if once && self.state.lock().dispatcher.is_idle(id) {
             link.close();
         }
-        let receive = |message, body| self.receive(id, message, body);
+        let receive = |message, body: Arrival| self.receive(id, message, body.into());
         // However it ends, the daemon is lost to us.
         let _ = link
             .serve(peer.reader.into_stage(Limits::LINK), receive)

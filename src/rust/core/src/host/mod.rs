@@ -30,6 +30,7 @@ use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Target, TaskId,
     Verdict,
 };
+use crate::memory::{Body, Content};
 use crate::process::{self, Child, Program};
 use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
 use crate::runtime;
@@ -264,7 +265,7 @@ impl Host {
     }
 
     /// Makes constants for tasks of this host.
-    pub fn constants(&self, body: Bytes) -> Arc<Constants> {
+    pub fn constants(&self, body: Body) -> Arc<Constants> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let shared = Arc::downgrade(&self.0);
         Arc::new(Constants {
@@ -380,6 +381,14 @@ impl Host {
                 })
                 .collect(),
         }
+    }
+
+    /// Whether daemons may be there that can be sent segments as they are.
+    pub fn passes_memory(&self) -> bool {
+        let listening = self.0.listening.lock();
+        listening
+            .iter()
+            .any(|l| !matches!(l.address, Address::Network(_)))
     }
 
     /// URLs in the order in which they were given.
@@ -574,7 +583,7 @@ impl Shared {
     }
 
     /// A daemon has said something.
-    fn receive(&self, peer: PeerId, message: ToHost, body: Vec<u8>) {
+    fn receive(&self, peer: PeerId, message: ToHost, body: Content) {
         match message {
             ToHost::Done {
                 seq,
@@ -685,7 +694,7 @@ impl Shared {
                 // A link may be gone whose end the dispatcher has yet to hear of.
                 if let Some(Connected { link, .. }) = state.links.get(&peer) {
                     match send {
-                        Posting::Task(frame) => link.post(frame),
+                        Posting::Task(frame) => post(&**link, frame),
                         Posting::Control(message) => link.control(message),
                     }
                     // Several frames for one daemon are one write.
@@ -709,6 +718,15 @@ impl Shared {
             self.timer.notify_one();
         }
     }
+}
+
+/// Puts a frame in line that may have segments.
+fn post(link: &dyn Link, frame: Frame) {
+    link.post(if link.passes_memory() {
+        frame
+    } else {
+        frame.plain()
+    });
 }
 
 /// What an action has sent to a daemon.
@@ -735,7 +753,7 @@ impl Connected {
         if self.holds.insert(id) {
             let message = ToDaemon::Constants { id };
             let frame = Frame::new(&message, constants.body.clone());
-            self.link.post(frame);
+            post(&*self.link, frame);
         }
     }
 }

@@ -287,7 +287,7 @@ impl Receiver for Visitor {
                         else {
                             break;
                         };
-                        host.receive(peer, message, body);
+                        host.receive(peer, message, body.into());
                     }
                     Stage::Stranger(mut reader) => match reader.next()? {
                         Some((message, _)) => *stage = self.introduced(reader, message, None)?,

@@ -9,6 +9,9 @@
 //! | 4..8 | length of meta, `u32` little endian |
 //! | 8..16 | length of body, `u64` little endian |
 //!
+//! Where segments of [`memory`](crate::memory) belong into the body, the meta part goes on with a
+//! list of [`Hole`]s, one for each; their descriptors come with the first byte of the frame.
+//!
 //! [`FrameReader`] does no I/O of its own, so the blocking daemon and the
 //! asynchronous host share it. It trusts no length: sizes are checked against
 //! [`Limits`] before anything is allocated, and the memory for a body grows
@@ -18,9 +21,11 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+
+use crate::memory::{Body, Inset, Insets, MOST_INSETS};
 
 /// Bytes before the meta part.
 pub const HEAD: usize = 16;
@@ -33,23 +38,68 @@ const BODY_STEP: usize = 1024 * 1024;
 /// Head and meta of a frame, ready to be sent before its body.
 pub type Head = SmallVec<[u8; 64]>;
 
+/// Where a segment belongs into a body, and how long it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hole {
+    /// Bytes of the body before it.
+    pub at: u64,
+    pub len: u64,
+}
+
 /// A frame on its way out.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub head: Head,
     pub body: Bytes,
+    insets: Option<Insets>,
+    /// Bytes of the head without the list of holes.
+    message: u32,
 }
 
 impl Frame {
     /// A frame with a body.
-    pub fn new<M: Serialize>(meta: &M, body: Bytes) -> Frame {
-        let head = encode_head(meta, body.len());
-        Frame { head, body }
+    pub fn new<M: Serialize>(meta: &M, body: impl Into<Body>) -> Frame {
+        let (body, insets) = body.into().into_parts();
+        let mut head = encode_head(meta, body.len());
+        let message = head.len() as u32;
+        if let Some(insets) = &insets {
+            append_holes(&mut head, insets);
+        }
+        Frame {
+            head,
+            body,
+            insets,
+            message,
+        }
     }
 
     /// A frame that is all meta.
     pub fn bare<M: Serialize>(meta: &M) -> Frame {
         Frame::new(meta, Bytes::new())
+    }
+
+    /// Segments, whose descriptors go with the first byte.
+    pub fn insets(&self) -> &[Inset] {
+        self.insets.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    /// The same for a link that passes no descriptors.
+    #[must_use]
+    pub fn plain(self) -> Frame {
+        if self.insets().is_empty() {
+            return self;
+        }
+        let body = Body::from_parts(self.body, self.insets).plain();
+        let mut head = Head::from_slice(&self.head[..self.message as usize]);
+        let meta_len = self.message - HEAD as u32;
+        head[4..8].copy_from_slice(&meta_len.to_le_bytes());
+        head[8..HEAD].copy_from_slice(&(body.len() as u64).to_le_bytes());
+        Frame {
+            head,
+            body,
+            insets: None,
+            message: self.message,
+        }
     }
 }
 
@@ -78,6 +128,30 @@ pub fn encode_head<M: Serialize>(meta: &M, body_len: usize) -> Head {
     let meta_len = (head.len() - HEAD) as u32;
     head[4..8].copy_from_slice(&meta_len.to_le_bytes());
     head
+}
+
+/// As [`encode_head`], for a body in which there are to be segments.
+pub fn encode_head_with<M: Serialize>(meta: &M, body_len: usize, insets: &[Inset]) -> Head {
+    let mut head = encode_head(meta, body_len);
+    append_holes(&mut head, insets);
+    head
+}
+
+fn append_holes(head: &mut Head, insets: &[Inset]) {
+    if insets.is_empty() {
+        return;
+    }
+    debug_assert!(insets.len() <= MOST_INSETS);
+    let holes: Vec<Hole> = insets
+        .iter()
+        .map(|inset| Hole {
+            at: inset.at as u64,
+            len: inset.segment.len() as u64,
+        })
+        .collect();
+    head.extend_from_slice(&postcard::to_allocvec(&holes).expect("numbers encode"));
+    let meta_len = (head.len() - HEAD) as u32;
+    head[4..8].copy_from_slice(&meta_len.to_le_bytes());
 }
 
 /// The largest sizes that a peer may announce.
@@ -112,6 +186,8 @@ pub enum FrameError {
     TooLarge(u64),
     #[error("frame holds a message that cannot be decoded")]
     Meta,
+    #[error("frame has segments where there can be none")]
+    Holes,
 }
 
 impl From<FrameError> for io::Error {
@@ -129,8 +205,16 @@ pub struct FrameReader<M> {
     /// Bytes not yet taken, from `start` on.
     buf: Vec<u8>,
     start: usize,
-    /// A frame whose body is still arriving, and its full length.
-    partial: Option<(M, Vec<u8>, usize)>,
+    /// A frame whose body is still arriving.
+    partial: Option<Partial<M>>,
+}
+
+struct Partial<M> {
+    message: M,
+    holes: Vec<Hole>,
+    body: Vec<u8>,
+    /// Its full length.
+    want: usize,
 }
 
 impl<M: DeserializeOwned> FrameReader<M> {
@@ -164,7 +248,7 @@ impl<M: DeserializeOwned> FrameReader<M> {
         read: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
     ) -> io::Result<(usize, bool)> {
         let (target, most) = match &mut self.partial {
-            Some((_, body, want)) => {
+            Some(Partial { body, want, .. }) => {
                 let left = *want - body.len();
                 if body.capacity() == body.len() {
                     body.try_reserve_exact(left.min(body.len().max(BODY_STEP)))
@@ -192,14 +276,29 @@ impl<M: DeserializeOwned> FrameReader<M> {
         Ok((got, got < room))
     }
 
-    /// The next complete frame, if there is one.
+    /// Whether it is in the middle of a frame.
+    pub fn is_within_frame(&self) -> bool {
+        self.partial.is_some() || self.start < self.buf.len()
+    }
+
+    /// The next complete frame, if there is one. One with holes is an error.
     #[allow(clippy::should_implement_trait)] // it also returns None between frames
     pub fn next(&mut self) -> Result<Option<(M, Vec<u8>)>, FrameError> {
-        if let Some((_, body, want)) = &self.partial {
+        match self.next_with_holes()? {
+            Some((message, body, holes)) if holes.is_empty() => Ok(Some((message, body))),
+            Some(_) => Err(FrameError::Holes),
+            None => Ok(None),
+        }
+    }
+
+    /// The next complete frame, if there is one, for a link that passes descriptors.
+    #[allow(clippy::type_complexity)]
+    pub fn next_with_holes(&mut self) -> Result<Option<(M, Vec<u8>, Vec<Hole>)>, FrameError> {
+        if let Some(Partial { body, want, .. }) = &self.partial {
             if body.len() < *want {
                 return Ok(None);
             }
-            return Ok(self.partial.take().map(|(meta, body, _)| (meta, body)));
+            return Ok(self.partial.take().map(|p| (p.message, p.body, p.holes)));
         }
         let bytes = &self.buf[self.start..];
         let Some(head) = bytes.first_chunk::<HEAD>() else {
@@ -223,23 +322,48 @@ impl<M: DeserializeOwned> FrameReader<M> {
         if rest.len() < meta_len {
             return Ok(None);
         }
-        let (meta, unread) =
+        let (message, unread) =
             postcard::take_from_bytes::<M>(&rest[..meta_len]).map_err(|_| FrameError::Meta)?;
-        if !unread.is_empty() {
-            return Err(FrameError::Meta);
-        }
+        let holes = match unread {
+            [] => Vec::new(),
+            list => self.holes(list, body_len as u64)?,
+        };
         let rest = &rest[meta_len..];
         if rest.len() >= body_len {
             let body = rest[..body_len].to_vec();
             self.start += HEAD + meta_len + body_len;
-            Ok(Some((meta, body)))
+            Ok(Some((message, body, holes)))
         } else {
             let body = rest.to_vec();
             self.buf.clear();
             self.start = 0;
-            self.partial = Some((meta, body, body_len));
+            self.partial = Some(Partial {
+                message,
+                holes,
+                body,
+                want: body_len,
+            });
             Ok(None)
         }
+    }
+
+    fn holes(&self, list: &[u8], body_len: u64) -> Result<Vec<Hole>, FrameError> {
+        // What a list says of its length is not believed: so much must be there for each.
+        let (holes, unread) =
+            postcard::take_from_bytes::<Vec<Hole>>(list).map_err(|_| FrameError::Meta)?;
+        let mut size = body_len;
+        for hole in &holes {
+            size = size.saturating_add(hole.len);
+        }
+        if size > self.limits.body || usize::try_from(size).is_err() {
+            return Err(FrameError::TooLarge(size));
+        }
+        let in_order = holes.is_sorted_by_key(|hole| hole.at);
+        let inside = holes.last().is_some_and(|hole| hole.at <= body_len);
+        if !unread.is_empty() || holes.len() > MOST_INSETS || !in_order || !inside {
+            return Err(FrameError::Holes);
+        }
+        Ok(holes)
     }
 }
 
@@ -329,8 +453,8 @@ mod tests {
                 .unwrap();
             assert!(reader.next().unwrap().is_none());
         }
-        let (_, body, _) = reader.partial.as_ref().unwrap();
-        assert!(body.capacity() <= 4 * BODY_STEP);
+        let partial = reader.partial.as_ref().unwrap();
+        assert!(partial.body.capacity() <= 4 * BODY_STEP);
     }
 
     fn any_message() -> impl Strategy<Value = ToHost> {

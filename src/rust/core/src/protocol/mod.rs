@@ -4,5 +4,5 @@
 pub mod frame;
 mod message;
 
-pub use frame::{Frame, FrameError, FrameReader, Limits};
+pub use frame::{Frame, FrameError, FrameReader, Hole, Limits};
 pub use message::{Control, Done, Kind, Nonce, Seq, Stream, ToDaemon, ToHost, VERSION};

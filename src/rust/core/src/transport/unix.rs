@@ -23,15 +23,20 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::{Address, Link};
+use crate::memory::{Arrival, Inset, MOST_INSETS, Parts};
+use crate::protocol::frame::encode_head_with;
 use crate::protocol::{Control, Frame, FrameReader};
 
 /// Frames put into one system call at most.
 const BATCH: usize = 32;
+/// Bytes of a control message with as many descriptors as there may be.
+const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST_INSETS));
 
 // A closed peer must show as an error, not as a signal.
 #[cfg(target_os = "linux")]
@@ -215,6 +220,128 @@ pub fn recv_with_fds(
     Ok(got)
 }
 
+/// Reads once, as [`recv`], and takes all descriptors that came along.
+#[cfg(target_os = "linux")]
+fn recv_passing(
+    fd: BorrowedFd<'_>,
+    room: &mut [MaybeUninit<u8>],
+    passed: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    // As many descriptors as the kernel passes at most, and aligned as it wants it.
+    let mut space = [MaybeUninit::<u64>::uninit(); 131];
+    let mut iov = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len(),
+    };
+    // SAFETY: all zeros are a message header without anything.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = space.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&space);
+    let flags = libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header describes memory that is ours to be written to for the call.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    if message.msg_controllen > 0 {
+        // SAFETY: the kernel has written whole control messages, as many bytes as the header
+        // now says. Each descriptor among them is a new one, which nobody else knows of.
+        unsafe {
+            let mut at = libc::CMSG_FIRSTHDR(&raw const message);
+            while let Some(header) = at.as_ref() {
+                if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                    let data = libc::CMSG_DATA(at).cast::<libc::c_int>();
+                    let bytes = header.cmsg_len - libc::CMSG_LEN(0) as usize;
+                    for i in 0..bytes / size_of::<libc::c_int>() {
+                        passed.push_back(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
+                    }
+                }
+                at = libc::CMSG_NXTHDR(&raw const message, at);
+            }
+        }
+        if message.msg_flags & libc::MSG_CTRUNC != 0 {
+            // This process may have no more descriptors.
+            return Err(io::Error::other(
+                "descriptors that a peer has passed are lost",
+            ));
+        }
+    }
+    Ok(got)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn recv_passing(
+    fd: BorrowedFd<'_>,
+    room: &mut [MaybeUninit<u8>],
+    _: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    recv(fd, room)
+}
+
+/// Takes frames, and the segments that belong to them, out of a stream.
+pub struct Incoming<M> {
+    reader: FrameReader<M>,
+    /// Not yet matched to a frame: that of the first ones has begun to arrive.
+    passed: VecDeque<OwnedFd>,
+}
+
+impl<M: serde::de::DeserializeOwned> Incoming<M> {
+    pub fn new(reader: FrameReader<M>) -> Incoming<M> {
+        Incoming {
+            reader,
+            passed: VecDeque::new(),
+        }
+    }
+
+    /// Reads once. Returns what [`FrameReader::fill`] does.
+    pub fn fill(&mut self, fd: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
+        let before = self.passed.len();
+        let passed = &mut self.passed;
+        let (got, drained) = self.reader.fill(|room| recv_passing(fd, room, passed))?;
+        if self.passed.len() > 2 * MOST_INSETS {
+            return Err(unannounced());
+        }
+        // A read ends after bytes with which descriptors came, whatever else there is.
+        Ok((got, drained && self.passed.len() == before))
+    }
+
+    /// The next complete frame, if there is one.
+    pub fn next_frame(&mut self) -> io::Result<Option<(M, Arrival)>> {
+        let Some((message, bytes, holes)) = self.reader.next_with_holes()? else {
+            if !self.passed.is_empty() && !self.reader.is_within_frame() {
+                return Err(unannounced());
+            }
+            return Ok(None);
+        };
+        let mut arrival = Arrival::from(bytes);
+        for hole in holes {
+            let fd = self.passed.pop_front().ok_or_else(unannounced)?;
+            arrival.insets.push(segment(fd, hole)?);
+        }
+        Ok(Some((message, arrival)))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn segment(fd: OwnedFd, hole: crate::protocol::Hole) -> io::Result<crate::memory::Inset> {
+    // Lengths have been checked with the frame.
+    Ok(crate::memory::Inset {
+        at: hole.at as usize,
+        segment: crate::memory::Segment::receive(fd, hole.len as usize)?,
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn segment(_: OwnedFd, _: crate::protocol::Hole) -> io::Result<crate::memory::Inset> {
+    Err(unannounced())
+}
+
+fn unannounced() -> io::Error {
+    let text = "descriptors passed and frames do not fit together";
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
 /// Sends all of a frame, optionally with a descriptor.
 pub fn send_all(
     stream: &UnixStream,
@@ -225,7 +352,7 @@ pub fn send_all(
     send_all_with(stream, head, body, pass.as_slice())
 }
 
-/// Sends all of a frame, with up to two descriptors. Blocks if the socket does, and
+/// Sends all of a frame, with up to [`MOST_INSETS`] descriptors. Blocks if the socket does, and
 /// fails in the middle if that has no room and does not.
 pub fn send_all_with(
     stream: &UnixStream,
@@ -236,7 +363,7 @@ pub fn send_all_with(
     let (mut head, mut body, mut pass) = (head, body, pass);
     while !head.is_empty() || !body.is_empty() {
         let iov = [IoSlice::new(head), IoSlice::new(body)];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !pass.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(pass));
@@ -253,6 +380,63 @@ pub fn send_all_with(
         }
     }
     Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn descriptors(insets: &[Inset]) -> SmallVec<[BorrowedFd<'_>; 4]> {
+    insets.iter().map(|inset| inset.segment.as_fd()).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn descriptors(_: &[Inset]) -> SmallVec<[BorrowedFd<'_>; 4]> {
+    SmallVec::new()
+}
+
+/// Sends all of a message and what belongs to it, for the daemon's end.
+pub fn send_message<M: serde::Serialize>(
+    stream: &UnixStream,
+    message: &M,
+    body: Parts<'_>,
+) -> io::Result<()> {
+    let head = encode_head_with(message, body.bytes.len(), body.insets);
+    let pass = descriptors(body.insets);
+    match send_all_with(stream, &head, body.bytes, &pass) {
+        // Too many are on their way; nothing has been sent.
+        Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) && !body.is_plain() => {
+            let plain = body.plain();
+            let head = encode_head_with(message, plain.len(), &[]);
+            send_all_with(stream, &head, &plain, &[])
+        }
+        sent => sent,
+    }
+}
+
+/// Sends as much of the first frames in line as one call takes; `usize` is what of a frame has been
+/// sent before.
+fn send_batch(fd: impl AsFd, queue: &VecDeque<(Frame, usize)>) -> Result<usize, rustix::io::Errno> {
+    let mut iov = [IoSlice::new(&[]); 2 * BATCH];
+    let mut used = 0;
+    for (frame, done) in queue.iter().take(BATCH) {
+        // Descriptors go with the first byte of what is sent.
+        if used > 0 && !frame.insets().is_empty() {
+            break;
+        }
+        let of_head = (*done).min(frame.head.len());
+        iov[used] = IoSlice::new(&frame.head[of_head..]);
+        iov[used + 1] = IoSlice::new(&frame.body[*done - of_head..]);
+        used += 2;
+    }
+    let pass = match queue.front() {
+        Some((frame, 0)) => descriptors(frame.insets()),
+        _ => SmallVec::new(),
+    };
+    let mut space = [MaybeUninit::uninit(); SPACE];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !pass.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&pass));
+    }
+    let flags = SEND | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(fd, &iov[..used], &mut control, flags)
 }
 
 /// Frames on their way to a socket that may not take them all at once.
@@ -289,16 +473,8 @@ impl Outbox {
     fn try_flush(&self) -> io::Result<()> {
         let mut queue = self.queue.lock();
         while !queue.is_empty() {
-            let mut iov = [IoSlice::new(&[]); 2 * BATCH];
-            for (i, (frame, done)) in queue.iter().take(BATCH).enumerate() {
-                let of_head = (*done).min(frame.head.len());
-                iov[2 * i] = IoSlice::new(&frame.head[of_head..]);
-                iov[2 * i + 1] = IoSlice::new(&frame.body[*done - of_head..]);
-            }
-            let used = 2 * queue.len().min(BATCH);
-            let mut control = SendAncillaryBuffer::default();
-            let flags = SEND | SendFlags::DONTWAIT;
-            match rustix::net::sendmsg(&self.fd, &iov[..used], &mut control, flags) {
+            let passing = matches!(queue.front(), Some((frame, 0)) if !frame.insets().is_empty());
+            match send_batch(&self.fd, &queue) {
                 Ok(mut sent) => {
                     while let Some((frame, done)) = queue.front_mut() {
                         let left = frame.head.len() + frame.body.len() - *done;
@@ -312,6 +488,12 @@ impl Outbox {
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
+                // Too many are on their way.
+                Err(rustix::io::Errno::TOOMANYREFS) if passing => {
+                    if let Some((frame, _)) = queue.pop_front() {
+                        queue.push_front((frame.plain(), 0));
+                    }
+                }
                 Err(_) => queue.clear(),
             }
         }
@@ -359,17 +541,18 @@ impl UnixLink {
     /// with what else the link needs there.
     pub async fn serve<M: serde::de::DeserializeOwned>(
         &self,
-        mut reader: FrameReader<M>,
-        mut on_frame: impl FnMut(M, Vec<u8>),
+        reader: FrameReader<M>,
+        mut on_frame: impl FnMut(M, Arrival),
     ) -> io::Result<()> {
+        let mut incoming = Incoming::new(reader);
         let reading = async {
             loop {
                 // First: bytes may have come along with the handshake.
-                while let Some((message, body)) = reader.next()? {
+                while let Some((message, body)) = incoming.next_frame()? {
                     on_frame(message, body);
                 }
                 let mut ready = self.data.fd.readable().await?;
-                match ready.try_io(|fd| reader.fill(|room| recv(fd.as_fd(), room))) {
+                match ready.try_io(|fd| incoming.fill(fd.as_fd())) {
                     Ok(Ok((0, _))) => return Ok(()),
                     // A short read has emptied the socket; asking again would
                     // only cost a system call to hear so.
@@ -393,6 +576,10 @@ impl UnixLink {
 impl Link for UnixLink {
     fn post(&self, frame: Frame) {
         self.data.post(frame);
+    }
+
+    fn passes_memory(&self) -> bool {
+        cfg!(target_os = "linux")
     }
 
     fn control(&self, message: Control) {
@@ -458,7 +645,7 @@ mod tests {
         runtime.block_on(async {
             let link = UnixLink::new(host.into(), host_control.into()).unwrap();
             for seq in 0..frames as u64 {
-                let body = vec![0; 10_000 * (seq as usize % 7)].into();
+                let body = vec![0; 10_000 * (seq as usize % 7)];
                 link.post(Frame::new(&Control::Cancel { seq }, body));
                 link.flush();
             }

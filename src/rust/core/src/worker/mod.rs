@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
+use crate::memory::{Arrival, Content, Kept, Parts, Pieces};
 use crate::protocol::{Done, Kind, Seq, Stream, ToDaemon, ToHost};
 use crate::signals::Polled;
 use crate::tls::Trust;
@@ -119,15 +120,24 @@ pub struct Assignment {
     pub kind: Kind,
     pub stream: Option<Stream>,
     /// What it has in common with other tasks.
-    pub constants: Option<Arc<Vec<u8>>>,
+    pub constants: Option<Common>,
     pub body: Vec<u8>,
+    /// What belongs into the body.
+    pub pieces: Pieces,
+}
+
+/// What several tasks have in common: the same bytes, but mappings of their own.
+#[derive(Debug)]
+pub struct Common {
+    pub bytes: Arc<Vec<u8>>,
+    pub pieces: Pieces,
 }
 
 /// See the [module documentation](self).
 pub struct Worker {
     wire: Box<dyn Wire>,
     /// What tasks have in common, by id, as the host has sent it.
-    constants: FxHashMap<u64, Arc<Vec<u8>>>,
+    constants: FxHashMap<u64, Kept>,
     gate: Arc<Gate>,
     options: Options,
     /// When the last answer was sent, and how long there has been nothing to do since.
@@ -199,7 +209,9 @@ impl Worker {
     pub fn next(&mut self, until: Option<Instant>, interrupted: impl Fn() -> bool) -> Next {
         loop {
             match self.wire.next() {
-                Ok(Some((ToDaemon::Configuration, body))) => return Next::Configuration(body),
+                Ok(Some((ToDaemon::Configuration, body))) => {
+                    return Next::Configuration(body.bytes);
+                }
                 Ok(Some((message, body))) => {
                     let Some(task) = self.take(message, body) else {
                         continue;
@@ -211,7 +223,7 @@ impl Worker {
                         Begin::Gone => return self.lost(),
                         Begin::Skip => {}
                     }
-                    if self.answer(seq, Done::Skipped, &[]).is_err() {
+                    if self.answer(seq, Done::Skipped, (&[]).into()).is_err() {
                         return self.lost();
                     }
                     continue;
@@ -234,22 +246,30 @@ impl Worker {
     }
 
     /// A task out of a message; anything else is dealt with here.
-    fn take(&mut self, message: ToDaemon, body: Vec<u8>) -> Option<Assignment> {
+    fn take(&mut self, message: ToDaemon, body: Arrival) -> Option<Assignment> {
         match message {
             ToDaemon::Task {
                 seq,
                 kind,
                 stream,
                 constants,
-            } => Some(Assignment {
-                seq,
-                kind,
-                stream,
-                constants: constants.and_then(|id| self.constants.get(&id).cloned()),
-                body,
-            }),
+            } => {
+                let common = constants.and_then(|id| self.constants.get(&id));
+                let content = Content::from(body);
+                Some(Assignment {
+                    seq,
+                    kind,
+                    stream,
+                    constants: common.map(|kept| {
+                        let (bytes, pieces) = kept.lend();
+                        Common { bytes, pieces }
+                    }),
+                    body: content.bytes,
+                    pieces: content.pieces,
+                })
+            }
             ToDaemon::Constants { id } => {
-                self.constants.insert(id, Arc::new(body));
+                self.constants.insert(id, body.into());
                 None
             }
             ToDaemon::Forget { id } => {
@@ -275,14 +295,14 @@ impl Worker {
 
     /// Answers a task with its value, or with the error that its evaluation ended
     /// in. False if the host is gone.
-    pub fn reply(&mut self, seq: Seq, value: &[u8], failed: bool) -> bool {
+    pub fn reply<'a>(&mut self, seq: Seq, value: impl Into<Parts<'a>>, failed: bool) -> bool {
         let outcome = if failed { Done::Error } else { Done::Value };
-        self.answer(seq, outcome, value).is_ok()
+        self.answer(seq, outcome, value.into()).is_ok()
     }
 
     /// Sends an answer at once: a value never waits for a task that comes after it, and should
     /// that end this process, the host knows that this one was done.
-    fn answer(&mut self, seq: Seq, outcome: Done, value: &[u8]) -> io::Result<()> {
+    fn answer(&mut self, seq: Seq, outcome: Done, value: Parts<'_>) -> io::Result<()> {
         let now = Instant::now();
         let busy = (now - self.answered).saturating_sub(self.idle);
         self.answered = now;
@@ -305,7 +325,7 @@ impl Worker {
     pub fn leave(mut self) {
         // The link that now ends does not mean that the host is gone.
         self.gate.release();
-        if self.send(&ToHost::Leaving, &[]).is_ok() {
+        if self.send(&ToHost::Leaving, (&[]).into()).is_ok() {
             let until = Some(Instant::now() + PATIENCE);
             while matches!(self.wire.wait(left(until), None), Ok(Polled::Readable)) {
                 while let Ok(Some(_)) = self.wire.next() {}
@@ -313,7 +333,12 @@ impl Worker {
         }
     }
 
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+    /// Whether a value had better have its large parts in segments.
+    pub fn passes_memory(&self) -> bool {
+        self.wire.passes_memory()
+    }
+
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
         self.wire.send(message, body)
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::gate::Gate;
 use super::{DialError, Options};
+use crate::memory::{Arrival, Parts};
 use crate::protocol::{ToDaemon, ToHost};
 use crate::signals::Polled;
 use crate::transport::Address;
@@ -18,7 +19,7 @@ mod network;
 /// messages tells the [`Gate`].
 pub(super) trait Wire: Send {
     /// The next message, if it has come already. An error: what comes is none of ours.
-    fn next(&mut self) -> io::Result<Option<(ToDaemon, Vec<u8>)>>;
+    fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>>;
 
     /// Waits until there may be one. An error: the link is over.
     fn wait(
@@ -28,9 +29,14 @@ pub(super) trait Wire: Send {
     ) -> io::Result<Polled>;
 
     /// Sends a message, and returns when its body is the caller's again.
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()>;
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()>;
 
-    /// What sends messages from another thread. A message must not be sent by both at once.
+    /// Whether segments are sent as they are.
+    fn passes_memory(&self) -> bool {
+        false
+    }
+
+    /// What sends messages from another thread.
     fn sender(&self) -> Box<dyn Sender>;
 
     /// Ends the link, and whoever watches it.
@@ -40,7 +46,7 @@ pub(super) trait Wire: Send {
 /// See [`Wire::sender`].
 pub(crate) trait Sender: Send {
     /// As [`Wire::send`].
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()>;
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()>;
 }
 
 /// What [`dial`] is given beside the address.

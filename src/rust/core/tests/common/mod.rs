@@ -109,7 +109,7 @@ pub fn outcome(task: &Task) -> &Outcome {
 }
 
 pub fn value(bytes: impl Into<Vec<u8>>) -> Outcome {
-    Outcome::Value(bytes.into())
+    Outcome::Value(bytes.into().into())
 }
 
 /// A daemon in a thread of its own that echoes until the host goes.

@@ -13,8 +13,10 @@ use parking_lot::Mutex;
 
 use super::super::{DialError, GRACE, Options, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
+use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::signals::{self, Polled, poll_in};
+use crate::transport::unix::Incoming;
 use crate::transport::{Address, unix};
 
 struct LocalWire {
@@ -22,7 +24,7 @@ struct LocalWire {
     /// Held while something is sent there: mostly by the main thread, rarely by the watcher.
     sending: Arc<Mutex<()>>,
     control: UnixStream,
-    reader: FrameReader<ToDaemon>,
+    incoming: Incoming<ToDaemon>,
     watcher: Option<JoinHandle<()>>,
 }
 
@@ -31,7 +33,7 @@ pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn
     let connect = |source| DialError::Connect { url: url(), source };
     let handshake = |source| DialError::Handshake { url: url(), source };
     let data = unix::connect(address).map_err(connect)?;
-    let (data, control, reader, answer) = introduce(data, dialling.options).map_err(handshake)?;
+    let (data, control, incoming, answer) = introduce(data, dialling.options).map_err(handshake)?;
     accepted(answer, address)?;
     let sending = Arc::default();
     let gate = dialling.gate.clone();
@@ -40,14 +42,14 @@ pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn
         data,
         sending,
         control,
-        reader,
+        incoming,
         watcher: Some(watcher),
     }))
 }
 
 impl Wire for LocalWire {
-    fn next(&mut self) -> io::Result<Option<(ToDaemon, Vec<u8>)>> {
-        Ok(self.reader.next()?)
+    fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>> {
+        self.incoming.next_frame()
     }
 
     fn wait(
@@ -66,21 +68,27 @@ impl Wire for LocalWire {
                 return Ok(Polled::Readable);
             }
         }
-        let data = self.data.as_fd();
-        match self.reader.fill(|room| unix::recv(data, room)) {
+        match self.incoming.fill(self.data.as_fd()) {
             Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
             _ => Ok(Polled::Readable),
         }
     }
 
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
         let _sending = self.sending.lock();
-        send(&self.data, message, body)
+        unix::send_message(&self.data, message, body)
+    }
+
+    fn passes_memory(&self) -> bool {
+        cfg!(target_os = "linux")
     }
 
     fn sender(&self) -> Box<dyn Sender> {
-        Box::new(LocalSender(self.data.try_clone()))
+        Box::new(LocalSender {
+            data: self.data.try_clone(),
+            sending: self.sending.clone(),
+        })
     }
 
     fn close(&mut self) {
@@ -92,24 +100,23 @@ impl Wire for LocalWire {
     }
 }
 
-fn send(data: &UnixStream, message: &ToHost, body: &[u8]) -> io::Result<()> {
-    let head = crate::protocol::frame::encode_head(message, body.len());
-    unix::send_all(data, &head, body, None)
+/// Another handle of the socket, if there could be one.
+struct LocalSender {
+    data: io::Result<UnixStream>,
+    sending: Arc<Mutex<()>>,
 }
 
-/// Another handle of the socket, if there could be one.
-struct LocalSender(io::Result<UnixStream>);
-
 impl Sender for LocalSender {
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
-        match &self.0 {
-            Ok(data) => send(data, message, body),
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
+        let _sending = self.sending.lock();
+        match &self.data {
+            Ok(data) => unix::send_message(data, message, body),
             Err(e) => Err(e.kind().into()),
         }
     }
 }
 
-type Introduction = (UnixStream, UnixStream, FrameReader<ToDaemon>, ToDaemon);
+type Introduction = (UnixStream, UnixStream, Incoming<ToDaemon>, ToDaemon);
 
 /// Sends the hello and hears the answer.
 fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
@@ -123,12 +130,12 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
     unix::send_all(&data, &hello.head, &[], Some(theirs.as_fd()))?;
     drop(theirs);
     data.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = FrameReader::<ToDaemon>::new(Limits::LINK);
+    let mut incoming = Incoming::<ToDaemon>::new(FrameReader::new(Limits::LINK));
     let answer = loop {
-        if let Some((answer, _)) = reader.next()? {
+        if let Some((answer, _)) = incoming.next_frame()? {
             break answer;
         }
-        match reader.fill(|room| unix::recv(data.as_fd(), room)) {
+        match incoming.fill(data.as_fd()) {
             Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -140,7 +147,7 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
         }
     };
     data.set_read_timeout(None)?;
-    Ok((data, control, reader, answer))
+    Ok((data, control, incoming, answer))
 }
 
 /// Starts the watcher.
@@ -169,7 +176,8 @@ fn watch(
                                 let from = gate.give_back(from, to);
                                 let _sending = sending.lock();
                                 // If the host is gone, the next read will tell.
-                                let _ = send(&data, &ToHost::Returned { from, to }, &[]);
+                                let returned = ToHost::Returned { from, to };
+                                let _ = unix::send_message(&data, &returned, (&[]).into());
                             }
                             Control::End => gate.end(),
                         }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::super::{DialError, GRACE, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
+use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::signals::Polled;
@@ -165,7 +166,8 @@ fn post(connection: &Connection, message: &ToHost, body: Bytes) {
 }
 
 impl Sender for Arc<Connection> {
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
+        let body = &*body.plain();
         if body.len() <= COPIED {
             post(self, message, Bytes::copy_from_slice(body));
             return Ok(());
@@ -178,8 +180,9 @@ impl Sender for Arc<Connection> {
 }
 
 impl Wire for NetworkWire {
-    fn next(&mut self) -> io::Result<Option<(ToDaemon, Vec<u8>)>> {
-        Ok(self.inbox.state.lock().ready.pop_front())
+    fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>> {
+        let next = self.inbox.state.lock().ready.pop_front();
+        Ok(next.map(|(message, body)| (message, body.into())))
     }
 
     fn wait(
@@ -206,7 +209,7 @@ impl Wire for NetworkWire {
         })
     }
 
-    fn send(&self, message: &ToHost, body: &[u8]) -> io::Result<()> {
+    fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
         Sender::send(&self.connection, message, body)
     }
 

@@ -1,0 +1,348 @@
+//! Large parts of messages in shared memory, between processes of one machine.
+//!
+//! The bytes of a message may be without some of its larger parts: each of those is then an
+//! [`Inset`], a [`Segment`] of memory together with the place at which its bytes belong. A
+//! segment is a sealed memfd: its sender has copied the bytes there once, and nobody, the
+//! sender included, can change or cut them any more. It has no name; its memory is given back
+//! when the last descriptor and the last mapping of it are gone.
+//!
+//! A link that can pass descriptors sends segments as they are, and the receiver maps them,
+//! each for itself (copy on write), as [`Piece`]s of a [`Content`]. For any other link
+//! [`Body::plain`] puts the bytes back in. Which bytes are worth a segment, and what a reader
+//! makes of a mapping, is the language binding's business; it need not know which links there are.
+//!
+//! Descriptors and mappings are limited resources of a process. Beyond [`MOST_INSETS`] in a
+//! message, and a share of what the system allows in all, no more are made: bytes are copied
+//! instead.
+
+use std::borrow::Cow;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod none;
+
+#[cfg(target_os = "linux")]
+pub use linux::{Draft, Mapping, Segment};
+#[cfg(not(target_os = "linux"))]
+pub use none::{Draft, Mapping, Segment};
+
+/// Segments of one message at most; the kernel passes no more than 253 at a time.
+pub const MOST_INSETS: usize = 250;
+
+/// A segment in its place.
+#[derive(Clone, Debug)]
+pub struct Inset {
+    /// How many of the message's other bytes come before it.
+    pub at: usize,
+    pub segment: Segment,
+}
+
+/// What is to be sent, kept for as long as need be. Clones share the memory.
+#[derive(Clone, Debug, Default)]
+pub struct Body {
+    pub bytes: Bytes,
+    /// In order of their places. Boxed once more, because most bodies have none.
+    insets: Option<Insets>,
+}
+
+/// Shared by clones.
+pub(crate) type Insets = Arc<Vec<Inset>>;
+
+impl Body {
+    pub fn new(bytes: Bytes, insets: Vec<Inset>) -> Body {
+        let insets = (!insets.is_empty()).then(|| Arc::new(insets));
+        Body { bytes, insets }
+    }
+
+    pub fn insets(&self) -> &[Inset] {
+        self.insets.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn into_parts(self) -> (Bytes, Option<Insets>) {
+        (self.bytes, self.insets)
+    }
+
+    pub(crate) fn from_parts(bytes: Bytes, insets: Option<Insets>) -> Body {
+        Body { bytes, insets }
+    }
+
+    /// Bytes in all.
+    pub fn size(&self) -> u64 {
+        let segments: usize = self.insets().iter().map(|i| i.segment.len()).sum();
+        (self.bytes.len() + segments) as u64
+    }
+
+    /// The same without segments.
+    pub fn plain(&self) -> Bytes {
+        if self.insets().is_empty() {
+            return self.bytes.clone();
+        }
+        splice(&self.bytes, self.insets(), self.size() as usize).into()
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Body {
+    fn from(bytes: T) -> Body {
+        Body::new(bytes.into(), Vec::new())
+    }
+}
+
+/// What is to be sent, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    pub bytes: &'a [u8],
+    pub insets: &'a [Inset],
+}
+
+impl Parts<'_> {
+    pub fn is_plain(&self) -> bool {
+        self.insets.is_empty()
+    }
+
+    /// The same without segments.
+    pub fn plain(&self) -> Cow<'_, [u8]> {
+        if self.is_plain() {
+            return Cow::Borrowed(self.bytes);
+        }
+        Cow::Owned(splice(self.bytes, self.insets, self.bytes.len()))
+    }
+}
+
+impl<'a, T: AsRef<[u8]> + ?Sized> From<&'a T> for Parts<'a> {
+    fn from(bytes: &'a T) -> Parts<'a> {
+        Parts {
+            bytes: bytes.as_ref(),
+            insets: &[],
+        }
+    }
+}
+
+fn splice(bytes: &[u8], insets: &[Inset], size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(size);
+    let mut taken = 0;
+    for inset in insets {
+        out.extend_from_slice(&bytes[taken..inset.at]);
+        taken = inset.at;
+        inset.segment.append_to(&mut out);
+    }
+    out.extend_from_slice(&bytes[taken..]);
+    out
+}
+
+/// What has arrived.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    pub bytes: Vec<u8>,
+    pub insets: Vec<Inset>,
+}
+
+impl From<Vec<u8>> for Arrival {
+    fn from(bytes: Vec<u8>) -> Arrival {
+        Arrival {
+            bytes,
+            insets: Vec::new(),
+        }
+    }
+}
+
+/// A mapping in its place.
+#[derive(Debug)]
+pub struct Piece {
+    at: usize,
+    memory: Arc<Mapping>,
+    /// Whoever has it may write to it, so it is given away only once.
+    given: AtomicBool,
+}
+
+impl Piece {
+    /// How many of the other bytes come before it.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    pub fn memory(&self) -> &Arc<Mapping> {
+        &self.memory
+    }
+
+    /// The memory to keep and to write to; only the first call returns it. Whoever comes later
+    /// has to copy.
+    pub fn give(&self) -> Option<Arc<Mapping>> {
+        (!self.given.swap(true, Ordering::Relaxed)).then(|| self.memory.clone())
+    }
+}
+
+/// The mappings of a message, in order of their places.
+#[derive(Debug, Default)]
+// Most messages have none.
+#[allow(clippy::box_collection)]
+pub struct Pieces(Option<Box<Vec<Piece>>>);
+
+impl std::ops::Deref for Pieces {
+    type Target = [Piece];
+    fn deref(&self) -> &[Piece] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Maps segments afresh. An error: there are too many mappings, or no memory.
+pub fn map(insets: &[Inset]) -> io::Result<Pieces> {
+    if insets.is_empty() {
+        return Ok(Pieces(None));
+    }
+    let piece = |inset: &Inset| {
+        Ok(Piece {
+            at: inset.at,
+            memory: Arc::new(inset.segment.map()?),
+            given: AtomicBool::new(false),
+        })
+    };
+    let pieces: io::Result<Vec<Piece>> = insets.iter().map(piece).collect();
+    Ok(Pieces(Some(Box::new(pieces?))))
+}
+
+/// What has arrived, ready to be read.
+#[derive(Debug, Default)]
+pub struct Content {
+    pub bytes: Vec<u8>,
+    pub pieces: Pieces,
+}
+
+impl Content {
+    /// All of it in one.
+    pub fn plain(&self) -> Cow<'_, [u8]> {
+        plain(&self.bytes, &self.pieces)
+    }
+}
+
+/// Bytes with the pieces that belong among them, in one.
+pub fn plain<'a>(bytes: &'a [u8], pieces: &[Piece]) -> Cow<'a, [u8]> {
+    if pieces.is_empty() {
+        return Cow::Borrowed(bytes);
+    }
+    let mut out = Vec::new();
+    let mut taken = 0;
+    for piece in pieces {
+        out.extend_from_slice(&bytes[taken..piece.at]);
+        taken = piece.at;
+        piece.memory.append_to(&mut out);
+    }
+    out.extend_from_slice(&bytes[taken..]);
+    Cow::Owned(out)
+}
+
+impl From<Vec<u8>> for Content {
+    fn from(bytes: Vec<u8>) -> Content {
+        Content {
+            bytes,
+            pieces: Pieces(None),
+        }
+    }
+}
+
+impl From<Arrival> for Content {
+    /// The descriptors are closed: a mapping needs none.
+    fn from(arrival: Arrival) -> Content {
+        match map(&arrival.insets) {
+            Ok(pieces) => Content {
+                bytes: arrival.bytes,
+                pieces,
+            },
+            Err(_) => splice(&arrival.bytes, &arrival.insets, arrival.bytes.len()).into(),
+        }
+    }
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Content) -> bool {
+        self.plain() == other.plain()
+    }
+}
+
+impl Eq for Content {}
+
+/// What several messages need, kept as it has arrived and mapped for each of them.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    bytes: Arc<Vec<u8>>,
+    insets: Vec<Inset>,
+}
+
+impl From<Arrival> for Kept {
+    fn from(arrival: Arrival) -> Kept {
+        Kept {
+            bytes: Arc::new(arrival.bytes),
+            insets: arrival.insets,
+        }
+    }
+}
+
+impl Kept {
+    /// Its bytes and mappings of one's own.
+    pub(crate) fn lend(&self) -> (Arc<Vec<u8>>, Pieces) {
+        match map(&self.insets) {
+            Ok(pieces) => (self.bytes.clone(), pieces),
+            Err(_) => {
+                let plain = splice(&self.bytes, &self.insets, self.bytes.len());
+                (Arc::new(plain), Pieces(None))
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    fn body() -> Body {
+        let inset = |at, bytes: &[u8]| Inset {
+            at,
+            segment: Segment::copy_of(bytes).unwrap(),
+        };
+        let insets = vec![inset(2, b"one"), inset(2, b"two"), inset(4, b"three")];
+        Body::new(Bytes::from_static(b"abcd"), insets)
+    }
+
+    #[test]
+    fn segments_are_put_back_in_their_places() {
+        let body = body();
+        assert_eq!(body.size(), 15);
+        assert_eq!(&body.plain()[..], b"abonetwocdthree");
+        let parts = Parts {
+            bytes: &body.bytes,
+            insets: body.insets(),
+        };
+        assert_eq!(&parts.plain()[..], b"abonetwocdthree");
+        let arrival = Arrival {
+            bytes: body.bytes.to_vec(),
+            insets: body.insets().to_vec(),
+        };
+        let content = Content::from(arrival);
+        assert_eq!(content.pieces.len(), 3);
+        assert_eq!(&content.plain()[..], b"abonetwocdthree");
+    }
+
+    #[test]
+    fn each_mapping_is_its_holders_own_and_given_once() {
+        let kept = Kept {
+            bytes: Arc::default(),
+            insets: body().insets().to_vec(),
+        };
+        let (_, first) = kept.lend();
+        let memory = first[0].give().unwrap();
+        assert!(first[0].give().is_none());
+        // SAFETY: three bytes, which are ours.
+        unsafe { memory.as_ptr().write(b'X') };
+        let (_, second) = kept.lend();
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(first[0].memory().as_ptr().read(), b'X');
+            assert_eq!(second[0].memory().as_ptr().read(), b'o');
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Where there are no segments.
+
+use std::io;
+
+/// There is none.
+pub enum Draft {}
+
+impl Draft {
+    pub fn new() -> Option<Draft> {
+        None
+    }
+
+    pub fn write(&mut self, _: &[u8]) -> io::Result<()> {
+        match *self {}
+    }
+
+    pub fn seal(self) -> Option<Segment> {
+        match self {}
+    }
+}
+
+/// There is none.
+#[derive(Clone, Debug)]
+pub enum Segment {}
+
+impl Segment {
+    pub fn copy_of(_: &[u8]) -> Option<Segment> {
+        None
+    }
+
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn map(&self) -> io::Result<Mapping> {
+        match *self {}
+    }
+
+    pub(crate) fn append_to(&self, _: &mut Vec<u8>) {
+        match *self {}
+    }
+}
+
+/// There is none.
+#[derive(Debug)]
+pub enum Mapping {}
+
+impl Mapping {
+    pub fn as_ptr(&self) -> *mut u8 {
+        match *self {}
+    }
+
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn append_to(&self, _: &mut Vec<u8>) {
+        match *self {}
+    }
+}

@@ -1,0 +1,197 @@
+//! Vectors in shared memory: what a large vector that has been sent arrives as.
+//!
+//! An ALTREP vector of an ordinary type whose data are a private mapping of the sender's
+//! segment. Whatever asks for the data gets a pointer into the mapping, to read and to write:
+//! pages that are written to become this process's own, and nobody else sees it. In all else it
+//! is R's ordinary vector: a duplicate is one, and so is what `saveRDS()` writes.
+//!
+//! R's collector sees only a few bytes of such a vector, so it is told here when the mappings
+//! have become many.
+
+use std::ffi::{c_char, c_int, c_void, CStr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use extendr_ffi::{
+    DllInfo, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
+    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, R_altrep_class_t, R_altrep_data1,
+    R_make_altcomplex_class, R_make_altinteger_class, R_make_altlogical_class, R_make_altraw_class,
+    R_make_altreal_class, R_new_altrep, R_set_altcomplex_Elt_method, R_set_altinteger_Elt_method,
+    R_set_altlogical_Elt_method, R_set_altraw_Elt_method, R_set_altreal_Elt_method,
+    R_set_altrep_Inspect_method, R_set_altrep_Length_method, R_set_altvec_Dataptr_method,
+    R_set_altvec_Dataptr_or_null_method, R_xlen_t, Rboolean, Rbyte, Rcomplex, Rf_protect,
+    Rf_unprotect, SEXP, SEXPTYPE,
+};
+use mirai_core::memory::{Mapping, Piece};
+
+use crate::r;
+
+/// Garbage that may be mapped before the collector is told.
+const SLACK: usize = 256 << 20;
+
+struct Classes {
+    real: R_altrep_class_t,
+    integer: R_altrep_class_t,
+    logical: R_altrep_class_t,
+    complex: R_altrep_class_t,
+    raw: R_altrep_class_t,
+}
+
+/// Made when the package is loaded.
+static mut CLASSES: Option<Classes> = None;
+
+/// Makes the classes.
+///
+/// # Safety
+/// On R's main thread, while the library is being loaded.
+pub unsafe fn register(info: *mut DllInfo) {
+    let package = c"mirai".as_ptr();
+    macro_rules! class {
+        ($make:ident, $name:literal, $set_elt:ident, $type:ty) => {{
+            let class = $make(($name as &CStr).as_ptr(), package, info);
+            R_set_altrep_Length_method(class, Some(length::<$type>));
+            R_set_altrep_Inspect_method(class, Some(inspect));
+            R_set_altvec_Dataptr_method(class, Some(data));
+            R_set_altvec_Dataptr_or_null_method(class, Some(data_or_null));
+            $set_elt(class, Some(element::<$type>));
+            class
+        }};
+    }
+    *std::ptr::addr_of_mut!(CLASSES) = Some(Classes {
+        real: class!(
+            R_make_altreal_class,
+            c"shared_real",
+            R_set_altreal_Elt_method,
+            f64
+        ),
+        integer: class!(
+            R_make_altinteger_class,
+            c"shared_integer",
+            R_set_altinteger_Elt_method,
+            c_int
+        ),
+        logical: class!(
+            R_make_altlogical_class,
+            c"shared_logical",
+            R_set_altlogical_Elt_method,
+            c_int
+        ),
+        complex: class!(
+            R_make_altcomplex_class,
+            c"shared_complex",
+            R_set_altcomplex_Elt_method,
+            Rcomplex
+        ),
+        raw: class!(
+            R_make_altraw_class,
+            c"shared_raw",
+            R_set_altraw_Elt_method,
+            Rbyte
+        ),
+    });
+}
+
+/// What the external pointer in a vector points to.
+struct Vector {
+    memory: Arc<Mapping>,
+    /// Its part in [`LIVE`].
+    weight: usize,
+}
+
+/// Bytes mapped by vectors that the collector has not taken, and how many it left the last
+/// time that it was told.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+/// The vector of a type whose data are a piece, if it has not been given away. `common` is a
+/// piece that others have mapped, too, so it takes hardly any memory.
+///
+/// # Safety
+/// On R's main thread. May leave by a long jump if R runs out of memory.
+pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP> {
+    let classes = (*std::ptr::addr_of!(CLASSES)).as_ref()?;
+    let class = match kind {
+        SEXPTYPE::REALSXP => classes.real,
+        SEXPTYPE::INTSXP => classes.integer,
+        SEXPTYPE::LGLSXP => classes.logical,
+        SEXPTYPE::CPLXSXP => classes.complex,
+        SEXPTYPE::RAWSXP => classes.raw,
+        _ => return None,
+    };
+    let weight = piece.memory().len() / if common { 8 } else { 1 };
+    collect_for(weight);
+    let pointer = R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, R_NilValue);
+    let pointer = Rf_protect(pointer);
+    R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
+    let vector = R_new_altrep(class, pointer, R_NilValue);
+    // Only now, when nothing can fail any more.
+    let made = piece.give().map(|memory| {
+        LIVE.fetch_add(weight, Ordering::Relaxed);
+        let held = Box::new(Vector { memory, weight });
+        R_SetExternalPtrAddr(pointer, Box::into_raw(held).cast());
+        vector
+    });
+    Rf_unprotect(1);
+    made
+}
+
+/// Has garbage collected if there may be much of it, before so many bytes are added.
+unsafe fn collect_for(weight: usize) {
+    let most = 2 * LEFT.load(Ordering::Relaxed) + SLACK;
+    let live = LIVE.load(Ordering::Relaxed);
+    if live > 0 && live + weight > most {
+        r::R_gc();
+        LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+unsafe extern "C" fn finalize(pointer: SEXP) {
+    let held = R_ExternalPtrAddr(pointer).cast::<Vector>();
+    R_ClearExternalPtr(pointer);
+    if !held.is_null() {
+        let held = Box::from_raw(held);
+        LIVE.fetch_sub(held.weight, Ordering::Relaxed);
+    }
+}
+
+/// The mapping of a vector of ours.
+unsafe fn memory<'a>(vector: SEXP) -> Option<&'a Mapping> {
+    let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Vector>();
+    Some(&held.as_ref()?.memory)
+}
+
+unsafe extern "C" fn length<T>(vector: SEXP) -> R_xlen_t {
+    memory(vector).map_or(0, |m| (m.len() / std::mem::size_of::<T>()) as R_xlen_t)
+}
+
+unsafe extern "C" fn data(vector: SEXP, _writable: Rboolean) -> *mut c_void {
+    memory(vector).map_or(std::ptr::null_mut(), |m| m.as_ptr().cast())
+}
+
+unsafe extern "C" fn data_or_null(vector: SEXP) -> *const c_void {
+    data(vector, Rboolean::FALSE)
+}
+
+/// R has checked the index.
+unsafe extern "C" fn element<T: Copy>(vector: SEXP, i: R_xlen_t) -> T {
+    *data(vector, Rboolean::FALSE).cast::<T>().offset(i)
+}
+
+extern "C" {
+    fn Rprintf(format: *const c_char, ...);
+}
+
+unsafe extern "C" fn inspect(
+    vector: SEXP,
+    _: c_int,
+    _: c_int,
+    _: c_int,
+    _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
+) -> Rboolean {
+    let bytes = memory(vector).map_or(0, Mapping::len);
+    Rprintf(
+        c" mirai: %.0f bytes in shared memory\n".as_ptr(),
+        bytes as f64,
+    );
+    Rboolean::TRUE
+}

@@ -1,0 +1,262 @@
+# Large vectors go to daemons on this machine, and come back, in shared memory. What is said here
+# of values holds with and without; that memory is shared at all is asked of the system.
+
+skip_if_not(file.exists("/proc/self/maps"), "no /proc")
+
+# A vector of so many bytes.
+real <- function(bytes = 1e6) seq_len(bytes / 8) + 0.5
+
+mappings <- function(pid = "self") sum(grepl("memfd:mirai", readLines(file.path("/proc", pid, "maps"))))
+
+# Those that are segments.
+descriptors <- function(pid = "self") {
+  links <- suppressWarnings(Sys.readlink(list.files(file.path("/proc", pid, "fd"), full.names = TRUE)))
+  sum(grepl("memfd:mirai", links))
+}
+
+nothing_left <- function(pid = "self") {
+  wait_until(function() {
+    gc()
+    mappings(pid) == 0L && descriptors(pid) == 0L
+  })
+}
+
+is_shared <- function(x) any(grepl("shared memory", utils::capture.output(.Internal(inspect(x)))))
+
+echo <- function(x) mirai(x, x = x)[]
+
+test_that("vectors of all types and shapes come back identical, and in shared memory", {
+  local_test_daemons(1)
+  x <- real()
+  n <- length(x)
+  i <- seq_len(n)
+  i[2L] <- NA
+  vectors <- list(
+    x, replace(x, 3, NA), i, rep(c(TRUE, NA, FALSE), length.out = 3 * n), complex(real = x, imaginary = -x),
+    as.raw(seq_len(1e6) %% 256L), stats::setNames(x, i), matrix(x, 10), array(i[1:100000], c(10, 10, 1000)),
+    factor(letters[i %% 26L + 1L]), as.Date("2024-01-01") + x, as.POSIXct(x, origin = "1970-01-01", tz = "UTC"),
+    data.frame(a = x, b = i, c = as.character(i)), list(x, list(i, x), a = x),
+    structure(1, big = x), ts(x, frequency = 12), as.character(i)
+  )
+  for (v in vectors) expect_identical(echo(v), v)
+  for (v in vectors[1:6]) expect_true(is_shared(echo(v)))
+  expect_identical(mirai(list(sum(x), length(x), x[7], range(x)), x = x)[], list(sum(x), n, x[7], range(x)))
+})
+
+test_that("vectors around the least size come back identical", {
+  local_test_daemons(1)
+  for (n in 256 * 1024 + -2:2) {
+    for (v in list(raw(n), numeric(n %/% 8), integer(n %/% 4), list(raw(n), 1, raw(n - 1)))) {
+      expect_identical(echo(v), v)
+    }
+  }
+  expect_false(is_shared(echo(raw(256 * 1024 - 1))))
+  expect_true(is_shared(echo(raw(256 * 1024))))
+})
+
+test_that("more vectors than a message has segments for come back identical", {
+  local_test_daemons(1)
+  x <- lapply(1:300, function(i) rep(i, 40000))
+  expect_identical(echo(x), x)
+})
+
+test_that("vectors behind R's own compact forms, in environments, functions and promises do, too", {
+  local_test_daemons(1)
+  x <- real()
+  expect_identical(echo(1:1e6), 1:1e6)
+  expect_identical(echo(sort(x)), sort(x))
+  expect_identical(echo(list(as.character(1:1e5), x, 1:1e6)), list(as.character(1:1e5), x, 1:1e6))
+  e <- new.env()
+  e$x <- x
+  e$self <- e
+  makeActiveBinding("active", function() "found", e)
+  got <- echo(e)
+  expect_identical(got$x, x)
+  expect_identical(got$self, got)
+  expect_identical(got$active, "found")
+  make <- function(data, later = stop("evaluated"), ...) function() data
+  expect_identical(echo(make(x))(), x)
+  expect_identical(echo(make({x + 1}))(), x + 1)
+  expect_identical(echo(make(x, 1, x))(), x)
+  make <- function(data, other = "default") function() other
+  expect_identical(echo(make(x))(), "default")
+})
+
+test_that("nobody sees what others change", {
+  local_test_daemons(1)
+  x <- real()
+  before <- x + 0
+  m <- mirai({ x[1] <- -1; y <- x; y[2] <- -2; list(x, y) }, x = x)
+  x[3] <- -3
+  got <- m[]
+  expect_identical(got[[1]], replace(before, 1, -1))
+  expect_identical(got[[2]], replace(before, 1:2, c(-1, -2)))
+  kept <- got[[1]]
+  got[[1]][4] <- -4
+  expect_identical(kept, replace(before, 1, -1))
+  sum_of <- mirai(sum(x), x = kept)
+  kept[5] <- 0
+  expect_identical(sum_of[], sum(replace(before, 1, -1)))
+  # The same in one message twice.
+  both <- mirai({ a[1] <- 0; list(a[1], b[1]) }, a = before, b = before)[]
+  expect_identical(both, list(0, before[1]))
+})
+
+test_that("tasks of a map do not see each other's changes to what they share", {
+  local_test_daemons(2)
+  x <- real()
+  change <- function(i, x) {
+    first <- x[1]
+    x[] <- i
+    c(first, x[1])
+  }
+  out <- mirai_map(1:40, change, .args = list(x))[]
+  expect_identical(out, lapply(1:40, function(i) c(x[1], i)))
+  out <- mirai_map(1:10, function(i) { first <- x[1]; x[1] <<- i; first }, x = x)[.flat]
+  expect_identical(out, rep(x[1], 10))
+  expect_true(nothing_left())
+})
+
+test_that("what was received can be written, read, copied and sent on", {
+  local_test_daemons(1)
+  x <- real()
+  got <- echo(x)
+  expect_identical(unserialize(serialize(got, NULL)), x)
+  file <- local_file()
+  saveRDS(got, file)
+  expect_identical(readRDS(file), x)
+  expect_false(is_shared(readRDS(file)))
+  expect_identical(got[10:20], x[10:20])
+  expect_identical(rev(got), rev(x))
+  expect_identical(as.integer(got), as.integer(x))
+  expect_identical(echo(got), x)
+  # A daemon sends on what it has received to daemons of its own.
+  on <- mirai({
+    mirai::daemons(1)
+    on.exit(mirai::daemons(0))
+    mirai::mirai({ x[1] <- 0; x }, x = x)[]
+  }, x = x)[]
+  expect_identical(on, replace(x, 1, 0))
+})
+
+test_that("memory and descriptors are given back", {
+  profile <- local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  x <- real()
+  expect_true(nothing_left())
+  got <- lapply(1:5, function(i) echo(x))
+  expect_identical(mappings(), 5L)
+  expect_identical(descriptors(), 0L)
+  rm(got)
+  expect_true(nothing_left())
+  # Never read.
+  unread <- lapply(1:5, function(i) mirai(x, x = x))
+  call_mirai(unread)
+  rm(unread)
+  expect_true(nothing_left())
+  # Cancelled, running and not begun.
+  busy <- lapply(1:5, function(i) mirai(Sys.sleep(60), x = x))
+  expect_identical(descriptors(), 5L)
+  stop_mirai(busy)
+  expect_true(nothing_left())
+  m <- mirai_map(1:3, function(i, x) i, .args = list(x))
+  m[]
+  rm(m)
+  expect_true(nothing_left())
+  mirai(gc())[]
+  expect_true(wait_until(function() mappings(pid) == 0L && descriptors(pid) == 0L))
+  busy <- lapply(1:3, function(i) mirai(Sys.sleep(60), x = x))
+  daemons(0)
+  expect_true(nothing_left())
+  expect_true(all(vapply(busy, function(m) m$data == 19L, NA)))
+})
+
+test_that("garbage that R does not see does not pile up", {
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  x <- real(1e8)
+  for (i in 1:12) {
+    y <- echo(x)
+    expect_lt(mappings(), 8L)
+    expect_lt(mappings(pid), 8L)
+  }
+})
+
+test_that("a daemon that is killed takes nothing with it", {
+  local_test_daemons(2)
+  x <- real()
+  for (i in 1:5) {
+    kept <- mirai(list(Sys.getpid(), x), x = x)[]
+    tools::pskill(kept[[1]], tools::SIGKILL)
+    expect_identical(kept[[2]], x)
+    lost <- mirai({ tools::pskill(Sys.getpid(), tools::SIGKILL); x }, x = x)
+    daemons(0)
+    daemons(2)
+  }
+  rm(kept, lost)
+  expect_true(nothing_left())
+})
+
+test_that("everywhere(), single tasks and synchronous profiles take large vectors, too", {
+  x <- real()
+  local_test_daemons(2)
+  everywhere(big <<- x, x = x)[]
+  for (i in 1:4) expect_identical(mirai(big)[], x)
+  daemons(0)
+  expect_identical(echo(x), x)
+  profile <- test_profile()
+  daemons(sync = TRUE, .compute = profile)
+  expect_identical(mirai(x, x = x, .compute = profile)[], x)
+  daemons(0, .compute = profile)
+})
+
+test_that("hooks and large vectors get along", {
+  un <- function(x) structure(list(value = unserialize(x)), class = "memory_test")
+  config <- serial_config("memory_test", function(x) serialize(x$value, NULL), un)
+  local_test_daemons(1, serial = config)
+  on.exit(mirai::serialization(NULL), add = TRUE)
+  x <- real()
+  object <- structure(list(value = x), class = "memory_test")
+  expect_identical(echo(list(x, object, x)), list(x, object, x))
+})
+
+test_that("across the network vectors are copied", {
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), environment())
+  daemons(1, url = "tcp://127.0.0.1:0", .compute = profile)
+  launch_local(1, .compute = profile)
+  x <- real()
+  got <- mirai(x, x = x, .compute = profile)[]
+  expect_identical(got, x)
+  expect_false(is_shared(got))
+})
+
+test_that("many tasks with large vectors do not use up descriptors", {
+  out <- r_output(c(
+    "library(mirai)",
+    "daemons(1)",
+    "x <- numeric(4e4)",
+    "busy <- mirai(Sys.sleep(1))",
+    "m <- lapply(1:600, function(i) mirai({ x[1] <- i; x }, x = x, i = i))",
+    "n <- length(list.files('/proc/self/fd'))",
+    "limit <- as.integer(system('ulimit -n', intern = TRUE))",
+    "ok <- vapply(seq_along(m), function(i) identical(m[[i]][], replace(x, 1, i)), NA)",
+    "cat(n < limit / 2 + 50, all(ok), '\n')"
+  ))
+  expect_match(tail(out, 1), "TRUE TRUE")
+})
+
+test_that("a round trip needs no more memory on the host than the data once more", {
+  skip_on_cran()
+  peak <- function(code) {
+    out <- r_output(c(
+      "library(mirai)", "daemons(1)", "mirai(1)[]",
+      "x <- numeric(300e6 / 8); x[1] <- 1",
+      "hwm <- function() as.numeric(gsub('[^0-9]', '', grep('^VmHWM', readLines('/proc/self/status'), value = TRUE))) / 1024",
+      "before <- hwm()", code, "cat('peak', hwm() - before, '\n')"
+    ))
+    as.numeric(sub("peak ", "", grep("^peak", out, value = TRUE)))
+  }
+  expect_lt(peak("y <- mirai(x, x = x)[]"), 100)
+  expect_lt(peak("y <- mirai(x, x = x)[]; s <- sum(y)"), 330)
+})
