@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{LONG, any_port, dial, listening, outcome, until, value};
@@ -68,6 +68,15 @@ fn open() -> usize {
         .count()
 }
 
+/// Nobody tells of a descriptor that is closed.
+fn wait_open(n: usize) {
+    let end = Instant::now() + LONG;
+    while open() != n {
+        assert!(Instant::now() < end, "{} are open instead of {n}", open());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn segments_arrive_as_mappings_both_ways_and_nothing_is_left_open() {
     let (host, url) = local(Config::default());
@@ -100,7 +109,7 @@ fn segments_arrive_as_mappings_both_ways_and_nothing_is_left_open() {
         panic!("no value");
     };
     assert_eq!((content.bytes.len(), content.pieces.len()), (5, 1));
-    until(|| open() == 0);
+    wait_open(0);
     host.close(false);
 }
 
@@ -166,12 +175,12 @@ fn constants_are_sent_once_and_mapped_by_each_task_for_itself() {
         .iter()
         .for_each(|task| assert_eq!(outcome(task), &value("")));
     // The daemon hears that it may forget them before whatever comes next.
-    until(|| open() == 1);
+    wait_open(1);
     let last = submit(&host, body(b"last", &[]), None);
     let task = next(&mut worker);
     assert!(worker.reply(task.seq, &task.body, false));
     assert_eq!(outcome(&last), &value("last"));
-    until(|| open() == 0);
+    wait_open(0);
     host.close(false);
 }
 
@@ -215,7 +224,7 @@ fn a_task_that_is_retried_takes_its_segments_along() {
     assert_eq!(whole, b"xkept");
     assert!(worker.reply(got.seq, &whole, false));
     assert_eq!(outcome(&task), &value("xkept"));
-    until(|| open() == 0);
+    wait_open(0);
     host.close(false);
 }
 
@@ -287,7 +296,7 @@ fn a_daemon_that_passes_something_else_than_it_says_is_sent_away() {
         assert_eq!(outcome(&task), &expected, "{what}");
         until(|| host.counts().connections == 0);
         drop((insets, task));
-        until(|| open() == before);
+        wait_open(before);
     }
     // And of one that leaves in the middle, nothing stays.
     let (stream, control, task) = impostor(&host, &url);
@@ -300,7 +309,7 @@ fn a_daemon_that_passes_something_else_than_it_says_is_sent_away() {
     unix::send_all_with(&stream, &head, b"bo", &[fd]).unwrap();
     drop((stream, control));
     assert_eq!(outcome(&task), &Outcome::Reset);
-    until(|| open() == before);
+    wait_open(before);
     host.close(false);
 }
 
@@ -334,5 +343,5 @@ fn a_host_that_passes_something_else_than_it_says_is_left() {
         assert!(matches!(lost, Next::Lost { .. }), "{lost:?}");
     }
     host.join().unwrap();
-    until(|| open() == 0);
+    wait_open(0);
 }
