@@ -38,8 +38,7 @@ cpu_ms <- function(pids) {
 fresh <- function(f, ...) {
   file <- tempfile(fileext = ".R")
   on.exit(unlink(file))
-  `in there` <- f
-  dump(c("now", "seconds", "ms", "memory_mb", "reset_peak", "free_port", "join_network"), file, envir = globalenv())
+  dump(c("now", "seconds", "ms", "memory_mb", "reset_peak"), file, envir = globalenv())
   cat("in_there <-", deparse(f), "\n", file = file, sep = "\n", append = TRUE)
   call <- as.call(c(list(as.name("in_there")), list(...)))
   cat("cat('\\n', format(", deparse(call), ", digits = 15))\n", file = file, append = TRUE)

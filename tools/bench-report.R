@@ -46,7 +46,7 @@ verdict <- function(over) {
 
 print_table <- function(about, results) {
   line <- function(what, median, range, raw, budget, cran, end) {
-    cat(sub(" +$", "", sprintf("%-52s %13s %17s %6s %10s %8s  %s", substr(what, 1L, 52L), median, range, raw, budget, cran, end)), "\n", sep = "")
+    cat(sub(" +$", "", sprintf("%-47s %14s %17s %6s %7s %8s  %s", substr(what, 1L, 47L), median, range, raw, budget, cran, end)), "\n", sep = "")
   }
   cat(
     about$date, ": mirai ", about$mirai, if (nzchar(about$commit)) c(" (", about$commit, ")"), ", R ", about$r, ", ", about$system, "\n",
@@ -66,7 +66,7 @@ print_table <- function(about, results) {
       if (r$contender == "mirai") {
         # Long names on a line of their own.
         what <- paste0("  ", r$what)
-        if (nchar(what) > 52L) {
+        if (nchar(what) > 47L) {
           cat(what, "\n", sep = "")
           what <- "    mirai"
         }
@@ -144,7 +144,7 @@ plot_compared <- function(about, results, names) {
   rows <- rbind(rows, cran)
   rows$kind <- kind(rows$contender)
   rows <- rows[!is.na(rows$times_ours), ]
-  graphics::par(mar = c(4, 17, 3.5, 1), las = 1, cex = 0.8, mgp = c(2.5, 0.7, 0))
+  graphics::par(mar = c(4, 20, 3.5, 1), las = 1, cex = 0.8, mgp = c(2.5, 0.7, 0))
   reach <- range(rows$times_ours, 0.5, 2)
   plot(NA, xlim = reach, ylim = c(0.6, length(names) + 0.4), log = "x", xlab = "time as a multiple of mirai's (logarithmic)", ylab = "",
     yaxt = "n", xaxt = "n", bty = "n")
@@ -156,9 +156,15 @@ plot_compared <- function(about, results, names) {
   labels <- ours$what[match(names, ours$name)]
   values <- with_unit(ours$value, ours$unit)[match(names, ours$name)]
   graphics::mtext(paste0(labels, "\n", values), 2L, at = seq_along(names), line = 0.5, cex = 0.75)
-  graphics::points(rows$times_ours, match(rows$name, names), pch = 19, cex = 1.5, col = colours[rows$kind])
+  chunks <- grepl("in chunks", rows$contender)
+  graphics::points(rows$times_ours, match(rows$name, names), pch = ifelse(chunks, 1L, 19L), lwd = 2, cex = 1.5, col = colours[rows$kind])
+  # A legend across the whole width, which legend() cannot do.
   shown <- intersect(names(colours), rows$kind)
-  graphics::legend("top", inset = c(0, -0.1), xpd = NA, horiz = TRUE, bty = "n", pch = 19, pt.cex = 1.4, col = colours[shown], legend = shown, x.intersp = 0.7)
+  x <- graphics::grconvertX(seq(0.04, 0.86, length.out = length(shown)), "ndc")
+  y <- graphics::grconvertY(c(0.97, 0.93), "ndc")
+  graphics::points(x, rep(y[1L], length(shown)), pch = 19, cex = 1.4, col = colours[shown], xpd = NA)
+  graphics::text(x, y[1L], shown, pos = 4L, xpd = NA)
+  if (any(chunks)) graphics::text(x[1L], y[2L], "circles: the work is cut into chunks beforehand", pos = 4L, offset = 0, xpd = NA, col = "grey40")
 }
 
 plot_scaling <- function(results) {

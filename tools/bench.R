@@ -98,8 +98,8 @@ group <- "Maps"
 
 for (workers in 1:2) local({
   workers <- workers
-  n <- or_quick(10000, 2000)
-  row(paste0("map-", workers), paste0("mirai_map(1:10000, f), trivial f, ", workers, " daemon", if (workers > 1L) "s"),
+  n <- or_quick(10000L, 2000L)
+  row(paste0("map-", workers), paste0("mirai_map(1:", n, ", f), trivial f, ", workers, " daemon", if (workers > 1L) "s"),
     "tasks/s", budget = c(50000, 60000)[workers], cran = c(4100, 5100)[workers], more = TRUE, list(
       mirai = function() {
         our(workers)
@@ -293,19 +293,18 @@ if (!quick) {
 }
 
 label <- function(n) format(n, big.mark = ",", scientific = FALSE)
+digits <- function(n) format(n, scientific = FALSE)
 lengths <- if (quick) 10^(2:4) else 10^(2:6)
 for (length in lengths) local({
   n <- length
-  # So that even the short ones take a while.
-  times <- max(1, 1e4 / n)
-  row(paste0("length-", label(n)), paste(label(n), "tasks queued behind one: each"), "us", at = n, warm = FALSE,
+  row(paste0("length-", digits(n)), paste(label(n), "tasks queued behind one: each"), "us", at = n, warm = FALSE,
     rounds = if (n < 1e6) 3L else 1L, limit = function(results) 1.2 * least_before(results, "length-", n),
     function() mean(replicate(if (n < 1e4) 3 else 1, fresh(queue, n)[1L])) / n * 1e6)
 })
 for (length in lengths) local({
   n <- length
-  times <- max(1, 1e4 / n)
-  row(paste0("tasks-", label(n)), paste0("mirai_map() of ", label(n), " tasks, 1 daemon: each"), "us", at = n,
+  times <- max(1, 1e4 / n)   # so that also the short ones take a while
+  row(paste0("tasks-", digits(n)), paste0("mirai_map() of ", label(n), " tasks, 1 daemon: each"), "us", at = n,
     rounds = if (n < 1e6) 5L else 1L, warm = n < 1e5, limit = function(results) 1.2 * least_before(results, "tasks-", n),
     list(
       mirai = function() {
