@@ -144,7 +144,7 @@ plot_compared <- function(about, results, names) {
   rows <- rbind(rows, cran)
   rows$kind <- kind(rows$contender)
   rows <- rows[!is.na(rows$times_ours), ]
-  graphics::par(mar = c(4, 20, 3.5, 1), las = 1, cex = 0.8, mgp = c(2.5, 0.7, 0))
+  graphics::par(mar = c(4, 21, 3.5, 1), las = 1, cex = 0.8, mgp = c(2.5, 0.7, 0))
   reach <- range(rows$times_ours, 0.5, 2)
   plot(NA, xlim = reach, ylim = c(0.6, length(names) + 0.4), log = "x", xlab = "time as a multiple of mirai's (logarithmic)", ylab = "",
     yaxt = "n", xaxt = "n", bty = "n")
@@ -175,7 +175,7 @@ plot_scaling <- function(results) {
     plain <- function(x) format(x, scientific = FALSE, trim = TRUE, drop0trailing = TRUE, big.mark = ",")
     size <- function(x) ifelse(x < 1e6, paste(x / 1e3, "KB"), ifelse(x < 1e9, paste(x / 1e6, "MB"), "1 GB"))
     plot(rows$at, rows$value, type = "n", log = log, xlab = xlab, ylab = ylab, main = title, font.main = 1, xaxt = "n",
-      yaxt = if (grepl("y", log)) "n" else "s", bty = "l", ylim = if (zero) c(0, max(rows$value)))
+      yaxt = if (grepl("y", log)) "n" else "s", bty = "l", ylim = if (zero) c(0, max(rows$value)) else 10^c(floor(log10(min(rows$value))), ceiling(log10(max(rows$value)))))
     at <- sort(unique(rows$at))
     graphics::axis(1L, at, if (prefix == "size-") size(at) else plain(at))
     if (grepl("y", log)) {
@@ -189,7 +189,7 @@ plot_scaling <- function(results) {
       graphics::lines(line$at, line$value, type = "b", pch = 19, col = colours[[who]])
     }
     shown <- intersect(names(colours), rows$kind)
-    graphics::legend(if (zero) "bottomleft" else "topleft", bty = "n", lwd = 1, pch = 19, col = colours[shown], legend = shown)
+    if (length(shown) > 1L) graphics::legend(if (prefix == "size-") "bottomright" else "topright", bty = "n", lwd = 1, pch = 19, col = colours[shown], legend = shown)
   }
   panel("tasks-", "A map, 1 daemon", "tasks in the map", "microseconds for each", "xy")
   panel("length-", "Tasks queued behind one that runs", "tasks queued", "microseconds for each", "x", zero = TRUE)
