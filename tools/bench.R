@@ -1,204 +1,512 @@
-# Rscript tools/bench.R PING_PONG [--json]: see tools/bench.
+# Rscript tools/bench.R DIRECTORY [options]: see tools/bench, which calls this. DIRECTORY has the programs
+# that measure without R.
 #
-# Each row is measured several times; the raw ping-pong before each, so that a row's
-# multiple is of what the machine did at that time.
+# Here is what is measured; bench-measure.R has how, and bench-report.R what becomes of it.
 library(mirai)
-options(width = 200)
+options(width = 200, future.globals.maxSize = Inf)
 
 args <- commandArgs(TRUE)
-ping_pong <- args[1L]
-json <- "--json" %in% args
+programs <- args[1L]
+args <- args[-1L]
 
-raw <- function() as.numeric(system2(ping_pong, stdout = TRUE))
-
-seconds <- function(expr) {
-  start <- Sys.time()
-  force(expr)
-  as.numeric(difftime(Sys.time(), start, units = "secs"))
+take <- function(option) {
+  at <- match(option, args)
+  if (is.na(at)) return(NULL)
+  value <- args[at + 1L]
+  args <<- args[-c(at, at + 1L)]
+  value
 }
-
-rss_mb <- function() {
-  line <- grep("^VmRSS", readLines("/proc/self/status"), value = TRUE)
-  as.numeric(gsub("[^0-9]", "", line)) / 1024
+flag <- function(option) {
+  given <- option %in% args
+  args <<- setdiff(args, option)
+  given
 }
+json <- take("--json")
+plots <- take("--plot")
+from <- take("--from")
+quick <- flag("--quick")
+only_names <- flag("--list")
+patterns <- args
 
-cpu_ticks <- function(pids) {
-  sum(vapply(pids, function(pid) {
-    stat <- sub(".*\\) ", "", readLines(file.path("/proc", pid, "stat")))
-    sum(as.numeric(strsplit(stat, " ")[[1L]][12:13]))
-  }, 0))
+source("tools/bench-measure.R")
+source("tools/bench-report.R")
+
+# One of two, the latter for --quick.
+or_quick <- function(full, less) if (quick) less else full
+
+# What tasks do. Defined here, as a function takes its environment along, unless that is the global one.
+itself <- function(x) x
+one <- function() 1
+total <- function(x) sum(x)
+zeros <- function(n) numeric(n)
+changed <- function(x) {
+  x[1L] <- 0
+  x
 }
+element <- function(i, x) x[[i]]
 
-rows <- list()
+# Contenders that need a package, or forks.
+with_future <- if (have("future.apply")) identity else function(f) NULL
+with_callr <- if (have("callr")) identity else function(f) NULL
+with_forks <- if (.Platform$OS.type == "unix") identity else function(f) NULL
 
-# Measures `f()`, a number in `unit`, `times` times. `budget` is in `unit`, or in multiples
-# of the ping-pong where `of_raw`.
-row <- function(what, unit, budget, f, times = 5L, of_raw = FALSE) {
-  values <- raws <- numeric(times)
-  for (i in seq_len(times)) {
-    raws[i] <- raw()
-    invisible(gc())
-    values[i] <- f()
-  }
-  value <- stats::median(values)
-  multiple <- if (unit == "us") stats::median(values / raws)
-  rows[[length(rows) + 1L]] <<- list(
-    what = what, value = value, unit = unit, low = min(values), high = max(values),
-    raw = stats::median(raws), multiple = multiple, budget = budget, of_raw = of_raw
-  )
-}
+## One task
+group <- "One task"
 
-## One daemon
+n <- or_quick(5000, 1000)
+row("roundtrip", "mirai(1)[], one daemon", "us", budget = 4.5, of_raw = TRUE, cran = 227, rounds = 9L, list(
+  mirai = function() {
+    our(1L)
+    for (i in 1:200) mirai(1)[]
+    seconds(for (i in seq_len(n)) mirai(1)[]) / n * 1e6
+  },
+  "parallel clusterCall" = function() {
+    cl <- psock(1L)
+    seconds(for (i in 1:500) parallel::clusterCall(cl, one)) / 500 * 1e6
+  },
+  "future" = with_future(function() {
+    multisession(2L)
+    seconds(for (i in 1:30) future::value(future::future(1))) / 30 * 1e6
+  }),
+  "callr r_session" = with_callr(function() {
+    session <- callr_session()
+    seconds(for (i in 1:30) session$run(one)) / 30 * 1e6
+  })
+))
 
-invisible(daemons(1))
-row("mirai(1)[], one daemon", "us", 4.5, of_raw = TRUE, times = 9L, f = function() {
-  for (i in 1:500) mirai(1)[]
-  seconds(for (i in 1:5000) mirai(1)[]) / 5000 * 1e6
-})
-
-row("mirai(1), submission only", "us", 10, f = function() {
-  x <- vector("list", 5000)
+row("submit", "mirai(1), submission only", "us", budget = 8, cran = 27, rounds = 9L, function() {
+  our(1L)
+  x <- vector("list", n)
   busy <- mirai(Sys.sleep(60))
-  time <- seconds(for (i in 1:5000) x[[i]] <- mirai(1)) / 5000 * 1e6
+  time <- seconds(for (i in seq_len(n)) x[[i]] <- mirai(1)) / n * 1e6
   stop_mirai(c(list(busy), x))
   call_mirai(mirai(1))
   time
 })
 
-# In a process of its own: memory that was used before would hide what this uses.
-queue <- function() {
-  x <- vector("list", 1e5)
-  busy <- mirai(Sys.sleep(60))
-  before <- rss_mb()
-  time <- seconds(for (i in seq_along(x)) x[[i]] <- mirai(1))
-  memory <- rss_mb() - before
-  stop_mirai(busy)
-  drain <- seconds(call_mirai(x))
-  c(time = time, memory = memory, drain = drain)
-}
-queued <- replicate(3L, simplify = FALSE, {
-  code <- c(
-    "library(mirai)", "invisible(daemons(1))",
-    paste("seconds <-", paste(deparse(seconds), collapse = "\n")),
-    paste("rss_mb <-", paste(deparse(rss_mb), collapse = "\n")),
-    paste("queue <-", paste(deparse(queue), collapse = "\n")),
-    "cat(queue())"
-  )
-  file <- tempfile(fileext = ".R")
-  writeLines(code, file)
-  as.numeric(strsplit(system2(file.path(R.home("bin"), "Rscript"), file, stdout = TRUE), " ")[[1L]])
-})
-queue_row <- function(what, unit, budget, i) {
-  values <- vapply(queued, `[`, 0, i)
-  rows[[length(rows) + 1L]] <<- list(
-    what = what, value = stats::median(values), unit = unit, low = min(values), high = max(values),
-    raw = NULL, multiple = NULL, budget = budget, of_raw = FALSE
-  )
-}
-queue_row("100,000 tasks queued behind one: time", "s", 1.5, 1L)
-queue_row("100,000 tasks queued behind one: host memory", "MB", 200, 2L)
-queue_row("100,000 tasks then done by one daemon", "s", NA, 3L)
+row("oneoff", "mirai(1)[] with no daemons", "ms", budget = 15, cran = 227, list(
+  mirai = function() {
+    our(0L)
+    ms(mirai(1)[])
+  },
+  "parallel mcparallel" = with_forks(function() ms(parallel::mccollect(parallel::mcparallel(1)))),
+  "callr r" = with_callr(function() ms(callr::r(one)))
+))
 
 ## Maps
+group <- "Maps"
 
-identity_map <- function(x) x
-environment(identity_map) <- globalenv()
-for (n in 1:2) {
-  invisible(daemons(n))
-  row(paste0("mirai_map(1:10000, f), trivial f, ", n, " daemon", if (n > 1) "s"), "tasks/s", c(50000, 60000)[n], f = function() {
-    1e4 / seconds(mirai_map(1:10000, identity_map)[])
-  })
-}
-row("the same with .progress", "tasks/s", NA, f = function() {
-  1e4 / seconds(suppressMessages(mirai_map(1:10000, identity_map)[.progress]))
+for (workers in 1:2) local({
+  workers <- workers
+  n <- or_quick(10000L, 2000L)
+  row(paste0("map-", workers), paste0("mirai_map(1:", n, ", f), trivial f, ", workers, " daemon", if (workers > 1L) "s"),
+    "tasks/s", budget = c(50000, 60000)[workers], cran = c(4100, 5100)[workers], more = TRUE, list(
+      mirai = function() {
+        our(workers)
+        n / seconds(mirai_map(seq_len(n), itself)[])
+      },
+      "parLapplyLB, one by one" = function() {
+        cl <- psock(workers)
+        2000 / seconds(parallel::parLapplyLB(cl, 1:2000, itself, chunk.size = 1))
+      },
+      "parLapplyLB, in chunks" = function() {
+        cl <- psock(workers)
+        n / seconds(parallel::parLapplyLB(cl, seq_len(n), itself))
+      },
+      "mclapply, in chunks" = if (workers > 1L) with_forks(function() {
+        n / seconds(parallel::mclapply(seq_len(n), itself, mc.cores = workers))
+      }),
+      "future_lapply, in chunks" = if (workers > 1L) with_future(function() {
+        multisession(workers)
+        n / seconds(future.apply::future_lapply(seq_len(n), itself))
+      })
+    ))
 })
+
+row("progress", "the same with .progress, 2 daemons", "tasks/s", more = TRUE, function() {
+  our(2L)
+  1e4 / seconds(suppressMessages(mirai_map(1:10000, itself)[.progress]))
+})
+
 constant <- stats::runif(1.25e6)
-row("200 map tasks with a 10 MB constant, 2 daemons", "ms", NA, times = 3L, f = function() {
-  seconds(mirai_map(1:200, function(i, x) x[[i]], .args = list(constant))[]) * 1e3
-})
+row("constant", "200 map tasks with a 10 MB constant, 2 daemons", "ms", budget = 40, cran = 2107, list(
+  mirai = function() {
+    our(2L)
+    ms(mirai_map(1:200, element, .args = list(constant))[])
+  },
+  "parLapplyLB, in chunks" = function() {
+    cl <- psock(2L)
+    ms(parallel::parLapplyLB(cl, 1:200, element, constant))
+  },
+  "mclapply, in chunks" = with_forks(function() ms(parallel::mclapply(1:200, element, constant, mc.cores = 2L))),
+  "future_lapply, in chunks" = with_future(function() {
+    multisession(2L)
+    ms(future.apply::future_lapply(1:200, element, constant))
+  })
+))
 
-## Uneven work
-
-# How much longer tasks take than they would if each went to the daemon that is free first, at no
-# cost. Sleeping, so that it can be seen on a machine of few cores; as long as they really slept.
-nap <- function(x) {
-  start <- Sys.time()
-  Sys.sleep(x)
-  as.numeric(difftime(Sys.time(), start, units = "secs"))
-}
-environment(nap) <- globalenv()
-list_schedule <- function(times, n) {
-  free <- numeric(n)
+# What a list scheduler that knows nothing of the tasks takes for them, at no cost: each goes to whoever
+# is free first.
+list_schedule <- function(times, workers) {
+  free <- numeric(workers)
   for (time in times) {
-    i <- which.min(free)
-    free[i] <- free[i] + time
+    first <- which.min(free)
+    free[first] <- free[first] + time
   }
   max(free)
 }
-invisible(daemons(4))
-row("1,000 tasks of 0 to 20 ms, 4 daemons: beyond the ideal", "%", 3, times = 3L, f = function() {
-  times <- stats::runif(1000, 0, 0.02)
-  took <- seconds(slept <- mirai_map(times, nap)[])
-  100 * (took / list_schedule(unlist(slept), 4) - 1)
+
+uneven <- local({
+  set.seed(20)
+  stats::runif(or_quick(1000, 250), 0, 0.02)
 })
+# What is not a scheduler's business: that sleeping takes longer than it should, and a map of nothing much.
+fixed <- NULL
+uneven_floor <- function() {
+  if (is.null(fixed)) {
+    our(4L)
+    late <- replicate(50L, seconds(Sys.sleep(0.005)) - 0.005)
+    empty <- replicate(20L, seconds(mirai_map(1:4, itself)[]))
+    fixed <<- c(late = stats::median(late), empty = stats::median(empty))
+  }
+  list_schedule(uneven + fixed[["late"]], 4L) + fixed[["empty"]]
+}
+row("uneven", paste(length(uneven), "tasks of 0 to 20 ms, 4 daemons: time beyond the ideal schedule"), "%", budget = 3,
+  rounds = 3L, warm = FALSE,
+  note = function() {
+    sprintf(
+      "ideal list schedule %.3f s; with sleeps that end %.2f ms late and an empty map of %.2f ms, which count as fixed: %.3f s",
+      list_schedule(uneven, 4L), fixed[["late"]] * 1e3, fixed[["empty"]] * 1e3, uneven_floor()
+    )
+  },
+  lapply(list(
+    mirai = function() mirai_map(uneven, Sys.sleep)[],
+    "parLapplyLB, one by one" = function() parallel::parLapplyLB(psock(4L), uneven, Sys.sleep, chunk.size = 1),
+    "parLapplyLB, in chunks" = function() parallel::parLapplyLB(psock(4L), uneven, Sys.sleep),
+    "mclapply, a fork for each" = with_forks(function() {
+      parallel::mclapply(uneven, Sys.sleep, mc.cores = 4L, mc.preschedule = FALSE)
+    }),
+    "mclapply, in chunks" = with_forks(function() parallel::mclapply(uneven, Sys.sleep, mc.cores = 4L)),
+    "future_lapply, in chunks" = with_future(function() future.apply::future_lapply(uneven, Sys.sleep))
+  ), function(work) {
+    if (!is.null(work)) function() {
+      floor <- uneven_floor()
+      our(4L)
+      psock(4L)
+      if (have("future.apply")) multisession(4L)
+      (seconds(work()) / floor - 1) * 100
+    }
+  })
+)
 
 ## Large vectors
+group <- "Large vectors"
 
-invisible(daemons(1))
-x <- stats::runif(1.25e7)
-row("100 MB vector: in and summed", "ms", NA, times = 3L, f = function() seconds(mirai(sum(x), x = x)[]) * 1e3)
-row("100 MB vector: made there and sent out", "ms", NA, times = 3L, f = function() seconds(mirai(numeric(1.25e7))[]) * 1e3)
-rm(x)
-invisible(gc())
-
-## Starting
-
-# The first time in a session includes starting the fork server.
-first <- replicate(3L, {
-  code <- paste("library(mirai); s <- Sys.time(); d <- daemons(4);", "cat(as.numeric(Sys.time() - s, units = 'secs') * 1e3)")
-  as.numeric(system2(file.path(R.home("bin"), "Rscript"), c("-e", shQuote(code)), stdout = TRUE))
-})
-rows[[length(rows) + 1L]] <- list(
-  what = "daemons(4) ready, first time", value = stats::median(first), unit = "ms", low = min(first),
-  high = max(first), raw = NULL, multiple = NULL, budget = NA, of_raw = FALSE
-)
-row("daemons(4) ready, again", "ms", NA, times = 5L, f = function() {
-  invisible(daemons(0))
-  seconds(daemons(4)) * 1e3
-})
-
-row("idle for 2 s: CPU of host and 4 daemons", "ms", 0, times = 3L, f = function() {
-  pids <- c(Sys.getpid(), vapply(everywhere(Sys.getpid())[], identity, 0L))
-  before <- cpu_ticks(pids)
-  Sys.sleep(2)
-  (cpu_ticks(pids) - before) * 10
-})
-invisible(daemons(0))
-
-row("mirai(1)[] with no daemons", "ms", NA, times = 3L, f = function() seconds(mirai(1)[]) * 1e3)
-
-## Report
-
-if (json) {
-  number <- function(x) if (is.null(x) || is.na(x)) "null" else format(x, digits = 6)
-  lines <- vapply(rows, function(r) {
-    sprintf(
-      '  {"what": "%s", "value": %s, "unit": "%s", "low": %s, "high": %s, "raw_us": %s, "multiple": %s, "budget": %s, "budget_is_multiple": %s}',
-      r$what, number(r$value), r$unit, number(r$low), number(r$high), number(r$raw), number(r$multiple),
-      number(r$budget), tolower(r$of_raw)
-    )
-  }, "")
-  cat("[\n", paste(lines, collapse = ",\n"), "\n]\n", sep = "")
-} else {
-  show <- function(x, unit) if (is.null(x) || is.na(x)) "" else paste(format(round(x, if (x < 10) 2 else 1)), unit)
-  table <- data.frame(
-    what = vapply(rows, `[[`, "", "what"),
-    median = vapply(rows, function(r) show(r$value, r$unit), ""),
-    range = vapply(rows, function(r) paste0(signif(r$low, 3), " - ", signif(r$high, 3)), ""),
-    `x raw` = vapply(rows, function(r) show(r$multiple, ""), ""),
-    budget = vapply(rows, function(r) show(r$budget, if (r$of_raw) "x raw" else r$unit), ""),
-    check.names = FALSE
+x <- NULL   # made when first needed
+large <- function() {
+  if (is.null(x)) x <<- stats::runif(1.25e7)
+  x
+}
+# The same three for each way of having another process work on a vector.
+vector_contenders <- function(f, argument = large) {
+  list(
+    mirai = function() {
+      our(1L)
+      x <- argument()
+      ms(mirai(f(x), f = f, x = x)[])
+    },
+    "parallel clusterCall" = function() {
+      x <- argument()
+      cl <- psock(1L)
+      ms(parallel::clusterCall(cl, f, x))
+    },
+    "parallel mcparallel" = with_forks(function() {
+      x <- argument()
+      ms(parallel::mccollect(parallel::mcparallel(f(x))))
+    }),
+    "future" = with_future(function() {
+      x <- argument()
+      multisession(2L)
+      ms(future::value(future::future(f(x))))
+    }),
+    "callr r_session" = with_callr(function() {
+      x <- argument()
+      session <- callr_session()
+      ms(session$run(f, list(x)))
+    })
   )
-  cat("raw ping-pong of a Unix socket: ", show(raw(), "us"), "\n\n", sep = "")
-  print(table, right = FALSE, row.names = FALSE)
+}
+row("vector-in", "100 MB vector: in and summed", "ms", budget = 60, cran = 326, vector_contenders(total))
+row("vector-out", "100 MB vector: made there and sent out", "ms", budget = 120, cran = 255, vector_contenders(zeros, function() 1.25e7))
+row("vector-both", "100 MB vector: in, changed, out", "ms", budget = 150, cran = 490, vector_contenders(changed))
+
+# The process has the vector and then one that came back: how much more did it need in between?
+peak <- function(kind) {
+  library(mirai)
+  gigabyte <- 1.25e8
+  if (kind == "mirai") daemons(1) else cl <- parallel::makeCluster(1, "PSOCK")
+  x <- stats::runif(gigabyte)
+  invisible(gc())
+  reset_peak()
+  before <- memory_mb("VmRSS")
+  time <- seconds(y <- if (kind == "mirai") mirai(x, x = x)[] else parallel::clusterCall(cl, identity, x)[[1L]])
+  stopifnot(length(y) == gigabyte, identical(y[gigabyte], x[gigabyte]))
+  c((memory_mb("VmHWM") - before) / 1000, time)
+}
+row("memory-1gb", "1 GB vector there and back: host's peak beyond its own copy", "x data",
+  if (!quick) list(mirai = function() fresh(peak, "mirai")[1L], "parallel clusterCall" = function() fresh(peak, "parallel")[1L]),
+  budget = 1, rounds = 1L, warm = FALSE)
+
+## Many tasks
+group <- "Many tasks"
+
+# Submits so many behind one that runs: seconds for that, MB of the host for that, seconds until all are done.
+queue <- function(n) {
+  library(mirai)
+  daemons(1)
+  for (i in 1:200) mirai(1)[]
+  x <- vector("list", n)
+  invisible(gc())
+  busy <- mirai(Sys.sleep(600))
+  before <- memory_mb("VmRSS")
+  time <- seconds(for (i in seq_along(x)) x[[i]] <- mirai(1))
+  memory <- memory_mb("VmRSS") - before
+  stop_mirai(busy)
+  c(time, memory, seconds(call_mirai(x)))
+}
+# Three rows from the same runs.
+queued <- new.env()
+queue_figure <- function(n, i) {
+  key <- format(n, scientific = FALSE)
+  runs <- queued[[key]]
+  # Each row takes the next run, and makes it if it is not there.
+  at <- paste(key, i)
+  turn <- queued[[at]] <- c(queued[[at]], 1L)
+  if (length(runs) < length(turn)) queued[[key]] <- runs <- c(runs, list(fresh(queue, n)))
+  runs[[length(turn)]][i]
+}
+if (!quick) {
+  row("queue-time", "100,000 tasks queued behind one: time", "s", budget = 0.8, cran = 7.2, rounds = 3L, warm = FALSE,
+    function() queue_figure(1e5, 1L))
+  row("queue-memory", "100,000 tasks queued behind one: host memory", "MB", budget = 150, cran = 812, rounds = 3L,
+    warm = FALSE, function() queue_figure(1e5, 2L))
+}
+
+label <- function(n) format(n, big.mark = ",", scientific = FALSE)
+digits <- function(n) format(n, scientific = FALSE)
+lengths <- if (quick) 10^(2:4) else 10^(2:6)
+for (length in lengths) local({
+  n <- length
+  row(paste0("length-", digits(n)), paste(label(n), "tasks queued behind one: each"), "us", at = n, warm = FALSE,
+    rounds = if (n < 1e6) 3L else 1L, limit = function(results) 1.2 * least_before(results, "length-", n),
+    function() mean(replicate(if (n < 1e4) 3 else 1, fresh(queue, n)[1L])) / n * 1e6)
+})
+for (length in lengths) local({
+  n <- length
+  times <- max(1, 1e4 / n)   # so that also the short ones take a while
+  row(paste0("tasks-", digits(n)), paste0("mirai_map() of ", label(n), " tasks, 1 daemon: each"), "us", at = n,
+    rounds = if (n < 1e6) 5L else 1L, warm = n < 1e5, limit = function(results) 1.2 * least_before(results, "tasks-", n),
+    list(
+      mirai = function() {
+        our(1L)
+        seconds(for (i in seq_len(times)) mirai_map(seq_len(n), itself)[]) / n / times * 1e6
+      },
+      "parLapplyLB, one by one" = if (n <= 1e4) function() {
+        cl <- psock(1L)
+        times <- max(1, 1e3 / n)
+        seconds(for (i in seq_len(times)) parallel::parLapplyLB(cl, seq_len(n), itself, chunk.size = 1)) / n / times * 1e6
+      }
+    ))
+})
+
+## Daemons
+group <- "Daemons"
+
+ready <- function(kind) {
+  library(mirai)
+  if (kind == "ready") ms(daemons(4)) else ms({daemons(4); mirai(1)[]})
+}
+again <- function(first_task) {
+  our(0L)
+  time <- ms({invisible(daemons(4)); if (first_task) mirai(1)[]})
+  pools$mirai <- 4L
+  time
+}
+row("ready-first", "daemons(4) ready, first time", "ms", budget = 250, cran = 361, warm = FALSE, list(
+  mirai = function() fresh(ready, "ready"),
+  "parallel makeCluster" = function() {
+    time <- ms(cl <- parallel::makeCluster(4L, "PSOCK"))
+    parallel::stopCluster(cl)
+    time
+  },
+  "future plan" = with_future(function() {
+    future::plan(future::sequential)
+    pools$future <- NULL
+    ms(multisession(4L))
+  }),
+  "callr r_session" = with_callr(function() {
+    time <- ms({
+      sessions <- lapply(1:4, function(i) callr::r_session$new(wait = FALSE))
+      for (session in sessions) session$poll_process(10000)
+    })
+    for (session in sessions) session$close()
+    time
+  })
+))
+row("ready-again", "daemons(4) ready, again", "ms", budget = 40, function() again(FALSE))
+row("task-first", "daemons(4) and the first task's value, first time", "ms", warm = FALSE, function() fresh(ready, "task"))
+row("task-again", "daemons(4) and the first task's value, again", "ms", function() again(TRUE))
+row("idle", paste("idle for", or_quick(10, 2), "s: CPU of host and 4 daemons"), "ms", budget = 0, rounds = 3L, warm = FALSE, function() {
+  our(4L)
+  pids <- c(Sys.getpid(), unlist(everywhere(Sys.getpid())[]))
+  before <- cpu_ms(pids)
+  Sys.sleep(or_quick(10, 2))
+  cpu_ms(pids) - before
+})
+
+for (count in c(1L, 2L, 4L, 8L)) local({
+  workers <- count
+  n <- or_quick(10000, 2000)
+  row(paste0("daemons-", workers), paste0("mirai_map() of trivial tasks, ", workers, " daemon", if (workers > 1L) "s", ": each"),
+    "us", at = workers, list(
+      mirai = function() {
+        our(workers)
+        seconds(mirai_map(seq_len(n), itself)[]) / n * 1e6
+      },
+      "parLapplyLB, one by one" = function() {
+        cl <- psock(workers)
+        seconds(parallel::parLapplyLB(cl, 1:1000, itself, chunk.size = 1)) / 1000 * 1e6
+      }
+    ))
+})
+for (count in c(1L, 2L, 4L, 8L)) local({
+  workers <- count
+  n <- 50L * workers
+  # Sleeping tasks do not compete for processors: what is lost here is lost between tasks.
+  row(paste0("busy-", workers), paste0("tasks of 10 ms, ", workers, " daemon", if (workers > 1L) "s", ": share of time at work"), "%",
+    more = TRUE, at = workers, rounds = 3L, lapply(list(
+      mirai = function() {
+        our(workers)
+        seconds(mirai_map(rep(0.01, n), Sys.sleep)[])
+      },
+      "parLapplyLB, one by one" = function() {
+        cl <- psock(workers)
+        seconds(parallel::parLapplyLB(cl, rep(0.01, n), Sys.sleep, chunk.size = 1))
+      }
+    ), function(work) function() 0.5 / work() * 100))
+})
+
+## Payloads
+group <- "Payloads, there and back"
+
+payload <- list(size = 0)   # one at a time
+of_size <- function(bytes) {
+  if (payload$size != bytes) {
+    payload <<- NULL
+    invisible(gc())
+    payload <<- list(size = bytes, data = stats::runif(bytes / 8))
+  }
+  payload$data
+}
+there_and_back <- function(bytes, profile) {
+  x <- of_size(bytes)
+  times <- max(1, min(or_quick(300, 50), 2e7 / bytes))
+  seconds(for (i in seq_len(times)) mirai(x, x = x, .compute = profile)[]) / times * 1e3
+}
+for (bytes in if (quick) 10^c(3, 5, 7) else 10^(3:9)) local({
+  bytes <- bytes
+  size <- if (bytes < 1e6) paste(bytes / 1e3, "KB") else if (bytes < 1e9) paste(bytes / 1e6, "MB") else "1 GB"
+  small <- bytes <= 1e8
+  row(paste0("size-", sub(" ", "", size)), size, "ms", at = bytes, rounds = if (small) 3L else 1L, warm = small,
+    list(
+      mirai = function() {
+        our(1L)
+        there_and_back(bytes, NULL)
+      },
+      "mirai, tcp" = if (small) function() there_and_back(bytes, networked("tcp")),
+      "mirai, tls+tcp" = if (small) function() there_and_back(bytes, networked("tls+tcp")),
+      "parallel clusterCall" = function() {
+        x <- of_size(bytes)
+        cl <- psock(1L)
+        times <- max(1, min(30, 2e7 / bytes))
+        seconds(for (i in seq_len(times)) parallel::clusterCall(cl, identity, x)) / times * 1e3
+      },
+      "callr r_session" = if (small) with_callr(function() {
+        x <- of_size(bytes)
+        session <- callr_session()
+        times <- max(1, min(10, 2e7 / bytes))
+        seconds(for (i in seq_len(times)) session$run(itself, list(x))) / times * 1e3
+      })
+    ))
+})
+
+## Across the network
+group <- "Across the network, on the loopback interface"
+
+over_network <- function(scheme) function() {
+  profile <- networked(scheme)
+  seconds(for (i in 1:1000) mirai(1, .compute = profile)[]) / 1000 * 1e6
+}
+for (scheme in c("tcp", "tls+tcp")) {
+  row(paste0("roundtrip-", scheme), paste0("mirai(1)[], one daemon at ", scheme, "://"), "us", over_network(scheme))
+}
+row("rate-tls", "100 MB there and back by tls+tcp://", "MB/s", budget = 400, more = TRUE, rounds = 3L,
+  if (!quick) list(mirai = function() 200 / there_and_back(1e8, networked("tls+tcp")) * 1e3))
+
+# Without R: examples/network.rs, which prints tables. Each is asked for once.
+tables <- new.env()
+core_network <- function(what, name, column) {
+  if (is.null(tables[[what]])) {
+    lines <- system2(file.path(programs, "network"), if (what == "small") c(what, "tcp") else if (what == "large") c(what, "tls+tcp"), stdout = TRUE)
+    tables[[what]] <- grep("^  ", lines, value = TRUE)
+  }
+  line <- grep(paste0("  ", name, "  "), tables[[what]], fixed = TRUE, value = TRUE)
+  as.numeric(strsplit(trimws(sub(name, "", line[1L], fixed = TRUE)), " +")[[1L]][column])
+}
+if (file.exists(file.path(programs, "network"))) {
+  row("core-tcp", "the core alone, tcp://, 512 bytes there and back", "us", rounds = 1L, warm = FALSE,
+    limit = function(results) 1.6 * results$value[results$contender == "bare pair of NNG sockets"],
+    list(
+      mirai = function() core_network("small", "tcp", 1L),
+      "bare pair of NNG sockets" = function() core_network("small", "NNG pair, tcp", 1L),
+      "bare Unix socket" = function() core_network("small", "Unix socket", 1L)
+    ))
+  for (column in 1:2) local({
+    column <- column
+    row(c("core-tls-in", "core-tls-out")[column], paste("the core alone, tls+tcp://, 100 MB", c("to", "from")[column], "a daemon"),
+      "MB/s", budget = 400, more = TRUE, rounds = 1L, warm = FALSE, function() core_network("large", "tls+tcp", column))
+  })
+}
+
+## All of it
+
+rows <- Filter(function(row) any(vapply(row$contenders, is.function, NA)), rows)
+if (length(patterns)) {
+  chosen <- vapply(rows, function(row) any(vapply(patterns, grepl, NA, row$name)), NA)
+  if (!any(chosen)) stop("no row has such a name; see tools/bench --list", call. = FALSE)
+  rows <- rows[chosen]
+}
+
+if (only_names) {
+  writeLines(vapply(rows, function(row) sprintf("%-18s %s: %s", row$name, row$group, row$what), ""))
+} else {
+  if (is.null(from)) {
+    about <- about_machine()
+    results <- NULL
+    for (row in rows) {
+      progress(row)
+      results <- rbind(results, measure(row, results))
+      # Also when it is interrupted later.
+      if (!is.null(json)) write_figures(about, results, json)
+    }
+    about$seconds <- round(now() - about$started)
+    if (!is.null(json)) write_figures(about, results, json)
+    end_pools()
+  } else {
+    figures <- jsonlite::fromJSON(from)
+    about <- figures$about
+    results <- figures$rows
+  }
+  print_table(about, results)
+  if (!is.null(plots)) plot_figures(about, results, plots)
 }

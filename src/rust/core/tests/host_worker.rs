@@ -280,15 +280,16 @@ fn daemons_share_the_queue_and_nothing_is_lost_or_mixed_up() {
 fn what_a_daemon_holds_ahead_of_a_long_task_is_done_by_others_at_once() {
     let (host, address) = listening(Config::default());
     let mut slow = join(&host, &address);
-    let tasks: Vec<_> = (0..400u32)
+    let mut tasks: Vec<_> = (0..100u32)
         .map(|i| submit(&host, i.to_le_bytes()))
         .collect();
-    // So many tiny tasks that it is sent some ahead.
+    // Tiny tasks until it is sent some ahead, which depends on how busy this machine is.
     let mut at = 0;
     while host.counts().executing < 3 {
         evaluate(&mut slow, |body| body);
         wait_all(&tasks[at..=at]);
         at += 1;
+        tasks.push(submit(&host, (tasks.len() as u32).to_le_bytes()));
     }
     let long = next(&mut slow);
     assert_eq!(long.body, (at as u32).to_le_bytes());
@@ -306,7 +307,7 @@ fn what_a_daemon_holds_ahead_of_a_long_task_is_done_by_others_at_once() {
     wait_all(&tasks[at + 1..]);
     assert!(!tasks[at].is_resolved());
     assert!(slow.reply(long.seq, &long.body, false));
-    for (i, task) in (0..400u32).zip(&tasks) {
+    for (i, task) in (0u32..).zip(&tasks) {
         assert_eq!(outcome(task), &value(i.to_le_bytes()));
     }
     host.close(false);

@@ -1,0 +1,1 @@
+//! Benchmarks of `mirai-core`: see `benches`.
