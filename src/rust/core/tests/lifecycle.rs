@@ -45,7 +45,7 @@ fn a_fresh_url_takes_the_place_of_the_old_one() {
         assert!(running.outcome().is_none());
         let new = host.renew(0, true).unwrap().expect("a fresh URL");
         assert_ne!(new, old);
-        assert_eq!(host.urls(), [new.clone()]);
+        assert_eq!(host.urls(), std::slice::from_ref(&new));
         assert_eq!(*outcome(&running), Outcome::Closed, "{given}");
         is_lost(&mut worker);
         assert!(queued.outcome().is_none());
