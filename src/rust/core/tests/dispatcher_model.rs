@@ -218,7 +218,8 @@ impl World {
         self.turn.push_back(peer);
         self.cumulative += 1;
         self.endpoints[endpoint].online += 1;
-        self.endpoints[endpoint].instance += 1;
+        let instance = &mut self.endpoints[endpoint].instance;
+        *instance = instance.abs() + 1;
         self.happen(
             Event::Joined {
                 peer,
@@ -335,6 +336,14 @@ impl World {
     }
 
     fn lose(&mut self, peer: PeerId) {
+        let retry = self.config.retry;
+        let over = self.without(peer, Verdict::Reset, retry);
+        self.happen(Event::Lost { peer }, &over);
+    }
+
+    /// What becomes of a daemon's tasks when it is gone. The one that it may have begun is over
+    /// with this verdict, or is to be run again.
+    fn without(&mut self, peer: PeerId, verdict: Verdict, retry: bool) -> Vec<(TaskId, Verdict)> {
         let daemon = self.daemons.get_mut(&peer).unwrap();
         let endpoint = daemon.endpoint;
         let mut held = std::mem::take(&mut daemon.held);
@@ -342,17 +351,37 @@ impl World {
         // Nobody but the daemon knew whether it had begun with the first.
         let begun = held.pop_front().filter(|h| h.wanted);
         if let Some(first) = begun {
-            if self.config.retry && self.tasks[&first.id].target == Target::Any {
+            if retry && self.tasks[&first.id].target == Target::Any {
                 self.endpoints[endpoint].assigned += 1;
                 held.push_front(first);
             } else {
-                over.push((first.id, Verdict::Reset));
+                over.push((first.id, verdict));
             }
         }
         over.extend(self.take_back(peer, held));
         self.daemons.remove(&peer);
         self.endpoints[endpoint].online -= 1;
-        self.happen(Event::Lost { peer }, &over);
+        over
+    }
+
+    /// The URL is another one, and whoever was connected has to go.
+    fn relocate(&mut self, endpoint: usize) {
+        let mut there = Vec::new();
+        for (peer, daemon) in &mut self.daemons {
+            if daemon.endpoint == endpoint {
+                daemon.leaving = true;
+                there.push(*peer);
+            }
+        }
+        there.sort_unstable();
+        self.turn.retain(|peer| !there.contains(peer));
+        let mut over = Vec::new();
+        for peer in there {
+            over.extend(self.without(peer, Verdict::Closed, false));
+        }
+        let instance = &mut self.endpoints[endpoint].instance;
+        *instance = -instance.abs();
+        self.happen(Event::Moved { endpoint }, &over);
     }
 
     fn cancel(&mut self, id: TaskId) {
@@ -665,6 +694,7 @@ enum Step {
     Cancel(u64),
     Pass(u64),
     Abandon(usize),
+    Relocate(usize),
     Reset,
     /// Messages about what is gone, or never was.
     Crossed(u32, u64),
@@ -708,6 +738,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         6 => any::<u64>().prop_map(Step::Cancel),
         4 => (0u64..20).prop_map(Step::Pass),
         1 => (0..ENDPOINTS).prop_map(Step::Abandon),
+        1 => (0..ENDPOINTS).prop_map(Step::Relocate),
         1 => prop::bool::weighted(0.2).prop_map(|really| if really { Step::Reset } else { Step::Pass(1) }),
         1 => any::<(u32, u64)>().prop_map(|(peer, seq)| Step::Crossed(peer, seq)),
     ]
@@ -769,6 +800,7 @@ fn live_through(world: &mut World, step: Step) {
         Step::Cancel(n) => world.cancel(n % (world.tasks.len() as u64 + 2)),
         Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
         Step::Abandon(endpoint) => world.abandon(endpoint),
+        Step::Relocate(endpoint) => world.relocate(endpoint),
         Step::Reset => world.reset(),
         Step::Crossed(peer, seq) => {
             let (gone, unknown) = (world.last_peer + 1 + peer % 3, u64::MAX - seq % 3);

@@ -649,6 +649,11 @@ impl<J: Clone> Dispatcher<J> {
         let there = self.peers.iter().filter(|(_, p)| p.endpoint == endpoint);
         let mut there: Vec<PeerId> = there.map(|(id, _)| *id).collect();
         there.sort_unstable();
+        // None of them shall be given what another one leaves behind.
+        for peer in &there {
+            self.peer(*peer).leaving = true;
+            self.retire(*peer);
+        }
         for peer in there {
             self.lost(peer, Some(Verdict::Closed), out);
         }
