@@ -21,7 +21,7 @@ find_command <- function(name) {
 }
 
 # A server in the foreground, ended with the test.
-local_server <- function(name, args, frame, env = character()) {
+local_program <- function(name, args, frame, env = character()) {
   skip_if_not_installed("processx")
   log <- local_file("log", frame = frame)
   p <- processx::process$new(find_command(name), args, stdout = log, stderr = "2>&1", env = c("current", env))
@@ -79,7 +79,7 @@ local_ssh <- function(frame = parent.frame()) {
     path("sshd_config")
   )
   # It starts itself anew for each connection, which takes its whole path.
-  server <- local_server("sshd", c("-D", "-e", "-f", path("sshd_config")), frame)
+  server <- local_program("sshd", c("-D", "-e", "-f", path("sshd_config")), frame)
   server_ready(server, function() grepl("127.0.0.1 port", server$log()))
   client <- function(key) {
     config <- path(paste0("config-", key))
@@ -117,7 +117,7 @@ local_slurm <- function(frame = parent.frame()) {
   writeBin(as.raw(sample(0:255, 128L, replace = TRUE)), path("key"))
   Sys.chmod(path("key"), "0400")
   munge <- paste0("--", c("key-file", "socket", "pid-file", "log-file", "seed-file"), "=", path(c("key", "munge", "munge.pid", "munge.log", "seed")))
-  munged <- local_server("munged", c("--foreground", "--force", "--num-threads=1", munge), frame)
+  munged <- local_program("munged", c("--foreground", "--force", "--num-threads=1", munge), frame)
   server_ready(munged, function() file.exists(path("munge")))
 
   node <- sub("[.].*", "", Sys.info()[["nodename"]])
@@ -160,8 +160,8 @@ local_slurm <- function(frame = parent.frame()) {
     R_LIBS = paste(.libPaths(), collapse = ":"),
     frame = frame
   )
-  local_server("slurmctld", c("-D", "-f", path("slurm.conf")), frame)
-  slurmd <- local_server("slurmd", c("-D", "-f", path("slurm.conf")), frame)
+  local_program("slurmctld", c("-D", "-f", path("slurm.conf")), frame)
+  slurmd <- local_program("slurmd", c("-D", "-f", path("slurm.conf")), frame)
   slurm <- list(
     dir = dir,
     jobs = function() slurm_output("squeue", "-h -o %i"),

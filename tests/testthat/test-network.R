@@ -31,6 +31,7 @@ test_that("errors, interrupts, timeouts and cancellation cross the network", {
 })
 
 test_that("a daemon that is killed gives error value 19, or its task to the next", {
+  local_tmpdir()
   local_test_daemons(url = loopback("tcp"))
   launch_local(1)
   pid <- mirai(Sys.getpid())[]
@@ -200,6 +201,7 @@ test_that("saisei() gives a URL a fresh path", {
 })
 
 test_that("a peer that is cut off without a word is given up, unless it is only busy", {
+  local_tmpdir()
   old <- options(mirai.keepalive = 1000)
   defer(function() options(old), environment())
   local_test_daemons(url = loopback("tcp"))
