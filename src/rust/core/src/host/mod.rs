@@ -36,7 +36,7 @@ use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::task::{Constants, Outcome, Payload, Task};
 use crate::tls::{Identity, TlsError};
-use crate::transport::{Address, Link, nng};
+use crate::transport::{Address, Link, NetworkUrl, nng};
 use crate::wait::Bell;
 
 /// Time without a sign of life after which a peer across the network is given up, unless
@@ -296,7 +296,7 @@ impl Host {
             },
             None,
         );
-        if self.0.closed.load(Ordering::SeqCst) {
+        if self.0.is_closed() {
             self.0.handle(Event::Reset, None);
         }
     }
@@ -433,12 +433,10 @@ impl Listening {
     /// The URL as it was given, with the port that it has by now.
     fn base(&self) -> Address {
         match (&self.given, &self.address) {
-            (Address::Network(given), Address::Network(now)) => {
-                Address::Network(crate::transport::NetworkUrl {
-                    port: now.port,
-                    ..given.clone()
-                })
-            }
+            (Address::Network(given), Address::Network(now)) => Address::Network(NetworkUrl {
+                port: now.port,
+                ..given.clone()
+            }),
             (given, _) => given.clone(),
         }
     }
@@ -457,7 +455,7 @@ impl Listening {
 
 /// Watches the deadlines.
 async fn keep_time(shared: Arc<Shared>) {
-    while !shared.closed.load(Ordering::SeqCst) {
+    while !shared.is_closed() {
         shared.forget_dropped();
         let next = shared.state.lock().dispatcher.next_deadline();
         let Some(at) = next else {
@@ -575,7 +573,7 @@ impl Shared {
         };
         self.handle(joined, None);
         link.flush();
-        if self.closed.load(Ordering::SeqCst) {
+        if self.is_closed() {
             link.close();
         }
         Bell::get().ring();
@@ -610,9 +608,8 @@ impl Shared {
                     link.close();
                 }
             }
-            ToHost::Pong => {}
-            // Said once, at the beginning.
-            ToHost::Hello { .. } | ToHost::Proof { .. } => {}
+            // That it was said is all; or it is said once, at the beginning.
+            ToHost::Pong | ToHost::Hello { .. } | ToHost::Proof { .. } => {}
         }
     }
 
@@ -694,7 +691,7 @@ impl Shared {
                 // A link may be gone whose end the dispatcher has yet to hear of.
                 if let Some(Connected { link, .. }) = state.links.get(&peer) {
                     match send {
-                        Posting::Task(frame) => post(&**link, frame),
+                        Posting::Task(frame) => link.post(frame),
                         Posting::Control(message) => link.control(message),
                     }
                     // Several frames for one daemon are one write.
@@ -718,15 +715,6 @@ impl Shared {
             self.timer.notify_one();
         }
     }
-}
-
-/// Puts a frame in line that may have segments.
-fn post(link: &dyn Link, frame: Frame) {
-    link.post(if link.passes_memory() {
-        frame
-    } else {
-        frame.plain()
-    });
 }
 
 /// What an action has sent to a daemon.
@@ -753,7 +741,7 @@ impl Connected {
         if self.holds.insert(id) {
             let message = ToDaemon::Constants { id };
             let frame = Frame::new(&message, constants.body.clone());
-            post(&*self.link, frame);
+            self.link.post(frame);
         }
     }
 }

@@ -22,13 +22,9 @@ use crate::protocol::{Control, Frame};
 /// decides the order; [`flush`](Link::flush) writes as much as the peer takes just now and
 /// leaves the rest to another thread.
 pub trait Link: Send + Sync {
-    /// For the daemon's main thread, between tasks. A frame with segments only if the link
-    /// [passes memory](Link::passes_memory).
+    /// For the daemon's main thread, between tasks. A link that cannot pass the frame's segments
+    /// puts their bytes back, upon flushing.
     fn post(&self, frame: Frame);
-    /// Whether segments can be sent as they are.
-    fn passes_memory(&self) -> bool {
-        false
-    }
     /// For its watcher, at any time.
     fn control(&self, message: Control);
     fn flush(&self);

@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use nng::{Aio, AioResult, AioState};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 
@@ -116,6 +116,7 @@ struct Output {
     done: usize,
     /// All of them put together, if they are small.
     together: Vec<u8>,
+    /// NNG is sending, or somebody is making something ready for it.
     sending: bool,
     /// Nothing can be sent any more.
     over: bool,
@@ -123,7 +124,8 @@ struct Output {
 
 impl Output {
     fn is_empty(&self) -> bool {
-        self.prefix.is_empty()
+        !self.sending
+            && self.prefix.is_empty()
             && self.control.is_empty()
             && self.data.is_empty()
             && self.current.is_empty()
@@ -359,17 +361,16 @@ impl Connection {
         }
     }
 
-    fn send_next(&self, output: &mut Output) {
+    fn send_next(&self, output: &mut MutexGuard<'_, Output>) {
+        if output.current.is_empty() {
+            take_next(output);
+        }
+        self.send_current(output);
+    }
+
+    fn send_current(&self, output: &mut Output) {
         if output.over {
             return;
-        }
-        if output.current.is_empty() {
-            for line in [&mut output.control, &mut output.data] {
-                let room = BATCH - output.current.len();
-                let now = room.min(line.len());
-                output.current.extend(line.drain(..now));
-            }
-            output.done = 0;
         }
         if output.websocket && output.prefix.is_empty() && output.left == 0 {
             let waiting = output.current.iter().map(|f| f.head.len() + f.body.len());
@@ -441,9 +442,10 @@ impl Connection {
             self.sent.notify_all();
             return;
         }
-        // SAFETY: `prefix` is not touched, and the frames stay in `current`, and so their memory where it is (bodies are not
-        // moved with their handles; heads are not while the queue is not touched, which it
-        // is not) until the operation is over: `has_sent`. NNG only reads it.
+        // SAFETY: `prefix` is not touched, and the frames stay in `current`, and so their memory
+        // where it is (bodies are not moved with their handles; heads are not while the queue
+        // is not touched, which it is not) until the operation is over: `has_sent`. NNG only
+        // reads it.
         unsafe {
             let raw = begin(aio, &pieces[..used]);
             nng_sys::nng_stream_send(self.raw(), raw);
@@ -563,6 +565,27 @@ impl Drop for Connection {
             drop(memory);
             drop(stream);
         });
+    }
+}
+
+/// Takes frames out of their lines. Segments are put back among their bytes, which takes a while: not
+/// under the lock, as those who have something to post hold the dispatcher's.
+fn take_next(output: &mut MutexGuard<'_, Output>) {
+    let next = &mut **output;
+    for line in [&mut next.control, &mut next.data] {
+        let room = BATCH - next.current.len();
+        let now = room.min(line.len());
+        next.current.extend(line.drain(..now));
+    }
+    next.done = 0;
+    if next.current.iter().any(|frame| !frame.insets().is_empty()) {
+        let frames = std::mem::take(&mut next.current);
+        next.sending = true;
+        let plain = MutexGuard::unlocked(output, || frames.into_iter().map(Frame::plain).collect());
+        output.sending = false;
+        if !output.over {
+            output.current = plain;
+        }
     }
 }
 

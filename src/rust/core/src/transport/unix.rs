@@ -578,10 +578,6 @@ impl Link for UnixLink {
         self.data.post(frame);
     }
 
-    fn passes_memory(&self) -> bool {
-        cfg!(target_os = "linux")
-    }
-
     fn control(&self, message: Control) {
         self.control.post(Frame::bare(&message));
     }
