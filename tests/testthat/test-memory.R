@@ -139,6 +139,61 @@ test_that("what was received can be written, read, copied and sent on", {
   expect_identical(on, replace(x, 1, 0))
 })
 
+test_that("what was received and hardly changed is duplicated and sent on without being copied", {
+  local_test_daemons(1)
+  x <- real(4e6)
+  # Of memory that is this process's own, in MB.
+  own <- function() {
+    line <- grep("^RssAnon:", readLines("/proc/self/status"), value = TRUE)
+    as.numeric(gsub("[^0-9]", "", line)) / 1000
+  }
+  got <- echo(x)
+  expect_true(is_shared(got))
+  copy <- got
+  copy[2] <- 0
+  expect_true(is_shared(copy))
+  expect_identical(list(got, copy), list(x, replace(x, 2, 0)))
+  named <- copy
+  attr(named, "unit") <- "m"
+  named[3] <- 0
+  expect_identical(named, structure(replace(x, 2:3, 0), unit = "m"))
+  expect_null(attributes(copy))
+  expect_identical(echo(list(got, copy, named)), list(got, copy, named))
+  there <- mirai({ f <- function(y) { y[length(y)] <- 0; y }; list(f(x), x) }, x = copy)[]
+  expect_identical(there, list(replace(copy, length(x), 0), copy))
+  # Changed while it is on its way, and all over.
+  m <- mirai(x, x = copy)
+  copy[] <- 1
+  expect_identical(m[], replace(x, 2, 0))
+  expect_identical(echo(copy), rep(1, length(x)))
+  twice <- copy
+  twice[1] <- 2
+  expect_identical(list(twice[1], copy[1]), list(2, 1))
+  big <- echo(real(1e8))
+  before <- own()
+  back <- mirai({ x[1] <- 0; x }, x = big)[]
+  big[1e6] <- 0
+  expect_lt(own() - before, 30)
+  expect_identical(back[1:3], c(0, 2.5, 3.5))
+  rm(got, copy, named, there, m, twice, big, back)
+  expect_true(nothing_left())
+})
+
+test_that("a forked process sees its own changes, not its parent's", {
+  local_test_daemons(1)
+  x <- real(4e6)
+  got <- echo(x)
+  got[1] <- -1
+  there <- parallel::mccollect(parallel::mcparallel({ got[2] <- -2; copy <- got; copy[3] <- -3; list(got, copy) }))[[1]]
+  expect_identical(there, list(replace(x, 1:2, c(-1, -2)), replace(x, 1:3, c(-1, -2, -3))))
+  expect_identical(got, replace(x, 1, -1))
+  there <- mirai({
+    forked <- parallel::mcparallel({ x[2] <- -2; x })
+    list(x, parallel::mccollect(forked)[[1]])
+  }, x = got)[]
+  expect_identical(there, list(got, replace(got, 2, -2)))
+})
+
 test_that("memory and descriptors are given back", {
   profile <- local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]

@@ -2,12 +2,14 @@
 //!
 //! An ALTREP vector of an ordinary type whose data are a private mapping of the sender's
 //! segment. Whatever asks for the data gets a pointer into the mapping, to read and to write:
-//! pages that are written to become this process's own, and nobody else sees it. In all else it
-//! is R's ordinary vector: a duplicate is one, and so is what `saveRDS()` writes.
+//! pages that are written to become this process's own, and nobody else sees it. While these are
+//! few, a duplicate is another mapping, and what is sent on is the same segment; else both are
+//! copies. In all else it is R's ordinary vector, and so is what `saveRDS()` writes.
 //!
 //! R's collector sees only a few bytes of such a vector, so it is told here when the mappings
 //! have become many.
 
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -18,11 +20,12 @@ use extendr_ffi::{
     R_make_altcomplex_class, R_make_altinteger_class, R_make_altlogical_class, R_make_altraw_class,
     R_make_altreal_class, R_new_altrep, R_set_altcomplex_Elt_method, R_set_altinteger_Elt_method,
     R_set_altlogical_Elt_method, R_set_altraw_Elt_method, R_set_altreal_Elt_method,
-    R_set_altrep_Inspect_method, R_set_altrep_Length_method, R_set_altvec_Dataptr_method,
-    R_set_altvec_Dataptr_or_null_method, R_xlen_t, Rboolean, Rbyte, Rcomplex, Rf_protect,
-    Rf_unprotect, SEXP, SEXPTYPE,
+    R_set_altrep_Duplicate_method, R_set_altrep_Inspect_method, R_set_altrep_Length_method,
+    R_set_altvec_Dataptr_method, R_set_altvec_Dataptr_or_null_method, R_xlen_t, Rboolean, Rbyte,
+    Rcomplex, Rf_protect, Rf_unprotect, SEXP, SEXPTYPE, TYPEOF,
 };
-use mirai_core::memory::{Mapping, Piece};
+use mirai_core::memory::{Mapping, Piece, Segment};
+use rustc_hash::FxHashMap;
 
 use crate::r;
 
@@ -51,6 +54,7 @@ pub unsafe fn register(info: *mut DllInfo) {
             let class = $make(($name as &CStr).as_ptr(), package, info);
             R_set_altrep_Length_method(class, Some(length::<$type>));
             R_set_altrep_Inspect_method(class, Some(inspect));
+            R_set_altrep_Duplicate_method(class, Some(duplicate));
             R_set_altvec_Dataptr_method(class, Some(data));
             R_set_altvec_Dataptr_or_null_method(class, Some(data_or_null));
             $set_elt(class, Some(element::<$type>));
@@ -98,6 +102,11 @@ struct Vector {
     weight: usize,
 }
 
+thread_local! {
+    /// Mappings of the vectors that the collector has not taken, by their addresses.
+    static MAPPED: RefCell<FxHashMap<*const u8, Arc<Mapping>>> = RefCell::default();
+}
+
 /// Bytes mapped by vectors that the collector has not taken, and how many it left the last
 /// time that it was told.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -109,24 +118,37 @@ static LEFT: AtomicUsize = AtomicUsize::new(0);
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
 pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP> {
-    let classes = (*std::ptr::addr_of!(CLASSES)).as_ref()?;
-    let class = match kind {
-        SEXPTYPE::REALSXP => classes.real,
-        SEXPTYPE::INTSXP => classes.integer,
-        SEXPTYPE::LGLSXP => classes.logical,
-        SEXPTYPE::CPLXSXP => classes.complex,
-        SEXPTYPE::RAWSXP => classes.raw,
-        _ => return None,
-    };
     let weight = piece.memory().len() / if common { 8 } else { 1 };
+    make(class(kind)?, weight, || piece.give())
+}
+
+unsafe fn class(kind: SEXPTYPE) -> Option<R_altrep_class_t> {
+    let classes = (*std::ptr::addr_of!(CLASSES)).as_ref()?;
+    match kind {
+        SEXPTYPE::REALSXP => Some(classes.real),
+        SEXPTYPE::INTSXP => Some(classes.integer),
+        SEXPTYPE::LGLSXP => Some(classes.logical),
+        SEXPTYPE::CPLXSXP => Some(classes.complex),
+        SEXPTYPE::RAWSXP => Some(classes.raw),
+        _ => None,
+    }
+}
+
+/// A vector of this class, with what `memory` gives. `None`: it has given nothing.
+unsafe fn make(
+    class: R_altrep_class_t,
+    weight: usize,
+    memory: impl FnOnce() -> Option<Arc<Mapping>>,
+) -> Option<SEXP> {
     collect_for(weight);
     let pointer = R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, R_NilValue);
     let pointer = Rf_protect(pointer);
     R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
     let vector = R_new_altrep(class, pointer, R_NilValue);
     // Only now, when nothing can fail any more.
-    let made = piece.give().map(|memory| {
+    let made = memory().map(|memory| {
         LIVE.fetch_add(weight, Ordering::Relaxed);
+        MAPPED.with_borrow_mut(|mapped| mapped.insert(memory.as_ptr(), memory.clone()));
         let held = Box::new(Vector { memory, weight });
         R_SetExternalPtrAddr(pointer, Box::into_raw(held).cast());
         vector
@@ -150,8 +172,32 @@ unsafe extern "C" fn finalize(pointer: SEXP) {
     R_ClearExternalPtr(pointer);
     if !held.is_null() {
         let held = Box::from_raw(held);
+        MAPPED.with_borrow_mut(|mapped| mapped.remove(&held.memory.as_ptr().cast_const()));
         LIVE.fetch_sub(held.weight, Ordering::Relaxed);
     }
+}
+
+/// The data of a vector as a segment, if they are a mapping that has hardly been changed.
+///
+/// # Safety
+/// On R's main thread.
+pub unsafe fn segment(data: &[u8]) -> Option<Segment> {
+    let mapping = MAPPED.with_borrow(|mapped| mapped.get(&data.as_ptr()).cloned())?;
+    if mapping.len() == data.len() {
+        mapping.segment()
+    } else {
+        None
+    }
+}
+
+/// R looks after the attributes.
+unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
+    let made = memory(vector).and_then(|mapping| {
+        let copy = || mapping.duplicate().map(Arc::new);
+        make(class(TYPEOF(vector))?, mapping.len(), copy)
+    });
+    // Then R makes an ordinary one.
+    made.unwrap_or(std::ptr::null_mut())
 }
 
 /// The mapping of a vector of ours.

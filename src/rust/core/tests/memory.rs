@@ -114,6 +114,41 @@ fn segments_arrive_as_mappings_both_ways_and_nothing_is_left_open() {
 }
 
 #[test]
+fn what_a_daemon_changes_a_little_comes_back_without_being_copied() {
+    let (host, url) = local(Config::default());
+    let mut worker = dial(&url, None);
+    let mut large: Vec<u8> = (0..4_000_000u32).map(|i| (i / 7) as u8).collect();
+    let task = submit(&host, body(b"ab", &[inset(1, &large)]), None);
+    let got = next(&mut worker);
+    let memory = got.pieces[0].give().unwrap();
+    large[12_345] = 0xff;
+    // SAFETY: within the memory, which is ours.
+    let segment = unsafe {
+        memory.as_ptr().add(12_345).write(0xff);
+        memory.segment().unwrap()
+    };
+    assert_eq!(segment.weight(), 2);
+    let insets = [inset(0, b"<"), Inset { at: 1, segment }, inset(1, b">")];
+    let parts = Parts {
+        bytes: b"cd",
+        insets: &insets,
+    };
+    assert!(worker.reply(got.seq, parts, false));
+    let expected = [b"<c", &large[..], b">d"].concat();
+    assert!(*outcome(&task) == value(expected));
+    // Nor may it be copied once it is back.
+    let Some(Outcome::Value(content)) = task.outcome() else {
+        panic!("no value");
+    };
+    // SAFETY: nobody writes to it.
+    let again = unsafe { content.pieces[1].memory().segment() };
+    assert_eq!(again.unwrap().weight(), 2);
+    drop((insets, memory, got, task));
+    wait_open(0);
+    host.close(false);
+}
+
+#[test]
 fn values_with_and_without_segments_keep_their_order_at_full_speed() {
     let (host, url) = local(Config::default());
     let mut worker = dial(&url, None);
@@ -263,13 +298,17 @@ fn a_daemon_that_passes_something_else_than_it_says_is_sent_away() {
     let (pipe, _other) = rustix::pipe::pipe().unwrap();
     let file = tempfile::tempfile().unwrap();
     let bare = unsealed(b"12345678");
-    let fd = good.segment.as_fd();
+    let fd = good.segment.descriptors().next().unwrap();
     let cases: [(&str, Vec<&Inset>, Vec<BorrowedFd<'_>>); 9] = [
         ("nothing", vec![&good], vec![]),
         ("one too few", vec![&good, &good], vec![fd]),
         ("one too many", vec![&good], vec![fd, fd]),
         ("one unasked", vec![], vec![fd]),
-        ("a short one", vec![&good], vec![short.segment.as_fd()]),
+        (
+            "a short one",
+            vec![&good],
+            vec![short.segment.descriptors().next().unwrap()],
+        ),
         ("an unsealed one", vec![&good], vec![bare.as_fd()]),
         ("a pipe", vec![&good], vec![pipe.as_fd()]),
         ("a file", vec![&good], vec![file.as_fd()]),

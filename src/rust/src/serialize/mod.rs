@@ -28,7 +28,9 @@ use extendr_ffi::{
     R_NilValue, R_Serialize, R_Unserialize, R_inpstream_st, R_inpstream_t, R_outpstream_st,
     R_outpstream_t, R_pstream_format_t, Rf_error, Rf_protect, Rf_unprotect, SEXP,
 };
-use mirai_core::memory::{Body, Content, Draft, Inset, Parts, Piece, MOST_INSETS};
+use mirai_core::memory::{Body, Content, Draft, Inset, Parts, Piece, Segment, MOST_DESCRIPTORS};
+
+use crate::shared;
 
 /// Version 3 knows of ALTREP and of the native encoding; R has it since 3.5.
 const VERSION: c_int = 3;
@@ -47,6 +49,8 @@ pub struct Buffer {
     bytes: Vec<u8>,
     /// What has been left out.
     insets: Vec<Inset>,
+    /// Of all insets.
+    descriptors: usize,
     /// Whether anything shall be.
     sharing: bool,
     run: Run,
@@ -81,6 +85,7 @@ impl Buffer {
         Buffer {
             bytes: Vec::new(),
             insets: Vec::new(),
+            descriptors: 0,
             sharing: false,
             run: Run::NONE,
         }
@@ -107,23 +112,33 @@ impl Buffer {
     fn clear(&mut self) {
         self.bytes.clear();
         self.insets.clear();
+        self.descriptors = 0;
         self.run = Run::NONE;
     }
 
     fn may_share_more(&self) -> bool {
-        self.sharing && self.insets.len() < MOST_INSETS
+        // A segment may need two.
+        self.sharing && self.descriptors + 2 <= MOST_DESCRIPTORS
     }
 
     /// Appends the data of a vector. False if there is no memory for them.
     fn append(&mut self, bytes: &[u8]) -> bool {
         if bytes.len() >= LARGE && self.may_share_more() {
-            if let Some(segment) = mirai_core::memory::Segment::copy_of(bytes) {
-                let at = self.bytes.len();
-                self.insets.push(Inset { at, segment });
+            // What has been received, and hardly changed, need not be copied.
+            if let Some(segment) =
+                unsafe { shared::segment(bytes) }.or_else(|| Segment::copy_of(bytes))
+            {
+                self.put_in(segment);
                 return true;
             }
         }
         self.append_plain(bytes)
+    }
+
+    fn put_in(&mut self, segment: Segment) {
+        self.descriptors += segment.weight();
+        let at = self.bytes.len();
+        self.insets.push(Inset { at, segment });
     }
 
     fn append_plain(&mut self, bytes: &[u8]) -> bool {
@@ -181,8 +196,7 @@ impl Buffer {
         let Some(segment) = draft.seal() else {
             return false;
         };
-        let at = self.bytes.len();
-        self.insets.push(Inset { at, segment });
+        self.put_in(segment);
         true
     }
 
@@ -244,6 +258,7 @@ impl Buffer {
         } else {
             Bytes::from(std::mem::take(&mut self.bytes))
         };
+        self.descriptors = 0;
         Body::new(bytes, std::mem::take(&mut self.insets))
     }
 }

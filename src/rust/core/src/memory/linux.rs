@@ -1,7 +1,14 @@
 //! Segments by sealed memfds.
+//!
+//! What has been mapped and sent on with few changes, or none, need not be copied: the same memfd
+//! goes out again, together with a small one that holds the [`Changes`]. Which pages of a mapping
+//! have changed the kernel knows (`/proc/self/pagemap`, see its documentation, `pagemap.rst`).
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,6 +30,11 @@ const MOST_MAPPINGS: usize = 16_384;
 const SHARE: u64 = 4;
 /// A system may say that there is no limit.
 const MOST_SEGMENTS: usize = 16_384;
+/// From this size on a mapping keeps the descriptor of its memfd, to send that again.
+const WORTH_KEEPING: usize = 1 << 20;
+/// Beyond one byte in so many, changes are not worth their administration, nor beyond so many runs.
+const FEW: usize = 8;
+const MOST_RUNS: usize = 4096;
 
 /// Things of which there may be only so many.
 struct Count(AtomicUsize);
@@ -37,6 +49,10 @@ impl Count {
     fn take(&'static self) -> (Place, usize) {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
         (Place(self), before)
+    }
+
+    fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
     }
 
     fn take_within(&'static self, most: usize) -> Option<Place> {
@@ -100,34 +116,47 @@ impl Draft {
     }
 
     pub fn seal(self) -> Option<Segment> {
+        Some(Segment {
+            base: Arc::new(self.sealed()?),
+            changes: None,
+        })
+    }
+
+    fn sealed(self) -> Option<Held> {
         rustix::fs::fcntl_add_seals(&self.fd, SEALS).ok()?;
-        Some(Segment(Arc::new(Held {
+        Some(Held {
             fd: self.fd,
             len: self.len,
             _place: self.place,
-        })))
+        })
     }
 }
 
 /// Memory that does not change any more. Clones are the same memory.
 #[derive(Clone)]
-pub struct Segment(Arc<Held>);
+pub struct Segment {
+    base: Arc<Held>,
+    changes: Option<Arc<Changes>>,
+}
 
+/// A sealed memfd.
 struct Held {
     fd: OwnedFd,
     len: usize,
     _place: Place,
 }
 
+/// In which a segment differs from its memfd. Another memfd holds the runs, their beginnings and ends
+/// as `u64`, and then the bytes of all of them.
+struct Changes {
+    held: Held,
+    /// In order, and apart from each other.
+    runs: Vec<Range<usize>>,
+}
+
 impl std::fmt::Debug for Segment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Segment({} bytes)", self.len())
-    }
-}
-
-impl AsFd for Segment {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
     }
 }
 
@@ -143,62 +172,60 @@ impl Segment {
     ///
     /// # Errors
     /// It is something else, or it could change.
-    pub(crate) fn receive(fd: OwnedFd, len: usize) -> io::Result<Segment> {
-        let refused = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        if !rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS)) {
-            return refused("a passed descriptor is not sealed memory");
-        }
-        if libc::c_long::from(rustix::fs::fstatfs(&fd)?.f_type) != TMPFS {
-            return refused("a passed descriptor is not ordinary memory");
-        }
-        let size = rustix::fs::fstat(&fd)?.st_size;
-        if len == 0 || !usize::try_from(size).is_ok_and(|size| size >= len) {
+    pub(crate) fn receive(
+        fd: OwnedFd,
+        len: usize,
+        changes: Option<OwnedFd>,
+    ) -> io::Result<Segment> {
+        let base = Held::receive(fd, len)?;
+        if base.len != len {
             return refused("a passed segment is shorter than announced");
         }
-        let (place, _) = SEGMENTS.take();
-        Ok(Segment(Arc::new(Held {
-            fd,
-            len,
-            _place: place,
-        })))
+        let changes = match changes {
+            Some(fd) => Some(Arc::new(Changes::receive(fd, len)?)),
+            None => None,
+        };
+        let base = Arc::new(base);
+        Ok(Segment { base, changes })
+    }
+
+    /// What has to be passed: its memfd, and that of its changes.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let changes = self.changes.iter().map(|changes| changes.held.fd.as_fd());
+        std::iter::once(self.base.fd.as_fd()).chain(changes)
+    }
+
+    /// Descriptors that it takes.
+    pub fn weight(&self) -> usize {
+        1 + usize::from(self.changes.is_some())
     }
 
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
-        self.0.len
+        self.base.len
     }
 
     /// Maps it: readable, and writable for whoever holds the mapping alone.
     pub(crate) fn map(&self) -> io::Result<Mapping> {
-        let place = MAPPINGS
-            .take_within(MOST_MAPPINGS)
-            .ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: a new mapping, at an address of the system's choice.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                self.0.len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                // Most pages will never be written to.
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-                &self.0.fd,
-                0,
-            )
-        }?;
-        Ok(Mapping {
-            start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
-            len: self.0.len,
-            _place: place,
-        })
+        let mut mapping = self.base.map()?;
+        if let Some(changes) = &self.changes {
+            // SAFETY: a new mapping, which nobody else has.
+            changes.apply(unsafe { mapping.bytes_mut() })?;
+        }
+        if self.len() >= WORTH_KEEPING && SEGMENTS.now() <= most_segments() / 2 {
+            mapping.source = Some(self.base.clone());
+        }
+        Ok(mapping)
     }
 
     pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
-        let until = out.len() + self.0.len;
-        out.reserve(self.0.len);
+        let from = out.len();
+        let until = from + self.len();
+        out.reserve(self.len());
         let mut at = 0;
         while out.len() < until {
-            let spare = &mut out.spare_capacity_mut()[..self.0.len - at];
-            match rustix::io::pread(&self.0.fd, spare, at as u64) {
+            let spare = &mut out.spare_capacity_mut()[..self.len() - at];
+            match rustix::io::pread(&self.base.fd, spare, at as u64) {
                 Ok((read, _)) if !read.is_empty() => {
                     let n = read.len();
                     at += n;
@@ -211,6 +238,134 @@ impl Segment {
                 other => panic!("a segment cannot be read: {:?}", other.map(|_| ())),
             }
         }
+        if let Some(changes) = &self.changes {
+            let applied = changes.apply(&mut out[from..]);
+            applied.expect("sealed memory can be read");
+        }
+    }
+}
+
+fn refused<T>(what: &str) -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::InvalidData, what))
+}
+
+impl Held {
+    /// At most `most` bytes of what a peer has passed.
+    fn receive(fd: OwnedFd, most: usize) -> io::Result<Held> {
+        if !rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS)) {
+            return refused("a passed descriptor is not sealed memory");
+        }
+        if libc::c_long::from(rustix::fs::fstatfs(&fd)?.f_type) != TMPFS {
+            return refused("a passed descriptor is not ordinary memory");
+        }
+        let size = usize::try_from(rustix::fs::fstat(&fd)?.st_size).unwrap_or(0);
+        let len = size.min(most);
+        if len == 0 {
+            return refused("a passed segment is shorter than announced");
+        }
+        let (place, _) = SEGMENTS.take();
+        Ok(Held {
+            fd,
+            len,
+            _place: place,
+        })
+    }
+
+    fn map(&self) -> io::Result<Mapping> {
+        let place = MAPPINGS
+            .take_within(MOST_MAPPINGS)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: a new mapping, at an address of the system's choice.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                self.len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                // Most pages will never be written to.
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+                &self.fd,
+                0,
+            )
+        }?;
+        Ok(Mapping {
+            start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            len: self.len,
+            source: None,
+            _place: place,
+        })
+    }
+}
+
+/// Bytes of a run's beginning and end.
+const RUN: usize = 16;
+
+impl Changes {
+    /// Runs of a mapping's memory.
+    fn copy_of(memory: &[u8], runs: Vec<Range<usize>>) -> Option<Changes> {
+        let mut draft = Draft::new()?;
+        let number = |n: usize| (n as u64).to_le_bytes();
+        let table = runs
+            .iter()
+            .flat_map(|run| [run.start, run.end])
+            .chain([0, 0]);
+        let table: Vec<u8> = table.flat_map(number).collect();
+        draft.write(&table).ok()?;
+        for run in &runs {
+            draft.write(&memory[run.clone()]).ok()?;
+        }
+        let held = draft.sealed()?;
+        Some(Changes { held, runs })
+    }
+
+    /// Changes to so many bytes, which a peer has passed.
+    fn receive(fd: OwnedFd, len: usize) -> io::Result<Changes> {
+        let held = Held::receive(fd, usize::MAX)?;
+        let file = File::from(held.fd.try_clone()?);
+        let mut runs = Vec::new();
+        let mut size = RUN;
+        loop {
+            let mut run = [0; RUN];
+            file.read_exact_at(&mut run, (runs.len() * RUN) as u64)?;
+            let (start, end) = run.split_at(RUN / 2);
+            let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes);
+            let (Ok(start), Ok(end)) = (number(start), number(end)) else {
+                unreachable!("halves of {RUN} bytes");
+            };
+            if end == 0 {
+                break;
+            }
+            let after = runs.last().map_or(0, |run: &Range<usize>| run.end);
+            let (start, end) = (start as usize, end as usize);
+            if start < after || end <= start || end > len || runs.len() == MOST_RUNS {
+                return refused("changes that do not fit a segment");
+            }
+            size += RUN + (end - start);
+            runs.push(start..end);
+        }
+        if size != held.len {
+            return refused("changes that do not fit a segment");
+        }
+        Ok(Changes { held, runs })
+    }
+
+    fn apply(&self, memory: &mut [u8]) -> io::Result<()> {
+        let file = self.held.fd.as_fd();
+        let mut from = ((self.runs.len() + 1) * RUN) as u64;
+        for run in &self.runs {
+            let mut rest = &mut memory[run.clone()];
+            while !rest.is_empty() {
+                match rustix::io::pread(file, &mut *rest, from) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(n) => {
+                        from += n as u64;
+                        rest = &mut rest[n..];
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -218,6 +373,8 @@ impl Segment {
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// Where its pages come from, if that has been kept.
+    source: Option<Arc<Held>>,
     _place: Place,
 }
 
@@ -245,8 +402,92 @@ impl Mapping {
     }
 
     pub(super) fn append_to(&self, out: &mut Vec<u8>) {
-        // SAFETY: the memory is mapped for as long as this lives.
-        out.extend_from_slice(unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) });
+        // SAFETY: nobody writes to what is still to be copied.
+        out.extend_from_slice(unsafe { self.bytes() });
+    }
+
+    /// # Safety
+    /// Nobody writes to it meanwhile.
+    unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: the memory is mapped for as long as this lives; the rest is the caller's.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
+    }
+
+    /// # Safety
+    /// Nobody else uses it meanwhile.
+    unsafe fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
+    }
+
+    /// What it holds now, to be sent, if that takes little copying.
+    ///
+    /// # Safety
+    /// Nobody writes to it meanwhile.
+    pub unsafe fn segment(&self) -> Option<Segment> {
+        let base = self.source.clone()?;
+        let runs = self.changed()?;
+        let changes = if runs.is_empty() {
+            None
+        } else {
+            // SAFETY: the caller's.
+            let memory = unsafe { self.bytes() };
+            Some(Arc::new(Changes::copy_of(memory, runs)?))
+        };
+        Some(Segment { base, changes })
+    }
+
+    /// Another one with the same content, if that takes little copying.
+    ///
+    /// # Safety
+    /// Nobody writes to it meanwhile.
+    pub unsafe fn duplicate(&self) -> Option<Mapping> {
+        let source = self.source.clone()?;
+        let runs = self.changed()?;
+        let mut mapping = source.map().ok()?;
+        for run in runs {
+            // SAFETY: the caller's, and a new mapping.
+            unsafe { mapping.bytes_mut()[run.clone()].copy_from_slice(&self.bytes()[run]) };
+        }
+        mapping.source = Some(source);
+        Some(mapping)
+    }
+
+    /// Runs of pages that are not the source's any more. `None`: nobody knows, or they are many.
+    fn changed(&self) -> Option<Vec<Range<usize>>> {
+        // Bits of an entry: a page that is there, or swapped out; not this process's own.
+        const THERE: u64 = 1 << 63 | 1 << 62;
+        const SHARED: u64 = 1 << 61;
+        let page = rustix::param::page_size();
+        // Not kept open: in a forked process it would tell of its parent's memory.
+        let map = File::open("/proc/self/pagemap").ok()?;
+        let mut entries = [0; 8 * 1024];
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut changed = 0;
+        let first = self.start.as_ptr().addr() / page;
+        let pages = self.len.div_ceil(page);
+        let mut at = 0;
+        while at < pages {
+            let now = &mut entries[..8 * (pages - at).min(1024)];
+            map.read_exact_at(now, 8 * (first + at) as u64).ok()?;
+            for entry in now.as_chunks().0 {
+                let entry = u64::from_le_bytes(*entry);
+                if entry & THERE != 0 && entry & SHARED == 0 {
+                    let start = at * page;
+                    let end = (start + page).min(self.len);
+                    match runs.last_mut() {
+                        Some(run) if run.end == start => run.end = end,
+                        _ => runs.push(start..end),
+                    }
+                    changed += end - start;
+                    if changed > self.len / FEW || runs.len() > MOST_RUNS {
+                        return None;
+                    }
+                }
+                at += 1;
+            }
+        }
+        Some(runs)
     }
 }
 
@@ -263,14 +504,14 @@ mod tests {
     use super::*;
 
     fn refusal(fd: OwnedFd, len: usize) -> String {
-        Segment::receive(fd, len).unwrap_err().to_string()
+        Segment::receive(fd, len, None).unwrap_err().to_string()
     }
 
     #[test]
     fn only_sealed_memory_of_the_announced_length_is_accepted() {
         let made = Segment::copy_of(b"12345").unwrap();
-        let copy = |segment: &Segment| segment.0.fd.try_clone().unwrap();
-        assert_eq!(Segment::receive(copy(&made), 5).unwrap().len(), 5);
+        let copy = |segment: &Segment| segment.base.fd.try_clone().unwrap();
+        assert_eq!(Segment::receive(copy(&made), 5, None).unwrap().len(), 5);
         assert!(refusal(copy(&made), 6).contains("shorter"));
         assert!(refusal(copy(&made), 0).contains("shorter"));
         let (pipe, _other) = rustix::pipe::pipe().unwrap();
@@ -287,13 +528,132 @@ mod tests {
     #[test]
     fn a_segment_cannot_be_changed_through_its_descriptor() {
         let segment = Segment::copy_of(b"12345").unwrap();
-        assert!(rustix::io::pwrite(&segment, b"x", 0).is_err());
-        assert!(rustix::fs::ftruncate(&segment, 1).is_err());
+        assert!(rustix::io::pwrite(&segment.base.fd, b"x", 0).is_err());
+        assert!(rustix::fs::ftruncate(&segment.base.fd, 1).is_err());
         let mapping = segment.map().unwrap();
         // SAFETY: five bytes, and nobody else has the mapping.
         unsafe { mapping.as_ptr().write(b'x') };
         let mut read = Vec::new();
         segment.append_to(&mut read);
         assert_eq!(read, b"12345");
+    }
+
+    const PAGE: usize = 4096;
+
+    fn large() -> (Vec<u8>, Segment) {
+        let bytes: Vec<u8> = (0..WORTH_KEEPING / 2)
+            .flat_map(|i| (i as u16).to_le_bytes())
+            .collect();
+        let segment = Segment::copy_of(&bytes).unwrap();
+        (bytes, segment)
+    }
+
+    /// As it arrives at a peer.
+    fn passed(segment: &Segment) -> io::Result<Segment> {
+        let mut fds = segment
+            .descriptors()
+            .map(|fd| fd.try_clone_to_owned().unwrap());
+        Segment::receive(fds.next().unwrap(), segment.len(), fds.next())
+    }
+
+    fn content(segment: &Segment) -> Vec<u8> {
+        let mut read = b"before".to_vec();
+        segment.append_to(&mut read);
+        read.split_off(6)
+    }
+
+    #[test]
+    fn what_is_mapped_goes_on_with_its_changes_and_nothing_else() {
+        let (mut bytes, first) = large();
+        let mapping = first.map().unwrap();
+        let write = |bytes: &mut Vec<u8>, mapping: &Mapping, at: usize| {
+            bytes[at] ^= 0xff;
+            // SAFETY: within the mapping, and there are no references.
+            unsafe { mapping.as_ptr().add(at).write(bytes[at]) };
+        };
+        // SAFETY: nobody writes while these run. So it is below.
+        let (unchanged, copy) =
+            unsafe { (mapping.segment().unwrap(), mapping.duplicate().unwrap()) };
+        assert_eq!(unchanged.weight(), 1);
+        assert_eq!(unsafe { copy.bytes() }, bytes);
+        // Two neighbours, one apart from them, the last one; what has only been read counts for nothing.
+        for at in [3 * PAGE, 4 * PAGE + 1, 9 * PAGE, WORTH_KEEPING - 1] {
+            write(&mut bytes, &mapping, at);
+        }
+        assert_eq!(mapping.changed().unwrap().len(), 3);
+        let changed = unsafe { mapping.segment().unwrap() };
+        assert_eq!((changed.weight(), changed.len()), (2, WORTH_KEEPING));
+        let arrived = passed(&changed).unwrap();
+        assert!(content(&arrived) == bytes);
+        // What is written now is nobody else's, on neither side.
+        let before = bytes.clone();
+        write(&mut bytes, &mapping, 0);
+        let there = arrived.map().unwrap();
+        assert!(unsafe { there.bytes() } == before && content(&changed) == before);
+        assert!(content(&unchanged) == content(&first) && content(&first) != before);
+        // It can go on from there, and be duplicated.
+        let mut further = before.clone();
+        write(&mut further, &there, 20 * PAGE);
+        let copy = unsafe { there.duplicate().unwrap() };
+        let back = passed(&unsafe { there.segment().unwrap() }).unwrap();
+        write(&mut further.clone(), &there, 21 * PAGE);
+        assert!(content(&back) == further && unsafe { copy.bytes() } == further);
+    }
+
+    #[test]
+    fn what_is_small_or_changed_all_over_is_copied() {
+        let small = Segment::copy_of(&vec![1; WORTH_KEEPING - 1])
+            .unwrap()
+            .map()
+            .unwrap();
+        // SAFETY: nobody writes meanwhile.
+        assert!(unsafe { small.segment().is_none() && small.duplicate().is_none() });
+        let mut mapping = large().1.map().unwrap();
+        // SAFETY: it is nobody else's.
+        unsafe { mapping.bytes_mut()[..WORTH_KEEPING / FEW].fill(1) };
+        assert!(mapping.changed().is_some());
+        // SAFETY: as above.
+        unsafe { mapping.bytes_mut()[..=WORTH_KEEPING / FEW].fill(1) };
+        assert!(mapping.changed().is_none());
+    }
+
+    #[test]
+    fn changes_that_do_not_fit_are_refused() {
+        let (_, segment) = large();
+        let attempt = |runs: &[(u64, u64)], bytes: usize| {
+            let mut table: Vec<u8> = runs
+                .iter()
+                .flat_map(|r| [r.0, r.1])
+                .flat_map(u64::to_le_bytes)
+                .collect();
+            table.resize(table.len() + bytes, 0);
+            let changes = Segment::copy_of(&table).unwrap();
+            let fd = |segment: &Segment| segment.base.fd.try_clone().unwrap();
+            Segment::receive(fd(&segment), segment.len(), Some(fd(&changes)))
+                .map(|s| content(&s).len())
+        };
+        let end = WORTH_KEEPING as u64;
+        assert_eq!(
+            attempt(&[(0, 4), (end - 4, end), (0, 0)], 8).unwrap(),
+            WORTH_KEEPING
+        );
+        for (runs, bytes) in [
+            (&[(0, 4), (0, 0)][..], 5),
+            (&[(0, 4), (0, 0)], 3),
+            (&[(end - 4, end + 1), (0, 0)], 5),
+            (&[(4, 8), (0, 4), (0, 0)], 8),
+            (&[(0, 8), (4, 12), (0, 0)], 16),
+            (&[(8, 4), (0, 0)], 4),
+            (&[(u64::MAX - 3, u64::MAX), (0, 0)], 3),
+            (&[(0, 4)], 0),
+            (&[(0, 4)], 4),
+        ] {
+            assert!(attempt(runs, bytes).is_err(), "{runs:?} {bytes}");
+        }
+        let many: Vec<_> = (0..=MOST_RUNS as u64)
+            .map(|i| (2 * i, 2 * i + 1))
+            .chain([(0, 0)])
+            .collect();
+        assert!(attempt(&many, many.len() - 1).is_err());
     }
 }

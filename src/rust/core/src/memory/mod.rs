@@ -11,7 +11,7 @@
 //! [`Body::plain`] puts the bytes back in. Which bytes are worth a segment, and what a reader
 //! makes of a mapping, is the language binding's business; it need not know which links there are.
 //!
-//! Descriptors and mappings are limited resources of a process. Beyond [`MOST_INSETS`] in a
+//! Descriptors and mappings are limited resources of a process. Beyond [`MOST_DESCRIPTORS`] in a
 //! message, and a share of what the system allows in all, no more are made: bytes are copied
 //! instead.
 
@@ -32,8 +32,8 @@ pub use linux::{Draft, Mapping, Segment};
 #[cfg(not(target_os = "linux"))]
 pub use none::{Draft, Mapping, Segment};
 
-/// Segments of one message at most; the kernel passes no more than 253 at a time.
-pub const MOST_INSETS: usize = 250;
+/// Descriptors of one message at most; the kernel passes no more than 253 at a time.
+pub const MOST_DESCRIPTORS: usize = 250;
 
 /// A segment in its place.
 #[derive(Clone, Debug)]

@@ -33,6 +33,10 @@ impl Segment {
         match *self {}
     }
 
+    pub fn weight(&self) -> usize {
+        match *self {}
+    }
+
     pub(crate) fn map(&self) -> io::Result<Mapping> {
         match *self {}
     }
@@ -57,6 +61,18 @@ impl Mapping {
     }
 
     pub(super) fn append_to(&self, _: &mut Vec<u8>) {
+        match *self {}
+    }
+
+    /// # Safety
+    /// None is needed.
+    pub unsafe fn segment(&self) -> Option<Segment> {
+        match *self {}
+    }
+
+    /// # Safety
+    /// None is needed.
+    pub unsafe fn duplicate(&self) -> Option<Mapping> {
         match *self {}
     }
 }

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::memory::{Body, Inset, Insets, MOST_INSETS};
+use crate::memory::{Body, Inset, Insets, MOST_DESCRIPTORS};
 
 /// Bytes before the meta part.
 pub const HEAD: usize = 16;
@@ -44,6 +44,8 @@ pub struct Hole {
     /// Bytes of the body before it.
     pub at: u64,
     pub len: u64,
+    /// Whether the descriptor of its changes follows its own.
+    pub changed: bool,
 }
 
 /// A frame on its way out.
@@ -141,17 +143,24 @@ fn append_holes(head: &mut Head, insets: &[Inset]) {
     if insets.is_empty() {
         return;
     }
-    debug_assert!(insets.len() <= MOST_INSETS);
     let holes: Vec<Hole> = insets
         .iter()
         .map(|inset| Hole {
             at: inset.at as u64,
             len: inset.segment.len() as u64,
+            changed: inset.segment.weight() > 1,
         })
         .collect();
+    debug_assert!(descriptors(&holes) <= MOST_DESCRIPTORS);
     head.extend_from_slice(&postcard::to_allocvec(&holes).expect("numbers encode"));
     let meta_len = (head.len() - HEAD) as u32;
     head[4..8].copy_from_slice(&meta_len.to_le_bytes());
+}
+
+/// That come with a frame.
+fn descriptors(holes: &[Hole]) -> usize {
+    let changed = holes.iter().filter(|hole| hole.changed);
+    holes.len() + changed.count()
 }
 
 /// The largest sizes that a peer may announce.
@@ -360,7 +369,8 @@ impl<M: DeserializeOwned> FrameReader<M> {
         }
         let in_order = holes.is_sorted_by_key(|hole| hole.at);
         let inside = holes.last().is_some_and(|hole| hole.at <= body_len);
-        if !unread.is_empty() || holes.len() > MOST_INSETS || !in_order || !inside {
+        let too_many = descriptors(&holes) > MOST_DESCRIPTORS;
+        if !unread.is_empty() || too_many || !in_order || !inside {
             return Err(FrameError::Holes);
         }
         Ok(holes)

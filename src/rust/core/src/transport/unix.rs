@@ -29,14 +29,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::{Address, Link};
-use crate::memory::{Arrival, Inset, MOST_INSETS, Parts};
+use crate::memory::{Arrival, Inset, MOST_DESCRIPTORS, Parts, Segment};
 use crate::protocol::frame::encode_head_with;
-use crate::protocol::{Control, Frame, FrameReader};
+use crate::protocol::{Control, Frame, FrameReader, Hole};
 
 /// Frames put into one system call at most.
 const BATCH: usize = 32;
 /// Bytes of a control message with as many descriptors as there may be.
-const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST_INSETS));
+const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS));
 
 // A closed peer must show as an error, not as a signal.
 #[cfg(target_os = "linux")]
@@ -299,7 +299,7 @@ impl<M: serde::de::DeserializeOwned> Incoming<M> {
         let before = self.passed.len();
         let passed = &mut self.passed;
         let (got, drained) = self.reader.fill(|room| recv_passing(fd, room, passed))?;
-        if self.passed.len() > 2 * MOST_INSETS {
+        if self.passed.len() > 2 * MOST_DESCRIPTORS {
             return Err(unannounced());
         }
         // A read ends after bytes with which descriptors came, whatever else there is.
@@ -316,24 +316,26 @@ impl<M: serde::de::DeserializeOwned> Incoming<M> {
         };
         let mut arrival = Arrival::from(bytes);
         for hole in holes {
-            let fd = self.passed.pop_front().ok_or_else(unannounced)?;
-            arrival.insets.push(segment(fd, hole)?);
+            arrival.insets.push(inset(&mut self.passed, hole)?);
         }
         Ok(Some((message, arrival)))
     }
 }
 
 #[cfg(target_os = "linux")]
-fn segment(fd: OwnedFd, hole: crate::protocol::Hole) -> io::Result<crate::memory::Inset> {
+fn inset(passed: &mut VecDeque<OwnedFd>, hole: Hole) -> io::Result<Inset> {
+    let mut next = || passed.pop_front().ok_or_else(unannounced);
+    let fd = next()?;
+    let changes = hole.changed.then(next).transpose()?;
     // Lengths have been checked with the frame.
-    Ok(crate::memory::Inset {
+    Ok(Inset {
         at: hole.at as usize,
-        segment: crate::memory::Segment::receive(fd, hole.len as usize)?,
+        segment: Segment::receive(fd, hole.len as usize, changes)?,
     })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn segment(_: OwnedFd, _: crate::protocol::Hole) -> io::Result<crate::memory::Inset> {
+fn inset(_: &mut VecDeque<OwnedFd>, _: Hole) -> io::Result<Inset> {
     Err(unannounced())
 }
 
@@ -352,7 +354,7 @@ pub fn send_all(
     send_all_with(stream, head, body, pass.as_slice())
 }
 
-/// Sends all of a frame, with up to [`MOST_INSETS`] descriptors. Blocks if the socket does, and
+/// Sends all of a frame, with up to [`MOST_DESCRIPTORS`] descriptors. Blocks if the socket does, and
 /// fails in the middle if that has no room and does not.
 pub fn send_all_with(
     stream: &UnixStream,
@@ -384,7 +386,8 @@ pub fn send_all_with(
 
 #[cfg(target_os = "linux")]
 fn descriptors(insets: &[Inset]) -> SmallVec<[BorrowedFd<'_>; 4]> {
-    insets.iter().map(|inset| inset.segment.as_fd()).collect()
+    let segments = insets.iter().map(|inset| &inset.segment);
+    segments.flat_map(Segment::descriptors).collect()
 }
 
 #[cfg(not(target_os = "linux"))]
