@@ -237,6 +237,15 @@ test_that("garbage that R does not see does not pile up", {
   }
 })
 
+test_that("an idle daemon gives back what tasks have left", {
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  x <- real(8e7)
+  for (i in 1:3) mirai(length(x), x = x)[]
+  expect_true(wait_until(function() mappings(pid) == 0L))
+  expect_identical(descriptors(pid), 0L)
+})
+
 test_that("a daemon that is killed takes nothing with it", {
   local_test_daemons(2)
   x <- real()

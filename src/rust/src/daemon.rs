@@ -31,6 +31,7 @@ use crate::cleanup::Snapshot;
 use crate::profiles::{self, LECUYER};
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
+use crate::shared;
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -315,9 +316,20 @@ impl Session<'_> {
     /// Waits for the next task and puts its expression and environment into `frame`. False
     /// when the link or the daemon's time is over.
     unsafe fn begin(&mut self, frame: SEXP) -> bool {
+        let mut pause = shared::is_laden().then(|| Instant::now() + shared::PAUSE);
         while self.end.is_none() {
-            let task = match self.worker.next(self.limits.until(), r::interrupted) {
+            let until = [self.limits.until(), pause].into_iter().flatten().min();
+            let task = match self.worker.next(until, r::interrupted) {
                 Next::Task(task) => task,
+                Next::TimedOut if pause.is_some_and(|end| Instant::now() >= end) => {
+                    pause = None;
+                    within_r(|| {
+                        // The last task's have no other hold, unless it has seen to that.
+                        Rf_defineVar(ENVIR.get(), R_NilValue, frame);
+                        shared::collect_in_time();
+                    });
+                    continue;
+                }
                 Next::Configuration(bytes) => {
                     configure(&bytes);
                     continue;

@@ -7,12 +7,13 @@
 //! copies. In all else it is R's ordinary vector, and so is what `saveRDS()` writes.
 //!
 //! R's collector sees only a few bytes of such a vector, so it is told here when the mappings
-//! have become many.
+//! have become many; when there is time to lose, a bit earlier.
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use extendr_ffi::{
     DllInfo, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
@@ -24,13 +25,20 @@ use extendr_ffi::{
     R_set_altvec_Dataptr_method, R_set_altvec_Dataptr_or_null_method, R_xlen_t, Rboolean, Rbyte,
     Rcomplex, Rf_protect, Rf_unprotect, SEXP, SEXPTYPE, TYPEOF,
 };
-use mirai_core::memory::{Mapping, Piece, Segment};
+use mirai_core::memory::{self, Mapping, Piece, Segment};
 use rustc_hash::FxHashMap;
 
 use crate::r;
 
 /// Garbage that may be mapped before the collector is told.
 const SLACK: usize = 256 << 20;
+/// How long nothing must have happened for there to be time for the collector, which takes tens of
+/// milliseconds at least.
+pub const PAUSE: Duration = Duration::from_millis(5);
+/// What others have mapped, too, costs little more than page tables, and a place among the
+/// mappings that there can be: one byte in so many, and so many bytes at least.
+const COMMON: usize = 256;
+const LEAST: usize = 32 << 10;
 
 struct Classes {
     real: R_altrep_class_t,
@@ -111,14 +119,24 @@ thread_local! {
 /// time that it was told.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static LEFT: AtomicUsize = AtomicUsize::new(0);
+/// The process's own memory at that time, and how many bytes of common memory have been mapped
+/// since somebody looked how it has grown.
+static OWN: AtomicUsize = AtomicUsize::new(0);
+static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The vector of a type whose data are a piece, if it has not been given away. `common` is a
-/// piece that others have mapped, too, so it takes hardly any memory.
+/// piece that others have mapped, too, so it takes hardly any memory until it is written to.
 ///
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
 pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP> {
-    let weight = piece.memory().len() / if common { 8 } else { 1 };
+    let size = piece.memory().len();
+    let weight = if common {
+        collect_for_common(size);
+        (size / COMMON).max(LEAST)
+    } else {
+        size
+    };
     make(class(kind)?, weight, || piece.give())
 }
 
@@ -159,11 +177,48 @@ unsafe fn make(
 
 /// Has garbage collected if there may be much of it, before so many bytes are added.
 unsafe fn collect_for(weight: usize) {
-    let most = 2 * LEFT.load(Ordering::Relaxed) + SLACK;
     let live = LIVE.load(Ordering::Relaxed);
-    if live > 0 && live + weight > most {
-        r::R_gc();
-        LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    if live > 0 && live + weight > most() {
+        collect();
+    }
+}
+
+/// Bytes that may be mapped before the collector is told.
+fn most() -> usize {
+    2 * LEFT.load(Ordering::Relaxed) + SLACK
+}
+
+/// The same before so many bytes of common memory are mapped, which may have been written to and
+/// left by others like them.
+unsafe fn collect_for_common(size: usize) {
+    if UNSEEN.fetch_add(size, Ordering::Relaxed) + size <= SLACK {
+        return;
+    }
+    UNSEEN.store(0, Ordering::Relaxed);
+    let most = 2 * OWN.load(Ordering::Relaxed) + SLACK;
+    if memory::own().is_none_or(|own| own > most) {
+        collect();
+    }
+}
+
+unsafe fn collect() {
+    r::R_gc();
+    LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    OWN.store(memory::own().unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Whether the collector has something to do if there is time for it.
+pub fn is_laden() -> bool {
+    LIVE.load(Ordering::Relaxed) > most() / 4 * 3
+}
+
+/// Has garbage collected while there is time.
+///
+/// # Safety
+/// On R's main thread.
+pub unsafe fn collect_in_time() {
+    if is_laden() {
+        collect();
     }
 }
 
@@ -192,7 +247,7 @@ pub unsafe fn segment(data: &[u8]) -> Option<Segment> {
 
 /// R looks after the attributes.
 unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
-    let made = memory(vector).and_then(|mapping| {
+    let made = mapping(vector).and_then(|mapping| {
         let copy = || mapping.duplicate().map(Arc::new);
         make(class(TYPEOF(vector))?, mapping.len(), copy)
     });
@@ -201,17 +256,17 @@ unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
 }
 
 /// The mapping of a vector of ours.
-unsafe fn memory<'a>(vector: SEXP) -> Option<&'a Mapping> {
+unsafe fn mapping<'a>(vector: SEXP) -> Option<&'a Mapping> {
     let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Vector>();
     Some(&held.as_ref()?.memory)
 }
 
 unsafe extern "C" fn length<T>(vector: SEXP) -> R_xlen_t {
-    memory(vector).map_or(0, |m| (m.len() / std::mem::size_of::<T>()) as R_xlen_t)
+    mapping(vector).map_or(0, |m| (m.len() / std::mem::size_of::<T>()) as R_xlen_t)
 }
 
 unsafe extern "C" fn data(vector: SEXP, _writable: Rboolean) -> *mut c_void {
-    memory(vector).map_or(std::ptr::null_mut(), |m| m.as_ptr().cast())
+    mapping(vector).map_or(std::ptr::null_mut(), |m| m.as_ptr().cast())
 }
 
 unsafe extern "C" fn data_or_null(vector: SEXP) -> *const c_void {
@@ -234,7 +289,7 @@ unsafe extern "C" fn inspect(
     _: c_int,
     _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
 ) -> Rboolean {
-    let bytes = memory(vector).map_or(0, Mapping::len);
+    let bytes = mapping(vector).map_or(0, Mapping::len);
     Rprintf(
         c" mirai: %.0f bytes in shared memory\n".as_ptr(),
         bytes as f64,

@@ -10,6 +10,7 @@ use mirai_core::wait::{self, Patience, Waited};
 
 use crate::profiles::{self, FORKED};
 use crate::r::{self, Rf_ScalarInteger, Rf_inherits};
+use crate::shared;
 use crate::submit::milliseconds;
 use crate::tasks::{is_mirai, task_of, value_of, DATA};
 
@@ -79,7 +80,7 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
             ..patience
         };
         return match task_of(x) {
-            Some(task) => wait::wait_for(std::iter::once(task), patience, r::interrupted),
+            Some(task) => wait_for_tasks(&[task], patience),
             None => Waited::Ready,
         };
     }
@@ -92,6 +93,13 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
         enough: tasks.len().min(patience.enough.saturating_sub(read)),
         ..patience
     };
+    wait_for_tasks(&tasks, patience)
+}
+
+unsafe fn wait_for_tasks(tasks: &[&Task], patience: Patience) -> Waited {
+    if patience.timeout.is_none() && tasks.iter().any(|task| !task.is_resolved()) {
+        shared::collect_in_time();
+    }
     wait::wait_for(tasks.iter().copied(), patience, r::interrupted)
 }
 

@@ -28,9 +28,9 @@ mod linux;
 mod none;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Draft, Mapping, Segment};
+pub use linux::{Draft, Mapping, Segment, own};
 #[cfg(not(target_os = "linux"))]
-pub use none::{Draft, Mapping, Segment};
+pub use none::{Draft, Mapping, Segment, own};
 
 /// Descriptors of one message at most; the kernel passes no more than 253 at a time.
 pub const MOST_DESCRIPTORS: usize = 250;
