@@ -22,9 +22,7 @@ fn is_failure(exit: Exit) -> bool {
 #[extendr]
 fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result<Robj> {
     if profiles::is_forked() {
-        return Err(Error::Other(
-            profiles::FORKED.to_string_lossy().into_owned(),
-        ));
+        return Err(profiles::forked());
     }
     let child = command::run(path, &args, input.into_option())
         .map_err(|e| Error::Other(format!("'{path}' cannot be started: {e}")))?;

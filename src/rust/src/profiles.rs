@@ -253,14 +253,15 @@ fn program(
 fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
     SESSION.with_borrow_mut(|session| {
         if session.is_forked() {
-            return Err(r_text(FORKED));
+            return Err(forked());
         }
         f(session)
     })
 }
 
-fn r_text(text: &std::ffi::CStr) -> Error {
-    Error::Other(text.to_string_lossy().into_owned())
+/// [`FORKED`], for functions that return their errors.
+pub fn forked() -> Error {
+    Error::Other(FORKED.to_string_lossy().into_owned())
 }
 
 fn other(text: impl std::fmt::Display) -> Error {

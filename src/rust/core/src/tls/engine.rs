@@ -12,8 +12,8 @@
 //! before the handshake is done. It calls again after the socket has taken or
 //! given bytes, but only for what somebody above waits for: bytes left with us
 //! after a successful `send` could stay for ever, so `send` is successful only
-//! once all have gone. And of a message in several pieces it passes on one a
-//! call, each costing a switch of threads: see [`cork`](super::cork).
+//! once all have gone. And of several pieces it passes on one a call, each
+//! costing a switch of threads: see [`cork`](super::cork).
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -22,7 +22,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Once};
 
-use nng_sys::{nng_dialer, nng_listener, nng_stream_dialer, nng_stream_listener};
+use nng_sys::{
+    nng_stream_dialer, nng_stream_dialer_set_ptr, nng_stream_listener, nng_stream_listener_set_ptr,
+};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
@@ -35,10 +37,10 @@ use super::{Identity, Trust};
 /// encryption adds, 24 bytes at most: so none of them is sent in two parts.
 pub(super) const MAX_RECORD: usize = 16384 - 24;
 
-/// Pieces of a message are put together up to this size.
+/// Pieces of a frame are put together up to this size.
 const HOLD: usize = 4096;
 
-/// As much of a message is encrypted at a time.
+/// As much of a piece is encrypted at a time.
 const SEND_AHEAD: usize = 256 * 1024;
 
 /// Makes rustls the TLS engine of NNG in this process.
@@ -56,39 +58,18 @@ pub fn install() {
     });
 }
 
-/// What can be given a TLS configuration: listeners and dialers, of streams or of sockets.
-pub trait Secured {
-    /// Sets an option.
-    ///
-    /// # Safety
-    /// The option's name is a C string, its value of the type that it wants.
-    unsafe fn set_ptr(&self, name: *const c_char, value: *mut c_void) -> c_int;
-}
-
-macro_rules! secured {
-    ($($type:ty: $set:ident;)*) => {$(
-        impl Secured for $type {
-            unsafe fn set_ptr(&self, name: *const c_char, value: *mut c_void) -> c_int {
-                // SAFETY: the caller's.
-                unsafe { nng_sys::$set(*self, name, value) }
-            }
-        }
-    )*};
-}
-
-secured! {
-    nng_listener: nng_listener_set_ptr;
-    nng_dialer: nng_dialer_set_ptr;
-    *mut nng_stream_listener: nng_stream_listener_set_ptr;
-    *mut nng_stream_dialer: nng_stream_dialer_set_ptr;
-}
-
 /// Has `listener` be `identity`. Before it is started.
-pub fn secure_listener(listener: impl Secured, identity: &Identity) -> Result<(), nng::Error> {
+///
+/// # Safety
+/// The listener lives.
+pub unsafe fn secure_listener(
+    listener: *mut nng_stream_listener,
+    identity: &Identity,
+) -> Result<(), nng::Error> {
     identity.shared().with_pointer(|config| {
-        // SAFETY: the option's name is a C string, and its value a
+        // SAFETY: the listener lives, the option's name is a C string, and its value a
         // configuration that lives through the call; NNG takes a hold of its own.
-        check(unsafe { listener.set_ptr(TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { nng_stream_listener_set_ptr(listener, TLS_CONFIG.as_ptr(), config) })
     })
 }
 
@@ -96,8 +77,11 @@ pub fn secure_listener(listener: impl Secured, identity: &Identity) -> Result<()
 /// name or IP address, brackets or not, of its URL. Before it is started.
 ///
 /// Returns the place where the reason for a failed handshake is found.
-pub fn secure_dialer(
-    dialer: impl Secured,
+///
+/// # Safety
+/// The dialer lives.
+pub unsafe fn secure_dialer(
+    dialer: *mut nng_stream_dialer,
     trust: &Trust,
     name: &str,
 ) -> Result<Failure, nng::Error> {
@@ -110,7 +94,7 @@ pub fn secure_dialer(
     };
     Shared::new(role).with_pointer(|config| {
         // SAFETY: as in `secure_listener`.
-        check(unsafe { dialer.set_ptr(TLS_CONFIG.as_ptr(), config) })
+        check(unsafe { nng_stream_dialer_set_ptr(dialer, TLS_CONFIG.as_ptr(), config) })
     })?;
     Ok(failure)
 }
@@ -135,7 +119,7 @@ const TLS_CONFIG: &CStr = match CStr::from_bytes_with_nul(nng_sys::NNG_OPT_TLS_C
     Err(_) => panic!("not a C string"),
 };
 
-fn check(rv: c_int) -> Result<(), nng::Error> {
+pub(super) fn check(rv: c_int) -> Result<(), nng::Error> {
     std::num::NonZeroU32::new(rv as u32).map_or(Ok(()), |code| Err(nng::Error::from(code)))
 }
 
@@ -293,12 +277,11 @@ struct Conn {
     /// It was by a fault of the peer's, of which it is being told.
     alerting: bool,
     cork: Cork,
-    /// The beginning of a message whose rest is sure to come.
+    /// The beginning of a frame whose rest is sure to come, or what cannot be sent before
+    /// the handshake is done.
     held: Vec<u8>,
     /// Of the piece that `send` was last called with: bytes already encrypted, but not yet all sent.
     sent: Part,
-    /// Of the buffer that `recv` was last called with: bytes already filled.
-    filled: Part,
 }
 
 /// How much is done of a buffer that NNG will come back with.
@@ -357,7 +340,6 @@ impl Conn {
             cork: Cork::default(),
             held: Vec::new(),
             sent: Part::default(),
-            filled: Part::default(),
         })
     }
 
@@ -400,7 +382,7 @@ impl Conn {
             // Who greets first is made to wait for the answer instead: NNG can give up
             // receiving after a time, but not sending while the socket has nothing to send.
             Err(Not::Yet) if self.broken.is_none() && self.held.len() + piece.len() <= HOLD => {
-                self.cork.ends_message(piece);
+                self.cork.ends_frame(piece);
                 self.held.extend_from_slice(piece);
                 return Ok(piece.len());
             }
@@ -409,7 +391,7 @@ impl Conn {
         self.sent.check(piece)?;
         if self.sent.done == 0 {
             let piece = &piece[..piece.len().min(SEND_AHEAD)];
-            if !self.cork.ends_message(piece) && self.held.len() + piece.len() <= HOLD {
+            if !self.cork.ends_frame(piece) && self.held.len() + piece.len() <= HOLD {
                 self.held.extend_from_slice(piece);
                 return Ok(piece.len());
             }
@@ -436,25 +418,22 @@ impl Conn {
         Ok(())
     }
 
-    /// Fills some of `buf`, or all of it if whoever asks wants no less anyway.
+    /// Fills as much of `buf` as there is.
     fn recv(&mut self, buf: &mut [u8]) -> Result<usize, Not> {
         self.ready()?;
-        self.filled.check(buf)?;
+        let mut filled = 0;
         loop {
-            match self.tls.reader().read(&mut buf[self.filled.done..]) {
+            match self.tls.reader().read(&mut buf[filled..]) {
                 Ok(0) => return Err(Not::Ever(CONN_SHUT)),
                 Ok(n) => {
-                    self.filled.add(n, buf);
-                    if self.filled.done == buf.len() {
-                        return Ok(self.filled.take());
+                    filled += n;
+                    if filled == buf.len() {
+                        return Ok(filled);
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(not) = self.pull() {
-                        if self.filled.done > 0 && !self.cork.reads_are_exact() {
-                            return Ok(self.filled.take());
-                        }
-                        return Err(not);
+                        return if filled > 0 { Ok(filled) } else { Err(not) };
                     }
                     // Acknowledgements and the like. If the socket does not take
                     // them now, they go with whatever is sent next.

@@ -1,44 +1,195 @@
 mod openssl;
 
+use std::ffi::{CString, c_void};
 use std::net::TcpListener;
+use std::ptr::{NonNull, null_mut};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
-use nng::options::{Options, RecvTimeout, SendTimeout};
-use nng::{Dialer, DialerBuilder, Listener, ListenerBuilder, Protocol, Socket};
+use bytes::Bytes;
+use nng_sys::{nng_aio, nng_iov, nng_stream};
+use parking_lot::Mutex;
 
-use super::engine::{Failure, install, secure_dialer, secure_listener};
+use super::engine::{check, install, secure_dialer};
 use super::*;
+use crate::protocol::Frame;
+use crate::transport::nng::{Connection, Listening, Receiver, listen};
+use crate::transport::{Address, Channel};
 
-const LONG: std::time::Duration = std::time::Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(60);
 
-fn socket() -> Socket {
-    let socket = Socket::new(Protocol::Pair1).unwrap();
-    socket.set_opt::<RecvTimeout>(Some(LONG)).unwrap();
-    socket.set_opt::<SendTimeout>(Some(LONG)).unwrap();
-    socket
+/// Bytes of a frame that has no message.
+const HEAD: usize = 16;
+
+/// The package's own end. Whoever connects is sent a bare frame.
+struct Host {
+    scheme: &'static str,
+    listening: Listening,
+    connections: Arc<Mutex<Vec<Arc<Connection>>>>,
+    /// Of all of them.
+    _inbox: Arc<Inbox>,
+    heard: mpsc::Receiver<Vec<u8>>,
+    unread: Mutex<Vec<u8>>,
 }
 
-fn free_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().port()
+struct Inbox(mpsc::Sender<Vec<u8>>);
+
+impl Receiver for Inbox {
+    fn received(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let _ = self.0.send(bytes.to_vec());
+        Ok(())
+    }
+
+    fn ended(&self) {}
 }
 
-fn listen(socket: &Socket, url: &str, identity: &Identity) -> Listener {
+impl Host {
+    fn new(scheme: &'static str, identity: &Identity) -> Self {
+        let url = format!("{scheme}://127.0.0.1:0");
+        let Ok(Address::Network(url)) = url.parse() else {
+            panic!("{url}");
+        };
+        let (tell, heard) = mpsc::channel();
+        let inbox = Arc::new(Inbox(tell));
+        let connections = Arc::<Mutex<Vec<_>>>::default();
+        let (receiver, accepted) = (Arc::downgrade(&inbox), connections.clone());
+        let listening = listen(&url, Some(identity), move |connection| {
+            accepted.lock().push(connection.clone());
+            connection.start(receiver.clone());
+            connection.post(Channel::Data, Frame::bare(&()));
+            connection.flush();
+        });
+        Host {
+            scheme,
+            listening: listening.unwrap(),
+            connections,
+            _inbox: inbox,
+            heard,
+            unread: Mutex::default(),
+        }
+    }
+
+    fn port(&self) -> u16 {
+        self.listening.port()
+    }
+
+    fn url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme, self.port())
+    }
+
+    /// The first that came.
+    fn connection(&self) -> Arc<Connection> {
+        self.connections.lock()[0].clone()
+    }
+
+    /// So many bytes, from anybody.
+    fn recv(&self, n: usize) -> Vec<u8> {
+        let mut unread = self.unread.lock();
+        while unread.len() < n {
+            unread.extend(self.heard.recv_timeout(LONG).unwrap());
+        }
+        let rest = unread.split_off(n);
+        std::mem::replace(&mut unread, rest)
+    }
+}
+
+fn send(connection: &Connection, message: &[u8]) {
+    let frame = Frame::new(&(), Bytes::copy_from_slice(message));
+    connection.send_all(frame).unwrap();
+}
+
+/// A bare stream of NNG's, as a daemon's, but any name may be asked for.
+struct Daemon(NonNull<nng_stream>);
+
+// SAFETY: NNG's functions on a stream may be called from any thread.
+unsafe impl Send for Daemon {}
+// SAFETY: as above.
+unsafe impl Sync for Daemon {}
+
+impl Daemon {
+    fn send(&self, bytes: &[u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = bytes[done..].as_ptr().cast_mut();
+            let begin = |aio| {
+                // SAFETY: the stream lives; its operation ends before this does.
+                unsafe { nng_sys::nng_stream_send(self.0.as_ptr(), aio) };
+            };
+            done += operate(rest, bytes.len() - done, begin).unwrap().0;
+        }
+    }
+
+    fn recv(&self, n: usize) -> Result<Vec<u8>, nng::Error> {
+        let mut bytes = vec![0; n];
+        let mut done = 0;
+        while done < n {
+            let rest = bytes[done..].as_mut_ptr();
+            let begin = |aio| {
+                // SAFETY: as in `send`.
+                unsafe { nng_sys::nng_stream_recv(self.0.as_ptr(), aio) };
+            };
+            done += operate(rest, n - done, begin)?.0;
+        }
+        Ok(bytes)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // SAFETY: ours, and not used after this; no operation is under way.
+        unsafe { nng_sys::nng_stream_free(self.0.as_ptr()) };
+    }
+}
+
+/// An operation of NNG's from its beginning to its end: bytes transferred, and what was made.
+fn operate(
+    buf: *mut u8,
+    size: usize,
+    begin: impl FnOnce(*mut nng_aio),
+) -> Result<(usize, *mut c_void), nng::Error> {
+    let piece = nng_iov {
+        iov_buf: buf.cast(),
+        iov_len: size,
+    };
+    let mut aio = null_mut();
+    // SAFETY: `aio` is written to, lives until it is freed, and is asked about its operation
+    // when that is over; the caller's memory stays until then.
+    unsafe {
+        check(nng_sys::nng_aio_alloc(&mut aio, None, null_mut()))?;
+        nng_sys::nng_aio_set_timeout(aio, LONG.as_millis() as i32);
+        nng_sys::nng_aio_set_iov(aio, 1, &piece);
+        begin(aio);
+        nng_sys::nng_aio_wait(aio);
+        let result = check(nng_sys::nng_aio_result(aio));
+        let done = (
+            nng_sys::nng_aio_count(aio),
+            nng_sys::nng_aio_get_output(aio, 0),
+        );
+        nng_sys::nng_aio_free(aio);
+        result.map(|()| done)
+    }
+}
+
+/// A daemon, once the host's first bytes have come: with `tls+tcp`, the handshake comes with them.
+fn dial(url: &str, trust: &Trust, name: &str) -> (Result<Daemon, nng::Error>, Failure) {
     install();
-    let builder = ListenerBuilder::new(socket, url).unwrap();
-    secure_listener(builder.nng_listener(), identity).unwrap();
-    builder.start().map_err(|(_, e)| e).unwrap()
-}
-
-fn dial(
-    socket: &Socket,
-    url: &str,
-    trust: &Trust,
-    name: &str,
-) -> (Result<Dialer, nng::Error>, Failure) {
-    install();
-    let builder = DialerBuilder::new(socket, url).unwrap();
-    let failure = secure_dialer(builder.nng_dialer(), trust, name).unwrap();
-    (builder.start(false).map_err(|(_, e)| e), failure)
+    let url = CString::new(url).unwrap();
+    let mut dialer = null_mut();
+    // SAFETY: `url` is a C string; `dialer` is written to, and lives until it is freed.
+    let (dialed, failure) = unsafe {
+        check(nng_sys::nng_stream_dialer_alloc(&mut dialer, url.as_ptr())).unwrap();
+        let failure = secure_dialer(dialer, trust, name).unwrap();
+        let dialed = operate(null_mut(), 0, |aio| {
+            nng_sys::nng_stream_dialer_dial(dialer, aio);
+        });
+        nng_sys::nng_stream_dialer_free(dialer);
+        (dialed, failure)
+    };
+    let daemon = dialed.and_then(|(_, stream)| {
+        let daemon = Daemon(NonNull::new(stream.cast()).unwrap());
+        daemon.recv(HEAD).map(|_| daemon)
+    });
+    (daemon, failure)
 }
 
 fn single_use() -> (Identity, Trust) {
@@ -50,22 +201,20 @@ fn single_use() -> (Identity, Trust) {
 #[test]
 fn fifty_megabytes_come_back_as_they_went() {
     for scheme in ["tls+tcp", "wss"] {
-        let url = format!("{scheme}://127.0.0.1:{}", free_port());
         let (identity, trust) = single_use();
-        let (host, daemon) = (socket(), socket());
-        let _listener = listen(&host, &url, &identity);
-        let (dialer, failure) = dial(&daemon, &url, &trust, "127.0.0.1");
-        let _dialer = dialer.unwrap_or_else(|e| panic!("{scheme}: {e}: {:?}", failure.get()));
+        let host = Host::new(scheme, &identity);
+        let (daemon, failure) = dial(&host.url(), &trust, "127.0.0.1");
+        let daemon = daemon.unwrap_or_else(|e| panic!("{scheme}: {e}: {:?}", failure.get()));
         let bytes: Vec<u8> = (0..50_000_000u32).map(|i| (i ^ i >> 11) as u8).collect();
         for message in [&bytes[..0], &bytes[..1], &bytes[..4096], &bytes[..]] {
-            let echo = daemon.clone();
-            let echo = std::thread::spawn(move || {
-                let m = echo.recv().unwrap();
-                echo.send(m).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let m = daemon.recv(HEAD + message.len()).unwrap();
+                    daemon.send(&m[HEAD..]);
+                });
+                send(&host.connection(), message);
+                assert!(host.recv(message.len()) == message, "{scheme}");
             });
-            host.send(message).unwrap();
-            assert!(host.recv().unwrap().as_slice() == message, "{scheme}");
-            echo.join().unwrap();
         }
     }
 }
@@ -73,30 +222,20 @@ fn fifty_megabytes_come_back_as_they_went() {
 #[test]
 fn large_messages_may_cross() {
     for scheme in ["tls+tcp", "wss"] {
-        let url = format!("{scheme}://127.0.0.1:{}", free_port());
         let (identity, trust) = single_use();
-        let (host, daemon) = (socket(), socket());
-        let _listener = listen(&host, &url, &identity);
-        let _dialer = dial(&daemon, &url, &trust, "127.0.0.1").0.unwrap();
-        let send = |socket: &Socket, byte: u8| {
-            let socket = socket.clone();
-            std::thread::spawn(move || {
-                for i in 0..4 {
-                    socket.send(&vec![byte + i; 5_000_000][..]).unwrap();
-                }
-            })
-        };
-        let senders = [send(&host, 10), send(&daemon, 20)];
-        for i in 0..4 {
-            for (socket, byte) in [(&host, 20), (&daemon, 10)] {
-                let message = socket.recv().unwrap();
-                assert_eq!(message.len(), 5_000_000);
-                assert!(message.iter().all(|b| *b == byte + i), "{scheme}");
+        let host = Host::new(scheme, &identity);
+        let daemon = dial(&host.url(), &trust, "127.0.0.1").0.unwrap();
+        let connection = host.connection();
+        let message = |byte: u8| vec![byte; 5_000_000];
+        std::thread::scope(|scope| {
+            scope.spawn(|| (10..14).for_each(|byte| send(&connection, &message(byte))));
+            scope.spawn(|| (20..24).for_each(|byte| daemon.send(&message(byte))));
+            for i in 0..4 {
+                assert!(host.recv(5_000_000) == message(20 + i), "{scheme}");
+                let got = daemon.recv(HEAD + 5_000_000).unwrap();
+                assert!(got[HEAD..] == message(10 + i), "{scheme}");
             }
-        }
-        for sender in senders {
-            sender.join().unwrap();
-        }
+        });
     }
 }
 
@@ -130,28 +269,23 @@ fn meet(identity: &Identity, trust: &Trust, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// That the listener at `url` still takes a daemon.
-fn goes_on(host: &Socket, url: &str, trust: &Trust) {
-    let daemon = socket();
-    let (dialer, failure) = dial(&daemon, url, trust, "127.0.0.1");
-    let dialer = dialer.unwrap_or_else(|e| panic!("{e}: {:?}", failure.get()));
+/// That the host still takes a daemon.
+fn goes_on(host: &Host, trust: &Trust) {
+    let (daemon, failure) = dial(&host.url(), trust, "127.0.0.1");
+    let daemon = daemon.unwrap_or_else(|e| panic!("{e}: {:?}", failure.get()));
     assert_eq!(failure.get(), None);
-    daemon.send(&b"here"[..]).unwrap();
-    assert_eq!(host.recv().unwrap().as_slice(), b"here");
-    dialer.close();
+    daemon.send(b"here");
+    assert_eq!(host.recv(4), b"here");
 }
 
 #[test]
 fn a_daemon_says_why_it_does_not_connect_and_the_host_goes_on() {
     for scheme in ["tls+tcp", "wss"] {
-        let port = free_port();
-        let url = format!("{scheme}://127.0.0.1:{port}");
         let (identity, trust) = single_use();
-        let host = socket();
-        let _listener = listen(&host, &url, &identity);
+        let host = Host::new(scheme, &identity);
 
-        let (result, failure) = dial(&socket(), &url, &trust, "elsewhere.org");
-        result.unwrap_err();
+        let (result, failure) = dial(&host.url(), &trust, "elsewhere.org");
+        assert!(result.is_err());
         let why = failure.get().unwrap();
         assert!(
             why.starts_with(
@@ -162,13 +296,13 @@ fn a_daemon_says_why_it_does_not_connect_and_the_host_goes_on() {
         );
 
         let (_, stranger) = single_use();
-        let (result, failure) = dial(&socket(), &url, &stranger, "127.0.0.1");
-        result.unwrap_err();
+        let (result, failure) = dial(&host.url(), &stranger, "127.0.0.1");
+        assert!(result.is_err());
         assert_eq!(
             failure.get().unwrap(),
             "the host's certificate is not signed by any of those given in 'tls'"
         );
-        goes_on(&host, &url, &trust);
+        goes_on(&host, &trust);
     }
 }
 
@@ -176,44 +310,40 @@ fn a_daemon_says_why_it_does_not_connect_and_the_host_goes_on() {
 fn who_does_not_speak_tls_is_shown_out_and_the_host_goes_on() {
     use std::io::{Read, Write};
     for scheme in ["tls+tcp", "wss"] {
-        let port = free_port();
-        let url = format!("{scheme}://127.0.0.1:{port}");
         let (identity, trust) = single_use();
-        let host = socket();
-        let _listener = listen(&host, &url, &identity);
+        let host = Host::new(scheme, &identity);
         let mut noise = vec![0; 100_000];
         crate::random(&mut noise);
-        let plain = b"\0SP\0\0\x11\0\0";
+        let plain = Frame::bare(&()).head;
         for bytes in [&plain[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", &noise] {
-            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", host.port())).unwrap();
             let _ = stream.write_all(bytes);
             let _ = stream.read_to_end(&mut Vec::new()); // ends
         }
-        goes_on(&host, &url, &trust);
+        goes_on(&host, &trust);
     }
 }
 
 #[test]
-fn a_handshake_without_end_is_ended_and_keeps_nobody_waiting() {
+fn a_handshake_without_end_keeps_nobody_waiting_and_can_be_ended() {
     use std::io::{Read, Write};
-    let port = free_port();
-    let url = format!("tls+tcp://127.0.0.1:{port}");
     let (identity, trust) = single_use();
-    let host = socket();
-    let _listener = listen(&host, &url, &identity);
+    let host = Host::new("tls+tcp", &identity);
     // Silent, and in the middle of a greeting.
     let starts: [&[u8]; 2] = [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"];
     let mut streams: Vec<_> = starts
         .iter()
         .map(|start| {
-            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", host.port())).unwrap();
             stream.write_all(start).unwrap();
             stream
         })
         .collect();
-    goes_on(&host, &url, &trust);
+    goes_on(&host, &trust);
+    // When is up to whoever listens.
+    host.connections.lock().iter().for_each(|c| c.close());
     for stream in &mut streams {
-        let _ = stream.read_to_end(&mut Vec::new()); // NNG waits 10 seconds
+        let _ = stream.read_to_end(&mut Vec::new());
     }
 }
 
@@ -232,8 +362,8 @@ fn the_host_is_sent_an_alert_by_a_daemon_that_refuses_it() {
             }
         }
     });
-    let (result, _) = dial(&socket(), &url, &stranger, "127.0.0.1");
-    result.unwrap_err();
+    let (result, _) = dial(&url, &stranger, "127.0.0.1");
+    assert!(result.is_err());
     let seen = host.join().unwrap();
     assert!(seen.contains("UnknownCA"), "{seen}");
 }

@@ -763,7 +763,8 @@ impl Listener {
         checked(unsafe { nng_sys::nng_stream_listener_alloc(&mut raw, text.as_ptr()) })?;
         let raw = Arc::new(RawListener(AtomicPtr::new(raw)));
         if let Some(identity) = identity {
-            engine::secure_listener(raw.get(), identity).map_err(io_error)?;
+            // SAFETY: the listener lives.
+            unsafe { engine::secure_listener(raw.get(), identity) }.map_err(io_error)?;
         }
         // SAFETY: the listener lives.
         checked(unsafe { nng_sys::nng_stream_listener_listen(raw.get()) })?;
@@ -858,7 +859,8 @@ pub fn dial(
     let dialer = RawDialer(raw);
     let failure = match trust {
         Some(trust) => {
-            let secured = engine::secure_dialer(dialer.0, trust, &url.host);
+            // SAFETY: the dialer lives.
+            let secured = unsafe { engine::secure_dialer(dialer.0, trust, &url.host) };
             Some(secured.map_err(|e| failed(io_error(e)))?)
         }
         None => None,

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use parking_lot::Mutex;
 use ring::digest;
 use rustc_hash::FxHashMap;
@@ -282,26 +283,11 @@ pub(super) fn switching(key: &str) -> String {
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
     hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    let accept = base64(hash.finish().as_ref());
+    let accept = BASE64_STANDARD.encode(hash.finish());
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {accept}\r\n\r\n"
     )
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for three in bytes.chunks(3) {
-        let n = (0..3).fold(0u32, |n, i| n << 8 | u32::from(*three.get(i).unwrap_or(&0)));
-        for i in 0..4 {
-            out.push(match i <= three.len() {
-                true => DIGITS[(n >> (18 - 6 * i)) as usize & 63] as char,
-                false => '=',
-            });
-        }
-    }
-    out
 }
 
 const CONTINUED: u8 = 0;
@@ -478,9 +464,6 @@ mod tests {
     fn the_key_of_the_rfc_is_answered_as_there() {
         let text = switching("dGhlIHNhbXBsZSBub25jZQ==");
         assert!(text.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
-        assert_eq!(base64(b"a"), "YQ==");
-        assert_eq!(base64(b"ab"), "YWI=");
-        assert_eq!(base64(b"abc"), "YWJj");
     }
 
     const ASKED: &str = "GET /a HTTP/1.1\r\nHost: x\r\nupgrade: WebSocket\r\n\

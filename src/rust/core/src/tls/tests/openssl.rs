@@ -232,9 +232,8 @@ fn openssl_as_a_client_verifies_the_host() {
     let desk = Desk::new();
     desk.write("ca", identity.for_daemons());
     for scheme in ["tls+tcp", "wss"] {
-        let port = free_port();
-        let host = socket();
-        let _listener = listen(&host, &format!("{scheme}://127.0.0.1:{port}"), &identity);
+        let host = Host::new(scheme, &identity);
+        let port = host.port();
         for (version, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
             let connect = |ca: &str, host: &str| {
                 let out = desk.run(&format!(
