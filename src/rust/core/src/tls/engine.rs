@@ -424,6 +424,7 @@ impl Conn {
         let mut filled = 0;
         loop {
             match self.tls.reader().read(&mut buf[filled..]) {
+                Ok(0) if filled > 0 => return Ok(filled), // and the end when asked again
                 Ok(0) => return Err(Not::Ever(CONN_SHUT)),
                 Ok(n) => {
                     filled += n;

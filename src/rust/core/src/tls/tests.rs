@@ -239,6 +239,34 @@ fn large_messages_may_cross() {
     }
 }
 
+#[test]
+fn what_comes_along_with_the_end_is_not_lost() {
+    let (identity, trust) = single_use();
+    let host = Host::new("tls+tcp", &identity);
+    let daemon = dial(&host.url(), &trust, "127.0.0.1").0.unwrap();
+    // NNG reads so much ahead; the rest, and the end, it finds together.
+    send(&host.connection(), b"first");
+    std::thread::sleep(Duration::from_millis(100));
+    send(&host.connection(), b"last");
+    host.connection().close();
+    std::thread::sleep(Duration::from_millis(100));
+    let mut all = vec![0; 1000];
+    let mut done = 0;
+    loop {
+        let rest = all[done..].as_mut_ptr();
+        let begin = |aio| {
+            // SAFETY: the stream lives; its operation ends before this does.
+            unsafe { nng_sys::nng_stream_recv(daemon.0.as_ptr(), aio) };
+        };
+        match operate(rest, all.len() - done, begin) {
+            Ok((n, _)) => done += n,
+            Err(_) => break,
+        }
+    }
+    assert_eq!(done, HEAD + 5 + HEAD + 4);
+    assert_eq!(all[done - 4..done], *b"last");
+}
+
 /// A handshake in memory: nothing, or what the user of the daemon is told.
 fn meet(identity: &Identity, trust: &Trust, name: &str) -> Result<(), String> {
     let name = server_name(name).unwrap();
