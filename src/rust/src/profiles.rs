@@ -14,7 +14,7 @@ use extendr_api::Result;
 use extendr_ffi::{SEXP, VECTOR_ELT};
 use mirai_core::dispatcher::{Config, Policy};
 use mirai_core::host::Host;
-use mirai_core::process::{self, Child, Program};
+use mirai_core::process::{self, Child, Owner, Program};
 use mirai_core::protocol::Stream;
 use mirai_core::relay::{self, Ended, Relay};
 use mirai_core::stream;
@@ -91,7 +91,7 @@ impl Profile {
 }
 
 struct Session {
-    pid: u32,
+    owner: Owner,
     current: String,
     profiles: FxHashMap<String, Profile>,
     /// For tasks without daemons: each has a process of its own.
@@ -105,7 +105,7 @@ struct Session {
 thread_local! {
     /// R's main thread is the only one that gets here.
     static SESSION: RefCell<Session> = RefCell::new(Session {
-        pid: std::process::id(),
+        owner: Owner::this(),
         current: "default".into(),
         profiles: FxHashMap::default(),
         single_use: None,
@@ -125,7 +125,7 @@ pub enum Found {
 
 impl Session {
     fn is_forked(&self) -> bool {
-        self.pid != std::process::id()
+        self.owner.has_forked()
     }
 
     /// `name` is a string, or `NULL` for the current profile.

@@ -5,15 +5,22 @@
 //! itself. While the value has not been read, `data` is an active binding whose
 //! function lives in that environment and so finds `.task` there; upon the first
 //! reading after resolution it becomes an ordinary variable and the task is let go.
+//!
+//! The task of a mirai that is dropped unread is let go by the collector. A finalizer would do
+//! that, but every collection, even of the youngest objects, walks through all finalizers of the
+//! session: with a hundred thousand mirai they are half of its time. So the pointer's tag is a
+//! [guard](new_guard), a vector with an allocator of ours, of which the collector asks nothing
+//! before it frees it.
 
+use std::alloc::{alloc, dealloc, Layout};
+use std::cell::Cell;
 use std::ffi::{c_void, CStr};
 use std::sync::Arc;
 
 use extendr_ffi::{
-    R_CallMethodDef, R_ClassSymbol, R_ClearExternalPtr, R_ExternalPtrAddr, R_ExternalPtrProtected,
-    R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx, R_SetExternalPtrAddr,
-    Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR,
-    LOGICAL, SEXP, SEXPTYPE, TYPEOF,
+    R_CallMethodDef, R_ClassSymbol, R_ExternalPtrAddr, R_ExternalPtrProtected, R_MakeExternalPtr,
+    R_NewEnv, R_NilValue, R_xlen_t, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect,
+    Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, RAW, SEXP, SEXPTYPE, TYPEOF,
 };
 use mirai_core::host;
 use mirai_core::task::{Outcome, Task};
@@ -64,14 +71,95 @@ static BINDING: Constant = Constant::new(|| unsafe {
     call
 });
 
-/// Makes a mirai without a task yet.
-unsafe fn new_mirai() -> (SEXP, SEXP) {
+/// Makes a mirai without a task yet, or, without a guard, one that will never have one.
+unsafe fn new_mirai(guard: SEXP, slot: *mut c_void) -> (SEXP, SEXP) {
     let env = Rf_protect(R_NewEnv(r::NAMESPACE.get(), 0, 0));
-    let pointer = Rf_protect(R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, env));
+    let pointer = Rf_protect(R_MakeExternalPtr(slot, guard, env));
     Rf_defineVar(TASK.get(), pointer, env);
     Rf_setAttrib(env, R_ClassSymbol, CLASS.get());
     Rf_unprotect(2);
     (env, pointer)
+}
+
+/// The task of a mirai, or null. The address of an external pointer, which makes copies of
+/// it that come through serialization point to nothing.
+type Slot = Cell<*const Task>;
+
+/// What precedes a guard's memory, aligned for anything.
+#[repr(C, align(16))]
+struct Head {
+    slot: Slot,
+    size: usize,
+}
+
+impl Head {
+    fn layout(size: usize) -> Option<Layout> {
+        Layout::from_size_align(size, align_of::<Head>()).ok()
+    }
+}
+
+/// R's `R_allocator` of R_ext/Rallocators.h.
+#[repr(C)]
+struct Allocator {
+    alloc: unsafe extern "C" fn(*mut Allocator, usize) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut Allocator, *mut c_void),
+    reserved: *mut c_void,
+    /// Where the slot of what was allocated last is.
+    data: *mut c_void,
+}
+
+#[allow(improper_ctypes)] // as in r.rs
+extern "C" {
+    fn Rf_allocVector3(kind: SEXPTYPE, n: R_xlen_t, allocator: *mut Allocator) -> SEXP;
+}
+
+/// A vector that lets a task go when it is freed, and the address of its [`Slot`].
+unsafe fn new_guard() -> (SEXP, *mut c_void) {
+    let mut allocator = Allocator {
+        alloc: allocate,
+        free: deallocate,
+        reserved: std::ptr::null_mut(),
+        data: std::ptr::null_mut(),
+    };
+    let guard = Rf_allocVector3(SEXPTYPE::RAWSXP, 1, &mut allocator);
+    *RAW(guard) = 0;
+    (guard, allocator.data)
+}
+
+unsafe extern "C" fn allocate(allocator: *mut Allocator, size: usize) -> *mut c_void {
+    let size = size_of::<Head>().saturating_add(size);
+    let Some(layout) = Head::layout(size) else {
+        return std::ptr::null_mut();
+    };
+    let head = alloc(layout).cast::<Head>();
+    if head.is_null() {
+        return std::ptr::null_mut();
+    }
+    let slot = Cell::new(std::ptr::null());
+    head.write(Head { slot, size });
+    (*allocator).data = head.cast();
+    head.add(1).cast()
+}
+
+/// The mirai has been dropped, and its value was perhaps never read. R is in the middle of a
+/// collection here and must not be called.
+unsafe extern "C" fn deallocate(_: *mut Allocator, memory: *mut c_void) {
+    let head = memory.cast::<Head>().sub(1);
+    // A forked process leaves alone what it shares with its parent's threads: one of
+    // them may have held a lock when it was forked.
+    if !profiles::is_forked() {
+        empty(&(*head).slot);
+    }
+    if let Some(layout) = Head::layout((*head).size) {
+        dealloc(head.cast(), layout);
+    }
+}
+
+unsafe fn empty(slot: &Slot) {
+    let task = slot.replace(std::ptr::null());
+    if !task.is_null() {
+        drop(Arc::from_raw(task));
+    }
 }
 
 unsafe fn set_id(env: SEXP, id: u64) {
@@ -84,36 +172,34 @@ unsafe fn set_id(env: SEXP, id: u64) {
 /// its `.task` and the task's id. Everything that R can fail at happens here, before
 /// there is a task.
 pub unsafe fn new_pending() -> (SEXP, SEXP, u64) {
-    let (env, pointer) = new_mirai();
+    let (guard, slot) = new_guard();
+    Rf_protect(guard);
+    let (env, pointer) = new_mirai(guard, slot);
     Rf_protect(env);
     let function = Rf_protect(Rf_eval(BINDING.get(), env));
     R_MakeActiveBinding(DATA.get(), function, env);
-    R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
     let id = host::next_task_id();
     set_id(env, id);
-    Rf_unprotect(2);
+    Rf_unprotect(3);
     (env, pointer, id)
 }
 
-/// R has dropped a mirai whose value was never read.
-unsafe extern "C" fn finalize(pointer: SEXP) {
-    // A forked process leaves alone what it shares with its parent's threads: one of
-    // them may have held a lock when it was forked.
-    if !profiles::is_forked() {
-        release(pointer);
-    }
-}
-
 unsafe fn release(pointer: SEXP) {
-    let task = R_ExternalPtrAddr(pointer).cast::<Task>();
-    R_ClearExternalPtr(pointer);
-    if !task.is_null() {
-        drop(Arc::from_raw(task.cast_const()));
+    if let Some(slot) = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref() {
+        empty(slot);
     }
 }
 
 pub unsafe fn hold(pointer: SEXP, task: Arc<Task>) {
-    R_SetExternalPtrAddr(pointer, Arc::into_raw(task).cast_mut().cast());
+    if let Some(slot) = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref() {
+        slot.set(Arc::into_raw(task));
+    }
+}
+
+/// What `.task` points to.
+unsafe fn held<'a>(pointer: SEXP) -> Option<&'a Task> {
+    let slot = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref()?;
+    slot.get().as_ref()
 }
 
 /// The task of a mirai, or `None` if it has been let go: the value is there.
@@ -123,7 +209,7 @@ pub unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
     if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
         return None;
     }
-    R_ExternalPtrAddr(pointer).cast::<Task>().as_ref()
+    held(pointer)
 }
 
 pub unsafe fn is_mirai(x: SEXP) -> bool {
@@ -145,7 +231,7 @@ pub unsafe fn failure() -> SEXP {
 
 /// `.Call(resolved, value)`: a mirai that has this value from the beginning.
 unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
-    let (env, _) = new_mirai();
+    let (env, _) = new_mirai(R_NilValue, std::ptr::null_mut());
     Rf_protect(env);
     Rf_defineVar(DATA.get(), value, env);
     set_id(env, host::next_task_id());
@@ -155,7 +241,7 @@ unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
 
 /// `.Call(data, .task)`: the value, or an unresolved value.
 unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
-    match R_ExternalPtrAddr(pointer).cast::<Task>().as_ref() {
+    match held(pointer) {
         Some(task) if task.is_resolved() => settle(pointer),
         Some(_) => UNRESOLVED.get(),
         // A copy that came through serialization has a value only if it had been
@@ -167,7 +253,9 @@ unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
 /// Makes the value of a resolved task the mirai's ordinary `data`.
 unsafe fn settle(pointer: SEXP) -> SEXP {
     let env = Rf_protect(R_ExternalPtrProtected(pointer));
-    let task = R_ExternalPtrAddr(pointer).cast::<Task>().cast_const();
+    let Some(task) = held(pointer).map(std::ptr::from_ref) else {
+        return error_value(7);
+    };
     // Reading may run code of the user's (hooks, finalizers), which may read the same
     // mirai; it may also leave by a long jump.
     Arc::increment_strong_count(task);

@@ -15,15 +15,19 @@
 //!   started is recalled to where it stood in the queue. [`Policy::RoundRobin`]: tasks are
 //!   assigned in turn to the daemons connected at submission, each of which works in order.
 //! - A daemon that is lost takes at most the one task with it that it had
-//!   started; what it held unstarted goes back to where it came from.
+//!   started (a relay, which stands for many daemons, as many as it has slots); what it held
+//!   unstarted goes back to where it came from.
 //! - What is pinned to a daemon (everywhere) runs before anything submitted
 //!   later starts there, and nowhere else.
+
+mod ledger;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use self::ledger::Ledger;
 use crate::protocol::Seq;
 
 /// Names a task; unique in the process and increasing.
@@ -220,7 +224,7 @@ struct Peer {
     endpoint: Endpoint,
     /// Tasks that it may run at once.
     slots: usize,
-    /// Tasks sent and not replied to. The daemon works in order, so the first
+    /// Tasks sent and not replied to, in order of `seq`. The daemon works in order, so the first
     /// one (as many as it has slots) may have been started and the others have not.
     flights: VecDeque<Flight>,
     /// Tasks that only this daemon shall run.
@@ -272,7 +276,7 @@ struct EndpointState {
 /// See the [module documentation](self).
 pub struct Dispatcher<J> {
     config: Config,
-    tasks: FxHashMap<TaskId, Entry<J>>,
+    tasks: Ledger<Entry<J>>,
     /// Common queue. May hold ids that are no longer in `tasks`: cancelled
     /// ones, which are passed over (and swept when they prevail).
     queue: VecDeque<TaskId>,
@@ -303,7 +307,7 @@ impl<J: Clone> Dispatcher<J> {
     pub fn new(config: Config) -> Dispatcher<J> {
         Dispatcher {
             config,
-            tasks: FxHashMap::default(),
+            tasks: Ledger::new(),
             queue: VecDeque::new(),
             stale: 0,
             peers: FxHashMap::default(),
@@ -439,9 +443,7 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
             Event::Reset => {
-                let mut ids: Vec<TaskId> = self.tasks.keys().copied().collect();
-                ids.sort_unstable();
-                for id in ids {
+                for id in self.tasks.ids().collect::<Vec<_>>() {
                     self.finish(id, Verdict::Reset, false, out);
                 }
             }
@@ -530,7 +532,7 @@ impl<J: Clone> Dispatcher<J> {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        let Some(at) = peer.flights.iter().position(|f| f.seq == seq) else {
+        let Ok(at) = peer.flights.binary_search_by_key(&seq, |f| f.seq) else {
             return;
         };
         let flight = peer.flights.remove(at).expect("position is in range");
@@ -562,7 +564,7 @@ impl<J: Clone> Dispatcher<J> {
         self.endpoints[peer.endpoint].counts.assigned -= back.len() as u64;
         let mut free = Vec::new();
         for task in self.unsend(&back).into_iter().rev() {
-            if self.tasks[&task].target == Target::Any {
+            if self.is_free(task) {
                 free.push(task);
             } else {
                 self.peer(id).pinned.push_front(task);
@@ -679,7 +681,7 @@ impl<J: Clone> Dispatcher<J> {
     fn unsend(&mut self, flights: &VecDeque<Flight>) -> Vec<TaskId> {
         let back: Vec<TaskId> = flights.iter().filter_map(|f| f.id).collect();
         for task in &back {
-            let entry = self.tasks.get_mut(task).expect("a flight's task is known");
+            let entry = self.tasks.get_mut(*task).expect("a flight's task is known");
             entry.sent = None;
             self.in_flight -= 1;
             self.counts.queued += entry.bytes;
@@ -706,10 +708,8 @@ impl<J: Clone> Dispatcher<J> {
         let pinned = std::mem::take(&mut self.peer(id).pinned);
         let mut back = self.unsend(&flights);
         back.extend(std::mem::take(&mut self.peer(id).assigned));
-        back.retain(|task| self.tasks.contains_key(task));
-        let (free, bound): (Vec<_>, Vec<_>) = back
-            .into_iter()
-            .partition(|t| self.tasks[t].target == Target::Any);
+        back.retain(|task| self.tasks.contains(*task));
+        let (free, bound): (Vec<_>, Vec<_>) = back.into_iter().partition(|t| self.is_free(*t));
         for task in bound.into_iter().chain(pinned) {
             self.finish(task, Verdict::Reset, false, out);
         }
@@ -739,8 +739,8 @@ impl<J: Clone> Dispatcher<J> {
             Some((peer, seq)) => {
                 // The daemon stays occupied until it says that it is done.
                 let flights = &mut self.peer(peer).flights;
-                if let Some(flight) = flights.iter_mut().find(|f| f.seq == seq) {
-                    flight.id = None;
+                if let Ok(at) = flights.binary_search_by_key(&seq, |f| f.seq) {
+                    flights[at].id = None;
                     if tell {
                         out.push(Action::Cancel { peer, seq });
                     }
@@ -765,7 +765,7 @@ impl<J: Clone> Dispatcher<J> {
 
     /// Forgets a task and puts the accounts right.
     fn take(&mut self, id: TaskId) -> Option<Entry<J>> {
-        let entry = self.tasks.remove(&id)?;
+        let entry = self.tasks.remove(id)?;
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id));
         }
@@ -776,6 +776,12 @@ impl<J: Clone> Dispatcher<J> {
         Some(entry)
     }
 
+    /// Whether a task may run anywhere.
+    fn is_free(&self, task: TaskId) -> bool {
+        let entry = self.tasks.get(task);
+        entry.is_some_and(|entry| entry.target == Target::Any)
+    }
+
     /// Whether a live task that has not been sent stands in the common queue.
     fn is_queued(&self, entry: &Entry<J>) -> bool {
         self.config.policy == Policy::Queue && entry.target == Target::Any
@@ -784,7 +790,7 @@ impl<J: Clone> Dispatcher<J> {
     /// Drops ids of cancelled tasks once they are the larger part of the queue.
     fn sweep(&mut self) {
         if self.stale > 1024 && self.stale > self.queue.len() / 2 {
-            self.queue.retain(|id| self.tasks.contains_key(id));
+            self.queue.retain(|id| self.tasks.contains(*id));
             self.stale = 0;
         }
     }
@@ -815,7 +821,7 @@ impl<J: Clone> Dispatcher<J> {
     /// The live task at the head of the common queue.
     fn oldest_queued(&mut self) -> Option<TaskId> {
         while let Some(task) = self.queue.front().copied() {
-            if self.tasks.contains_key(&task) {
+            if self.tasks.contains(task) {
                 return Some(task);
             }
             self.queue.pop_front();
@@ -884,7 +890,7 @@ impl<J: Clone> Dispatcher<J> {
     fn send(&mut self, id: PeerId, task: TaskId, out: &mut Vec<Action<J>>) {
         let entry = self
             .tasks
-            .get_mut(&task)
+            .get_mut(task)
             .expect("next_for returns live tasks");
         let peer = self.peers.get_mut(&id).expect("peer is connected");
         peer.last_seq += 1;
@@ -912,7 +918,7 @@ impl<J: Clone> Dispatcher<J> {
         let peer = self.peers.get_mut(&id)?;
         for own in [&mut peer.pinned, &mut peer.assigned] {
             while let Some(task) = own.pop_front() {
-                if self.tasks.contains_key(&task) {
+                if self.tasks.contains(task) {
                     return Some(task);
                 }
             }

@@ -106,6 +106,34 @@ impl Child {
     }
 }
 
+/// How many of this process's forebears have forked it, one from the other, since somebody first asked.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Tells a process from those that are forked from it, by `fork(3)` as it runs pthread_atfork(3)'s
+/// handlers, which takes no system call.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner(u32);
+
+impl Owner {
+    /// This process.
+    pub fn this() -> Owner {
+        static HANDLER: std::sync::Once = std::sync::Once::new();
+        extern "C" fn forked() {
+            FORKS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the handler does nothing but count.
+        HANDLER.call_once(|| unsafe {
+            libc::pthread_atfork(None, None, Some(forked));
+        });
+        Owner(FORKS.load(Ordering::Relaxed))
+    }
+
+    /// Whether this is another process, forked from the owner.
+    pub fn has_forked(self) -> bool {
+        self.0 != FORKS.load(Ordering::Relaxed)
+    }
+}
+
 /// Starts a process: through the fork server if there is one and it will do.
 /// The bell rings at its end, after `on_exit` was called.
 ///
@@ -279,6 +307,22 @@ mod tests {
         assert!(said.ends_with("y\nlast\n"));
         assert_eq!(said.len(), KEPT);
         assert_eq!(child.exit().unwrap().to_string(), "killed by signal 9");
+    }
+
+    #[test]
+    fn a_forked_process_is_not_the_owner() {
+        let owner = Owner::this();
+        // SAFETY: the child calls only what may be called after a fork.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above.
+            unsafe { libc::_exit(i32::from(!owner.has_forked() || Owner::this().has_forked())) };
+        }
+        let mut status = -1;
+        // SAFETY: `status` is valid for writing.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        assert_eq!(status, 0);
+        assert!(!owner.has_forked());
     }
 
     #[test]
