@@ -100,7 +100,7 @@ write_figures <- function(about, results, file) {
 
 colours <- c(
   mirai = "#1b6ca8", "CRAN mirai 2.7" = "#7fb2d6", parallel = "#d1495b", forks = "#e8a33d", future = "#6a994e",
-  callr = "#8d6a9f", "mirai, tcp" = "#3f9c9c", "mirai, tls+tcp" = "#5b5f97"
+  callr = "#8d6a9f", "by hand" = "grey55", "mirai, tcp" = "#3f9c9c", "mirai, tls+tcp" = "#5b5f97"
 )
 
 # Which of the colours a contender has.
@@ -108,6 +108,7 @@ kind <- function(contender) {
   found <- rep(NA_character_, length(contender))
   for (known in c("future", "callr")) found[startsWith(contender, known)] <- known
   found[grepl("^mclapply|mcparallel", contender)] <- "forks"
+  found[grepl("by hand$", contender)] <- "by hand"
   found[is.na(found) & grepl("^par", contender)] <- "parallel"
   ifelse(is.na(found), contender, found)
 }
@@ -143,7 +144,7 @@ plot_compared <- function(about, results, names) {
   if (nrow(cran)) cran$contender <- "CRAN mirai 2.7"
   rows <- rbind(rows, cran)
   rows$kind <- kind(rows$contender)
-  rows <- rows[!is.na(rows$times_ours), ]
+  rows <- rows[!is.na(rows$times_ours) & rows$kind %in% names(colours), ]
   graphics::par(mar = c(4, 21, 3.5, 1), las = 1, cex = 0.8, mgp = c(2.5, 0.7, 0))
   reach <- range(rows$times_ours, 0.5, 2)
   plot(NA, xlim = reach, ylim = c(0.6, length(names) + 0.4), log = "x", xlab = "time as a multiple of mirai's (logarithmic)", ylab = "",

@@ -207,14 +207,20 @@ large <- function() {
   if (is.null(x)) x <<- stats::runif(1.25e7)
   x
 }
+# What the system takes for the memory alone: the floor of the row that is the `i`th of three.
+by_hand <- function(i) {
+  program <- file.path(programs, "shared_memory")
+  if (file.exists(program)) function() as.numeric(system2(program, stdout = TRUE))[i]
+}
 # The same three for each way of having another process work on a vector.
-vector_contenders <- function(f, argument = large) {
+vector_contenders <- function(i, f, argument = large) {
   list(
     mirai = function() {
       our(1L)
       x <- argument()
       ms(mirai(f(x), f = f, x = x)[])
     },
+    "memfd and mmap by hand" = by_hand(i),
     "parallel clusterCall" = function() {
       x <- argument()
       cl <- psock(1L)
@@ -236,9 +242,9 @@ vector_contenders <- function(f, argument = large) {
     })
   )
 }
-row("vector-in", "100 MB vector: in and summed", "ms", budget = 60, cran = 326, vector_contenders(total))
-row("vector-out", "100 MB vector: made there and sent out", "ms", budget = 120, cran = 255, vector_contenders(zeros, function() 1.25e7))
-row("vector-both", "100 MB vector: in, changed, out", "ms", budget = 150, cran = 490, vector_contenders(changed))
+row("vector-in", "100 MB vector: in and summed", "ms", budget = 60, cran = 326, vector_contenders(1L, total))
+row("vector-out", "100 MB vector: made there and sent out", "ms", budget = 120, cran = 255, vector_contenders(2L, zeros, function() 1.25e7))
+row("vector-both", "100 MB vector: in, changed, out", "ms", budget = 150, cran = 490, vector_contenders(3L, changed))
 
 # The process has the vector and then one that came back: how much more did it need in between?
 peak <- function(kind) {
@@ -260,19 +266,23 @@ row("memory-1gb", "1 GB vector there and back: host's peak beyond its own copy",
 ## Many tasks
 group <- "Many tasks"
 
-# Submits so many behind one that runs: seconds for that, MB of the host for that, seconds until all are done.
+# Submits so many behind one that runs: seconds for that, MB of the host for that, seconds until all are done,
+# and seconds of the first that R's garbage collector took.
 queue <- function(n) {
   library(mirai)
+  gc.time(TRUE)
   daemons(1)
   for (i in 1:200) mirai(1)[]
   x <- vector("list", n)
   invisible(gc())
   busy <- mirai(Sys.sleep(600))
   before <- memory_mb("VmRSS")
+  collector <- gc.time()[[3L]]
   time <- seconds(for (i in seq_along(x)) x[[i]] <- mirai(1))
+  collector <- gc.time()[[3L]] - collector
   memory <- memory_mb("VmRSS") - before
   stop_mirai(busy)
-  c(time, memory, seconds(call_mirai(x)))
+  c(time, memory, seconds(call_mirai(x)), collector)
 }
 # Three rows from the same runs.
 queued <- new.env()
@@ -297,9 +307,14 @@ digits <- function(n) format(n, scientific = FALSE)
 lengths <- if (quick) 10^(2:4) else 10^(2:6)
 for (length in lengths) local({
   n <- length
+  collector <- numeric()
   row(paste0("length-", digits(n)), paste(label(n), "tasks queued behind one: each"), "us", at = n, warm = FALSE,
     rounds = if (n < 1e6) 3L else 1L, limit = function(results) 1.2 * least_before(results, "length-", n),
-    function() mean(replicate(if (n < 1e4) 3 else 1, fresh(queue, n)[1L])) / n * 1e6)
+    note = function() paste("of which R's garbage collector:", number(stats::median(collector)), "us"), function() {
+      runs <- replicate(if (n < 1e4) 3 else 1, fresh(queue, n)) / n * 1e6
+      collector <<- c(collector, mean(runs[4L, ]))
+      mean(runs[1L, ])
+    })
 })
 for (length in lengths) local({
   n <- length
@@ -334,6 +349,7 @@ again <- function(first_task) {
 }
 row("ready-first", "daemons(4) ready, first time", "ms", budget = 250, cran = 361, warm = FALSE, list(
   mirai = function() fresh(ready, "ready"),
+  "R itself, which the first daemon takes" = function() ms(system2(file.path(R.home("bin"), "Rscript"), c("--no-init-file", "-e", "1"), stdout = FALSE)),
   "parallel makeCluster" = function() {
     time <- ms(cl <- parallel::makeCluster(4L, "PSOCK"))
     parallel::stopCluster(cl)
