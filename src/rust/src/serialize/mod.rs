@@ -28,7 +28,9 @@ use extendr_ffi::{
     R_NilValue, R_Serialize, R_Unserialize, R_inpstream_st, R_inpstream_t, R_outpstream_st,
     R_outpstream_t, R_pstream_format_t, Rf_error, Rf_protect, Rf_unprotect, SEXP,
 };
-use mirai_core::memory::{Body, Content, Draft, Inset, Parts, Piece, Segment, MOST_DESCRIPTORS};
+use mirai_core::memory::{
+    prefer_huge_pages, Body, Content, Draft, Inset, Parts, Piece, Segment, MOST_DESCRIPTORS,
+};
 
 use crate::shared;
 
@@ -144,6 +146,7 @@ impl Buffer {
     fn append_plain(&mut self, bytes: &[u8]) -> bool {
         let reserved = self.bytes.try_reserve(bytes.len() + 64).is_ok();
         if reserved {
+            prefer_huge_pages(self.bytes.spare_capacity_mut());
             self.bytes.extend_from_slice(bytes);
         }
         reserved

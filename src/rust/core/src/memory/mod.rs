@@ -28,9 +28,9 @@ mod linux;
 mod none;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Draft, Mapping, Segment, own};
+pub use linux::{Draft, Mapping, Segment, own, prefer_huge_pages};
 #[cfg(not(target_os = "linux"))]
-pub use none::{Draft, Mapping, Segment, own};
+pub use none::{Draft, Mapping, Segment, own, prefer_huge_pages};
 
 /// Descriptors of one message at most; the kernel passes no more than 253 at a time.
 pub const MOST_DESCRIPTORS: usize = 250;

@@ -2,6 +2,9 @@
 
 use std::io;
 
+/// The system does as it likes.
+pub fn prefer_huge_pages(_: &mut [std::mem::MaybeUninit<u8>]) {}
+
 /// Nobody knows.
 pub fn own() -> Option<usize> {
     None

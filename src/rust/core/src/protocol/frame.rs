@@ -25,15 +25,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::memory::{Body, Inset, Insets, MOST_DESCRIPTORS};
+use crate::memory::{Body, Inset, Insets, MOST_DESCRIPTORS, prefer_huge_pages};
 
 /// Bytes before the meta part.
 pub const HEAD: usize = 16;
 const MAGIC: [u8; 4] = *b"mira";
 /// One read takes at most this much when no body is under way.
 const READ_SIZE: usize = 64 * 1024;
-/// The first step in which memory for a body grows; later steps double.
+/// The first step in which memory for a body grows.
 const BODY_STEP: usize = 1024 * 1024;
+/// In later steps there is room for so many times what has arrived. It takes no memory before it is
+/// filled, and few steps mean that little is moved.
+const MORE: usize = 16;
 
 /// Head and meta of a frame, ready to be sent before its body.
 pub type Head = SmallVec<[u8; 64]>;
@@ -260,8 +263,9 @@ impl<M: DeserializeOwned> FrameReader<M> {
             Some(Partial { body, want, .. }) => {
                 let left = *want - body.len();
                 if body.capacity() == body.len() {
-                    body.try_reserve_exact(left.min(body.len().max(BODY_STEP)))
+                    body.try_reserve_exact(left.min((MORE * body.len()).max(BODY_STEP)))
                         .map_err(|_| io::ErrorKind::OutOfMemory)?;
+                    prefer_huge_pages(body.spare_capacity_mut());
                 }
                 (body, left)
             }
