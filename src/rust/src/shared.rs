@@ -5,8 +5,12 @@
 //! pages that are written to become this process's own, and nobody else sees it. In all else it
 //! is R's ordinary vector: a duplicate is one, and so is what `saveRDS()` writes.
 //!
+//! Strings are R's own objects, so they cannot be mapped: see [`strings`].
+//!
 //! R's collector sees only a few bytes of such a vector, so it is told here when the mappings
 //! have become many.
+
+pub mod strings;
 
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +39,7 @@ struct Classes {
     logical: R_altrep_class_t,
     complex: R_altrep_class_t,
     raw: R_altrep_class_t,
+    strings: R_altrep_class_t,
 }
 
 /// Made when the package is loaded.
@@ -88,14 +93,28 @@ pub unsafe fn register(info: *mut DllInfo) {
             R_set_altraw_Elt_method,
             Rbyte
         ),
+        strings: strings::class(info),
     });
 }
 
-/// What the external pointer in a vector points to.
-struct Vector {
+/// Memory that a vector keeps mapped.
+struct Held {
     memory: Arc<Mapping>,
     /// Its part in [`LIVE`].
     weight: usize,
+}
+
+impl Held {
+    fn new(memory: Arc<Mapping>, weight: usize) -> Held {
+        LIVE.fetch_add(weight, Ordering::Relaxed);
+        Held { memory, weight }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(self.weight, Ordering::Relaxed);
+    }
 }
 
 /// Bytes mapped by vectors that the collector has not taken, and how many it left the last
@@ -118,17 +137,30 @@ pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP
         SEXPTYPE::RAWSXP => classes.raw,
         _ => return None,
     };
-    let weight = piece.memory().len() / if common { 8 } else { 1 };
+    let weight = weight(piece, common);
+    made(class, weight, || Some(Held::new(piece.give()?, weight)))
+}
+
+/// What a piece's memory counts.
+fn weight(piece: &Piece, common: bool) -> usize {
+    piece.memory().len() / if common { 8 } else { 1 }
+}
+
+/// The vector of a class whose external pointer points to what is to be held, if that can be
+/// had.
+unsafe fn made<T>(
+    class: R_altrep_class_t,
+    weight: usize,
+    hold: impl FnOnce() -> Option<T>,
+) -> Option<SEXP> {
     collect_for(weight);
     let pointer = R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, R_NilValue);
     let pointer = Rf_protect(pointer);
-    R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
+    R_RegisterCFinalizerEx(pointer, Some(let_go::<T>), Rboolean::FALSE);
     let vector = R_new_altrep(class, pointer, R_NilValue);
     // Only now, when nothing can fail any more.
-    let made = piece.give().map(|memory| {
-        LIVE.fetch_add(weight, Ordering::Relaxed);
-        let held = Box::new(Vector { memory, weight });
-        R_SetExternalPtrAddr(pointer, Box::into_raw(held).cast());
+    let made = hold().map(|held| {
+        R_SetExternalPtrAddr(pointer, Box::into_raw(Box::new(held)).cast());
         vector
     });
     Rf_unprotect(1);
@@ -145,18 +177,18 @@ unsafe fn collect_for(weight: usize) {
     }
 }
 
-unsafe extern "C" fn finalize(pointer: SEXP) {
-    let held = R_ExternalPtrAddr(pointer).cast::<Vector>();
+/// Drops what an external pointer points to, once.
+unsafe extern "C" fn let_go<T>(pointer: SEXP) {
+    let held = R_ExternalPtrAddr(pointer).cast::<T>();
     R_ClearExternalPtr(pointer);
     if !held.is_null() {
-        let held = Box::from_raw(held);
-        LIVE.fetch_sub(held.weight, Ordering::Relaxed);
+        drop(Box::from_raw(held));
     }
 }
 
 /// The mapping of a vector of ours.
 unsafe fn memory<'a>(vector: SEXP) -> Option<&'a Mapping> {
-    let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Vector>();
+    let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Held>();
     Some(&held.as_ref()?.memory)
 }
 
@@ -188,10 +220,13 @@ unsafe extern "C" fn inspect(
     _: c_int,
     _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
 ) -> Rboolean {
-    let bytes = memory(vector).map_or(0, Mapping::len);
+    say(memory(vector).map_or(0, Mapping::len));
+    Rboolean::TRUE
+}
+
+unsafe fn say(bytes: usize) {
     Rprintf(
         c" mirai: %.0f bytes in shared memory\n".as_ptr(),
         bytes as f64,
     );
-    Rboolean::TRUE
 }
