@@ -437,3 +437,27 @@ test_that("a round trip needs no more memory on the host than the data once more
   expect_lt(peak("y <- mirai(x, x = x)[]"), 100)
   expect_lt(peak("y <- mirai(x, x = x)[]; s <- sum(y)"), 330)
 })
+
+test_that("vectors of more than 2^31 elements and bytes are mapped there and back, and copied", {
+  skip_on_cran()
+  info <- grep("^MemAvailable:", readLines("/proc/meminfo"), value = TRUE)
+  skip_if(as.numeric(gsub("[^0-9]", "", info)) < 1e7, "less than 10 GB of memory available")
+  n <- 2^31 + 10
+  at <- c(1, 2^31 - 1, 2^31, n)
+  x <- raw(n)
+  x[at] <- as.raw(1:4)
+  profile <- local_test_daemons(1)
+  got <- mirai({ x[2] <- as.raw(9); x }, x = x)[]
+  expect_true(is_shared(got))
+  expect_identical(length(got), n)
+  expect_identical(got[c(2, at)], as.raw(c(9, 1:4)))
+  rm(got)
+  expect_true(nothing_left())
+  daemons(0, .compute = profile)
+  # One way, because memory is what takes the time.
+  daemons(1, url = "tcp://127.0.0.1:0", .compute = profile)
+  launch_local(1, .compute = profile)
+  expect_identical(mirai(list(length(x), x[at]), x = x, at = at, .compute = profile)[], list(n, as.raw(1:4)))
+  rm(x)
+  gc()
+})
