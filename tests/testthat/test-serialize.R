@@ -113,7 +113,9 @@ test_that("random nested objects survive", {
     function() sample(c(TRUE, FALSE, NA), 3), function() sample(10L), function() rnorm(2),
     function() sample(letters, 2), function() quote(a + b), function() as.name("q"), function() NULL,
     function() factor(sample(letters, 3)), function() complex(1, 2, 3), function() 1:4,
-    function() as.raw(7), function() function(x) x, function() Sys.Date(), function() "\u00fc"
+    function() as.raw(7), function() function(x) x, function() Sys.Date(), function() "\u00fc",
+    function() c(NA, "", `Encoding<-`("fa\xE7ile", "latin1"), `Encoding<-`("\xff", "bytes"), strrep("x", sample(1e4, 1))),
+    function() stats::setNames(sample(sprintf("s%d", 1:2000)), NULL)
   )
   random <- function(depth) {
     if (depth == 0 || runif(1) < 0.3) return(sample(atoms, 1)[[1]]())

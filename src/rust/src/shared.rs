@@ -6,8 +6,12 @@
 //! few, a duplicate is another mapping, and what is sent on is the same segment; else both are
 //! copies. In all else it is R's ordinary vector, and so is what `saveRDS()` writes.
 //!
+//! Strings are R's own objects, so they cannot be mapped: see [`strings`].
+//!
 //! R's collector sees only a few bytes of such a vector, so it is told here when the mappings
 //! have become many; when there is time to lose, a bit earlier.
+
+pub mod strings;
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
@@ -46,6 +50,7 @@ struct Classes {
     logical: R_altrep_class_t,
     complex: R_altrep_class_t,
     raw: R_altrep_class_t,
+    strings: R_altrep_class_t,
 }
 
 /// Made when the package is loaded.
@@ -100,11 +105,12 @@ pub unsafe fn register(info: *mut DllInfo) {
             R_set_altraw_Elt_method,
             Rbyte
         ),
+        strings: strings::class(info),
     });
 }
 
-/// What the external pointer in a vector points to.
-struct Vector {
+/// Memory that a vector keeps mapped.
+struct Held {
     memory: Arc<Mapping>,
     /// Its part in [`LIVE`].
     weight: usize,
@@ -113,6 +119,21 @@ struct Vector {
 thread_local! {
     /// Mappings of the vectors that the collector has not taken, by their addresses.
     static MAPPED: RefCell<FxHashMap<*const u8, Arc<Mapping>>> = RefCell::default();
+}
+
+impl Held {
+    fn new(memory: Arc<Mapping>, weight: usize) -> Held {
+        LIVE.fetch_add(weight, Ordering::Relaxed);
+        MAPPED.with_borrow_mut(|mapped| mapped.insert(memory.as_ptr(), memory.clone()));
+        Held { memory, weight }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        MAPPED.with_borrow_mut(|mapped| mapped.remove(&self.memory.as_ptr().cast_const()));
+        LIVE.fetch_sub(self.weight, Ordering::Relaxed);
+    }
 }
 
 /// Bytes mapped by vectors that the collector has not taken, and how many it left the last
@@ -130,14 +151,20 @@ static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
 pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP> {
+    let class = class(kind)?;
+    let weight = weight(piece, common);
+    made(class, weight, || Some(Held::new(piece.give()?, weight)))
+}
+
+/// What a piece's memory counts.
+unsafe fn weight(piece: &Piece, common: bool) -> usize {
     let size = piece.memory().len();
-    let weight = if common {
+    if common {
         collect_for_common(size);
         (size / COMMON).max(LEAST)
     } else {
         size
-    };
-    make(class(kind)?, weight, || piece.give())
+    }
 }
 
 unsafe fn class(kind: SEXPTYPE) -> Option<R_altrep_class_t> {
@@ -152,23 +179,21 @@ unsafe fn class(kind: SEXPTYPE) -> Option<R_altrep_class_t> {
     }
 }
 
-/// A vector of this class, with what `memory` gives. `None`: it has given nothing.
-unsafe fn make(
+/// The vector of a class whose external pointer points to what is to be held, if that can be
+/// had.
+unsafe fn made<T>(
     class: R_altrep_class_t,
     weight: usize,
-    memory: impl FnOnce() -> Option<Arc<Mapping>>,
+    hold: impl FnOnce() -> Option<T>,
 ) -> Option<SEXP> {
     collect_for(weight);
     let pointer = R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, R_NilValue);
     let pointer = Rf_protect(pointer);
-    R_RegisterCFinalizerEx(pointer, Some(finalize), Rboolean::FALSE);
+    R_RegisterCFinalizerEx(pointer, Some(let_go::<T>), Rboolean::FALSE);
     let vector = R_new_altrep(class, pointer, R_NilValue);
     // Only now, when nothing can fail any more.
-    let made = memory().map(|memory| {
-        LIVE.fetch_add(weight, Ordering::Relaxed);
-        MAPPED.with_borrow_mut(|mapped| mapped.insert(memory.as_ptr(), memory.clone()));
-        let held = Box::new(Vector { memory, weight });
-        R_SetExternalPtrAddr(pointer, Box::into_raw(held).cast());
+    let made = hold().map(|held| {
+        R_SetExternalPtrAddr(pointer, Box::into_raw(Box::new(held)).cast());
         vector
     });
     Rf_unprotect(1);
@@ -222,13 +247,12 @@ pub unsafe fn collect_in_time() {
     }
 }
 
-unsafe extern "C" fn finalize(pointer: SEXP) {
-    let held = R_ExternalPtrAddr(pointer).cast::<Vector>();
+/// Drops what an external pointer points to, once.
+unsafe extern "C" fn let_go<T>(pointer: SEXP) {
+    let held = R_ExternalPtrAddr(pointer).cast::<T>();
     R_ClearExternalPtr(pointer);
     if !held.is_null() {
-        let held = Box::from_raw(held);
-        MAPPED.with_borrow_mut(|mapped| mapped.remove(&held.memory.as_ptr().cast_const()));
-        LIVE.fetch_sub(held.weight, Ordering::Relaxed);
+        drop(Box::from_raw(held));
     }
 }
 
@@ -248,8 +272,9 @@ pub unsafe fn segment(data: &[u8]) -> Option<Segment> {
 /// R looks after the attributes.
 unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
     let made = mapping(vector).and_then(|mapping| {
-        let copy = || mapping.duplicate().map(Arc::new);
-        make(class(TYPEOF(vector))?, mapping.len(), copy)
+        let weight = mapping.len();
+        let copy = || Some(Held::new(Arc::new(mapping.duplicate()?), weight));
+        made(class(TYPEOF(vector))?, weight, copy)
     });
     // Then R makes an ordinary one.
     made.unwrap_or(std::ptr::null_mut())
@@ -257,7 +282,7 @@ unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
 
 /// The mapping of a vector of ours.
 unsafe fn mapping<'a>(vector: SEXP) -> Option<&'a Mapping> {
-    let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Vector>();
+    let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Held>();
     Some(&held.as_ref()?.memory)
 }
 
@@ -289,10 +314,13 @@ unsafe extern "C" fn inspect(
     _: c_int,
     _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
 ) -> Rboolean {
-    let bytes = mapping(vector).map_or(0, Mapping::len);
+    say(mapping(vector).map_or(0, Mapping::len));
+    Rboolean::TRUE
+}
+
+unsafe fn say(bytes: usize) {
     Rprintf(
         c" mirai: %.0f bytes in shared memory\n".as_ptr(),
         bytes as f64,
     );
-    Rboolean::TRUE
 }

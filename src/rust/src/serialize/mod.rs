@@ -9,13 +9,15 @@
 //! into segments of shared memory, one for each, which know their places (see
 //! [`mirai_core::memory`]). With them put back in, the bytes are R's format again. The reader
 //! makes [vectors](crate::shared) of them that need no copy; if R has to read, it gets to see
-//! all bytes in a row.
+//! all bytes in a row. The strings of character vectors go the same way, as they are in R's
+//! format, if they are many different ones.
 
 mod format;
 pub mod hooks;
 pub use format::header;
 mod reader;
 mod routines;
+pub mod text;
 mod writer;
 
 pub use routines::routines;
@@ -150,6 +152,45 @@ impl Buffer {
             self.bytes.extend_from_slice(bytes);
         }
         reserved
+    }
+
+    /// The strings of a vector follow, up to [`end_strings`](Self::end_strings).
+    fn begin_strings(&mut self) {
+        self.run = Run::NONE;
+        self.run.from = self.bytes.len();
+    }
+
+    /// Puts strings into a segment once they are many, if that is `worth` it. False if they are
+    /// lost.
+    fn spill(&mut self, worth: impl FnOnce() -> bool) -> bool {
+        if self.bytes.len() < LARGE.saturating_add(self.run.from) {
+            return true;
+        }
+        if self.run.draft.is_none() {
+            let worth = self.may_share_more() && worth();
+            self.run.draft = worth.then(Draft::new).flatten();
+        }
+        let Some(draft) = &mut self.run.draft else {
+            // They stay here.
+            self.run.from = usize::MAX;
+            return true;
+        };
+        let done = draft.write(&self.bytes[self.run.from..]).is_ok();
+        self.bytes.truncate(self.run.from);
+        done
+    }
+
+    /// False if strings are lost.
+    fn end_strings(&mut self) -> bool {
+        if let Some(draft) = &mut self.run.draft {
+            if draft.write(&self.bytes[self.run.from..]).is_err() {
+                return false;
+            }
+            self.bytes.truncate(self.run.from);
+            // One of the strings may have been large.
+            self.bytes.shrink_to(2 * LARGE);
+        }
+        self.end_run()
     }
 
     /// Appends what R writes, which may be a part of a vector's data. False if there is no

@@ -4,13 +4,14 @@
 use std::mem::MaybeUninit;
 
 use extendr_ffi::{
-    cetype_t, R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NaString,
-    R_NewEnv, R_NilValue, R_UnboundValue, Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar,
-    Rf_lcons, Rf_mkCharLenCE, Rf_protect, Rf_unprotect, CDR, COMPLEX, INTEGER, LOGICAL, RAW, REAL,
-    SETCDR, SET_ATTRIB, SET_STRING_ELT, SET_TAG, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
+    R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NewEnv, R_NilValue,
+    R_UnboundValue, Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect,
+    Rf_unprotect, CDR, COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_ATTRIB, SET_STRING_ELT,
+    SET_TAG, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
 };
 
 use super::format::*;
+use super::text::Text;
 use super::Source;
 use crate::{r, shared};
 
@@ -286,20 +287,15 @@ impl Reader<'_> {
     }
 
     unsafe fn string(&mut self, flags: i32) -> Option<SEXP> {
-        let n = self.integer()?;
-        if n == -1 {
-            return Some(R_NaString);
+        Some(Text::after(flags, &mut self.source.rest)?.make())
+    }
+
+    /// The elements of a character vector.
+    unsafe fn strings(&mut self, vector: SEXP, n: usize) -> Option<()> {
+        for i in 0..n as isize {
+            SET_STRING_ELT(vector, i, Text::take(&mut self.source.rest)?.make());
         }
-        let levels = flags >> 12;
-        let encoding = match levels & (UTF8 | LATIN1 | BYTES) {
-            UTF8 => cetype_t::CE_UTF8,
-            LATIN1 => cetype_t::CE_LATIN1,
-            BYTES => cetype_t::CE_BYTES,
-            // The header says that the sender's native encoding is ours.
-            _ => cetype_t::CE_NATIVE,
-        };
-        let bytes = self.take(usize::try_from(n).ok()?)?;
-        Some(Rf_mkCharLenCE(bytes.as_ptr().cast(), n, encoding))
+        Some(())
     }
 
     unsafe fn namespace(&mut self) -> Option<SEXP> {
@@ -359,12 +355,15 @@ impl Reader<'_> {
     }
 
     /// The vector whose data are in the piece that comes next. `None` if that does not fit.
-    unsafe fn shared(&mut self, kind: SEXPTYPE, size: usize) -> Option<SEXP> {
+    unsafe fn shared(&mut self, kind: SEXPTYPE, n: usize, size: usize) -> Option<SEXP> {
         let piece = self.source.piece()?;
-        if piece.memory().len() != size {
+        let vector = if kind == SEXPTYPE::STRSXP {
+            shared::strings::vector(piece, n, self.source.common)?
+        } else if piece.memory().len() == size {
+            shared::vector(kind, piece, self.source.common)?
+        } else {
             return None;
-        }
-        let vector = shared::vector(kind, piece, self.source.common)?;
+        };
         self.source.pass_piece();
         Some(vector)
     }
@@ -386,7 +385,7 @@ impl Reader<'_> {
         let n = self.length()?;
         let size = n.checked_mul(width)?;
         let shared = if self.source.piece().is_some() {
-            Some(self.shared(sexptype, size)?)
+            Some(self.shared(sexptype, n, size)?)
         } else {
             None
         };
@@ -403,16 +402,7 @@ impl Reader<'_> {
             SEXPTYPE::REALSXP => self.data(REAL(object), n)?,
             SEXPTYPE::CPLXSXP => self.data(COMPLEX(object), n)?,
             SEXPTYPE::RAWSXP => self.data(RAW(object), n)?,
-            SEXPTYPE::STRSXP => {
-                for i in 0..n {
-                    let flags = self.integer()?;
-                    if flags & 0xff != SEXPTYPE::CHARSXP as i32 {
-                        return None;
-                    }
-                    let string = self.string(flags)?;
-                    SET_STRING_ELT(object, i as isize, string);
-                }
-            }
+            SEXPTYPE::STRSXP => self.strings(object, n)?,
             _ => {
                 for i in 0..n {
                     let element = self.item(depth + 1)?;

@@ -10,10 +10,10 @@
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
 
 use extendr_ffi::{
-    R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv, R_MissingArg,
-    R_NaString, R_NamespaceEnvSpec, R_NilValue, Rboolean, Rf_protect, Rf_unprotect, Rf_xlength,
-    CAR, CDR, COMPLEX, INTEGER, LOGICAL, PRINTNAME, RAW, REAL, R_CHAR, SEXP, SEXPTYPE, STRING_ELT,
-    TAG, TYPEOF, VECTOR_ELT,
+    R_BaseEnv, R_BaseNamespace, R_BlankString, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv,
+    R_MissingArg, R_NaString, R_NamespaceEnvSpec, R_NilValue, Rboolean, Rf_protect, Rf_unprotect,
+    Rf_xlength, CAR, CDR, COMPLEX, INTEGER, LOGICAL, PRINTNAME, RAW, REAL, R_CHAR, SEXP, SEXPTYPE,
+    STRING_ELT, TAG, TYPEOF, VECTOR_ELT,
 };
 
 use rustc_hash::FxHashMap;
@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 use super::format::*;
 use super::hooks::Collected;
 use super::Buffer;
-use crate::r;
+use crate::{r, shared};
 
 /// Beyond this R looks after its stack better than we do.
 const DEEPEST: u32 = 400;
@@ -178,12 +178,7 @@ impl Writer {
     }
 
     unsafe fn flags(&mut self, object: SEXP, attributes: bool, tag: bool) {
-        let mut levels = r::LEVELS(object);
-        let kind = TYPEOF(object);
-        if kind == SEXPTYPE::CHARSXP {
-            levels &= !(CACHED | HASHED);
-        }
-        let mut flags = kind as i32 | levels << 12;
+        let mut flags = TYPEOF(object) as i32 | r::LEVELS(object) << 12;
         if r::OBJECT(object) != 0 {
             flags |= IS_OBJECT;
         }
@@ -358,20 +353,34 @@ impl Writer {
     }
 
     unsafe fn string(&mut self, string: SEXP) -> bool {
-        self.flags(string, false, false);
+        let flags = SEXPTYPE::CHARSXP as i32 | (r::LEVELS(string) & !(CACHED | HASHED)) << 12;
         if string == R_NaString {
+            self.integer(flags);
             self.integer(-1);
             return true;
         }
-        let n = Rf_xlength(string);
         // Nothing of a string is left out: the reader wants it in one.
-        let Ok(n) = i32::try_from(n) else {
+        let Ok(n) = i32::try_from(Rf_xlength(string)) else {
             return false;
         };
-        self.integer(n);
         let bytes = std::slice::from_raw_parts(R_CHAR(string).cast(), n as usize);
+        self.integer(flags);
+        self.integer(n);
         // SAFETY: as in `out`.
         (*self.out).append_plain(bytes)
+    }
+
+    /// The elements of a character vector.
+    unsafe fn strings(&mut self, vector: SEXP, n: isize) -> bool {
+        // Received, and hardly asked for since.
+        if let Some(bytes) = shared::strings::unasked(vector) {
+            return (*self.out).append(bytes);
+        }
+        // SAFETY: as in `out`, here and below.
+        (*self.out).begin_strings();
+        (0..n)
+            .all(|i| self.string(STRING_ELT(vector, i)) && (*self.out).spill(|| differ(vector, n)))
+            && (*self.out).end_strings()
     }
 
     /// Vectors and S4 objects.
@@ -409,7 +418,7 @@ impl Writer {
             SEXPTYPE::REALSXP => self.bytes(REAL(object), n),
             SEXPTYPE::CPLXSXP => self.bytes(COMPLEX(object), n),
             SEXPTYPE::RAWSXP => self.bytes(RAW(object), n),
-            SEXPTYPE::STRSXP => (0..n).all(|i| self.string(STRING_ELT(object, i))),
+            SEXPTYPE::STRSXP => self.strings(object, n),
             SEXPTYPE::S4SXP => true,
             _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),
         };
@@ -425,7 +434,31 @@ unsafe fn is_known(symbol: SEXP, env: SEXP) -> bool {
 
 /// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
 unsafe fn has_data(object: SEXP, kind: SEXPTYPE) -> bool {
-    kind != SEXPTYPE::STRSXP && !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
+    if kind == SEXPTYPE::STRSXP {
+        return shared::strings::is_one(object);
+    }
+    !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
+}
+
+/// Whether the strings of a vector are mostly different ones, as a sample has it. Those that
+/// repeat R finds at once among all it has, and then to make them later gains less than it may
+/// cost.
+unsafe fn differ(vector: SEXP, n: isize) -> bool {
+    const SAMPLE: isize = 1024;
+    let mut sample = [R_NilValue; SAMPLE as usize];
+    let size = n.min(SAMPLE);
+    let mut count = 0;
+    for i in 0..size {
+        let string = STRING_ELT(vector, i * (n / size));
+        if string != R_NaString && string != R_BlankString {
+            sample[count] = string;
+            count += 1;
+        }
+    }
+    let strings = &mut sample[..count];
+    strings.sort_unstable();
+    let repeated = strings.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    4 * count >= size as usize && 4 * repeated <= count
 }
 
 /// R's hash of a variable's name.

@@ -1,0 +1,210 @@
+//! Character vectors in shared memory.
+//!
+//! The segment holds the strings one after the other as R's format has them, so that whoever
+//! cannot take segments gets an ordinary stream. R makes strings slowly (half a
+//! microsecond for each that it does not have yet, against some ten nanoseconds to write it), so
+//! they are made when they are asked for: single ones as they are, and all of them once they
+//! have become more than a few, or R wants to have them in a row or to change one. From then on
+//! it is an ordinary vector in all but name, and the memory is given back.
+
+use std::ffi::{c_int, c_void};
+
+use extendr_ffi::{
+    DllInfo, R_BlankString, R_ExternalPtrAddr, R_NilValue, R_altrep_class_t, R_altrep_data1,
+    R_altrep_data2, R_altrep_inherits, R_make_altstring_class, R_set_altrep_Inspect_method,
+    R_set_altrep_Length_method, R_set_altrep_data2, R_set_altstring_Elt_method,
+    R_set_altstring_Set_elt_method, R_set_altvec_Dataptr_method,
+    R_set_altvec_Dataptr_or_null_method, R_xlen_t, Rboolean, Rf_allocVector, Rf_protect,
+    Rf_unprotect, Rf_xlength, SET_STRING_ELT, SEXP, SEXPTYPE, STRING_ELT, STRING_PTR_RO,
+};
+use mirai_core::memory::Piece;
+
+use super::{let_go, made, say, weight, Held, CLASSES};
+use crate::serialize::text::Text;
+
+/// The place of every so-manieth string is known.
+const STEP: usize = 64;
+/// Once so many have been made, all are.
+const FEW: usize = 1000;
+
+pub unsafe fn class(info: *mut DllInfo) -> R_altrep_class_t {
+    let class = R_make_altstring_class(c"shared_strings".as_ptr(), c"mirai".as_ptr(), info);
+    R_set_altrep_Length_method(class, Some(length));
+    R_set_altrep_Inspect_method(class, Some(inspect));
+    R_set_altvec_Dataptr_method(class, Some(data));
+    R_set_altvec_Dataptr_or_null_method(class, Some(data_or_null));
+    R_set_altstring_Elt_method(class, Some(element));
+    R_set_altstring_Set_elt_method(class, Some(set_element));
+    class
+}
+
+/// What the external pointer of a vector points to until all strings are made. Those that are
+/// before are in the vector's second field, among empty ones, which are made again.
+struct Strings {
+    held: Held,
+    n: usize,
+    /// Where those are whose number is a multiple of [`STEP`].
+    places: Vec<usize>,
+    /// The number and the place of the one after the last that was made.
+    next: (usize, usize),
+    /// How many more are made one by one.
+    left: usize,
+}
+
+/// The vector of `n` strings that are in a piece; `None` if they are not. For `common` see
+/// [`vector`](super::vector).
+///
+/// # Safety
+/// On R's main thread. May leave by a long jump if R runs out of memory.
+pub unsafe fn vector(piece: &Piece, n: usize, common: bool) -> Option<SEXP> {
+    let class = (*std::ptr::addr_of!(CLASSES)).as_ref()?.strings;
+    let weight = weight(piece, common);
+    made(class, weight, || {
+        // Nobody writes to it, so it need not be given.
+        Strings::new(Held::new(piece.memory().clone(), weight), n)
+    })
+}
+
+impl Strings {
+    /// All of them are looked at, so that nothing that comes later can fail.
+    fn new(held: Held, n: usize) -> Option<Strings> {
+        let mut places = Vec::new();
+        let len = held.memory.len();
+        let mut rest = bytes(&held);
+        for i in 0..n {
+            if i % STEP == 0 {
+                places.push(len - rest.len());
+            }
+            Text::take(&mut rest)?;
+        }
+        rest.is_empty().then_some(Strings {
+            held,
+            n,
+            places,
+            next: (0, 0),
+            left: FEW,
+        })
+    }
+
+    /// The string of a number, and the place of the next.
+    fn get(&self, i: usize) -> Option<(Text<'_>, usize)> {
+        let mark = i / STEP;
+        let (number, place) = match self.next {
+            next if next.0 / STEP == mark && next.0 <= i => next,
+            _ => (mark * STEP, *self.places.get(mark)?),
+        };
+        let bytes = bytes(&self.held);
+        let mut rest = bytes.get(place..)?;
+        for _ in number..i {
+            Text::take(&mut rest)?;
+        }
+        let text = Text::take(&mut rest)?;
+        Some((text, bytes.len() - rest.len()))
+    }
+}
+
+fn bytes(held: &Held) -> &[u8] {
+    // SAFETY: mapped for as long as `held` lives, and written to by nobody.
+    unsafe { std::slice::from_raw_parts(held.memory.as_ptr(), held.memory.len()) }
+}
+
+/// Whether a vector is of this class.
+pub unsafe fn is_one(vector: SEXP) -> bool {
+    (*std::ptr::addr_of!(CLASSES))
+        .as_ref()
+        .is_some_and(|classes| R_altrep_inherits(vector, classes.strings) == Rboolean::TRUE)
+}
+
+/// The strings of a vector in R's format, if it is of this class and not all of them are made.
+pub unsafe fn unasked<'a>(vector: SEXP) -> Option<&'a [u8]> {
+    let strings = is_one(vector).then(|| strings(vector))??;
+    Some(bytes(&strings.held))
+}
+
+unsafe fn strings<'a>(vector: SEXP) -> Option<&'a mut Strings> {
+    R_ExternalPtrAddr(R_altrep_data1(vector))
+        .cast::<Strings>()
+        .as_mut()
+}
+
+/// The vector of those that are made, of which there may be none.
+unsafe fn begun(vector: SEXP, n: usize) -> SEXP {
+    if R_altrep_data2(vector) == R_NilValue {
+        R_set_altrep_data2(vector, Rf_allocVector(SEXPTYPE::STRSXP, n as isize));
+    }
+    R_altrep_data2(vector)
+}
+
+/// Makes those that are not made, and lets the memory go.
+unsafe fn all(vector: SEXP) -> SEXP {
+    Rf_protect(vector);
+    if let Some(strings) = strings(vector) {
+        let made = begun(vector, strings.n);
+        let mut rest = bytes(&strings.held);
+        for i in 0..strings.n as isize {
+            if let Some(text) = Text::take(&mut rest) {
+                SET_STRING_ELT(made, i, text.make());
+            }
+        }
+        let_go::<Strings>(R_altrep_data1(vector));
+    }
+    Rf_unprotect(1);
+    R_altrep_data2(vector)
+}
+
+unsafe extern "C" fn length(vector: SEXP) -> R_xlen_t {
+    match strings(vector) {
+        Some(strings) => strings.n as R_xlen_t,
+        None => Rf_xlength(R_altrep_data2(vector)),
+    }
+}
+
+/// R has checked the index.
+unsafe extern "C" fn element(vector: SEXP, i: R_xlen_t) -> SEXP {
+    let Some(strings) = strings(vector) else {
+        return STRING_ELT(R_altrep_data2(vector), i);
+    };
+    let made = begun(vector, strings.n);
+    let string = STRING_ELT(made, i);
+    if string != R_BlankString {
+        return string;
+    }
+    if strings.left == 0 {
+        return STRING_ELT(all(vector), i);
+    }
+    strings.left -= 1;
+    if let Some((text, next)) = strings.get(i as usize) {
+        SET_STRING_ELT(made, i, text.make());
+        strings.next = (i as usize + 1, next);
+    }
+    STRING_ELT(made, i)
+}
+
+unsafe extern "C" fn set_element(vector: SEXP, i: R_xlen_t, string: SEXP) {
+    SET_STRING_ELT(all(vector), i, string);
+}
+
+unsafe extern "C" fn data(vector: SEXP, _writable: Rboolean) -> *mut c_void {
+    STRING_PTR_RO(all(vector)).cast_mut().cast()
+}
+
+unsafe extern "C" fn data_or_null(vector: SEXP) -> *const c_void {
+    match strings(vector) {
+        Some(_) => std::ptr::null(),
+        None => STRING_PTR_RO(R_altrep_data2(vector)).cast(),
+    }
+}
+
+unsafe extern "C" fn inspect(
+    vector: SEXP,
+    _: c_int,
+    _: c_int,
+    _: c_int,
+    _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
+) -> Rboolean {
+    let Some(strings) = strings(vector) else {
+        return Rboolean::FALSE;
+    };
+    say(bytes(&strings.held).len());
+    Rboolean::TRUE
+}
