@@ -209,14 +209,16 @@ fn constants_are_sent_once_and_mapped_by_each_task_for_itself() {
     tasks
         .iter()
         .for_each(|task| assert_eq!(outcome(task), &value("")));
-    // The daemon hears that it may forget them before whatever comes next.
     wait_open(1);
+    // The daemon hears that it may forget them, before or after whatever else there is.
     let last = submit(&host, body(b"last", &[]), None);
     let task = next(&mut worker);
     assert!(worker.reply(task.seq, &task.body, false));
     assert_eq!(outcome(&last), &value("last"));
+    let daemon = thread::spawn(move || worker.next(None, || false));
     wait_open(0);
     host.close(false);
+    assert!(matches!(daemon.join().unwrap(), Next::Lost { .. }));
 }
 
 #[test]
