@@ -414,6 +414,22 @@ test_that("garbage that R does not see does not pile up", {
   }
 })
 
+test_that("a finalizer may read what is waited for", {
+  local_test_daemons(2)
+  for (i in 1:5) {
+    # So much that garbage is collected before the wait.
+    kept <- lapply(1:3, function(i) mirai(numeric(1e7))[])
+    done <- mirai(1)
+    call_mirai(done)
+    long <- mirai({ Sys.sleep(0.02); 2 })
+    local({
+      m <- done
+      reg.finalizer(new.env(), function(e) m$data)
+    })
+    expect_identical(lapply(call_mirai(list(done, long)), function(m) m$data), list(1, 2))
+  }
+})
+
 test_that("an idle daemon gives back what tasks have left", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]

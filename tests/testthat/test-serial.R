@@ -165,6 +165,27 @@ test_that("xml2 documents travel", {
   expect_identical(as.character(m$data$doc), as.character(doc))
 })
 
+test_that("a function may itself submit tasks, which come first", {
+  local_test_daemons(2)
+  on.exit(mirai::serialization(NULL), add = TRUE)
+  inner <- list()
+  write <- function(x) {
+    inner[[length(inner) + 1L]] <<- mirai(2)
+    charToRaw("x")
+  }
+  mirai::serialization(list(write, function(x) structure(new.env(), class = "restored")), class = "submits")
+  object <- structure(new.env(), class = "submits")
+  busy <- lapply(1:2, function(i) mirai(Sys.sleep(0.2)))
+  outer <- lapply(1:3, function(i) mirai(class(x), x = object))
+  limited <- mirai({ x; Sys.sleep(60) }, x = object, .timeout = 500)
+  mapped <- mirai_map(1:3, function(i, x) class(x), .args = list(object))
+  expect_identical(lapply(outer, function(m) m[]), rep(list("restored"), 3))
+  expect_identical(unclass(limited[]), 5L)
+  expect_identical(mapped[.flat], rep("restored", 3))
+  expect_identical(unique(lapply(inner, function(m) m[])), list(2))
+  expect_identical(status()$mirai[["awaiting"]], 0L)
+})
+
 test_that("external pointers of a class can be hooked, and arrive empty otherwise", {
   local_test_daemons(1)
   pointer <- structure(methods::new("externalptr"), class = "handle")

@@ -323,11 +323,14 @@ impl Session<'_> {
                 Next::Task(task) => task,
                 Next::TimedOut if pause.is_some_and(|end| Instant::now() >= end) => {
                     pause = None;
+                    let start = Instant::now();
                     within_r(|| {
                         // The last task's have no other hold, unless it has seen to that.
+                        Rf_defineVar(EXPR.get(), R_NilValue, frame);
                         Rf_defineVar(ENVIR.get(), R_NilValue, frame);
                         shared::collect_in_time();
                     });
+                    self.worker.has_rested(start.elapsed());
                     continue;
                 }
                 Next::Configuration(bytes) => {

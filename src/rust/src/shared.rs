@@ -132,7 +132,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         MAPPED.with_borrow_mut(|mapped| mapped.remove(&self.memory.as_ptr().cast_const()));
-        LIVE.fetch_sub(self.weight, Ordering::Relaxed);
+        let live = LIVE.fetch_sub(self.weight, Ordering::Relaxed) - self.weight;
+        // R may have collected by itself.
+        LEFT.fetch_min(live, Ordering::Relaxed);
     }
 }
 
@@ -160,11 +162,16 @@ pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP
 unsafe fn weight(piece: &Piece, common: bool) -> usize {
     let size = piece.memory().len();
     if common {
-        collect_for_common(size);
-        (size / COMMON).max(LEAST)
+        common_weight(size)
     } else {
         size
     }
+}
+
+/// The same of memory that others have mapped, too.
+unsafe fn common_weight(size: usize) -> usize {
+    collect_for_common(size);
+    (size / COMMON).max(LEAST)
 }
 
 unsafe fn class(kind: SEXPTYPE) -> Option<R_altrep_class_t> {
@@ -271,8 +278,9 @@ pub unsafe fn segment(data: &[u8]) -> Option<Segment> {
 
 /// R looks after the attributes.
 unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
-    let made = mapping(vector).and_then(|mapping| {
-        let weight = mapping.len();
+    let unchanged = mapping(vector).filter(|mapping| mapping.has_hardly_changed());
+    let made = unchanged.and_then(|mapping| {
+        let weight = common_weight(mapping.len());
         let copy = || Some(Held::new(Arc::new(mapping.duplicate()?), weight));
         made(class(TYPEOF(vector))?, weight, copy)
     });

@@ -8,18 +8,18 @@ use std::time::Duration;
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
     R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error,
-    Rf_getAttrib, Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT,
-    SEXP, SEXPTYPE, VECTOR_ELT,
+    Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
-use mirai_core::task::{Constants, Outcome, Payload, Task};
+use mirai_core::task::{Constants, Outcome, Payload};
 use mirai_core::wait::{Bell, Waited};
 
 use crate::profiles::{self, Found, FORKED};
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
 use crate::serialize::{buffer, Buffer};
-use crate::tasks::{failure, hold, new_pending, DATA, ID, TASK};
+use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -82,7 +82,7 @@ unsafe extern "C-unwind" fn submit(
         Found::Forked => Rf_error(FORKED.as_ptr()),
     };
     Rf_protect(launch);
-    let (env, pointer, id) = new_pending();
+    let (env, pointer) = new_pending();
     Rf_protect(env);
     // Last, because R code that it may run could use the buffer itself.
     if !write_payload(expr, globals, args, profile) {
@@ -91,7 +91,7 @@ unsafe extern "C-unwind" fn submit(
         return env;
     }
     loop {
-        match submit_buffer(id, pointer, timeout, profile, launch) {
+        match submit_buffer(pointer, timeout, profile, launch) {
             Ok(()) => break,
             Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
                 Rf_unprotect(2);
@@ -131,7 +131,6 @@ unsafe fn raise(text: String) -> ! {
 /// Makes a task of what is in the buffer and hands it to the profile's host.
 /// Nothing of R is called here but plain reading, so Rust values may live.
 unsafe fn submit_buffer(
-    id: u64,
     pointer: SEXP,
     timeout: SEXP,
     profile: SEXP,
@@ -145,9 +144,7 @@ unsafe fn submit_buffer(
             constants: None,
             body: (*buffer()).take(),
         };
-        let task = Arc::new(Task::new(id, payload));
-        hold(pointer, task.clone());
-        task
+        new_task(pointer, payload)
     };
     let submitted = profiles::with_current(profile, |current| {
         let profile = current?;
@@ -211,14 +208,14 @@ unsafe extern "C-unwind" fn submit_map(
         make_constants(keeper, profile);
     }
     for i in 0..n {
-        let (env, pointer, id) = new_pending();
+        let (env, pointer) = new_pending();
         SET_VECTOR_ELT(out, i, env);
         let element = VECTOR_ELT(elements, i);
         if !common || !Buffer::write(buffer(), element) {
             fail(env);
             continue;
         }
-        while !submit_element(id, pointer, keeper, profile) {
+        while !submit_element(pointer, keeper, profile) {
             if wait_for_room(profile) == Waited::Interrupted {
                 r::obey_interrupt();
                 if !Buffer::write(buffer(), element) {
@@ -259,7 +256,7 @@ unsafe fn release_constants(keeper: SEXP) {
 }
 
 /// Submits the element in the buffer. False if there is no room for it.
-unsafe fn submit_element(id: u64, pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
+unsafe fn submit_element(pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
     profiles::with_current(profile, |current| {
         let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
         let profile = current.filter(|_| !constants.is_null());
@@ -277,8 +274,7 @@ unsafe fn submit_element(id: u64, pointer: SEXP, keeper: SEXP, profile: SEXP) ->
             constants: shared,
             body: (*buffer()).take(),
         };
-        let task = Arc::new(Task::new(id, payload));
-        hold(pointer, task.clone());
+        let task = new_task(pointer, payload);
         match host {
             Some(host) => host.submit(task, None, Target::Any),
             // Daemons were reset meanwhile (by a finalizer, say).
@@ -337,15 +333,13 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
         for i in 0..n {
             let env = VECTOR_ELT(out, i as _);
             let pointer = r::get_var_in_frame(TASK.get(), env);
-            let id = *INTEGER(Rf_getAttrib(env, ID.get())) as u64;
             let payload = Payload {
                 kind: Kind::Setup,
                 stream: None,
                 constants: None,
                 body: body.clone(),
             };
-            let task = Arc::new(Task::new(id, payload));
-            hold(pointer, task.clone());
+            let task = new_task(pointer, payload);
             if let Some(target) = targets.next() {
                 host.submit(task, None, target);
             }
@@ -367,7 +361,7 @@ unsafe extern "C-unwind" fn submit_to(
         Found::Nothing | Found::Sync => return R_NilValue,
         Found::Forked => Rf_error(FORKED.as_ptr()),
     }
-    let (env, pointer, id) = new_pending();
+    let (env, pointer) = new_pending();
     Rf_protect(env);
     if !write_payload(expr, R_NilValue, args, profile) {
         fail(env);
@@ -381,8 +375,7 @@ unsafe extern "C-unwind" fn submit_to(
             constants: None,
             body: (*buffer()).take(),
         };
-        let task = Arc::new(Task::new(id, payload));
-        hold(pointer, task.clone());
+        let task = new_task(pointer, payload);
         let endpoint = *INTEGER(endpoint) as usize - 1;
         match current.and_then(|p| p.host()) {
             Some(host) => host.submit(task, None, Target::Endpoint(endpoint)),

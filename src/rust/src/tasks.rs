@@ -15,6 +15,7 @@
 use std::alloc::{alloc, dealloc, Layout};
 use std::cell::Cell;
 use std::ffi::{c_void, CStr};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::Arc;
 
 use extendr_ffi::{
@@ -23,7 +24,7 @@ use extendr_ffi::{
     Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, RAW, SEXP, SEXPTYPE, TYPEOF,
 };
 use mirai_core::host;
-use mirai_core::task::{Outcome, Task};
+use mirai_core::task::{Outcome, Payload, Task};
 
 use crate::profiles;
 use crate::r::{
@@ -162,26 +163,28 @@ unsafe fn empty(slot: &Slot) {
     }
 }
 
-unsafe fn set_id(env: SEXP, id: u64) {
-    let id = Rf_protect(r::integers(&[id as i32]));
+/// Gives a mirai the next number of the session. That of its task is another, because R code that
+/// runs between the two (hooks, finalizers) may make mirai itself.
+unsafe fn number(env: SEXP) {
+    static LAST: AtomicI32 = AtomicI32::new(0);
+    let id = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    let id = Rf_protect(r::integers(&[id]));
     Rf_setAttrib(env, ID.get(), id);
     Rf_unprotect(1);
 }
 
-/// Makes a mirai with all that it needs to follow a task, and returns its environment,
-/// its `.task` and the task's id. Everything that R can fail at happens here, before
-/// there is a task.
-pub unsafe fn new_pending() -> (SEXP, SEXP, u64) {
+/// Makes a mirai with all that it needs to follow a task, and returns its environment and
+/// its `.task`. Everything that R can fail at happens here, before there is a task.
+pub unsafe fn new_pending() -> (SEXP, SEXP) {
     let (guard, slot) = new_guard();
     Rf_protect(guard);
     let (env, pointer) = new_mirai(guard, slot);
     Rf_protect(env);
     let function = Rf_protect(Rf_eval(BINDING.get(), env));
     R_MakeActiveBinding(DATA.get(), function, env);
-    let id = host::next_task_id();
-    set_id(env, id);
+    number(env);
     Rf_unprotect(3);
-    (env, pointer, id)
+    (env, pointer)
 }
 
 unsafe fn release(pointer: SEXP) {
@@ -190,10 +193,13 @@ unsafe fn release(pointer: SEXP) {
     }
 }
 
-pub unsafe fn hold(pointer: SEXP, task: Arc<Task>) {
+/// Makes the task of a mirai, to be submitted before R is called again: ids are in order then.
+pub unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
+    let task = Arc::new(Task::new(host::next_task_id(), payload));
     if let Some(slot) = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref() {
-        slot.set(Arc::into_raw(task));
+        slot.set(Arc::into_raw(task.clone()));
     }
+    task
 }
 
 /// What `.task` points to.
@@ -234,7 +240,7 @@ unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
     let (env, _) = new_mirai(R_NilValue, std::ptr::null_mut());
     Rf_protect(env);
     Rf_defineVar(DATA.get(), value, env);
-    set_id(env, host::next_task_id());
+    number(env);
     Rf_unprotect(1);
     env
 }

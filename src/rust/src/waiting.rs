@@ -73,6 +73,10 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
     if profiles::is_forked() && each(x).any(|m| is_pending(m)) {
         Rf_error(FORKED.as_ptr());
     }
+    // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
+    if patience.timeout.is_none() && shared::is_laden() && each(x).any(|m| is_pending(m)) {
+        shared::collect_in_time();
+    }
     if TYPEOF(x) == SEXPTYPE::ENVSXP {
         // The common case, without a list.
         let patience = Patience {
@@ -80,7 +84,7 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
             ..patience
         };
         return match task_of(x) {
-            Some(task) => wait_for_tasks(&[task], patience),
+            Some(task) => wait::wait_for(std::iter::once(task), patience, r::interrupted),
             None => Waited::Ready,
         };
     }
@@ -93,13 +97,6 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
         enough: tasks.len().min(patience.enough.saturating_sub(read)),
         ..patience
     };
-    wait_for_tasks(&tasks, patience)
-}
-
-unsafe fn wait_for_tasks(tasks: &[&Task], patience: Patience) -> Waited {
-    if patience.timeout.is_none() && tasks.iter().any(|task| !task.is_resolved()) {
-        shared::collect_in_time();
-    }
     wait::wait_for(tasks.iter().copied(), patience, r::interrupted)
 }
 

@@ -899,6 +899,51 @@ fn tasks_wait_for_a_daemon_and_go_first_in_first_out() {
 }
 
 #[test]
+fn threads_that_overtake_each_other_lose_nothing() {
+    let mut dispatcher = Dispatcher::new(Config::default());
+    let mut out = Vec::new();
+    let endpoint = dispatcher.add_endpoint();
+    for id in [2, 5, 3, 4, 1] {
+        let submit = Event::Submit {
+            id,
+            job: id,
+            bytes: 1,
+            deadline: (id == 3).then_some(Duration::from_secs(1)),
+            target: Target::Any,
+        };
+        dispatcher.handle(Duration::ZERO, submit, &mut out);
+    }
+    dispatcher.handle(Duration::from_secs(1), Event::Tick, &mut out);
+    let slots = 1;
+    let peer = 1;
+    let joined = Event::Joined {
+        peer,
+        endpoint,
+        slots,
+    };
+    dispatcher.handle(Duration::from_secs(1), joined, &mut out);
+    for seq in 1..=4 {
+        let spent = Duration::from_secs(1);
+        let replied = Event::Replied { peer, seq, spent };
+        dispatcher.handle(Duration::from_secs(2), replied, &mut out);
+    }
+    let resolved: Vec<_> = out
+        .iter()
+        .filter_map(|action| match action {
+            Action::Resolve { job, verdict } => Some((*job, *verdict)),
+            _ => None,
+        })
+        .collect();
+    let mut expected = vec![(3, Verdict::TimedOut)];
+    expected.extend([2, 5, 4, 1].map(|id| (id, Verdict::Replied)));
+    assert_eq!(resolved, expected);
+    assert_eq!(
+        (dispatcher.counts().awaiting, dispatcher.next_deadline()),
+        (0, None)
+    );
+}
+
+#[test]
 fn a_crashed_daemons_task_resolves_to_reset_and_the_others_go_on() {
     let mut world = queue();
     let one = world.join(0);

@@ -30,7 +30,8 @@ use rustc_hash::FxHashMap;
 use self::ledger::Ledger;
 use crate::protocol::Seq;
 
-/// Names a task; unique in the process and increasing.
+/// Names a task; unique in the process. Those submitted later have larger ones, but for threads that
+/// overtake each other.
 pub type TaskId = u64;
 /// Names a connection of a daemon; unique in a dispatcher and increasing.
 pub type PeerId = u32;
@@ -95,7 +96,7 @@ pub enum Target {
 /// What happened.
 #[derive(Debug)]
 pub enum Event<J> {
-    /// `id` must be larger than any submitted before.
+    /// Unique, and best larger than all that were submitted before.
     Submit {
         id: TaskId,
         job: J,
@@ -426,10 +427,10 @@ impl<J: Clone> Dispatcher<J> {
             Event::Tick => {
                 // Without a queue the daemon is left to run on, as the contract says.
                 let interrupt = self.config.policy == Policy::Queue;
-                while let Some((at, id)) = self.deadlines.first().copied() {
-                    if at > now {
-                        break;
-                    }
+                while let Some((at, _)) = self.deadlines.first()
+                    && *at <= now
+                    && let Some((_, id)) = self.deadlines.pop_first()
+                {
                     self.finish(id, Verdict::TimedOut, interrupt, out);
                 }
                 self.recall_overdue(out);

@@ -106,7 +106,7 @@ pub fn own() -> Option<usize> {
     let fields = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut fields = fields.split(' ').skip(1).map(str::parse::<usize>);
     let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
-    Some(resident.saturating_sub(shared) * rustix::param::page_size())
+    Some(resident.saturating_sub(shared) * pages::size())
 }
 
 /// A segment in the making.
@@ -349,23 +349,24 @@ impl Changes {
     /// Changes to so many bytes, which a peer has passed.
     fn receive(fd: OwnedFd, len: usize) -> io::Result<Changes> {
         let held = Held::receive(fd, usize::MAX)?;
-        let file = File::from(held.fd.try_clone()?);
-        let mut runs = Vec::new();
+        let mut table = vec![0; held.len.min((MOST_RUNS + 1) * RUN)];
+        File::from(held.fd.try_clone()?).read_exact_at(&mut table, 0)?;
+        let number = |bytes: &[u8; RUN / 2]| usize::try_from(u64::from_le_bytes(*bytes));
+        let mut runs: Vec<Range<usize>> = Vec::new();
         let mut size = RUN;
+        let mut table = table.as_chunks().0.as_chunks().0.iter();
         loop {
-            let mut run = [0; RUN];
-            file.read_exact_at(&mut run, (runs.len() * RUN) as u64)?;
-            let (start, end) = run.split_at(RUN / 2);
-            let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes);
+            let Some([start, end]) = table.next() else {
+                return refused("changes that do not fit a segment");
+            };
             let (Ok(start), Ok(end)) = (number(start), number(end)) else {
-                unreachable!("halves of {RUN} bytes");
+                return refused("changes that do not fit a segment");
             };
             if end == 0 {
                 break;
             }
-            let after = runs.last().map_or(0, |run: &Range<usize>| run.end);
-            let (start, end) = (start as usize, end as usize);
-            if start < after || end <= start || end > len || runs.len() == MOST_RUNS {
+            let after = runs.last().map_or(0, |run| run.end);
+            if start < after || end <= start || end > len {
                 return refused("changes that do not fit a segment");
             }
             size += RUN + (end - start);
@@ -482,41 +483,118 @@ impl Mapping {
         Some(mapping)
     }
 
+    /// Whether it can be sent on, or duplicated, with little copying.
+    pub fn has_hardly_changed(&self) -> bool {
+        self.source.is_some() && self.changed().is_some()
+    }
+
     /// Runs of pages that are not the source's any more. `None`: nobody knows, or they are many.
     fn changed(&self) -> Option<Vec<Range<usize>>> {
+        static TELLS: OnceLock<bool> = OnceLock::new();
+        if *TELLS.get_or_init(|| pages::tell().unwrap_or(false)) {
+            self.changed_pages()
+        } else {
+            None
+        }
+    }
+
+    fn changed_pages(&self) -> Option<Vec<Range<usize>>> {
+        let page = pages::size();
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut changed = 0;
+        let mut start = 0;
+        pages::look(
+            self.start.as_ptr().addr(),
+            self.len.div_ceil(page),
+            |state| {
+                let end = (start + page).min(self.len);
+                if state == pages::State::Own {
+                    match runs.last_mut() {
+                        Some(run) if run.end == start => run.end = end,
+                        _ => runs.push(start..end),
+                    }
+                    changed += end - start;
+                }
+                start = end;
+                changed <= self.len / FEW && runs.len() <= MOST_RUNS
+            },
+        )?;
+        Some(runs)
+    }
+}
+
+/// What the kernel says of the pages of this process, in `/proc/self/pagemap`.
+mod pages {
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) enum State {
+        /// Never touched, so it is as the file has it.
+        Absent,
+        /// The file's.
+        Shared,
+        /// Has been written to.
+        Own,
+    }
+
+    /// Bytes of a page.
+    pub(super) fn size() -> usize {
+        // Not by rustix, which under valgrind looks for it in memory that is not there.
+        // SAFETY: no pointers.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(size).unwrap_or(4096)
+    }
+
+    /// Calls `each` for so many pages, in order, as long as that returns true. `None`: it did not, or
+    /// the kernel says nothing.
+    pub(super) fn look(
+        address: usize,
+        pages: usize,
+        mut each: impl FnMut(State) -> bool,
+    ) -> Option<()> {
         // Bits of an entry: a page that is there, or swapped out; not this process's own.
         const THERE: u64 = 1 << 63 | 1 << 62;
         const SHARED: u64 = 1 << 61;
-        let page = rustix::param::page_size();
         // Not kept open: in a forked process it would tell of its parent's memory.
         let map = File::open("/proc/self/pagemap").ok()?;
         let mut entries = [0; 8 * 1024];
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        let mut changed = 0;
-        let first = self.start.as_ptr().addr() / page;
-        let pages = self.len.div_ceil(page);
+        let first = address / size();
         let mut at = 0;
         while at < pages {
             let now = &mut entries[..8 * (pages - at).min(1024)];
             map.read_exact_at(now, 8 * (first + at) as u64).ok()?;
             for entry in now.as_chunks().0 {
                 let entry = u64::from_le_bytes(*entry);
-                if entry & THERE != 0 && entry & SHARED == 0 {
-                    let start = at * page;
-                    let end = (start + page).min(self.len);
-                    match runs.last_mut() {
-                        Some(run) if run.end == start => run.end = end,
-                        _ => runs.push(start..end),
-                    }
-                    changed += end - start;
-                    if changed > self.len / FEW || runs.len() > MOST_RUNS {
-                        return None;
-                    }
+                let state = match (entry & THERE != 0, entry & SHARED != 0) {
+                    (false, _) => State::Absent,
+                    (true, true) => State::Shared,
+                    (true, false) => State::Own,
+                };
+                if !each(state) {
+                    return None;
                 }
                 at += 1;
             }
         }
-        Some(runs)
+        Some(())
+    }
+
+    /// Whether it is true what is said, as far as a trial can tell: an emulator may not know better.
+    pub(super) fn tell() -> Option<bool> {
+        let size = size();
+        let mapping = Segment::copy_of(&vec![1; 3 * size])?.map().ok()?;
+        // SAFETY: within the mapping, which nobody else has.
+        unsafe {
+            mapping.as_ptr().read_volatile();
+            mapping.as_ptr().add(size).write_volatile(2);
+        }
+        let mut states = Vec::new();
+        look(mapping.as_ptr().addr(), 3, |state| {
+            states.push(state);
+            true
+        })?;
+        // What has not been touched may be there all the same.
+        Some(states[..2] == [State::Shared, State::Own] && states[2] != State::Own)
     }
 }
 

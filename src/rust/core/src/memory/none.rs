@@ -72,6 +72,10 @@ impl Mapping {
         match *self {}
     }
 
+    pub fn has_hardly_changed(&self) -> bool {
+        match *self {}
+    }
+
     /// # Safety
     /// None is needed.
     pub unsafe fn segment(&self) -> Option<Segment> {

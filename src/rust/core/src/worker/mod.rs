@@ -300,6 +300,11 @@ impl Worker {
         self.answer(seq, outcome, value.into()).is_ok()
     }
 
+    /// So much time has gone by since the last answer for which no task is to blame.
+    pub fn has_rested(&mut self, time: Duration) {
+        self.idle += time;
+    }
+
     /// Sends an answer at once: a value never waits for a task that comes after it, and should
     /// that end this process, the host knows that this one was done.
     fn answer(&mut self, seq: Seq, outcome: Done, value: Parts<'_>) -> io::Result<()> {
