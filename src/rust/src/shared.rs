@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use extendr_ffi::{
     DllInfo, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
@@ -146,6 +146,9 @@ static LEFT: AtomicUsize = AtomicUsize::new(0);
 /// since somebody looked how it has grown.
 static OWN: AtomicUsize = AtomicUsize::new(0);
 static UNSEEN: AtomicUsize = AtomicUsize::new(0);
+/// Milliseconds that the collector took the last time that it was told, and how many are few.
+static COST: AtomicUsize = AtomicUsize::new(0);
+const CHEAP: usize = 100;
 
 /// The vector of a type whose data are a piece, if it has not been given away. `common` is a
 /// piece that others have mapped, too, so it takes hardly any memory until it is written to.
@@ -234,14 +237,23 @@ unsafe fn collect_for_common(size: usize) {
 }
 
 unsafe fn collect() {
+    let start = Instant::now();
     r::R_gc();
+    let cost = start.elapsed().as_millis() as usize;
+    COST.store(cost, Ordering::Relaxed);
     LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     OWN.store(memory::own().unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Whether the collector has something to do if there is time for it.
+/// Whether the collector has something to do if there is time for it. If it takes long, because the
+/// session is large, that has to be more.
 pub fn is_laden() -> bool {
-    LIVE.load(Ordering::Relaxed) > most() / 4 * 3
+    let share = if COST.load(Ordering::Relaxed) < CHEAP {
+        1
+    } else {
+        3
+    };
+    LIVE.load(Ordering::Relaxed) > most() / 4 * share
 }
 
 /// Has garbage collected while there is time.
