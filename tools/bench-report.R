@@ -161,7 +161,8 @@ plot_compared <- function(about, results, names) {
   graphics::points(rows$times_ours, match(rows$name, names), pch = ifelse(chunks, 1L, 19L), lwd = 2, cex = 1.5, col = colours[rows$kind])
   # A legend across the whole width, which legend() cannot do.
   shown <- intersect(names(colours), rows$kind)
-  x <- graphics::grconvertX(seq(0.04, 0.86, length.out = length(shown)), "ndc")
+  widths <- graphics::strwidth(shown, "figure") + 0.05
+  x <- graphics::grconvertX(0.03 + cumsum(widths) - widths, "ndc")
   y <- graphics::grconvertY(c(0.97, 0.93), "ndc")
   graphics::points(x, rep(y[1L], length(shown)), pch = 19, cex = 1.4, col = colours[shown], xpd = NA)
   graphics::text(x, y[1L], shown, pos = 4L, xpd = NA)
@@ -169,7 +170,7 @@ plot_compared <- function(about, results, names) {
 }
 
 plot_scaling <- function(results) {
-  graphics::par(mfrow = c(2L, 2L), mar = c(4, 4.5, 2.5, 1), las = 1, cex = 0.75, mgp = c(3, 0.7, 0))
+  graphics::par(mfrow = c(2L, 2L), mar = c(4, 4.5, 2.5, 2.5), las = 1, cex = 0.75, mgp = c(3, 0.7, 0))
   panel <- function(prefix, title, xlab, ylab, log, zero = FALSE) {
     rows <- results[startsWith(results$name, prefix) & !is.na(results$value), ]
     if (!nrow(rows)) return(invisible())
