@@ -328,7 +328,7 @@ impl Session<'_> {
                         // The last task's have no other hold, unless it has seen to that.
                         Rf_defineVar(EXPR.get(), R_NilValue, frame);
                         Rf_defineVar(ENVIR.get(), R_NilValue, frame);
-                        shared::collect_in_time();
+                        shared::collect();
                     });
                     self.worker.has_rested(start.elapsed());
                     continue;

@@ -236,7 +236,11 @@ unsafe fn collect_for_common(size: usize) {
     }
 }
 
-unsafe fn collect() {
+/// Has garbage collected.
+///
+/// # Safety
+/// On R's main thread. Finalizers may run, and with them any code.
+pub unsafe fn collect() {
     let start = Instant::now();
     r::R_gc();
     let cost = start.elapsed().as_millis() as usize;
@@ -254,16 +258,6 @@ pub fn is_laden() -> bool {
         3
     };
     LIVE.load(Ordering::Relaxed) > most() / 4 * share
-}
-
-/// Has garbage collected while there is time.
-///
-/// # Safety
-/// On R's main thread.
-pub unsafe fn collect_in_time() {
-    if is_laden() {
-        collect();
-    }
 }
 
 /// Drops what an external pointer points to, once.
@@ -290,6 +284,7 @@ pub unsafe fn segment(data: &[u8]) -> Option<Segment> {
 
 /// R looks after the attributes.
 unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
+    // Asked beforehand, so that nothing is made in vain.
     let unchanged = mapping(vector).filter(|mapping| mapping.has_hardly_changed());
     let made = unchanged.and_then(|mapping| {
         let weight = common_weight(mapping.len());

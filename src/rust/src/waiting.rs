@@ -75,7 +75,7 @@ unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
     }
     // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
     if patience.timeout.is_none() && shared::is_laden() && each(x).any(|m| is_pending(m)) {
-        shared::collect_in_time();
+        shared::collect();
     }
     if TYPEOF(x) == SEXPTYPE::ENVSXP {
         // The common case, without a list.

@@ -11,7 +11,7 @@ use mirai_core::protocol::Kind;
 use mirai_core::task::{Payload, Task};
 use mirai_core::transport::{Address, local_url};
 use mirai_core::wait::{Patience, wait_for};
-use mirai_core::worker::{AutoExit, Next, Options, Runtime, Worker};
+use mirai_core::worker::{Next, Options, Runtime, Worker};
 
 /// Nobody interrupts anybody here.
 struct Undisturbed;
@@ -25,15 +25,7 @@ impl Runtime for Undisturbed {
 
 /// A daemon that returns what it is sent, until the host goes.
 fn echo(address: &Address) {
-    let options = Options {
-        autoexit: AutoExit::Never,
-        asyncdial: false,
-        insist: false,
-        tempdir: String::new(),
-        interruptible: false,
-        slots: 1,
-        trust: None,
-    };
+    let options = Options::default();
     let mut worker = Worker::dial(address, &options, Arc::new(Undisturbed), None, || false)
         .expect("the host listens");
     while let Next::Task(task) = worker.next(None, || false) {

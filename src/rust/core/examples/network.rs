@@ -113,12 +113,8 @@ impl Runtime for NoRuntime {
 fn dial(url: &str, pem: &str) -> Worker {
     let options = Options {
         autoexit: AutoExit::AfterTask,
-        asyncdial: false,
-        tempdir: String::new(),
-        interruptible: false,
-        slots: 1,
-        insist: false,
         trust: (!pem.is_empty()).then(|| Trust::from_pem(pem).unwrap()),
+        ..Options::default()
     };
     let address = url.parse().unwrap();
     Worker::dial(&address, &options, Arc::new(NoRuntime), None, || false).unwrap()

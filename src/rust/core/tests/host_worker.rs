@@ -87,12 +87,7 @@ fn listening(config: Config) -> (Host, Address) {
 fn options(autoexit: AutoExit) -> Options {
     Options {
         autoexit,
-        asyncdial: false,
-        insist: false,
-        tempdir: String::new(),
-        interruptible: false,
-        slots: 1,
-        trust: None,
+        ..Options::default()
     }
 }
 

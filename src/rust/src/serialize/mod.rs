@@ -53,8 +53,6 @@ pub struct Buffer {
     bytes: Vec<u8>,
     /// What has been left out.
     insets: Vec<Inset>,
-    /// Of all insets.
-    descriptors: usize,
     /// Whether anything shall be.
     sharing: bool,
     run: Run,
@@ -89,7 +87,6 @@ impl Buffer {
         Buffer {
             bytes: Vec::new(),
             insets: Vec::new(),
-            descriptors: 0,
             sharing: false,
             run: Run::NONE,
         }
@@ -116,22 +113,22 @@ impl Buffer {
     fn clear(&mut self) {
         self.bytes.clear();
         self.insets.clear();
-        self.descriptors = 0;
         self.run = Run::NONE;
     }
 
     fn may_share_more(&self) -> bool {
-        // A segment may need two.
-        self.sharing && self.descriptors + 2 <= MOST_DESCRIPTORS
+        let descriptors: usize = self.insets.iter().map(|i| i.segment.weight()).sum();
+        // The next one may need two.
+        self.sharing && descriptors + 2 <= MOST_DESCRIPTORS
     }
 
     /// Appends the data of a vector. False if there is no memory for them.
     fn append(&mut self, bytes: &[u8]) -> bool {
         if bytes.len() >= LARGE && self.may_share_more() {
             // What has been received, and hardly changed, need not be copied.
-            if let Some(segment) =
-                unsafe { shared::segment(bytes) }.or_else(|| Segment::copy_of(bytes))
-            {
+            // SAFETY: on R's main thread, as all that writes.
+            let received = unsafe { shared::segment(bytes) };
+            if let Some(segment) = received.or_else(|| Segment::copy_of(bytes)) {
                 self.put_in(segment);
                 return true;
             }
@@ -140,15 +137,17 @@ impl Buffer {
     }
 
     fn put_in(&mut self, segment: Segment) {
-        self.descriptors += segment.weight();
         let at = self.bytes.len();
         self.insets.push(Inset { at, segment });
     }
 
     fn append_plain(&mut self, bytes: &[u8]) -> bool {
+        let before = self.bytes.capacity();
         let reserved = self.bytes.try_reserve(bytes.len() + 64).is_ok();
         if reserved {
-            prefer_huge_pages(self.bytes.spare_capacity_mut());
+            if self.bytes.capacity() > before {
+                prefer_huge_pages(self.bytes.spare_capacity_mut());
+            }
             self.bytes.extend_from_slice(bytes);
         }
         reserved
@@ -302,7 +301,6 @@ impl Buffer {
         } else {
             Bytes::from(std::mem::take(&mut self.bytes))
         };
-        self.descriptors = 0;
         Body::new(bytes, std::mem::take(&mut self.insets))
     }
 }

@@ -348,6 +348,7 @@ impl Changes {
 
     /// Changes to so many bytes, which a peer has passed.
     fn receive(fd: OwnedFd, len: usize) -> io::Result<Changes> {
+        let misfit = || refused("changes that do not fit a segment");
         let held = Held::receive(fd, usize::MAX)?;
         let mut table = vec![0; held.len.min((MOST_RUNS + 1) * RUN)];
         File::from(held.fd.try_clone()?).read_exact_at(&mut table, 0)?;
@@ -357,23 +358,23 @@ impl Changes {
         let mut table = table.as_chunks().0.as_chunks().0.iter();
         loop {
             let Some([start, end]) = table.next() else {
-                return refused("changes that do not fit a segment");
+                return misfit();
             };
             let (Ok(start), Ok(end)) = (number(start), number(end)) else {
-                return refused("changes that do not fit a segment");
+                return misfit();
             };
             if end == 0 {
                 break;
             }
             let after = runs.last().map_or(0, |run| run.end);
             if start < after || end <= start || end > len {
-                return refused("changes that do not fit a segment");
+                return misfit();
             }
             size += RUN + (end - start);
             runs.push(start..end);
         }
         if size != held.len {
-            return refused("changes that do not fit a segment");
+            return misfit();
         }
         Ok(Changes { held, runs })
     }

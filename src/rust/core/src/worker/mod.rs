@@ -79,6 +79,21 @@ pub struct Options {
     pub trust: Option<Trust>,
 }
 
+impl Default for Options {
+    /// One that dials once and works on one task after the other, on its own.
+    fn default() -> Options {
+        Options {
+            autoexit: AutoExit::Never,
+            asyncdial: false,
+            insist: false,
+            tempdir: String::new(),
+            interruptible: false,
+            slots: 1,
+            trust: None,
+        }
+    }
+}
+
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {

@@ -16,7 +16,7 @@ use mirai_core::task::{Outcome, Payload, Task};
 use mirai_core::tls::{Identity, Trust};
 use mirai_core::transport::Address;
 use mirai_core::wait::{Bell, Waited};
-use mirai_core::worker::{AutoExit, DialError, Next, Options, Runtime, Worker};
+use mirai_core::worker::{DialError, Next, Options, Runtime, Worker};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -38,13 +38,8 @@ impl Runtime for NoRuntime {
 
 pub fn options(trust: Option<Trust>) -> Options {
     Options {
-        autoexit: AutoExit::Never,
-        asyncdial: false,
-        insist: false,
-        tempdir: String::new(),
-        interruptible: false,
-        slots: 1,
         trust,
+        ..Options::default()
     }
 }
 
