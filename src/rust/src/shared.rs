@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use extendr_ffi::{
     DllInfo, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
@@ -146,7 +146,8 @@ static LEFT: AtomicUsize = AtomicUsize::new(0);
 /// since somebody looked how it has grown.
 static OWN: AtomicUsize = AtomicUsize::new(0);
 static UNSEEN: AtomicUsize = AtomicUsize::new(0);
-/// Milliseconds that the collector took the last time that it was told, and how many are few.
+/// Milliseconds of processor time that the collector took the last time that it was told, and how
+/// many are few.
 static COST: AtomicUsize = AtomicUsize::new(0);
 const CHEAP: usize = 100;
 
@@ -241,12 +242,23 @@ unsafe fn collect_for_common(size: usize) {
 /// # Safety
 /// On R's main thread. Finalizers may run, and with them any code.
 pub unsafe fn collect() {
-    let start = Instant::now();
+    let start = processor_time();
     r::R_gc();
-    let cost = start.elapsed().as_millis() as usize;
-    COST.store(cost, Ordering::Relaxed);
+    let cost = processor_time().saturating_sub(start);
+    COST.store(cost.as_millis() as usize, Ordering::Relaxed);
     LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     OWN.store(memory::own().unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Of this thread: how busy others are says nothing of how much there is to do.
+fn processor_time() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is valid for writing.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Whether the collector has something to do if there is time for it. If it takes long, because the
