@@ -17,6 +17,8 @@
 //! - [`stream`]: L'Ecuyer-CMRG random number streams.
 
 pub mod dispatcher;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod host;
 pub mod memory;
 pub mod process;
