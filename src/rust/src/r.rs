@@ -1,6 +1,8 @@
 //! What we need of R's C interface beyond extendr, and small safe helpers. Only what is API in R 4.6
 //! and in all before from 4.2 on; the rest is in [`versions`].
 
+#[cfg(r_4_6)]
+mod attributes;
 mod versions;
 
 use std::cell::Cell;

@@ -11,8 +11,9 @@
 use std::ffi::{c_char, c_int, c_void, CStr};
 
 use extendr_ffi::{
-    R_BaseEnv, R_MissingArg, R_NilValue, Rboolean, Rf_defineVar, Rf_findFun, Rf_install, Rf_lcons,
-    Rf_protect, Rf_unprotect, CAR, CDR, PRINTNAME, R_CHAR, SEXP, SEXPTYPE, STRING_ELT, TAG, TYPEOF,
+    R_BaseEnv, R_MissingArg, R_NilValue, Rboolean, Rf_cons, Rf_defineVar, Rf_findFun, Rf_install,
+    Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, CDR, PRINTNAME, R_CHAR, SETCDR, SET_TAG,
+    SEXP, SEXPTYPE, STRING_ELT, TAG, TYPEOF,
 };
 
 use super::{Constant, Rf_ScalarString, Rf_eval, Rf_list3, Rf_list4, NAMESPACE};
@@ -21,6 +22,10 @@ use super::{Constant, Rf_ScalarString, Rf_eval, Rf_list3, Rf_list4, NAMESPACE};
 extern "C" {
     #[cfg(not(r_4_6))]
     fn ATTRIB(x: SEXP) -> SEXP;
+    #[cfg(not(r_4_6))]
+    fn SET_ATTRIB(x: SEXP, attributes: SEXP);
+    #[cfg(not(r_4_6))]
+    fn SET_OBJECT(x: SEXP, flag: c_int);
     #[cfg(r_4_5)]
     fn ANY_ATTRIB(x: SEXP) -> c_int;
     #[cfg(r_4_6)]
@@ -112,6 +117,65 @@ pub unsafe fn all_attributes<F: FnMut(SEXP, SEXP) -> bool>(x: SEXP, mut f: F) ->
             cell = CDR(cell);
         }
         true
+    }
+}
+
+/// Gives attributes, in their order, to an object that has none and that nobody else has yet.
+pub struct Attributes {
+    object: SEXP,
+    /// The cell of the one before.
+    #[cfg(not(r_4_6))]
+    last: SEXP,
+}
+
+impl Attributes {
+    /// # Safety
+    /// `object` is protected, and neither a symbol nor a single string.
+    pub unsafe fn of(object: SEXP) -> Attributes {
+        Attributes {
+            object,
+            #[cfg(not(r_4_6))]
+            last: R_NilValue,
+        }
+    }
+
+    /// Adds the next, whose name is a symbol. False if it cannot be set: then R has to read the
+    /// object. `value` need not be protected.
+    pub unsafe fn add(&mut self, name: SEXP, value: SEXP) -> bool {
+        #[cfg(r_4_6)]
+        {
+            Rf_protect(value);
+            let fits = super::attributes::fits(self.object, name, value);
+            if fits {
+                Rf_setAttrib(self.object, name, value);
+            }
+            Rf_unprotect(1);
+            fits
+        }
+        #[cfg(not(r_4_6))]
+        {
+            let cell = Rf_cons(value, R_NilValue);
+            SET_TAG(cell, name);
+            if self.last == R_NilValue {
+                SET_ATTRIB(self.object, cell);
+            } else {
+                SETCDR(self.last, cell);
+            }
+            self.last = cell;
+            true
+        }
+    }
+
+    /// Declares whether the object has a class. False if it has by what was set, and should not,
+    /// or the other way round.
+    pub unsafe fn finish(self, is_object: bool) -> bool {
+        #[cfg(r_4_6)]
+        return is_object == (super::Rf_isObject(self.object) == Rboolean::TRUE);
+        #[cfg(not(r_4_6))]
+        {
+            SET_OBJECT(self.object, is_object.into());
+            true
+        }
     }
 }
 

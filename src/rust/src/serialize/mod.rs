@@ -12,7 +12,6 @@
 //! all bytes in a row. The strings of character vectors go the same way, as they are in R's
 //! format, if they are many different ones.
 
-mod attributes;
 mod format;
 pub mod hooks;
 pub use format::header;

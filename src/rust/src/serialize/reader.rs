@@ -10,11 +10,11 @@ use extendr_ffi::{
     SEXPTYPE, TAG, TYPEOF,
 };
 
-use super::attributes;
 use super::format::*;
 use super::text::Text;
 use super::Source;
-use crate::{r, shared};
+use crate::r::{self, Attributes};
+use crate::shared;
 
 const DEEPEST: u32 = 400;
 
@@ -176,38 +176,30 @@ impl Reader<'_> {
 
     /// Gives an object the attributes that follow, if its flags say that there are any.
     unsafe fn attributes(&mut self, object: SEXP, flags: i32, depth: u32) -> Option<()> {
+        let mut attributes = Attributes::of(object);
         if flags & HAS_ATTRIBUTES != 0 {
-            let first = self.integer()?;
-            self.attributes_from(first, object, depth)?;
+            self.attributes_of(&mut attributes, depth)?;
         }
-        self.check_object(object, flags)
+        attributes.finish(flags & IS_OBJECT != 0).then_some(())
     }
 
-    /// The same of a list of attributes that begins with these flags.
-    unsafe fn attributes_from(&mut self, first: i32, object: SEXP, depth: u32) -> Option<()> {
+    unsafe fn attributes_of(&mut self, attributes: &mut Attributes, depth: u32) -> Option<()> {
         const CELL: i32 = SEXPTYPE::LISTSXP as i32 | HAS_TAG;
-        let mut flags = first;
-        while flags != NIL {
-            if flags != CELL {
-                return None;
+        loop {
+            match self.integer()? {
+                NIL => return Some(()),
+                CELL => {}
+                _ => return None,
             }
             let name = self.item(depth + 1)?;
-            let value = self.item(depth + 2)?;
-            let value = self.protect(value);
-            if !attributes::set(object, name, value) {
+            if TYPEOF(name) != SEXPTYPE::SYMSXP {
                 return None;
             }
-            self.unprotect(1);
-            flags = self.integer()?;
+            let value = self.item(depth + 2)?;
+            if !attributes.add(name, value) {
+                return None;
+            }
         }
-        Some(())
-    }
-
-    /// R has made an object one that has a class. Others that are said to be objects are R's
-    /// business.
-    unsafe fn check_object(&self, object: SEXP, flags: i32) -> Option<()> {
-        let is_object = r::Rf_isObject(object) == Rboolean::TRUE;
-        (is_object == (flags & IS_OBJECT != 0)).then_some(())
     }
 
     unsafe fn closure(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
@@ -223,16 +215,20 @@ impl Reader<'_> {
         }
         let closure = r::make_closure(formals, body, env)?;
         let closure = self.protect(closure);
-        let mut attribute = attributes;
-        while attribute != R_NilValue {
-            let fits = TYPEOF(attribute) == SEXPTYPE::LISTSXP
-                && attributes::set(closure, TAG(attribute), CAR(attribute));
+        let mut given = Attributes::of(closure);
+        let mut cell = attributes;
+        while cell != R_NilValue {
+            let fits = TYPEOF(cell) == SEXPTYPE::LISTSXP
+                && TYPEOF(TAG(cell)) == SEXPTYPE::SYMSXP
+                && given.add(TAG(cell), CAR(cell));
             if !fits {
                 return None;
             }
-            attribute = CDR(attribute);
+            cell = CDR(cell);
         }
-        self.check_object(closure, flags)?;
+        if !given.finish(flags & IS_OBJECT != 0) {
+            return None;
+        }
         if flags >> 12 & S4 != 0 {
             r::set_s4(closure);
         }
@@ -264,8 +260,12 @@ impl Reader<'_> {
                 self.bindings(bucket, env, depth)?;
             }
         }
-        let attributes = self.integer()?;
-        self.attributes_from(attributes, env, depth)?;
+        let mut attributes = Attributes::of(env);
+        self.attributes_of(&mut attributes, depth)?;
+        let class = extendr_ffi::Rf_getAttrib(env, extendr_ffi::R_ClassSymbol);
+        if !attributes.finish(class != R_NilValue) {
+            return None;
+        }
         if locked {
             r::R_LockEnvironment(env, Rboolean::FALSE);
         }

@@ -1,32 +1,30 @@
-//! Which attributes of what has been sent `Rf_setAttrib()` sets as they are.
+//! Attributes from R 4.6 on: `Rf_setAttrib()` is all that R's API has to set them.
 //!
-//! R's API has no other way to set attributes. It checks the ones that mean something to R and
-//! raises an error if they do not fit, or stores something else. R's own reader takes them as
-//! they come, so whatever would not be stored as it is here is left to that one.
+//! It checks those that mean something to R. If they do not fit, it raises an error or stores
+//! something else. R's own reader takes them as they come, so whatever would not be stored as
+//! it is here is left to that one.
+
+use std::ffi::CStr;
 
 use extendr_ffi::{
     R_ClassSymbol, R_DimNamesSymbol, R_DimSymbol, R_NamesSymbol, R_NilValue, R_RowNamesSymbol,
-    R_TspSymbol, Rf_getAttrib, Rf_xlength, INTEGER, REAL, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
-    VECTOR_ELT,
+    R_TspSymbol, Rf_getAttrib, Rf_xlength, INTEGER, REAL, R_CHAR, SEXP, SEXPTYPE, STRING_ELT,
+    TYPEOF, VECTOR_ELT,
 };
 
-use crate::r::{self, symbols, Constant};
+use super::{has_attributes, symbols};
 
 symbols! {
     COMMENT = c"comment";
 }
 
-/// R has each string once.
-static FACTOR: Constant = Constant::new(|| unsafe { STRING_ELT(r::string("factor"), 0) });
-
-/// Sets an attribute. False if R has to read the object.
+/// Whether `Rf_setAttrib()` would store the value of an attribute as it is.
 ///
 /// # Safety
-/// On R's main thread; `object` and `value` are protected, `object` is neither a symbol nor a
-/// single string, and nobody else has it yet.
-pub unsafe fn set(object: SEXP, name: SEXP, value: SEXP) -> bool {
-    let fits = match name {
-        _ if TYPEOF(name) != SEXPTYPE::SYMSXP || value == R_NilValue => false,
+/// On R's main thread; `name` is a symbol, `object` is neither a symbol nor a single string.
+pub unsafe fn fits(object: SEXP, name: SEXP, value: SEXP) -> bool {
+    match name {
+        _ if value == R_NilValue => false,
         _ if name == R_ClassSymbol => is_class(value, object),
         _ if name == R_NamesSymbol => are_names(value, object),
         _ if name == R_DimSymbol => is_dim(value, object),
@@ -35,11 +33,7 @@ pub unsafe fn set(object: SEXP, name: SEXP, value: SEXP) -> bool {
         _ if name == R_TspSymbol => is_tsp(value, object),
         _ if name == COMMENT.get() => is_strings(value) && Rf_xlength(value) > 0,
         _ => true,
-    };
-    if fits {
-        extendr_ffi::Rf_setAttrib(object, name, value);
     }
-    fits
 }
 
 unsafe fn is_strings(x: SEXP) -> bool {
@@ -57,17 +51,18 @@ unsafe fn is_vector(x: SEXP) -> bool {
 /// Those of a vector. In that of an array of one dimension R would make dimnames of them.
 unsafe fn are_names(names: SEXP, object: SEXP) -> bool {
     is_strings(names)
-        && !r::has_attributes(names)
+        && !has_attributes(names)
         && is_vector(object)
         && Rf_xlength(names) == Rf_xlength(object)
-        && (!r::has_attributes(object) || Rf_getAttrib(object, R_DimSymbol) == R_NilValue)
+        && (!has_attributes(object) || Rf_getAttrib(object, R_DimSymbol) == R_NilValue)
 }
 
 unsafe fn is_class(class: SEXP, object: SEXP) -> bool {
     is_strings(class)
         && Rf_xlength(class) > 0
         && (TYPEOF(object) == SEXPTYPE::INTSXP
-            || (0..Rf_xlength(class)).all(|i| STRING_ELT(class, i) != FACTOR.get()))
+            || (0..Rf_xlength(class))
+                .all(|i| CStr::from_ptr(R_CHAR(STRING_ELT(class, i))) != c"factor"))
 }
 
 /// The elements of an integer vector.
@@ -108,7 +103,7 @@ unsafe fn are_dimnames(dimnames: SEXP, object: SEXP) -> bool {
             let names = VECTOR_ELT(dimnames, i);
             names == R_NilValue
                 || (is_strings(names)
-                    && !r::has_attributes(names)
+                    && !has_attributes(names)
                     && *n > 0
                     && Rf_xlength(names) == *n as isize)
         })
@@ -131,5 +126,5 @@ unsafe fn is_tsp(tsp: SEXP, object: SEXP) -> bool {
     };
     let beyond = end - start - (rows - 1.0) / frequency;
     // R allows for 1e-5.
-    !r::has_attributes(tsp) && frequency > 0.0 && rows > 0.0 && beyond.abs() < 0.9e-5
+    !has_attributes(tsp) && frequency > 0.0 && rows > 0.0 && beyond.abs() < 0.9e-5
 }
