@@ -120,7 +120,8 @@ test_that("stack traces are innermost first, as in the source where that is know
   expect_snapshot(m$data$stack.trace)
   # R's own errors, at the top level, and in nested evaluation
   expect_snapshot(mirai(1 + "a")[]$stack.trace)
-  expect_snapshot(mirai(local(lapply(1, function(i) stop("in a loop"))))[]$stack.trace)
+  loop <- parse(text = 'local(lapply(1, function(i) stop("in a loop")))', keep.source = TRUE)[[1L]]
+  expect_snapshot(mirai(loop)[]$stack.trace)
   expect_identical(mirai(stop("top"))[]$stack.trace[[1L]], "stop(\"top\")")
 })
 

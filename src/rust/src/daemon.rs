@@ -10,7 +10,7 @@
 //! where tasks are evaluated one after the other. A task that ends in an error leaves that
 //! loop with the error as the value of R's `serve()`; it is answered, and a new loop begins.
 
-use std::ffi::{c_int, c_void, CStr};
+use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -372,9 +372,12 @@ impl Session<'_> {
             let state = if task.kind == Kind::Map { 2 } else { 1 };
             STATE.store(state, Ordering::Relaxed);
             let task = self.task.insert(task);
-            if within_r(|| prepare(task, frame)) {
+            let prepared = within_r(|| {
+                prepare(task, frame);
                 // So that `failure` knows whether an error was what ended it.
-                *r::R_curErrorBuf().cast_mut() = 0;
+                r::forget_error();
+            });
+            if prepared {
                 return true;
             }
             self.give_up(Stage::Reading);
@@ -504,7 +507,7 @@ unsafe fn read(source: Source<'_>) -> SEXP {
     match serialize::read(source) {
         Some(object) => object,
         // A hook has failed, and its error is R's last.
-        None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
+        None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::last_error().as_ptr()),
     }
 }
 
@@ -560,7 +563,7 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
 
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {
-    let text = CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy();
+    let text = r::last_error().to_string_lossy();
     let text = if stage == Stage::Evaluating && !text.ends_with('\n') {
         // A jump to top level, such as by the abort restart. What is there without an
         // end of line is the message of an error that was handled before.

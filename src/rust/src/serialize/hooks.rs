@@ -136,7 +136,7 @@ pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
 
 /// For `R_Serialize()`, which calls it for reference objects.
 pub unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
-    if r::OBJECT(object) == 0 {
+    if r::Rf_isObject(object) == Rboolean::FALSE {
         return R_NilValue;
     }
     let Some([i, j]) = (*std::ptr::addr_of_mut!(COLLECTED)).collect(object) else {
