@@ -5,7 +5,8 @@
 #'
 #' `options(mirai.edition = 2)` sets it for the session, or the environment variable `MIRAI_EDITION` for
 #' all sessions that have it. The option wins. Both are looked at whenever one of these functions is
-#' called, so the edition can be changed at any time; daemons need not be set again.
+#' called, so the edition can be changed at any time, also for the calls of one function. Daemons need not be
+#' set again.
 #'
 #' @details
 #' | | edition 1 | edition 2 |
