@@ -283,10 +283,14 @@ value_condition <- function(value, call = NULL) {
   if (is_mirai_error(value)) {
     fields <- attributes(value)
     class <- fields$condition.class
-    # Without what its method of conditionMessage() will add again.
-    if (!is.null(fields$condition.message)) fields$message <- fields$condition.message
+    own <- fields$condition.message
     fields <- fields[setdiff(names(fields), c("class", "condition.class", "condition.message", "stack.trace"))]
-    return(structure(c(fields, list(stack.trace = value$stack.trace)), class = class))
+    cnd <- structure(c(fields, list(stack.trace = value$stack.trace)), class = class)
+    if (is.null(own)) return(cnd)
+    # If the class has its method of conditionMessage() here, too, that would add again what it has added.
+    bare <- cnd
+    bare$message <- own
+    return(if (identical(condition_text(bare), own)) cnd else bare)
   }
   text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_text(value)
   simpleError(text, call)

@@ -104,14 +104,16 @@ test_that("every field of a condition is kept, and names of attributes do not ge
 
 test_that("what the class of a condition adds to its message is added once", {
   local_test_daemons(1)
-  conditionMessage.twofold <- function(c) paste0(c$message, ", because ", c$reason)
-  registerS3method("conditionMessage", "twofold", conditionMessage.twofold)
+  twofold_message <- function(c) paste0(c$message, ", because ", c$reason)
   m <- mirai({
     registerS3method("conditionMessage", "twofold", method, envir = baseenv())
     stop(structure(list(message = "it failed", call = NULL, reason = "so"), class = c("twofold", "error", "condition")))
-  }, method = conditionMessage.twofold)
+  }, method = twofold_message)
   expect_identical(m[]$message, "it failed, because so")
   expect_output(print(m$data), "Error: it failed, because so")
+  # whether or not the class has its method here, too
+  expect_identical(conditionMessage(value_condition(m$data)), "it failed, because so")
+  registerS3method("conditionMessage", "twofold", twofold_message, envir = baseenv())
   map <- mirai_map(1, function(x) stop(cnd), cnd = value_condition(m$data))
   expect_identical(conditionMessage(value_condition(m$data)), "it failed, because so")
   e <- tryCatch(map[.stop], error = identity)
