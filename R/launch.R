@@ -208,7 +208,8 @@ launch_urls <- function(url, n, given, profile, call) {
     urls <- url
   } else if (!length(urls)) {
     stop(simpleError(paste0("profile '", profile, "' is synchronous: it has no daemons"), call))
-  } else if (is.null(n) && edition() == 2L) {
+  } else if (edition() == 2L && (given || is.null(n))) {
+    if (!is.null(n)) stop_argument("url", "URLs, where there is 'n'", call)
     if (!is_positive_count(url)) stop_argument("url", "URLs, or the number of daemons to launch", call)
     n <- url
   } else if (is.null(n) || given) {
@@ -320,7 +321,9 @@ launch_daemon <- function(profile, url, settings, call, tls = NULL) {
   rs <- launch_stream(profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, fork_code(args)), call)
+  # A daemon of a host elsewhere may outlive this session, whose fork server does not.
+  code <- if (daemons_set(profile)) fork_code(args)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.

@@ -111,6 +111,12 @@ test_that("a number is how many to launch in edition 2, and `n` always", {
   urls <- sub("^[^\"]*\"([^\"]*)\".*$", "\\1", unclass(launch_remote(5)))
   expect_setequal(urls, nextget("urls"))
   expect_length(urls, 5L)
+  expect_snapshot(show_errors({
+    launch_local(2, n = 2)
+    launch_local(0)
+    launch_local(TRUE)
+    launch_local(c(1, 2))
+  }))
   # as many as said, however many places there are
   places <- remote_config("true", list(c("1", "."), c("2", ".")))
   expect_length(launch_remote(remote = places), 2L)

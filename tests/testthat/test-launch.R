@@ -68,6 +68,10 @@ test_that("without daemons set, they can be launched for another host by its URL
   expect_error(launch_local(1, .compute = none), "no daemons set for profile")
   expect_error(launch_local(n = 1, .compute = none), "no daemons set for profile")
   expect_error(launch_remote(1, .compute = none), "no daemons set for profile")
+  # from a session that ends at once
+  out <- r_output(c(paste0("mirai::launch_local(", encodeString(url, quote = "\""), ", n = 2)"), "cat('ended\\n')"))
+  expect_identical(out, "ended")
+  expect_true(connected(6))
   pids <- unlist(everywhere(Sys.getpid())[])
   daemons(0, .compute = host)
   for (pid in pids) expect_true(ends(pid))
