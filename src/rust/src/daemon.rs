@@ -472,13 +472,15 @@ fn clean_up(snapshot: &Snapshot, what: c_int) {
     }
 }
 
-/// What the host wants its daemons to know: the serialization hooks.
+/// What the host wants its daemons to know: the serialization hooks, and with them its edition.
 fn configure(bytes: &[u8]) {
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| unsafe {
         let registry = Rf_protect(read(bytes.into()));
         hooks::set(registry);
-        Rf_unprotect(1);
+        let call = Rf_lang2(Rf_install(c"keep_edition".as_ptr()), registry);
+        Rf_eval(Rf_protect(call), r::NAMESPACE.get());
+        Rf_unprotect(2);
     });
 }
 

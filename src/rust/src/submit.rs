@@ -43,9 +43,14 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) ->
     written
 }
 
-/// Makes a new mirai one that has failed before it could be sent.
-unsafe fn fail(env: SEXP) {
+/// Makes a new mirai one that has failed before it could be sent. Its profile counts it all the same.
+unsafe fn fail(env: SEXP, profile: SEXP) {
     let value = Rf_protect(failure());
+    profiles::with_current(profile, |current| {
+        current
+            .and_then(|p| p.host())
+            .inspect(|host| host.count_unsubmitted());
+    });
     r::R_removeVarFromFrame(DATA.get(), env);
     Rf_defineVar(DATA.get(), value, env);
     Rf_unprotect(1);
@@ -86,7 +91,7 @@ unsafe extern "C-unwind" fn submit(
     Rf_protect(env);
     // Last, because R code that it may run could use the buffer itself.
     if !write_payload(expr, globals, args, profile) {
-        fail(env);
+        fail(env, profile);
         Rf_unprotect(2);
         return env;
     }
@@ -212,7 +217,7 @@ unsafe extern "C-unwind" fn submit_map(
         SET_VECTOR_ELT(out, i, env);
         let element = VECTOR_ELT(elements, i);
         if !common || !Buffer::write(buffer(), element) {
-            fail(env);
+            fail(env, profile);
             continue;
         }
         while !submit_element(pointer, keeper, profile) {
@@ -315,7 +320,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
         submit_pinned(out, n, profile);
     } else {
         for i in 0..n {
-            fail(VECTOR_ELT(out, i as _));
+            fail(VECTOR_ELT(out, i as _), profile);
         }
     }
     Rf_unprotect(1);
@@ -364,7 +369,7 @@ unsafe extern "C-unwind" fn submit_to(
     let (env, pointer) = new_pending();
     Rf_protect(env);
     if !write_payload(expr, R_NilValue, args, profile) {
-        fail(env);
+        fail(env, profile);
         Rf_unprotect(1);
         return env;
     }

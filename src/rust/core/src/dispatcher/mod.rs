@@ -186,7 +186,7 @@ pub struct Counts {
     /// Tasks not yet sent, and sent.
     pub awaiting: usize,
     pub executing: usize,
-    /// Tasks replied to so far.
+    /// Tasks resolved so far, however they ended.
     pub completed: u64,
     /// Daemons connected now, and so far.
     pub connections: usize,
@@ -363,6 +363,11 @@ impl<J: Clone> Dispatcher<J> {
             connections: self.peers.len(),
             ..self.counts
         }
+    }
+
+    /// Counts a task that resolved before it could be submitted: its payload could not be made.
+    pub fn count_unsubmitted(&mut self) {
+        self.counts.completed += 1;
     }
 
     pub fn endpoint_counts(&self) -> impl Iterator<Item = EndpointCounts> + '_ {
@@ -544,7 +549,6 @@ impl<J: Clone> Dispatcher<J> {
         let done = flight.id.and_then(|task| self.take(task));
         self.feed(id, out);
         if let Some(entry) = done {
-            self.counts.completed += 1;
             out.push(Action::Resolve {
                 job: entry.job,
                 verdict: Verdict::Replied,
@@ -764,9 +768,10 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    /// Forgets a task and puts the accounts right.
+    /// Forgets a task, which resolves now, and puts the accounts right.
     fn take(&mut self, id: TaskId) -> Option<Entry<J>> {
         let entry = self.tasks.remove(id)?;
+        self.counts.completed += 1;
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id));
         }

@@ -354,6 +354,11 @@ impl Host {
         self.0.state.lock().dispatcher.has_room(bytes)
     }
 
+    /// A task has failed before it could be submitted.
+    pub fn count_unsubmitted(&self) {
+        self.0.state.lock().dispatcher.count_unsubmitted();
+    }
+
     /// The connections that take tasks, oldest first.
     pub fn peers(&self) -> Vec<PeerId> {
         self.0.state.lock().dispatcher.peers()
