@@ -217,7 +217,7 @@ test_that("external pointers of a class can be hooked, and arrive empty otherwis
 })
 
 test_that("bad arguments are told so", {
-  expect_snapshot(error = TRUE, {
+  expect_snapshot(show_errors({
     serialization(list(sum), class = "a")
     serialization(list(sum, sum))
     serialization(list(sum, sum), class = 1)
@@ -225,5 +225,5 @@ test_that("bad arguments are told so", {
     serial_config(1, sum, sum)
     serial_config(c("a", "b"), sum, list(sum, sum))
     daemons(1, serial = list())
-  })
+  }))
 })

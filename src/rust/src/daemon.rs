@@ -465,7 +465,7 @@ fn take_snapshot() -> Option<Snapshot> {
     taken
 }
 
-fn clean_up(snapshot: &Snapshot, what: c_int) {
+fn clean_up(snapshot: &mut Snapshot, what: c_int) {
     if what != 0 {
         // SAFETY: in a top-level context, on the main thread.
         within_r(|| unsafe { snapshot.restore(what) });

@@ -54,6 +54,8 @@ extern "C" {
     pub fn Rf_installChar(name: SEXP) -> SEXP;
     pub fn Rf_lang2(function: SEXP, a: SEXP) -> SEXP;
     pub fn Rf_lang3(function: SEXP, a: SEXP, b: SEXP) -> SEXP;
+    pub fn Rf_asLogical(x: SEXP) -> c_int;
+    pub fn Rf_lang4(function: SEXP, a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub fn Rf_ScalarInteger(x: c_int) -> SEXP;
     pub fn Rf_ScalarLogical(x: c_int) -> SEXP;
