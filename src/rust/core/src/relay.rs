@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
-use crate::host::{Host, next_task_id};
+use crate::host::{Host, MOST_SLOTS, next_task_id};
 use crate::memory;
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::signals;
@@ -22,7 +22,7 @@ use crate::task::{Constants, Outcome, Payload, Task};
 use crate::worker::{Assignment, Common, Next, Runtime, Worker};
 
 /// The number of tasks that a relay may hold: they wait in its own queue.
-pub const SLOTS: u32 = u32::MAX;
+pub const SLOTS: u32 = MOST_SLOTS;
 
 /// Tasks that are passed on, by their numbers on the link to the host above. It is what
 /// [`Worker::dial`] needs of a runtime.
