@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies,
-    Target, TaskId, Verdict,
+    Target, TaskId, Time, Verdict,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child, Program};
@@ -304,6 +304,47 @@ impl Host {
         if self.0.is_closed() {
             self.0.handle(Event::Reset, None);
         }
+    }
+
+    /// Hands over a task for each connected daemon that takes tasks, and at least `least`: those that are left over are for
+    /// the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
+    /// before it, or after it. `make` is given the number of tasks, under the dispatcher's lock: it must not
+    /// block. If it gives none, nothing is handed over.
+    ///
+    /// # Errors
+    /// That number.
+    pub fn submit_to_each(
+        &self,
+        least: usize,
+        make: impl FnOnce(usize) -> Option<Vec<Arc<Task>>>,
+    ) -> Result<(), usize> {
+        let mut submitted = Ok(());
+        self.0.act(None, |dispatcher, now, out| {
+            let peers = dispatcher.peers();
+            let n = peers.len().max(least);
+            let Some(tasks) = make(n) else {
+                submitted = Err(n);
+                return;
+            };
+            let targets = peers
+                .into_iter()
+                .map(Target::Peer)
+                .chain((0..).map(Target::Join));
+            for (task, target) in tasks.into_iter().zip(targets) {
+                let event = Event::Submit {
+                    id: task.id(),
+                    bytes: task.size(),
+                    job: task,
+                    deadline: None,
+                    target,
+                };
+                dispatcher.handle(now, event, out);
+            }
+        });
+        if self.0.is_closed() {
+            self.0.handle(Event::Reset, None);
+        }
+        submitted
     }
 
     /// Hands over a task to a process started for it alone, which will dial
@@ -659,7 +700,18 @@ impl Shared {
 
     /// Lets the dispatcher decide about an event and carries out what it says.
     /// `reply` is the value that came with [`Event::Replied`].
-    fn handle(&self, event: Event<Arc<Task>>, mut reply: Option<Outcome>) {
+    fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
+        self.act(reply, |dispatcher, now, out| {
+            dispatcher.handle(now, event, out);
+        });
+    }
+
+    /// As [`handle`](Self::handle), for several events at once.
+    fn act(
+        &self,
+        mut reply: Option<Outcome>,
+        decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
+    ) {
         let now = self.origin.elapsed();
         let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
         let mut over = SmallVec::<[Arc<Task>; 2]>::new();
@@ -669,7 +721,7 @@ impl Shared {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             before = state.dispatcher.next_deadline();
-            state.dispatcher.handle(now, event, &mut state.actions);
+            decide(&mut state.dispatcher, now, &mut state.actions);
             for action in state.actions.drain(..) {
                 let (peer, send): (_, Posting) = match action {
                     Action::Send {
