@@ -99,11 +99,19 @@ impl Shared {
             link.close();
         }
         let receive = |message, body: Arrival| self.receive(id, message, body.into());
-        // However it ends, the daemon is lost to us.
-        let _ = link
+        let served = link
             .serve(peer.reader.into_stage(Limits::LINK), receive)
             .await;
-        self.lost(id);
+        // However it ends, the daemon is lost to us. By its own end, all that it had written has been read; by
+        // a fault that we found, or had, there may be replies which have not.
+        let heard_out = match served {
+            Ok(()) => true,
+            Err(e) => matches!(
+                e.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ),
+        };
+        self.lost(id, heard_out);
     }
 }
 
