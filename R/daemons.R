@@ -152,7 +152,7 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call) {
   open_profile(profile, urls, dispatcher, settings, seed, memory, call)
   ready <- FALSE
   on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-  for (i in seq_len(n)) launch_daemon(profile, urls[[if (dispatcher) i else 1L]], settings, call)
+  for (i in seq_len(n)) launch_daemon(profile, urls[[if (dispatcher) i else 1L]], settings, call, awaited = TRUE)
   ready <- wait_connected(profile, n, call)
   new_daemons(n, profile)
 }

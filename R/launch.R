@@ -210,11 +210,12 @@ daemons_settings <- function(...) {
 
 is_positive <- function(x) is_number(x) && x > 0
 
-launch_daemon <- function(profile, url, settings, call, tls = NULL) {
+# With `awaited`, wait_connected() will see whether it fails.
+launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE) {
   rs <- .Call(rs_daemon_stream, profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, fork_code(args)), call)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, fork_code(args), awaited), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.

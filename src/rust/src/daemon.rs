@@ -20,9 +20,11 @@ use std::time::{Duration, Instant};
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
-    R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
-    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, STRING_ELT, VECTOR_ELT,
+    R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_error, Rf_getAttrib,
+    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, STRING_ELT,
+    VECTOR_ELT,
 };
+use mirai_core::process::line;
 use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
@@ -60,9 +62,10 @@ unsafe extern "C-unwind" fn daemon_state() -> SEXP {
 /// forks, the code to evaluate there.
 unsafe extern "C-unwind" fn serve_forks() -> SEXP {
     #[cfg(target_os = "linux")]
-    if let Some(code) = mirai_core::process::fork::serve() {
+    if let Some(forked) = mirai_core::process::fork::serve() {
         // Had the server been interrupted, that would not be for this process.
         r::clear_interrupt();
+        let code = forked.code_if_wanted();
         // The session's directory is the server's: make one for this process.
         R_TempDir = std::ptr::null_mut();
         R_reInitTempDir(0);
@@ -106,6 +109,10 @@ enum End {
 
 /// `.Call(run_daemon, url, settings)`: the code above, or an error message.
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
+    if profiles::is_forked_from_session() {
+        // It shares R's session directory, and a host would have it removed with this process.
+        Rf_error(profiles::FORKED.as_ptr());
+    }
     match run(read_settings(url, settings)) {
         Ok(end) => r::Rf_ScalarInteger(end as i32),
         Err(message) => {
@@ -152,6 +159,9 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
 }
 
 fn run(mut settings: Settings) -> Result<End, String> {
+    // SAFETY: on the main thread, before any of ours is started that does so.
+    unsafe { line::find() };
+    line::tell_directory(settings.dial.tempdir.as_ref());
     let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
     let trust = settings.tls.as_deref().map(profiles::trust).transpose();
     settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
@@ -170,7 +180,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             &settings.dial,
             runtime.clone(),
             limits.wall,
-            r::interrupted,
+            || r::interrupted() || line::is_abandoned(),
         );
         let mut worker = match dialled {
             Ok(worker) => worker,
@@ -178,6 +188,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             Err(DialError::Interrupted) => break Ok(End::Interrupted),
             Err(e) => break Err(e.to_string()),
         };
+        line::tell_connected();
         // Whoever listens next may have another certificate for a while.
         settings.dial.insist = true;
         // Only now: until here stderr is how whoever launched us hears of failure.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use smallvec::SmallVec;
@@ -186,19 +186,20 @@ pub fn recv_with_fd(
     let mut all = VecDeque::new();
     let got = recv_with_fds(fd, room, &mut all)?;
     // Any beyond the first is closed by being dropped.
-    if let Some(first) = all.pop_front() {
+    if let Some(first) = all.into_iter().flatten().next() {
         passed.get_or_insert(first);
     }
     Ok(got)
 }
 
-/// Reads once and takes descriptors that came along, two at most.
+/// Reads once and takes descriptors that came along, three at most: all of them were sent at a time.
+/// Those that this process had no room for are lost.
 pub fn recv_with_fds(
     fd: BorrowedFd<'_>,
     room: &mut [MaybeUninit<u8>],
-    passed: &mut VecDeque<OwnedFd>,
+    passed: &mut VecDeque<Vec<OwnedFd>>,
 ) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     // recvmsg wants initialised memory; what comes with descriptors is small.
     let mut bytes = [0u8; 4096];
@@ -208,11 +209,15 @@ pub fn recv_with_fds(
     let flags = RecvFlags::CMSG_CLOEXEC;
     #[cfg(not(target_os = "linux"))]
     let flags = RecvFlags::empty();
-    let got = rustix::net::recvmsg(fd, &mut iov, &mut control, flags)?.bytes;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            passed.extend(fds);
-        }
+    let received = rustix::net::recvmsg(fd, &mut iov, &mut control, flags)?;
+    let (got, lost) = (received.bytes, received.flags.contains(ReturnFlags::CTRUNC));
+    let rights = |message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    };
+    let fds: Vec<OwnedFd> = control.drain().filter_map(rights).flatten().collect();
+    if lost || !fds.is_empty() {
+        passed.push_back(fds);
     }
     for (slot, byte) in room.iter_mut().zip(&bytes[..got]) {
         slot.write(*byte);
@@ -382,6 +387,29 @@ pub fn send_all_with(
         }
     }
     Ok(())
+}
+
+/// Sends once, what a frame has after `done` bytes, without blocking. How many more are sent then.
+#[cfg(target_os = "linux")]
+pub fn send_some(
+    stream: &UnixStream,
+    head: &[u8],
+    body: &[u8],
+    done: usize,
+    pass: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let of_head = done.min(head.len());
+    let iov = [
+        IoSlice::new(&head[of_head..]),
+        IoSlice::new(&body[done - of_head..]),
+    ];
+    let mut space = [MaybeUninit::uninit(); SPACE];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !pass.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(pass));
+    }
+    let flags = SEND | SendFlags::DONTWAIT;
+    Ok(rustix::net::sendmsg(stream, &iov, &mut control, flags)?)
 }
 
 #[cfg(target_os = "linux")]
