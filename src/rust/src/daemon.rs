@@ -423,8 +423,8 @@ impl Session<'_> {
     /// Sends what is in `out` and cleans up.
     unsafe fn reply(&mut self, failed: bool) {
         let Some(task) = self.task.take() else { return };
-        // If it fails, what the link has to say about it comes from the next call.
-        self.worker.reply(task.seq, self.out.as_slice(), failed);
+        // If that fails, the link has ended with it, and the host hears so; the next call returns why.
+        let _sent = self.worker.reply(task.seq, self.out.as_slice(), failed);
         self.out.let_go();
         match task.kind {
             Kind::Setup => {

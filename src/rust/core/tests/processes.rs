@@ -16,6 +16,7 @@ use common::*;
 use mirai_core::dispatcher::Config;
 use mirai_core::host::Host;
 use mirai_core::process::{self, Child, Program, fork, line};
+use mirai_core::task::Outcome;
 
 const ROLE: &str = "MIRAI_TEST_ROLE";
 
@@ -36,11 +37,12 @@ fn a_role() {
     }
 }
 
-/// `note FILE TEXT`, `linger FILE TEXT` for ever; `kill FILE TEXT` kills the parent, too; `say DIRECTORY` by
-/// the line.
+/// `note FILE TEXT`, `linger FILE TEXT` for ever; `kill FILE TEXT` kills the parent, too; `limit FILE TEXT` notes
+/// how many descriptors there may be; `say DIRECTORY` by the line.
 fn act(code: &str, how: &str) -> ! {
     let words: Vec<&str> = code.split(' ').collect();
     match words[..] {
+        ["daemon", url] => daemon(url),
         ["say", directory] => {
             line::tell_directory(Path::new(directory));
             println!("said");
@@ -51,9 +53,13 @@ fn act(code: &str, how: &str) -> ! {
                 // SAFETY: no pointers.
                 unsafe { libc::kill(libc::getppid(), libc::SIGKILL) };
             }
-            // SAFETY: no pointers.
-            let pid = unsafe { libc::getpid() };
-            note(file, &format!("{text} {how} {pid}"));
+            if what == "limit" {
+                note(file, &format!("{text} {how} {}", limit().rlim_cur));
+            } else {
+                // SAFETY: no pointers.
+                let pid = unsafe { libc::getpid() };
+                note(file, &format!("{text} {how} {pid}"));
+            }
             if what == "linger" {
                 pause();
             }
@@ -161,10 +167,10 @@ fn the_fork_server_serves_any_number_of_requests_of_any_size() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("notes");
     start_server();
-    let (_, ends) = start_all("note", &file, 0..200, 500_000);
-    wait_for_ends(&ends, 200);
+    let (_, ends) = start_all("note", &file, 0..100, 300_000);
+    wait_for_ends(&ends, 100);
     let notes = notes(&file);
-    assert_eq!(numbers(&notes), Vec::from_iter(0..200));
+    assert_eq!(numbers(&notes), Vec::from_iter(0..100));
     assert!(notes.iter().all(|(_, how, _)| how == "forked"));
     assert!(fork::is_running());
 }
@@ -194,7 +200,7 @@ fn what_is_not_wanted_ends_at_once_or_never_begins() {
     // Some are under way by then, some are not, and some stand in the queue.
     for begun in [0, 1, 5] {
         start_server();
-        let (children, ends) = start_all("linger", &file, 0..50, 200_000);
+        let (children, ends) = start_all("linger", &file, 0..50, 100_000);
         eventually("some run", || notes(&file).len() >= begun);
         process::end_unconnected(&children);
         wait_for_ends(&ends, 50);
@@ -250,6 +256,36 @@ fn a_killed_process_leaves_no_directory_however_it_was_started() {
 }
 
 #[test]
+fn processes_for_one_task_leave_no_records() {
+    let host = Host::new(Config::default());
+    for i in 0..60 {
+        let address: mirai_core::transport::Address =
+            mirai_core::transport::local_url().parse().unwrap();
+        let task = task([0]);
+        // Every third one never connects.
+        let program = match i % 3 {
+            0 => program("nothing", 0),
+            _ => program(&format!("daemon {address}"), 0),
+        };
+        host.submit_to_new(task.clone(), None, &address, &program)
+            .unwrap();
+        let expected = match i % 3 {
+            0 => Outcome::Reset,
+            _ => value("ab"),
+        };
+        assert_eq!(*outcome(&task), expected);
+        if i % 3 == 1 {
+            let connections = || host.counts().connections;
+            // Its process is still there when the next one is started.
+            assert!(connections() <= 2, "{}", connections());
+        }
+    }
+    let endpoints = host.status().endpoints.len();
+    assert!(endpoints <= 20, "{endpoints}");
+    host.close(true);
+}
+
+#[test]
 fn a_host_that_closes_takes_along_what_has_not_connected() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("notes");
@@ -264,4 +300,112 @@ fn a_host_that_closes_takes_along_what_has_not_connected() {
     let late = host.launch(&program(&code(20), 0)).unwrap();
     assert!(late.exit().is_some());
     assert!(!notes(&file).iter().any(|(_, _, pid)| is_there(*pid)));
+}
+
+fn limit() -> libc::rlimit {
+    let mut limit = std::mem::MaybeUninit::uninit();
+    // SAFETY: there is room for what the call writes.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()), 0);
+        limit.assume_init()
+    }
+}
+
+/// For this process; with a hard limit only if that may be lower for good.
+fn set_limit(soft: u64, hard: Option<u64>) {
+    let hard = hard.unwrap_or(limit().rlim_max);
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: `limit` is valid for reading.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+}
+
+// Each of these has its limits for itself only in a process of its own, as nextest has it.
+
+#[test]
+fn a_host_has_all_descriptors_that_it_may_and_what_it_starts_the_users_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes");
+    set_limit(300, None);
+    let host = Host::new(Config::default());
+    let raised = limit();
+    assert_eq!(raised.rlim_cur, raised.rlim_max.min(65_536));
+    let (_, ends) = start_all("limit", &file, 0..1, 0);
+    wait_for_ends(&ends, 1);
+    start_server();
+    let (_, ends) = start_all("limit", &file, 1..2, 0);
+    wait_for_ends(&ends, 1);
+    let said: Vec<_> = notes(&file).into_iter().map(|n| (n.1, n.2)).collect();
+    assert_eq!(said, [("started".into(), 300), ("forked".into(), 300)]);
+    host.close(false);
+}
+
+#[test]
+fn more_processes_than_there_are_descriptors_for_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes");
+    set_limit(200, Some(200));
+    let host = Host::new(Config::default());
+    let code = format!("linger {} 0", file.display());
+    let failure = (0..40).find_map(|_| host.launch(&program(&code, 0)).err());
+    let failure = failure.expect("forty are too many").to_string();
+    assert!(failure.contains("ulimit -n"), "{failure}");
+    host.close(false);
+    let (_, ends) = start_all("note", &file, 1..2, 0);
+    wait_for_ends(&ends, 1);
+}
+
+/// A daemon that answers tasks by so many segments as they say.
+fn daemon(url: &str) -> ! {
+    use mirai_core::memory::{Inset, Parts, Segment};
+    let mut worker = dial(url, None);
+    line::tell_connected();
+    while let mirai_core::worker::Next::Task(task) = worker.next(None, || false) {
+        worker.finish();
+        let insets: Vec<Inset> = (0..task.body[0])
+            .map(|i| Inset {
+                at: 1,
+                segment: Segment::copy_of(&[i; 10]).expect("there is one"),
+            })
+            .collect();
+        let value = Parts {
+            bytes: b"ab",
+            insets: &insets,
+        };
+        worker.reply(task.seq, value, false);
+    }
+    // SAFETY: as in `act`.
+    unsafe { libc::_exit(0) }
+}
+
+#[test]
+fn a_result_waits_for_descriptors_and_is_not_lost() {
+    set_limit(400, Some(400));
+    let host = Host::new(Config::default());
+    let url = mirai_core::transport::local_url();
+    host.listen(&url.parse().unwrap()).unwrap();
+    host.launch(&program(&format!("daemon {url}"), 0)).unwrap();
+    until(|| host.counts().connections == 1);
+    for left in [30, 5, 0] {
+        let mut taken = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            taken.push(file);
+        }
+        taken.truncate(taken.len() - left);
+        let task = submit(&host, [60]);
+        let other = submit(&host, [0]);
+        // It is on its way, and cannot arrive.
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(task.outcome().is_none());
+        drop(taken);
+        let Outcome::Value(arrived) = outcome(&task) else {
+            panic!("not {:?}", task.outcome());
+        };
+        let expected: Vec<u8> = (0..60).flat_map(|i| [i; 10]).collect();
+        assert_eq!(arrived.plain()[1..601], expected);
+        assert_eq!(*outcome(&other), value("ab"));
+    }
+    host.close(true);
 }

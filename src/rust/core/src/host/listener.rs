@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::{Endpoint, Hello, Listening, PeerId, Shared};
+use crate::descriptors::out_of_the_way;
 use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
@@ -47,7 +48,8 @@ impl Shared {
         endpoint: Endpoint,
         once: bool,
     ) -> io::Result<Listening> {
-        let listener = unix::listen(address)?;
+        let listener: OwnedFd = unix::listen(address)?.into();
+        let listener = std::os::unix::net::UnixListener::from(out_of_the_way(listener));
         listener.set_nonblocking(true)?;
         let _inside = runtime::handle().enter();
         let listener = UnixListener::from_std(listener)?;

@@ -25,6 +25,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::descriptors;
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Target, TaskId,
     Verdict,
@@ -138,6 +139,7 @@ impl Host {
     /// A host that gives up a peer across the network after so much time without a sign of
     /// life, as does the peer.
     pub fn with_patience(config: Config, patience: Duration) -> Host {
+        descriptors::raise_limit();
         let shared = Arc::new(Shared {
             origin: Instant::now(),
             state: Mutex::new(State {

@@ -42,7 +42,7 @@ use super::{Child, Exit, OnExit, Program, attend, line, spawn};
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
 use crate::transport::unix;
-use crate::{runtime, signals};
+use crate::{descriptors, runtime, signals};
 
 /// Requests that are sent and not answered at most.
 const WINDOW: usize = 8;
@@ -55,6 +55,8 @@ struct Request {
     directory: Vec<u8>,
     environment: Vec<(Vec<u8>, Vec<u8>)>,
     umask: u32,
+    /// The soft limit of descriptors, if the server has another.
+    descriptors: Option<u64>,
     code: String,
 }
 
@@ -342,6 +344,7 @@ fn request(program: &Program, code: &str) -> io::Result<Vec<u8>> {
         directory: std::env::current_dir()?.as_os_str().as_bytes().to_vec(),
         environment: environment.into_iter().map(bytes).collect(),
         umask: umask()?,
+        descriptors: descriptors::given_limit(),
         code: code.into(),
     };
     postcard::to_allocvec(&request).map_err(io::Error::other)
@@ -422,6 +425,7 @@ fn follow(sent: Sent, pid: u32) {
     let process = Pid::from_raw(pid as i32)
         .ok_or(io::ErrorKind::InvalidData.into())
         .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
+        .map(descriptors::out_of_the_way)
         .and_then(runtime::register);
     let process = match process {
         Ok(process) => process,
@@ -531,6 +535,9 @@ fn become_new(request: &Request, [stdout, stderr, line]: [OwnedFd; 3]) {
         close_others(line.as_raw_fd());
         line::hold(line);
         libc::umask(request.umask);
+        if let Some(limit) = request.descriptors {
+            descriptors::set_limit(limit);
+        }
         libc::clearenv();
         for (name, value) in &request.environment {
             let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).unwrap_or_default();

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
+use crate::descriptors::{self, Held};
 use crate::runtime;
 use crate::wait::Bell;
 
@@ -37,6 +38,9 @@ const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 const INTERRUPTS: u32 = 10;
 /// How long [`end_unconnected`] waits: somewhat longer than that.
 const FAREWELL: Duration = Duration::from_millis(1500);
+
+/// Descriptors for a process that was started, its link and where it connects among them.
+const DESCRIPTORS: usize = 5;
 
 /// A program to start.
 #[derive(Clone, Debug)]
@@ -211,8 +215,14 @@ pub fn start(
     program: &Program,
     on_exit: impl FnOnce(&Child) + Send + 'static,
 ) -> io::Result<Arc<Child>> {
+    let held = Held::if_spare(DESCRIPTORS).ok_or_else(|| {
+        io::Error::other("this session is about to have too many open files: see 'ulimit -n'")
+    })?;
     let child = Arc::new(Child::default());
-    let on_exit: OnExit = Box::new(on_exit);
+    let on_exit: OnExit = Box::new(move |child: &Child| {
+        drop(held);
+        on_exit(child);
+    });
     #[cfg(target_os = "linux")]
     let on_exit = match fork::try_fork(&child, program, on_exit) {
         Ok(()) => return Ok(child),
@@ -257,12 +267,16 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
         command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
     command.process_group(0);
+    let limit = descriptors::given_limit();
     // Not opened to be inherited: other processes that are started meanwhile would have it, too.
-    // SAFETY: fcntl() may be called between fork and exec.
+    // SAFETY: what is called may be called between fork and exec.
     unsafe {
-        command.pre_exec(move || match libc::fcntl(number, libc::F_SETFD, 0) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+        command.pre_exec(move || {
+            limit.inspect(|limit| descriptors::set_limit(*limit));
+            match libc::fcntl(number, libc::F_SETFD, 0) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            }
         });
     }
     Ok((command.spawn()?, ours))
@@ -287,7 +301,7 @@ async fn attend<T, S>(
 ) -> T {
     let stderr = stderr.and_then(|fd| {
         rustix::io::ioctl_fionbio(&fd, true).ok()?;
-        runtime::register(fd).ok()
+        runtime::register(descriptors::out_of_the_way(fd)).ok()
     });
     let mut line = Line::new(line);
     let end = tokio::select! {
@@ -407,6 +421,7 @@ async fn end_of(child: &mut std::process::Child) -> ExitStatus {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     let pid = Pid::from_child(child);
     let end = pidfd_open(pid, PidfdFlags::empty())
+        .map(descriptors::out_of_the_way)
         .map_err(io::Error::from)
         .and_then(runtime::register);
     match end {
