@@ -317,13 +317,14 @@ daemon_options <- list(
   token = list(fits = is_flag, expected = "TRUE or FALSE")
 )
 
-launch_daemon <- function(profile, url, settings, call, tls = NULL) {
+# With `awaited`, wait_connected() will see whether it fails.
+launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE) {
   rs <- launch_stream(profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
   # A daemon of a host elsewhere may outlive this session, whose fork server does not.
   code <- if (daemons_set(profile)) fork_code(args)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, code), call)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.
