@@ -538,8 +538,9 @@ fn has_fork_server() -> bool {
     return false;
 }
 
-/// Starts a program that will dial one of the profile's URLs. `code` is for a fork; `NULL`
-/// if only the program itself will do. With `awaited`, `wait_connected()` will see whether it fails.
+/// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
+/// set for the profile. `code` is for a fork; `NULL` if only the program itself will do. With
+/// `awaited`, `wait_connected()` will see whether it fails.
 #[extendr]
 fn launch(
     name: &str,
@@ -549,13 +550,19 @@ fn launch(
     code: Nullable<String>,
     awaited: bool,
 ) -> Result<()> {
-    let code = code.into_option();
+    let program = program(
+        path,
+        args.into_iter(),
+        output,
+        code.into_option().as_deref(),
+    );
+    let failed = |e| other(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
-        let profile = session.profile(name)?;
-        let host = session.host(name)?;
-        let child = host
-            .launch(&program(path, args.into_iter(), output, code.as_deref()))
-            .map_err(|e| other(format!("'{path}' cannot be started: {e}")))?;
+        let Some(profile) = session.profiles.get(name) else {
+            process::start(&program, |_| {}).map_err(failed)?;
+            return Ok(());
+        };
+        let child = session.host(name)?.launch(&program).map_err(failed)?;
         if awaited {
             profile.children.borrow_mut().push(child);
         }

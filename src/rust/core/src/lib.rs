@@ -19,6 +19,8 @@
 
 mod descriptors;
 pub mod dispatcher;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod host;
 pub mod memory;
 pub mod process;

@@ -123,9 +123,17 @@ impl Shared {
     /// Serves a link to its end.
     async fn serve(&self, Served { id, link, reader }: Served) {
         let receive = |message, body: Arrival| self.receive(id, message, body.into());
-        // However it ends, the daemon is lost to us.
-        let _ = link.serve(reader.into_stage(Limits::LINK), receive).await;
-        self.lost(id);
+        let served = link.serve(reader.into_stage(Limits::LINK), receive).await;
+        // However it ends, the daemon is lost to us. By its own end, all that it had written has been read; by
+        // a fault that we found, or had, there may be replies which have not.
+        let heard_out = match served {
+            Ok(()) => true,
+            Err(e) => matches!(
+                e.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ),
+        };
+        self.lost(id, heard_out);
     }
 }
 

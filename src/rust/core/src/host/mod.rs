@@ -27,12 +27,12 @@ use tokio::task::JoinHandle;
 
 use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Target, TaskId,
-    Verdict,
+    Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies,
+    Target, TaskId, Time, Verdict,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child, Program};
-use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
+use crate::protocol::{Control, Done, Frame, Seq, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::task::{Constants, Outcome, Payload, Task};
 use crate::tls::{Identity, TlsError};
@@ -42,6 +42,11 @@ use crate::wait::Bell;
 /// Time without a sign of life after which a peer across the network is given up, unless
 /// told otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tasks that a relay may hold at once, whatever it claims: enough for any number of daemons behind it, and no more of
+/// the queue is gone should it lie. Relays are for hosts without a queue: with [`Policy::Queue`] whoever connects is one
+/// daemon, with one task at a time.
+pub const MOST_SLOTS: u32 = 4096;
 
 /// A timeout from here on is none: no clock could hold its deadline.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -307,6 +312,47 @@ impl Host {
         }
     }
 
+    /// Hands over a task for each connected daemon that takes tasks, and at least `least`: those that are left over are for
+    /// the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
+    /// before it, or after it. `make` is given the number of tasks, under the dispatcher's lock: it must not
+    /// block. If it gives none, nothing is handed over.
+    ///
+    /// # Errors
+    /// That number.
+    pub fn submit_to_each(
+        &self,
+        least: usize,
+        make: impl FnOnce(usize) -> Option<Vec<Arc<Task>>>,
+    ) -> Result<(), usize> {
+        let mut submitted = Ok(());
+        self.0.act(None, |dispatcher, now, out| {
+            let peers = dispatcher.peers();
+            let n = peers.len().max(least);
+            let Some(tasks) = make(n) else {
+                submitted = Err(n);
+                return;
+            };
+            let targets = peers
+                .into_iter()
+                .map(Target::Peer)
+                .chain((0..).map(Target::Join));
+            for (task, target) in tasks.into_iter().zip(targets) {
+                let event = Event::Submit {
+                    id: task.id(),
+                    bytes: task.size(),
+                    job: task,
+                    deadline: None,
+                    target,
+                };
+                dispatcher.handle(now, event, out);
+            }
+        });
+        if self.0.is_closed() {
+            self.0.handle(Event::Reset, None);
+        }
+        submitted
+    }
+
     /// Hands over a task to a process started for it alone, which will dial
     /// `address` and should leave after one task.
     ///
@@ -367,6 +413,11 @@ impl Host {
     /// that may have become true.
     pub fn has_room(&self, bytes: u64) -> bool {
         self.0.state.lock().dispatcher.has_room(bytes)
+    }
+
+    /// A task has failed before it could be submitted.
+    pub fn count_unsubmitted(&self) {
+        self.0.state.lock().dispatcher.count_unsubmitted();
     }
 
     /// The connections that take tasks, oldest first.
@@ -571,13 +622,21 @@ impl Shared {
 
     /// Registers a link whose peer has introduced itself.
     fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, hello: Hello) -> PeerId {
-        let patience = match hello.local {
-            Some(_) => 0,
-            None => self.patience.as_millis().min(u32::MAX.into()) as u32,
+        let (patience, replies) = match hello.local {
+            Some(_) => (0, Replies::Sure),
+            None => {
+                let patience = self.patience.as_millis().min(u32::MAX.into()) as u32;
+                (patience, Replies::MayBeLost)
+            }
         };
         link.post(Frame::bare(&ToDaemon::Welcome { patience }));
+        let slots;
         let peer = {
             let mut state = self.state.lock();
+            slots = match state.dispatcher.config().policy {
+                Policy::Queue => 1,
+                Policy::RoundRobin => hello.slots.clamp(1, MOST_SLOTS),
+            };
             state.last_peer += 1;
             let peer = state.last_peer;
             if let Some(body) = &state.configuration {
@@ -600,11 +659,11 @@ impl Shared {
                 child.has_connected();
             }
         }
-        let slots = hello.slots;
         let joined = Event::Joined {
             peer,
             endpoint,
             slots,
+            replies,
         };
         self.handle(joined, None);
         link.flush();
@@ -635,8 +694,8 @@ impl Shared {
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);
             }
-            ToHost::Leaving => {
-                self.handle(Event::Leaving { peer }, None);
+            ToHost::Leaving { begun } => {
+                self.handle(Event::Leaving { peer, begun }, None);
                 // The daemon waits for this before it goes.
                 let state = self.state.lock();
                 if let Some(Connected { link, .. }) = state.links.get(&peer) {
@@ -648,14 +707,15 @@ impl Shared {
         }
     }
 
-    /// A link has ended.
-    fn lost(&self, peer: PeerId) {
+    /// A link has ended; `heard_out`: after all that the peer had sent was read.
+    fn lost(&self, peer: PeerId, heard_out: bool) {
+        // First: a task that is sent to a peer without a link would count as begun.
+        self.handle(Event::Lost { peer, heard_out }, None);
         let connected = self.state.lock().links.remove(&peer);
         if let Some(Connected { link, .. }) = connected {
             link.close();
         }
         self.processes.lock().retain(|_, held| *held != peer);
-        self.handle(Event::Lost { peer }, None);
         Bell::get().ring();
     }
 
@@ -684,7 +744,18 @@ impl Shared {
 
     /// Lets the dispatcher decide about an event and carries out what it says.
     /// `reply` is the value that came with [`Event::Replied`].
-    fn handle(&self, event: Event<Arc<Task>>, mut reply: Option<Outcome>) {
+    fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
+        self.act(reply, |dispatcher, now, out| {
+            dispatcher.handle(now, event, out);
+        });
+    }
+
+    /// As [`handle`](Self::handle), for several events at once.
+    fn act(
+        &self,
+        mut reply: Option<Outcome>,
+        decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
+    ) {
         let now = self.origin.elapsed();
         let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
         let mut over = SmallVec::<[Arc<Task>; 2]>::new();
@@ -694,10 +765,15 @@ impl Shared {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             before = state.dispatcher.next_deadline();
-            state.dispatcher.handle(now, event, &mut state.actions);
+            decide(&mut state.dispatcher, now, &mut state.actions);
             for action in state.actions.drain(..) {
                 let (peer, send): (_, Posting) = match action {
-                    Action::Send { peer, seq, job } => {
+                    Action::Send {
+                        peer,
+                        seq,
+                        job,
+                        granted,
+                    } => {
                         let Some(payload) = job.payload() else {
                             continue;
                         };
@@ -706,11 +782,12 @@ impl Shared {
                         {
                             connected.send_once(constants);
                         }
-                        (peer, Posting::Task(task_frame(seq, payload)))
+                        (peer, Posting::Task(task_frame(seq, granted, payload)))
                     }
                     Action::Cancel { peer, seq } => {
                         (peer, Posting::Control(Control::Cancel { seq }))
                     }
+                    Action::Grant { peer, to } => (peer, Posting::Control(Control::Grant { to })),
                     Action::Recall { peer, from, to } => {
                         (peer, Posting::Control(Control::Recall { from, to }))
                     }
@@ -786,12 +863,13 @@ impl Connected {
 }
 
 /// The frame that carries a task.
-fn task_frame(seq: u64, payload: Payload) -> Frame {
+fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
     let message = ToDaemon::Task {
         seq,
         kind: payload.kind,
         stream: payload.stream,
         constants: payload.constants.map(|c| c.id),
+        granted,
     };
     Frame::new(&message, payload.body)
 }

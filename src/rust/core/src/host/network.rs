@@ -330,7 +330,7 @@ impl Receiver for Visitor {
             return;
         };
         if let Stage::Peer(_, peer) = stage {
-            host.lost(peer);
+            host.lost(peer, false);
         }
         let mut visitors = host.network.visitors.lock();
         visitors.strangers.retain(|id| *id != self.id);

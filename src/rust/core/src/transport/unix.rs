@@ -722,14 +722,17 @@ mod tests {
     fn a_descriptor_travels_with_the_first_bytes() {
         let (a, b) = UnixStream::pair().unwrap();
         let (ours, theirs) = control_pair().unwrap();
-        let hello = Frame::bare(&ToHost::Leaving);
+        let hello = Frame::bare(&ToHost::Leaving { begun: 0 });
         send_all(&a, &hello.head, &hello.body, Some(theirs.as_fd())).unwrap();
         let mut reader = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
         let mut passed = None;
         reader
             .fill(|room| recv_with_fd(b.as_fd(), room, &mut passed))
             .unwrap();
-        assert_eq!(reader.next().unwrap().unwrap().0, ToHost::Leaving);
+        assert_eq!(
+            reader.next().unwrap().unwrap().0,
+            ToHost::Leaving { begun: 0 }
+        );
         let theirs = UnixStream::from(passed.expect("descriptor arrived"));
         send_all(&ours, b"x", b"y", None).unwrap();
         let mut got = [0; 2];
