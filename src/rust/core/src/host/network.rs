@@ -163,7 +163,9 @@ impl Shared {
                     continue;
                 }
                 let sign = || Frame::bare(&ToDaemon::Ping);
-                visitor.connection.keep_alive(patience, sign);
+                if !visitor.connection.keep_alive(patience, sign) {
+                    visitor.connection.close();
+                }
             }
         }
     }
