@@ -175,7 +175,9 @@ impl Shared {
                     continue;
                 }
                 let sign = || Frame::bare(&ToDaemon::Ping);
-                visitor.connection.keep_alive(patience, sign);
+                if !visitor.connection.keep_alive(patience, sign) {
+                    visitor.connection.close();
+                }
             }
         }
     }
