@@ -39,6 +39,10 @@ task_calls <- function(calls, depth, last) {
   if (last < first) list() else as.list(calls[first:last])
 }
 
+# What geterrmessage() gives afterwards is known to r/versions.rs, which calls this where R 4.5 has
+# no other way to empty the text of its last error.
+forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
+
 # For daemons, called from cleanup.rs when something has changed. Packages are detached
 # but stay loaded.
 detach_others <- function(known) {

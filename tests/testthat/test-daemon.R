@@ -239,7 +239,9 @@ test_that("nextcode() explains", {
     nextcode(2L)
     nextcode(3L)
   })
+  expect_identical(nextcode(xc = 2L), nextcode(2L))
   expect_snapshot(show_errors({
+    nextcode()
     nextcode(4)
     nextcode("a")
   }))

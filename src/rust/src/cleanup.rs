@@ -9,12 +9,12 @@ use std::ffi::c_int;
 
 use extendr_ffi::{
     R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean,
-    Rf_allocVector, Rf_defineVar, Rf_install, Rf_lang1, Rf_protect, Rf_unprotect, Rf_xlength, CAR,
-    CDR, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG, VECTOR_ELT,
+    Rf_allocVector, Rf_install, Rf_lang1, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
+    PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG, VECTOR_ELT,
 };
 
 use crate::r::{
-    self, R_gc, R_lsInternal3, Rf_asLogical, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang4,
+    self, R_gc, R_lsInternal3, Rf_asLogical, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang4, Variable,
 };
 
 /// What to restore: the `cleanup` argument of `daemon()`, as a bit mask.
@@ -36,8 +36,8 @@ pub struct Snapshot {
     /// CHARSXPs are unique, so addresses will do.
     names: Vec<SEXP>,
     known: HashSet<SEXP>,
-    /// Values, null for active bindings.
-    values: Vec<SEXP>,
+    /// What they are.
+    values: Vec<Variable>,
     search: Vec<SEXP>,
     options: Options,
 }
@@ -57,16 +57,17 @@ impl Snapshot {
         let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
         let n = Rf_xlength(ls);
         let names: Vec<SEXP> = (0..n).map(|i| STRING_ELT(ls, i)).collect();
-        let values: Vec<SEXP> = names
+        let values: Vec<Variable> = names
             .iter()
-            .map(|name| value_of(Rf_installChar(*name)))
+            .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
             .collect();
         let search = search_path();
-        let all = values.iter().chain(&search).copied();
-        let count = values.len() + search.len();
+        let all = values.iter().flat_map(|value| value.parts());
+        let all = all.chain(search.iter().copied());
+        let count = 2 * values.len() + search.len();
         let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 1));
         SET_VECTOR_ELT(kept, 0, ls);
-        for (i, x) in all.enumerate().filter(|(_, x)| !x.is_null()) {
+        for (i, x) in all.enumerate() {
             SET_VECTOR_ELT(kept, i as isize + 1, x);
         }
         R_PreserveObject(kept);
@@ -114,8 +115,8 @@ impl Snapshot {
         }
         for (name, value) in self.names.iter().zip(&self.values) {
             let symbol = Rf_installChar(*name);
-            if !value.is_null() && symbol != SEED.get() && value_of(symbol) != *value {
-                Rf_defineVar(symbol, *value, R_GlobalEnv);
+            if symbol != SEED.get() && !Variable::of(symbol, R_GlobalEnv).is_still(*value) {
+                value.make(symbol, R_GlobalEnv);
             }
         }
         Rf_unprotect(1);
@@ -210,21 +211,6 @@ impl Drop for Snapshot {
     fn drop(&mut self) {
         // SAFETY: preserved in `take`.
         unsafe { R_ReleaseObject(self.kept) };
-    }
-}
-
-/// The value of a global variable; null if it is an active binding or not there.
-unsafe fn value_of(symbol: SEXP) -> SEXP {
-    if r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::FALSE
-        || r::R_BindingIsActive(symbol, R_GlobalEnv) == Rboolean::TRUE
-    {
-        return std::ptr::null_mut();
-    }
-    let value = r::get_var_in_frame(symbol, R_GlobalEnv);
-    if value == r::R_UnboundValue {
-        std::ptr::null_mut()
-    } else {
-        value
     }
 }
 
