@@ -207,7 +207,7 @@ test_that("cleanup leaves a package the options that it has set when it was load
     depth <- function() getOption("loadsoptions.depth") + 1L
   }), "export(depth)")
   local_test_daemons(1)
-  use <- function() mirai(loads.options::depth())
+  use <- function() mirai(asNamespace("loads.options")$depth())
   everywhere(.libPaths(c(library, .libPaths())), library = library)
   expect_identical(use()[], 4L)
   expect_identical(use()[], 4L)

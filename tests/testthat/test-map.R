@@ -313,7 +313,7 @@ test_that(".progress shows a line without cli, and a bar with it", {
     "library(mirai)",
     "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
     "invisible(daemons(1))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))[.progress_cli]",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))[.progress_cli]",
     "y <- mirai_map(1:3, function(x) if (x == 2) stop('no'))",
     "tryCatch(y[.progress_cli, .stop], error = function(e) cat('failed', '\\n'))",
     "cat('end', length(x), length(cli:::clienv$progress), '\\n')",
