@@ -24,7 +24,9 @@
 #'
 #' * `x[.flat]` returns a vector rather than a list. It is an error if the values are not all of one type.
 #' * `x[.progress]` shows how far it has come: a bar if package cli is installed (`x[.progress_cli]`
-#'   insists on that), otherwise a line on stderr.
+#'   insists on that), otherwise a line on stderr. Both change when elements resolve, at most ten times a
+#'   second. If stderr is not a terminal, a new line is written instead, each time a further tenth of the
+#'   elements has resolved.
 #' * `x[.stop]` stops at the first failure: the rest is cancelled, and the failure becomes an error here.
 #'
 #' They need no package attached. [collect_mirai()] takes them as strings.
@@ -167,11 +169,10 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   }
   x <- unclass(x)
   stop_early <- ".stop" %in% options
-  wait <- function(timeout = NULL) .Call(rs_wait_some, x, stop_early, timeout)
   if (any(c(".progress", ".progress_cli") %in% options)) {
-    with_progress(wait, length(x), ".progress_cli" %in% options, call, x, stop_early)
+    wait_with_progress(x, stop_early, progress_bar(length(x), ".progress_cli" %in% options, call))
   } else {
-    wait()
+    .Call(rs_wait_some, x, stop_early)
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
@@ -181,34 +182,37 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   if (".flat" %in% options) flatten(values, call) else values
 }
 
-# Shows progress while it waits. The wait ends early only for a look at the clock: ten
-# times a second is as often as anybody can see.
-with_progress <- function(wait, n, cli, call, x, stop_early) {
-  bar <- progress_bar(n, cli, call)
+wait_with_progress <- function(x, stop_early, bar) {
   on.exit(bar$done())
-  repeat {
-    resolved <- wait(100)
-    bar$set(resolved)
-    if (resolved == n || stop_early && .Call(rs_first_failure, x) > 0L) return()
-  }
+  .Call(rs_wait_showing, x, stop_early, bar$set, bar$step)
 }
 
-progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
-
+# `set` is called with the number that have resolved: when `step` more have than at its last call.
 progress_bar <- function(n, insist_on_cli, call) {
   if (progress_uses_cli()) {
     id <- cli::cli_progress_bar(type = "tasks", total = n, .auto_close = FALSE)
     return(list(
       set = function(i) cli::cli_progress_update(set = i, id = id),
-      done = function() cli::cli_progress_done(id = id)
+      done = function() cli::cli_progress_done(id = id),
+      step = 1
     ))
   }
   if (insist_on_cli) stop(simpleError("'.progress_cli' needs package cli, which is not installed", call))
-  list(
-    set = function(i) cat("\r[", i, "/", n, "....", "]", file = stderr()),
-    done = function() cat("\n", file = stderr())
-  )
+  line <- function(i) paste("[", i, "/", n, "....", "]")
+  if (progress_redraws()) {
+    return(list(
+      set = function(i) cat("\r", line(i), sep = "", file = stderr()),
+      done = function() cat("\n", file = stderr()),
+      step = 1
+    ))
+  }
+  # A log keeps every line: no more than ten of them, and the last.
+  list(set = function(i) cat(line(i), "\n", sep = "", file = stderr()), done = function() NULL, step = ceiling(n / 10))
 }
+
+progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
+
+progress_redraws <- function() isatty(stderr())
 
 # Raises an error value as the error that it was.
 stop_for_value <- function(value, call) {

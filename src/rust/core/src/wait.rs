@@ -382,7 +382,10 @@ mod model {
 
         #[test]
         fn a_ring_after_the_end_of_a_wait_does_not_disturb_the_next() {
-            loom::model(|| {
+            // Three threads: all orders with up to three switches that no thread asks for.
+            let mut model = loom::model::Builder::new();
+            model.preemption_bound = Some(3);
+            model.check(|| {
                 let bell = Arc::new(Bell::new());
                 let done = Arc::new([Flag::new(false), Flag::new(false)]);
                 let ringers = [0, 1].map(|i| {
