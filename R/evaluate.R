@@ -42,15 +42,37 @@ task_calls <- function(calls, depth, last) {
 # For daemons, called from cleanup.rs when something has changed. Packages are detached
 # but stay loaded.
 detach_others <- function(known) {
-  for (name in search()) {
-    env <- as.environment(name)
-    if (name %in% c(".GlobalEnv", "package:base")) next
-    if (!any(vapply(known, identical, NA, env))) detach(name, character.only = TRUE)
+  at <- 2L
+  while (at < length(search())) {
+    env <- as.environment(at)
+    if (!any(vapply(known, identical, NA, env))) {
+      # It may be one that another package there needs, which goes as well.
+      clean_up(search()[[at]], detach(pos = at, character.only = TRUE, force = TRUE))
+    }
+    if (at < length(search()) && identical(as.environment(at), env)) at <- at + 1L
   }
 }
 
 reset_options <- function(names, values) {
-  added <- setdiff(names(options()), names)
-  options(structure(values, names = names))
-  options(structure(vector("list", length(added)), names = added))
+  now <- options()
+  for (i in seq_along(names)) {
+    if (!identical(now[[names[[i]]]], values[[i]])) clean_up(names[[i]], options(structure(values[i], names = names[[i]])))
+  }
+  for (name in setdiff(names(now), names)) clean_up(name, options(structure(list(NULL), names = name)))
 }
+
+# Tries one step of many.
+clean_up <- function(what, step) {
+  tryCatch(step, error = function(cnd) warn_of_cleanup(what, conditionMessage(cnd)))
+}
+
+warn_of_locked_globals <- function() warn_of_cleanup("the global environment", "a task has locked it")
+
+# On this daemon's stderr, once for each thing.
+warn_of_cleanup <- function(what, why) {
+  if (what %in% the$not_cleaned) return()
+  the$not_cleaned <- c(the$not_cleaned, what)
+  cat("mirai: the clean-up after a task could not restore ", what, ": ", why, "\n", sep = "", file = stderr())
+}
+
+the$not_cleaned <- character()

@@ -9,8 +9,9 @@ use std::ffi::c_int;
 
 use extendr_ffi::{
     R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, R_UnboundValue,
-    Rboolean, Rf_allocVector, Rf_defineVar, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, CAR,
-    CDR, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG,
+    Rboolean, Rf_allocVector, Rf_defineVar, Rf_install, Rf_lcons, Rf_protect, Rf_unprotect,
+    Rf_xlength, CAR, CDR, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT,
+    TAG,
 };
 
 use crate::r::{self, R_gc, R_lsInternal3, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
@@ -34,8 +35,9 @@ pub struct Snapshot {
     /// CHARSXPs are unique, so addresses will do.
     names: Vec<SEXP>,
     known: HashSet<SEXP>,
-    /// Values, null for active bindings.
+    /// Values, null for active bindings; and whether the bindings were locked.
     values: Vec<SEXP>,
+    locked: Vec<bool>,
     search: Vec<SEXP>,
     options: Vec<(SEXP, SEXP)>,
 }
@@ -51,6 +53,7 @@ impl Snapshot {
             .iter()
             .map(|name| value_of(Rf_installChar(*name)))
             .collect();
+        let locked = names.iter().map(|name| is_locked(*name)).collect();
         let search = search_path();
         let options = options();
         let all = values.iter().chain(&search).copied();
@@ -68,49 +71,77 @@ impl Snapshot {
             known: names.iter().copied().collect(),
             names,
             values,
+            locked,
             search,
             options,
         }
     }
 
-    /// Undoes what has changed since.
+    /// Undoes a part of what has changed since.
     ///
     /// # Safety
     /// On R's main thread, within a top-level context: may leave by a long jump.
     pub unsafe fn restore(&self, what: c_int) {
-        if what & PACKAGES != 0 {
-            self.restore_search();
-        }
-        if what & OPTIONS != 0 {
-            self.restore_options();
-        }
-        // Last, because the others may have called R code that leaves something.
-        if what & GLOBALS != 0 {
-            self.restore_globals();
-        }
-        if what & GC != 0 {
-            R_gc();
+        match what {
+            PACKAGES => self.restore_search(),
+            OPTIONS => self.restore_options(),
+            GLOBALS => self.restore_globals(),
+            GC => R_gc(),
+            _ => {}
         }
     }
 
     unsafe fn restore_globals(&self) {
+        // No binding can be added to or removed from it then, and nothing can unlock it.
+        let frozen = r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE;
+        let mut incomplete = false;
         let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
         for i in 0..Rf_xlength(ls) {
             let name = STRING_ELT(ls, i);
             if !self.known.contains(&name) {
                 let symbol = Rf_installChar(name);
-                if symbol != SEED.get() {
+                if symbol == SEED.get() {
+                    continue;
+                }
+                if frozen {
+                    incomplete = true;
+                } else {
                     r::R_removeVarFromFrame(symbol, R_GlobalEnv);
                 }
             }
         }
-        for (name, value) in self.names.iter().zip(&self.values) {
+        let before = self.names.iter().zip(&self.values).zip(&self.locked);
+        for ((name, value), locked) in before {
             let symbol = Rf_installChar(*name);
-            if !value.is_null() && symbol != SEED.get() && value_of(symbol) != *value {
-                Rf_defineVar(symbol, *value, R_GlobalEnv);
+            if value.is_null() || symbol == SEED.get() {
+                continue;
+            }
+            let now = value_of(symbol);
+            if now == *value && is_locked(*name) == *locked {
+                continue;
+            }
+            if now.is_null() {
+                // It has been removed, or is an active binding: to assign would call its function.
+                let active = r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::TRUE;
+                if frozen {
+                    incomplete = true;
+                    continue;
+                }
+                if active {
+                    r::R_removeVarFromFrame(symbol, R_GlobalEnv);
+                }
+            } else if is_locked(*name) {
+                r::R_unLockBinding(symbol, R_GlobalEnv);
+            }
+            Rf_defineVar(symbol, *value, R_GlobalEnv);
+            if *locked {
+                r::R_LockBinding(symbol, R_GlobalEnv);
             }
         }
         Rf_unprotect(1);
+        if incomplete {
+            complain();
+        }
     }
 
     unsafe fn restore_search(&self) {
@@ -169,6 +200,26 @@ impl Drop for Snapshot {
         // SAFETY: preserved in `take`.
         unsafe { R_ReleaseObject(self.kept) };
     }
+}
+
+/// The steps of a clean-up, in order, each to be tried although one before it has failed.
+///
+/// Options first, because they could make errors of warnings; again after packages, of which hooks
+/// may have set some. Globals after everything that calls R code, which may leave something.
+pub const STEPS: [c_int; 5] = [OPTIONS, PACKAGES, OPTIONS, GLOBALS, GC];
+
+/// Says that a locked global environment cannot be cleaned.
+unsafe fn complain() {
+    let call = Rf_lcons(Rf_install(c"warn_of_locked_globals".as_ptr()), R_NilValue);
+    Rf_protect(call);
+    Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(1);
+}
+
+unsafe fn is_locked(name: SEXP) -> bool {
+    let symbol = Rf_installChar(name);
+    r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::TRUE
+        && r::R_BindingIsLocked(symbol, R_GlobalEnv) == Rboolean::TRUE
 }
 
 /// The value of a global variable; null if it is an active binding or not there.

@@ -41,6 +41,7 @@ extern "C" {
     pub fn PRVALUE(promise: SEXP) -> SEXP;
     pub fn R_PromiseExpr(promise: SEXP) -> SEXP;
     pub fn R_LockBinding(symbol: SEXP, env: SEXP);
+    pub fn R_unLockBinding(symbol: SEXP, env: SEXP);
     pub fn R_LockEnvironment(env: SEXP, bindings: Rboolean);
     fn Rf_lcons(first: SEXP, rest: SEXP) -> SEXP;
     fn Rf_ScalarString(x: SEXP) -> SEXP;
