@@ -25,6 +25,7 @@ use mirai_core::wait::{Bell, Waited};
 use mirai_core::worker::{AutoExit, DialError, Options, Worker};
 use rustc_hash::FxHashMap;
 
+use crate::events::Events;
 use crate::{promises, r};
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
@@ -571,8 +572,8 @@ fn launch(
 }
 
 /// Waits until `n` daemons have connected since the profile was set up. `TRUE`
-/// then, `FALSE` if interrupted; if one of the processes launched has ended
-/// before, what there is to say about it.
+/// then, `FALSE` if R has something to do before: call `serve_events`. If one of the processes
+/// launched has ended before, what there is to say about it.
 #[extendr]
 fn wait_connected(name: &str, n: i32) -> Result<Robj> {
     let waited = with_session(|session| {
@@ -581,7 +582,7 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         let children = profile.children.borrow();
         let connected = || host.counts().cumulative >= n as u64;
         let failed = || children.iter().position(|c| c.exit().is_some());
-        let waited = Bell::get().wait(None, r::interrupted, || connected() || failed().is_some());
+        let waited = Bell::get().wait(None, Events::new(), || connected() || failed().is_some());
         if waited == Waited::Interrupted {
             return Ok(std::result::Result::Ok(false));
         }
