@@ -166,7 +166,7 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_
   urls <- open_profile(profile, urls, dispatcher, settings, seed, memory, call)
   ready <- FALSE
   on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-  for (url in rep_len(urls, n)) launch_daemon(profile, url, settings, call)
+  for (url in rep_len(urls, n)) launch_daemon(profile, url, settings, call, awaited = TRUE)
   ready <- wait_connected(profile, n, call)
   new_daemons(n, profile)
 }
@@ -202,8 +202,7 @@ wait_connected <- function(profile, n, call) {
     ended <- .Call(rs_wait_connected, profile, n)
     if (isTRUE(ended)) return(TRUE)
     if (is.character(ended)) stop(simpleError(ended, call))
-    # Usually does not come back.
-    .Call(rs_obey_interrupt)
+    .Call(rs_serve_events)
   }
 }
 

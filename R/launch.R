@@ -131,9 +131,12 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
     command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call)
     running <- c(running, list(command))
   }
-  while (!.Call(rs_wait_commands, profile, running, enough, seconds)) {
-    # Usually does not come back.
-    .Call(rs_obey_interrupt)
+  now <- function() proc.time()[["elapsed"]]
+  start <- now()
+  repeat {
+    left <- if (!is.null(seconds)) max(0, start + seconds - now())
+    if (.Call(rs_wait_commands, profile, running, enough, left)) break
+    .Call(rs_serve_events)
   }
   states <- lapply(running, function(command) .Call(rs_command_state, command))
   for (i in seq_along(jobs)) {
@@ -317,13 +320,14 @@ daemon_options <- list(
   token = list(fits = is_flag, expected = "TRUE or FALSE")
 )
 
-launch_daemon <- function(profile, url, settings, call, tls = NULL) {
+# With `awaited`, wait_connected() will see whether it fails.
+launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE) {
   rs <- launch_stream(profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
   # A daemon of a host elsewhere may outlive this session, whose fork server does not.
   code <- if (daemons_set(profile)) fork_code(args)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, code), call)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.

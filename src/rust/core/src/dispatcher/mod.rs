@@ -322,6 +322,7 @@ struct EndpointState {
     waiting: VecDeque<TaskId>,
     first: Option<PeerId>,
     abandoned: bool,
+    released: bool,
 }
 
 /// See the [module documentation](self).
@@ -341,6 +342,8 @@ pub struct Dispatcher<J> {
     /// Tasks for connections to come, by the number of the connection.
     joins: FxHashMap<u64, VecDeque<TaskId>>,
     endpoints: Vec<EndpointState>,
+    /// Of these, those that were released.
+    unused: Vec<Endpoint>,
     deadlines: BTreeSet<(Time, TaskId)>,
     in_flight: usize,
     counts: Counts,
@@ -366,6 +369,7 @@ impl<J: Clone> Dispatcher<J> {
             turn: VecDeque::new(),
             joins: FxHashMap::default(),
             endpoints: Vec::new(),
+            unused: Vec::new(),
             deadlines: BTreeSet::new(),
             in_flight: 0,
             counts: Counts::default(),
@@ -380,15 +384,29 @@ impl<J: Clone> Dispatcher<J> {
         self.config
     }
 
-    /// Adds an endpoint and returns its index.
+    /// Adds an endpoint and returns its index, which may be that of one that was released.
     pub fn add_endpoint(&mut self) -> Endpoint {
+        if let Some(endpoint) = self.unused.pop() {
+            self.endpoints[endpoint] = EndpointState::default();
+            return endpoint;
+        }
         self.endpoints.push(EndpointState::default());
         self.endpoints.len() - 1
     }
 
-    /// Takes back the last [`add_endpoint`](Self::add_endpoint): nobody has connected there.
-    pub fn remove_last_endpoint(&mut self) {
-        self.endpoints.pop();
+    /// Nobody will connect at this endpoint or submit for it: once the last connection there is gone,
+    /// its index may be used again.
+    pub fn release_endpoint(&mut self, endpoint: Endpoint) {
+        self.endpoints[endpoint].released = true;
+        self.reuse(endpoint);
+    }
+
+    fn reuse(&mut self, endpoint: Endpoint) {
+        let state = &mut self.endpoints[endpoint];
+        if state.released && state.counts.online == 0 {
+            state.released = false;
+            self.unused.push(endpoint);
+        }
     }
 
     /// The earliest time at which [`Event::Tick`] has something to do.
@@ -723,6 +741,7 @@ impl<J: Clone> Dispatcher<J> {
         self.take_back(id, flights, out);
         let peer = self.peers.remove(&id).expect("peer is present");
         self.endpoints[peer.endpoint].counts.online -= 1;
+        self.reuse(peer.endpoint);
     }
 
     fn moved(&mut self, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
