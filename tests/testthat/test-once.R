@@ -2,12 +2,13 @@
 
 marks <- function(file) as.integer(readLines(file))
 
+# One string, so that it is one write: what others write is not in its middle.
 # A map of tiny tasks during which daemons are killed and replaced. Each task appends its index to a file.
 map_with_kills <- function(file, n, kills) {
   file.create(file)
   pids <- function() unlist(everywhere(Sys.getpid())[])
   victims <- pids()
-  map <- mirai_map(seq_len(n), function(i, file) { cat(i, "\n", sep = "", file = file, append = TRUE); i }, .args = list(file = file))
+  map <- mirai_map(seq_len(n), function(i, file) { cat(paste0(i, "\n"), file = file, append = TRUE); i }, .args = list(file = file))
   for (kill in seq_len(kills)) {
     done <- file.size(file)
     wait_until(function() file.size(file) > done)
