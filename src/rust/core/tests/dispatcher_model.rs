@@ -371,7 +371,6 @@ impl World {
             self.endpoints[daemon.endpoint].complete += 1;
             let mut over = Vec::new();
             if done.wanted {
-                self.completed += 1;
                 over.push((done.id, Verdict::Replied));
             }
             self.happen(Event::Replied { peer, seq, spent }, &over);
@@ -640,6 +639,7 @@ impl World {
                     assert_eq!(due.remove(&job), Some(verdict), "task {job}");
                     assert!(self.is_live(job), "task {job} resolved twice");
                     self.tasks.get_mut(&job).unwrap().place = Place::Over(verdict);
+                    self.completed += 1;
                 }
                 Action::Room => room = true,
             }
@@ -769,6 +769,8 @@ impl World {
             peak: self.peak,
         };
         assert_eq!(self.dispatcher.counts(), expected);
+        let of_all = expected.awaiting + expected.executing + expected.completed as usize;
+        assert_eq!(of_all, self.tasks.len(), "a task is not counted");
         let endpoints: Vec<_> = self.dispatcher.endpoint_counts().collect();
         assert_eq!(endpoints, self.endpoints);
         let staying = self.daemons.iter().filter(|(_, d)| !d.leaving);
@@ -1190,7 +1192,7 @@ fn a_running_task_that_is_cancelled_keeps_its_daemon_until_it_has_let_go() {
     assert_eq!(world.held(one), [a]);
     world.reply(one);
     assert_eq!(world.held(one), [b]);
-    assert_eq!(world.completed, 0);
+    assert_eq!(world.dispatcher.counts().completed, 1);
 }
 
 #[test]
@@ -1403,6 +1405,28 @@ fn round_robin_keeps_the_order_of_what_was_queued_before_anybody_connected() {
         world.reply(two);
     }
     assert_eq!(began, expected);
+}
+
+#[test]
+fn every_task_that_has_resolved_is_counted_as_completed_however_it_ended() {
+    let mut world = queue();
+    let one = world.join(0);
+    let replied = submit(&mut world);
+    world.reply(one);
+    let crashed = submit(&mut world);
+    world.begin(one);
+    let timed_out = world.submit(Target::Any, 1, Some(ms(10)));
+    let canceled = submit(&mut world);
+    world.cancel(canceled);
+    world.pass(ms(10));
+    world.lose(one);
+    let reset = submit(&mut world);
+    world.reset();
+    let ids = [replied, crashed, timed_out, canceled, reset];
+    assert!(ids.iter().all(|id| world.verdict(*id).is_some()));
+    assert_eq!(world.dispatcher.counts().completed, 5);
+    world.dispatcher.count_unsubmitted();
+    assert_eq!(world.dispatcher.counts().completed, 6);
 }
 
 #[test]

@@ -209,7 +209,7 @@ pub struct Counts {
     /// Tasks not yet sent, and sent.
     pub awaiting: usize,
     pub executing: usize,
-    /// Tasks replied to so far.
+    /// Tasks resolved so far, however they ended.
     pub completed: u64,
     /// Daemons connected now, and so far.
     pub connections: usize,
@@ -328,6 +328,7 @@ struct EndpointState {
     waiting: VecDeque<TaskId>,
     first: Option<PeerId>,
     abandoned: bool,
+    released: bool,
 }
 
 /// See the [module documentation](self).
@@ -347,6 +348,8 @@ pub struct Dispatcher<J> {
     /// Tasks for connections to come, by the number of the connection.
     joins: FxHashMap<u64, VecDeque<TaskId>>,
     endpoints: Vec<EndpointState>,
+    /// Of these, those that were released.
+    unused: Vec<Endpoint>,
     deadlines: BTreeSet<(Time, TaskId)>,
     in_flight: usize,
     counts: Counts,
@@ -372,6 +375,7 @@ impl<J: Clone> Dispatcher<J> {
             turn: VecDeque::new(),
             joins: FxHashMap::default(),
             endpoints: Vec::new(),
+            unused: Vec::new(),
             deadlines: BTreeSet::new(),
             in_flight: 0,
             counts: Counts::default(),
@@ -386,15 +390,29 @@ impl<J: Clone> Dispatcher<J> {
         self.config
     }
 
-    /// Adds an endpoint and returns its index.
+    /// Adds an endpoint and returns its index, which may be that of one that was released.
     pub fn add_endpoint(&mut self) -> Endpoint {
+        if let Some(endpoint) = self.unused.pop() {
+            self.endpoints[endpoint] = EndpointState::default();
+            return endpoint;
+        }
         self.endpoints.push(EndpointState::default());
         self.endpoints.len() - 1
     }
 
-    /// Takes back the last [`add_endpoint`](Self::add_endpoint): nobody has connected there.
-    pub fn remove_last_endpoint(&mut self) {
-        self.endpoints.pop();
+    /// Nobody will connect at this endpoint or submit for it: once the last connection there is gone,
+    /// its index may be used again.
+    pub fn release_endpoint(&mut self, endpoint: Endpoint) {
+        self.endpoints[endpoint].released = true;
+        self.reuse(endpoint);
+    }
+
+    fn reuse(&mut self, endpoint: Endpoint) {
+        let state = &mut self.endpoints[endpoint];
+        if state.released && state.counts.online == 0 {
+            state.released = false;
+            self.unused.push(endpoint);
+        }
     }
 
     /// The earliest time at which [`Event::Tick`] has something to do.
@@ -419,6 +437,11 @@ impl<J: Clone> Dispatcher<J> {
             connections: self.peers.len(),
             ..self.counts
         }
+    }
+
+    /// Counts a task that resolved before it could be submitted: its payload could not be made.
+    pub fn count_unsubmitted(&mut self) {
+        self.counts.completed += 1;
     }
 
     pub fn endpoint_counts(&self) -> impl Iterator<Item = EndpointCounts> + '_ {
@@ -611,7 +634,6 @@ impl<J: Clone> Dispatcher<J> {
         let done = flight.id.and_then(|task| self.take(task));
         self.feed(id, out);
         if let Some(entry) = done {
-            self.counts.completed += 1;
             out.push(Action::Resolve {
                 job: entry.job,
                 verdict: Verdict::Replied,
@@ -725,6 +747,7 @@ impl<J: Clone> Dispatcher<J> {
         self.take_back(id, flights, out);
         let peer = self.peers.remove(&id).expect("peer is present");
         self.endpoints[peer.endpoint].counts.online -= 1;
+        self.reuse(peer.endpoint);
     }
 
     fn moved(&mut self, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
@@ -844,9 +867,10 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    /// Forgets a task and puts the accounts right.
+    /// Forgets a task, which resolves now, and puts the accounts right.
     fn take(&mut self, id: TaskId) -> Option<Entry<J>> {
         let entry = self.tasks.remove(id)?;
+        self.counts.completed += 1;
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id));
         }

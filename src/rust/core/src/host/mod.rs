@@ -14,9 +14,8 @@ mod network;
 pub use network::node_name;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +25,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::descriptors;
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies,
     Target, TaskId, Time, Verdict,
@@ -87,9 +87,10 @@ struct Shared {
     keeping_alive: AtomicBool,
     /// Constants that no task needs any more, to be forgotten by daemons.
     dropped: Mutex<Vec<u64>>,
-    /// Daemons by process id, until the process is gone: the connection and the
-    /// session directory.
-    processes: Mutex<FxHashMap<u32, (PeerId, PathBuf)>>,
+    /// The connection of each process on this machine, for as long as both last.
+    processes: Mutex<FxHashMap<u32, PeerId>>,
+    /// Processes that were started here, and some that have ended.
+    children: Mutex<Vec<Weak<Child>>>,
 }
 
 struct State {
@@ -104,6 +105,7 @@ struct State {
 
 struct Connected {
     link: Arc<dyn Link>,
+    endpoint: Endpoint,
     /// Constants that the daemon has been sent.
     holds: FxHashSet<u64>,
 }
@@ -121,8 +123,8 @@ struct Listening {
 
 /// What a daemon has said of itself.
 struct Hello {
-    /// Process id and session directory, if they are on this machine.
-    local: Option<(u32, PathBuf)>,
+    /// Process id, if it is on this machine.
+    local: Option<u32>,
     slots: u32,
 }
 
@@ -142,6 +144,7 @@ impl Host {
     /// A host that gives up a peer across the network after so much time without a sign of
     /// life, as does the peer.
     pub fn with_patience(config: Config, patience: Duration) -> Host {
+        descriptors::raise_limit();
         let shared = Arc::new(Shared {
             origin: Instant::now(),
             state: Mutex::new(State {
@@ -159,6 +162,7 @@ impl Host {
             keeping_alive: AtomicBool::new(false),
             dropped: Mutex::default(),
             processes: Mutex::default(),
+            children: Mutex::default(),
         });
         runtime::handle().spawn(keep_time(shared.clone()));
         Host(shared)
@@ -229,10 +233,12 @@ impl Host {
         if let Some(ending) = ending {
             let _ = runtime::handle().block_on(ending);
         }
+        shared.turn_away_strangers(endpoint);
         shared.handle(Event::Moved { endpoint }, None);
+        // Also of those who have joined since we looked, who would never be given a task.
         let links: Vec<_> = {
             let state = shared.state.lock();
-            let links = there.iter().filter_map(|peer| state.links.get(peer));
+            let links = state.links.values().filter(|c| c.endpoint == endpoint);
             links.map(|connected| connected.link.clone()).collect()
         };
         for link in links {
@@ -369,19 +375,28 @@ impl Host {
             // If it has connected, the link has something to say about that, too.
             shared.handle(Event::Abandoned { endpoint }, None);
             shared.process_gone(child);
+            shared.state.lock().dispatcher.release_endpoint(endpoint);
         });
-        if let Err(e) = started {
-            self.0.stop_listening(endpoint);
-            self.0.handle(Event::Abandoned { endpoint }, None);
-            return Err(e);
+        match started {
+            Ok(child) => {
+                self.0.adopt(&child);
+                Ok(())
+            }
+            Err(e) => {
+                self.0.stop_listening(endpoint);
+                self.0.handle(Event::Abandoned { endpoint }, None);
+                self.0.state.lock().dispatcher.release_endpoint(endpoint);
+                Err(e)
+            }
         }
-        Ok(())
     }
 
     /// Starts a process that will dial one of the URLs.
     pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
         let shared = self.0.clone();
-        process::start(program, move |child| shared.process_gone(child))
+        let child = process::start(program, move |child| shared.process_gone(child))?;
+        self.0.adopt(&child);
+        Ok(child)
     }
 
     /// Nobody wants the result of the task any more. False if it had already
@@ -398,6 +413,11 @@ impl Host {
     /// that may have become true.
     pub fn has_room(&self, bytes: u64) -> bool {
         self.0.state.lock().dispatcher.has_room(bytes)
+    }
+
+    /// A task has failed before it could be submitted.
+    pub fn count_unsubmitted(&self) {
+        self.0.state.lock().dispatcher.count_unsubmitted();
     }
 
     /// The connections that take tasks, oldest first.
@@ -444,8 +464,9 @@ impl Host {
     }
 
     /// Ends everything: pending tasks resolve to [`Outcome::Reset`], daemons see
-    /// the host go. With `end`, daemons that would outlive that leave, too. Waits
-    /// for the I/O thread, so it must not be called there.
+    /// the host go. With `end`, daemons that would outlive that leave, too. Processes that were
+    /// launched and have not connected end, also those that are about to be started. Waits
+    /// for them and for the I/O thread, so it must not be called there.
     pub fn close(&self, end: bool) {
         let shared = &self.0;
         if shared.closed.swap(true, Ordering::SeqCst) {
@@ -472,6 +493,9 @@ impl Host {
             link.close();
         }
         shared.timer.notify_one();
+        let children = std::mem::take(&mut *shared.children.lock());
+        let children: Vec<_> = children.iter().filter_map(Weak::upgrade).collect();
+        process::end_unconnected(&children);
     }
 }
 
@@ -529,19 +553,17 @@ impl Shared {
         once: bool,
     ) -> io::Result<Endpoint> {
         let mut listening = self.listening.lock();
-        let endpoint = listening.len();
         // First: a daemon may be fast.
-        self.state.lock().dispatcher.add_endpoint();
+        let endpoint = self.state.lock().dispatcher.add_endpoint();
         match self.open(address, identity, endpoint, once) {
-            Ok(open) => {
-                listening.push(open);
-                Ok(endpoint)
-            }
+            Ok(open) if endpoint < listening.len() => listening[endpoint] = open,
+            Ok(open) => listening.push(open),
             Err(e) => {
-                self.state.lock().dispatcher.remove_last_endpoint();
-                Err(e)
+                self.state.lock().dispatcher.release_endpoint(endpoint);
+                return Err(e);
             }
         }
+        Ok(endpoint)
     }
 
     fn open(
@@ -570,7 +592,7 @@ impl Shared {
             return;
         }
         let mut flush = Vec::new();
-        for Connected { link, holds } in self.state.lock().links.values_mut() {
+        for Connected { link, holds, .. } in self.state.lock().links.values_mut() {
             for id in dropped.iter().filter(|id| holds.remove(id)) {
                 let forget = Frame::bare(&ToDaemon::Forget { id: *id });
                 link.post(forget);
@@ -584,6 +606,18 @@ impl Shared {
 
     fn stop_listening(&self, endpoint: Endpoint) {
         let _ = self.listening.lock()[endpoint].close();
+    }
+
+    /// Keeps a process in mind that was started here, for as long as anybody attends to it.
+    fn adopt(&self, child: &Arc<Child>) {
+        {
+            let mut children = self.children.lock();
+            children.retain(|child| child.strong_count() > 0);
+            children.push(Arc::downgrade(child));
+        }
+        if self.is_closed() {
+            process::end_unconnected(std::slice::from_ref(child));
+        }
     }
 
     /// Registers a link whose peer has introduced itself.
@@ -611,13 +645,19 @@ impl Shared {
             }
             let connected = Connected {
                 link: link.clone(),
+                endpoint,
                 holds: FxHashSet::default(),
             };
             state.links.insert(peer, connected);
             peer
         };
-        if let Some((pid, tempdir)) = hello.local {
-            self.processes.lock().insert(pid, (peer, tempdir));
+        if let Some(pid) = hello.local {
+            self.processes.lock().insert(pid, peer);
+            let children = self.children.lock();
+            let mut children = children.iter().filter_map(Weak::upgrade);
+            if let Some(child) = children.find(|child| child.pid() == pid) {
+                child.has_connected();
+            }
         }
         let joined = Event::Joined {
             peer,
@@ -675,26 +715,30 @@ impl Shared {
         if let Some(Connected { link, .. }) = connected {
             link.close();
         }
+        self.processes.lock().retain(|_, held| *held != peer);
         Bell::get().ring();
     }
 
     /// A process that we started is gone; one that was killed has left its
     /// session directory behind.
     fn process_gone(&self, child: &Child) {
-        let Some((peer, tempdir)) = self.processes.lock().remove(&child.pid()) else {
-            return;
-        };
+        let peer = self.processes.lock().remove(&child.pid());
         // What it has said is still read, but its link may not end by itself: a
         // process forked from it may hold it open.
-        if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
+        if let Some(peer) = peer
+            && let Some(Connected { link, .. }) = self.state.lock().links.get(&peer)
+        {
             link.close();
         }
-        let ours = tempdir.file_name().is_some_and(|name| {
+        let Some(directory) = child.directory() else {
+            return;
+        };
+        let ours = directory.file_name().is_some_and(|name| {
             // R names it so; nothing else may ever be removed here.
             name.to_string_lossy().starts_with("Rtmp")
         });
-        if ours && tempdir.is_absolute() {
-            let _ = std::fs::remove_dir_all(tempdir);
+        if ours && directory.is_absolute() {
+            let _ = std::fs::remove_dir_all(directory);
         }
     }
 
