@@ -12,7 +12,13 @@
 //! - [`Policy::Queue`]: first in, first out; a task is sent only to a daemon that
 //!   can start it at once, that is, within [`AHEAD`] by the time that its tasks have taken
 //!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
-//!   started is recalled to where it stood in the queue. [`Policy::RoundRobin`]: tasks are
+//!   started is recalled to where it stood in the queue.
+//!
+//!   So no daemon starts a task after a later one, unless that task was taken back from another daemon, which was
+//!   lost, has left or was asked to give it back. What is taken back is sent before anything later, but other
+//!   daemons may have started later tasks in the meantime, and hold some. That is bounded: when a task
+//!   is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
+//!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them. [`Policy::RoundRobin`]: tasks are
 //!   assigned in turn to the daemons connected at submission, each of which works in order.
 //! - Without [`Config::retry`], no task is begun twice. What a daemon that is lost may have begun is
 //!   over ([`Verdict::Reset`]); what it held beyond that goes back to where it came from. What it may
