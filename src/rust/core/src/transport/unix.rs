@@ -854,7 +854,7 @@ mod tests {
         let (daemon, mut host) = UnixStream::pair().unwrap();
         std::thread::spawn(move || {
             cannot_send(libc::ENOBUFS);
-            let leaving = ToHost::Leaving;
+            let leaving = ToHost::Leaving { begun: 0 };
             assert!(send_message(&daemon, &leaving, (&[]).into()).is_err());
             // As a daemon does that goes on with its next task.
             assert!(send_message(&daemon, &leaving, (&[]).into()).is_err());
