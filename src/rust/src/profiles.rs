@@ -260,6 +260,7 @@ fn program(
         env,
         output,
         code: code.map(String::from),
+        attached: true,
     }
 }
 
@@ -560,6 +561,11 @@ fn launch(
     let failed = |e| other(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
         let Some(profile) = session.profiles.get(name) else {
+            // A daemon of a host elsewhere may outlive this session, also before it has connected.
+            let program = Program {
+                attached: false,
+                ..program
+            };
             process::start(&program, |_| {}).map_err(failed)?;
             return Ok(());
         };
