@@ -15,7 +15,7 @@
 use std::alloc::{alloc, dealloc, Layout};
 use std::cell::Cell;
 use std::ffi::{c_void, CStr};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use extendr_ffi::{
@@ -23,8 +23,8 @@ use extendr_ffi::{
     R_NewEnv, R_NilValue, R_xlen_t, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect,
     Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, RAW, SEXP, SEXPTYPE, TYPEOF,
 };
-use mirai_core::host;
 use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::{heap, host};
 
 use crate::profiles;
 use crate::r::{
@@ -127,6 +127,30 @@ unsafe fn new_guard() -> (SEXP, *mut c_void) {
     (guard, allocator.data)
 }
 
+/// Mirai that R holds, and the largest number of them since the heap was trimmed.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// From so many mirai on, some hundred megabytes, the heap is trimmed when most of them are gone.
+const MANY: usize = 100_000;
+
+fn one_more() {
+    let live = LIVE.fetch_add(1, Ordering::Relaxed) + 1;
+    if live > PEAK.load(Ordering::Relaxed) {
+        PEAK.store(live, Ordering::Relaxed);
+    }
+}
+
+fn one_less() {
+    let live = LIVE.fetch_sub(1, Ordering::Relaxed) - 1;
+    let peak = PEAK.load(Ordering::Relaxed);
+    if peak >= MANY && live < peak / 8 {
+        // Once for these: R is about to free what else they were made of.
+        PEAK.store(live, Ordering::Relaxed);
+        heap::trim_soon(|| LIVE.load(Ordering::Relaxed) < MANY);
+    }
+}
+
 unsafe extern "C" fn allocate(allocator: *mut Allocator, size: usize) -> *mut c_void {
     let size = size_of::<Head>().saturating_add(size);
     let Some(layout) = Head::layout(size) else {
@@ -139,6 +163,7 @@ unsafe extern "C" fn allocate(allocator: *mut Allocator, size: usize) -> *mut c_
     let slot = Cell::new(std::ptr::null());
     head.write(Head { slot, size });
     (*allocator).data = head.cast();
+    one_more();
     head.add(1).cast()
 }
 
@@ -150,6 +175,7 @@ unsafe extern "C" fn deallocate(_: *mut Allocator, memory: *mut c_void) {
     // them may have held a lock when it was forked.
     if !profiles::is_forked() {
         empty(&(*head).slot);
+        one_less();
     }
     if let Some(layout) = Head::layout((*head).size) {
         dealloc(head.cast(), layout);
