@@ -73,6 +73,9 @@ const ROUND_ROBIN_WINDOW: usize = 16;
 pub const AHEAD: Duration = Duration::from_millis(1);
 pub const MOST_AHEAD: usize = 64;
 
+/// An empty queue keeps the memory of this many tasks; that of more is freed.
+const FEW_PLACES: usize = 4096;
+
 /// A daemon that has not replied for so long is not about to start what else it holds.
 pub const OVERDUE: Duration = Duration::from_millis(5);
 
@@ -1038,6 +1041,9 @@ impl<J: Clone> Dispatcher<J> {
         }
         let task = self.oldest_queued()?;
         self.queue.pop_front();
+        if self.queue.is_empty() && self.queue.capacity() > FEW_PLACES {
+            self.queue = VecDeque::new();
+        }
         if self.config.policy == Policy::Queue {
             self.queued -= 1;
         }
