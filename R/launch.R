@@ -283,8 +283,10 @@ startup_settings <- function() {
 
 # Run by the server, and by each process that it forks.
 fork_server <- function() {
-  code <- .Call(rs_serve_forks)
+  code <- .Call(rs_serve_forks, tempdir())
   if (is.null(code)) return(invisible())
+  # a session directory of its own
+  tempdir(check = TRUE)
   eval(parse(text = code, keep.source = FALSE), globalenv())
   quit("no")
 }

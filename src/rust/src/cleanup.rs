@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::ffi::c_int;
 
 use extendr_ffi::{
-    R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, R_UnboundValue,
-    Rboolean, Rf_allocVector, Rf_defineVar, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, CAR,
-    CDR, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG,
+    R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean,
+    Rf_allocVector, Rf_defineVar, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
+    PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG,
 };
 
 use crate::r::{self, R_gc, R_lsInternal3, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
@@ -179,7 +179,7 @@ unsafe fn value_of(symbol: SEXP) -> SEXP {
         return std::ptr::null_mut();
     }
     let value = r::get_var_in_frame(symbol, R_GlobalEnv);
-    if value == R_UnboundValue {
+    if value == r::R_UnboundValue {
         std::ptr::null_mut()
     } else {
         value

@@ -37,7 +37,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"run_daemon", run_daemon as *const (), 2),
         r::routine(c"serve_tasks", serve_tasks as *const (), 2),
-        r::routine(c"serve_forks", serve_forks as *const (), 0),
+        r::routine(c"serve_forks", serve_forks as *const (), 1),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
     ]
 }
@@ -56,27 +56,36 @@ unsafe extern "C-unwind" fn daemon_state() -> SEXP {
     r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
 }
 
-/// `.Call(serve_forks)`: the fork server. `NULL` when it is over; in each process that it
-/// forks, the code to evaluate there.
-unsafe extern "C-unwind" fn serve_forks() -> SEXP {
+/// `.Call(serve_forks, tempdir())`: the fork server. `NULL` when it is over; in each process
+/// that it forks, the code to evaluate there. Such a process has to call `tempdir(check = TRUE)`
+/// first, which makes it a session directory: it has inherited the name of the server's.
+unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
     #[cfg(target_os = "linux")]
-    if let Some(code) = mirai_core::process::fork::serve() {
-        // Had the server been interrupted, that would not be for this process.
-        r::clear_interrupt();
-        // The session's directory is the server's: make one for this process.
-        R_TempDir = std::ptr::null_mut();
-        R_reInitTempDir(0);
-        let out = r::string(&code);
-        drop(code);
-        return out;
+    {
+        if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
+            extendr_ffi::Rf_error(c"the session directory cannot be given up".as_ptr());
+        }
+        if let Some(code) = mirai_core::process::fork::serve() {
+            // Had the server been interrupted, that would not be for this process.
+            r::clear_interrupt();
+            let out = r::string(&code);
+            drop(code);
+            return out;
+        }
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = tempdir;
     R_NilValue
 }
 
+/// Replaces the fork server's session directory, which it does not need, by a file. A fork's
+/// `tempdir(check = TRUE)` makes a new directory only where the present one is not a
+/// directory; R's API has no other way to ask for one. If the name were left free, another user
+/// could make a directory of that name, and forks would take it for theirs. R removes
+/// the file when the server ends.
 #[cfg(target_os = "linux")]
-extern "C" {
-    static mut R_TempDir: *mut std::ffi::c_char;
-    fn R_reInitTempDir(die_on_fail: c_int);
+fn give_up_directory(path: &str) -> bool {
+    std::fs::remove_dir_all(path).is_ok() && File::create_new(path).is_ok()
 }
 
 /// Arguments of `daemon()`, checked by R.

@@ -51,6 +51,8 @@ extern "C" {
     pub fn SET_OBJECT(x: SEXP, flag: c_int);
     pub fn SET_S4_OBJECT(x: SEXP);
     static R_NamespaceRegistry: SEXP;
+    // extendr-ffi has it up to R 4.4.
+    pub static R_UnboundValue: SEXP;
     pub fn Rf_eval(expr: SEXP, env: SEXP) -> SEXP;
     pub fn Rf_inherits(x: SEXP, class: *const c_char) -> Rboolean;
     pub fn Rf_installChar(name: SEXP) -> SEXP;
@@ -64,6 +66,12 @@ extern "C" {
     fn Rf_findVarInFrame(env: SEXP, symbol: SEXP) -> SEXP;
     fn R_FindNamespace(info: SEXP) -> SEXP;
 }
+
+/// The type of S4 objects that are of no other type. R 4.4 gave it a new name.
+#[cfg(r_4_4)]
+pub const S4SXP: SEXPTYPE = SEXPTYPE::OBJSXP;
+#[cfg(not(r_4_4))]
+pub const S4SXP: SEXPTYPE = SEXPTYPE::S4SXP;
 
 /// A `.Call` routine of `n` arguments, for the table.
 pub fn routine(name: &'static CStr, function: *const (), n: i32) -> R_CallMethodDef {

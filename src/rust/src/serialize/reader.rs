@@ -5,9 +5,9 @@ use std::mem::MaybeUninit;
 
 use extendr_ffi::{
     R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NewEnv, R_NilValue,
-    R_UnboundValue, Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect,
-    Rf_unprotect, CDR, COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_ATTRIB, SET_STRING_ELT,
-    SET_TAG, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
+    Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect, CDR,
+    COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_ATTRIB, SET_STRING_ELT, SET_TAG,
+    SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
 };
 
 use super::format::*;
@@ -97,7 +97,7 @@ impl Reader<'_> {
             BASE_ENV => R_BaseEnv,
             BASE_NAMESPACE => R_BaseNamespace,
             MISSING_ARG => R_MissingArg,
-            UNBOUND_VALUE => R_UnboundValue,
+            UNBOUND_VALUE => r::R_UnboundValue,
             REFERENCE => {
                 let i = usize::try_from(flags >> 8).ok()?.checked_sub(1)?;
                 // SAFETY: so many have been written.
@@ -255,7 +255,7 @@ impl Reader<'_> {
                 self.promise(value, symbol, env, depth)?;
             } else {
                 let value = self.item_of(value, depth + 1)?;
-                if value == R_UnboundValue {
+                if value == r::R_UnboundValue {
                     return None;
                 }
                 let value = self.protect(value);

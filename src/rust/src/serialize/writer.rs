@@ -292,7 +292,7 @@ impl Writer {
             return self.item(value, depth + 1);
         }
         let promised = r::PRVALUE(value);
-        if promised != extendr_ffi::R_UnboundValue {
+        if promised != r::R_UnboundValue {
             return self.item(promised, depth + 1);
         }
         // Not evaluated, and it is not for us to do that.
@@ -387,7 +387,7 @@ impl Writer {
     unsafe fn plain(&mut self, object: SEXP, depth: u32) -> bool {
         let kind = TYPEOF(object);
         let n = match kind {
-            SEXPTYPE::S4SXP => 0,
+            r::S4SXP => 0,
             SEXPTYPE::LGLSXP
             | SEXPTYPE::INTSXP
             | SEXPTYPE::REALSXP
@@ -409,7 +409,7 @@ impl Writer {
         }
         let attributes = r::ATTRIB(object);
         self.flags(object, attributes != R_NilValue, false);
-        if kind != SEXPTYPE::S4SXP {
+        if kind != r::S4SXP {
             self.length(n);
         }
         let done = match kind {
@@ -419,7 +419,7 @@ impl Writer {
             SEXPTYPE::CPLXSXP => self.bytes(COMPLEX(object), n),
             SEXPTYPE::RAWSXP => self.bytes(RAW(object), n),
             SEXPTYPE::STRSXP => self.strings(object, n),
-            SEXPTYPE::S4SXP => true,
+            r::S4SXP => true,
             _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),
         };
         done && (attributes == R_NilValue || self.item(attributes, depth + 1))
@@ -485,7 +485,7 @@ unsafe fn special(object: SEXP) -> Option<i32> {
         _ if object == R_BaseEnv => BASE_ENV,
         _ if object == R_BaseNamespace => BASE_NAMESPACE,
         _ if object == R_MissingArg => MISSING_ARG,
-        _ if object == extendr_ffi::R_UnboundValue => UNBOUND_VALUE,
+        _ if object == r::R_UnboundValue => UNBOUND_VALUE,
         _ => return None,
     })
 }
