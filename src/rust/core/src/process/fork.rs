@@ -261,10 +261,10 @@ fn follow(waiting: Waiting, pid: u32) {
     runtime::handle().spawn(async move {
         let end = async {
             // That this fails means that it has ended already.
-            if let Some(pid) = Pid::from_raw(pid as i32)
-                && let Ok(end) = pidfd_open(pid, PidfdFlags::empty())
-                && let Ok(end) = runtime::register(end)
-            {
+            let end = Pid::from_raw(pid as i32)
+                .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+                .and_then(|end| runtime::register(end).ok());
+            if let Some(end) = end {
                 let _ = end.readable().await;
             }
         };
