@@ -39,18 +39,55 @@ task_calls <- function(calls, depth, last) {
   if (last < first) list() else as.list(calls[first:last])
 }
 
+# What geterrmessage() gives afterwards is known to r/versions.rs, which calls this where R 4.5 has
+# no other way to empty the text of its last error.
+forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
+
 # For daemons, called from cleanup.rs when something has changed. Packages are detached
 # but stay loaded.
 detach_others <- function(known) {
-  for (name in search()) {
-    env <- as.environment(name)
-    if (name %in% c(".GlobalEnv", "package:base")) next
-    if (!any(vapply(known, identical, NA, env))) detach(name, character.only = TRUE)
+  at <- 2L
+  while (at < length(search())) {
+    env <- as.environment(at)
+    if (!any(vapply(known, identical, NA, env))) {
+      # It may be one that another package there needs, which goes as well.
+      clean_up(search()[[at]], detach(pos = at, character.only = TRUE, force = TRUE))
+    }
+    if (at < length(search()) && identical(as.environment(at), env)) at <- at + 1L
   }
 }
 
-reset_options <- function(names, values) {
-  added <- setdiff(names(options()), names)
-  options(structure(values, names = names))
-  options(structure(vector("list", length(added)), names = added))
+# Returns whether there are added options that stay: a package sets its own when it is loaded, once in a process, and
+# would be broken without them for the next task, which finds it loaded. `namespaces` were loaded before.
+reset_options <- function(names, values, namespaces) {
+  now <- options()
+  for (i in seq_along(names)) {
+    if (!identical(now[[names[[i]]]], values[[i]])) clean_up(names[[i]], options(structure(values[i], names = names[[i]])))
+  }
+  added <- setdiff(names(now), names)
+  own <- vapply(added, is_package_option, NA, setdiff(loadedNamespaces(), namespaces))
+  for (name in added[!own]) clean_up(name, options(structure(list(NULL), names = name)))
+  any(own)
 }
+
+# By the convention of `datatable.verbose` and package data.table.
+is_package_option <- function(name, packages) {
+  plain <- function(x) tolower(gsub("[^[:alnum:]]", "", x))
+  any(startsWith(plain(name), plain(packages)))
+}
+
+# Tries one step of many.
+clean_up <- function(what, step) {
+  tryCatch(step, error = function(cnd) warn_of_cleanup(what, conditionMessage(cnd)))
+}
+
+warn_of_locked_globals <- function() warn_of_cleanup("the global environment", "a task has locked it")
+
+# On this daemon's stderr, once for each thing.
+warn_of_cleanup <- function(what, why) {
+  if (what %in% the$not_cleaned) return()
+  the$not_cleaned <- c(the$not_cleaned, what)
+  cat("mirai: the clean-up after a task could not restore ", what, ": ", why, "\n", sep = "", file = stderr())
+}
+
+the$not_cleaned <- character()

@@ -8,8 +8,8 @@ use extendr_api::Result;
 use mirai_core::process::{command, Child, Exit};
 use mirai_core::wait::{Bell, Waited};
 
+use crate::events::Events;
 use crate::profiles::{self, Profile};
-use crate::r;
 
 /// A command that is running, or has ended.
 struct Launched(Arc<Child>);
@@ -30,7 +30,9 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
 }
 
 /// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
-/// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if interrupted.
+/// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if R has something to do before:
+/// call `serve_events`. `cumulative` is infinite if the daemons
+/// do not connect to the profile.
 #[extendr]
 fn wait_commands(
     profile: Robj,
@@ -49,8 +51,11 @@ fn wait_commands(
                 profile.and_then(Profile::host).map(|host| host.counts())
             })
         };
-        // Without a profile there is nothing more to come.
-        counts.is_none_or(|counts| counts.cumulative as f64 >= cumulative)
+        match counts {
+            Some(counts) => counts.cumulative as f64 >= cumulative,
+            // The profile has been closed: there is nothing more to come.
+            None => cumulative.is_finite(),
+        }
     };
     let settled = || {
         commands.iter().any(|c| c.0.exit().is_some_and(is_failure))
@@ -58,7 +63,7 @@ fn wait_commands(
             || connected()
     };
     let timeout = seconds.into_option().map(Duration::from_secs_f64);
-    Ok(Bell::get().wait(timeout, r::interrupted, settled) != Waited::Interrupted)
+    Ok(Bell::get().wait(timeout, Events::new(), settled) != Waited::Interrupted)
 }
 
 /// What there is to know about a command.

@@ -11,6 +11,7 @@
 
 mod cleanup;
 mod daemon;
+mod events;
 mod launch;
 mod profiles;
 mod promises;
@@ -40,6 +41,7 @@ extendr_module! {
 #[no_mangle]
 pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     quiet_panics();
+    profiles::loaded();
     // Now, because it calls R, which could come back to ask for it.
     serialize::header();
     shared::register(info);
@@ -61,6 +63,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
         tasks::routines(),
         submit::routines(),
         waiting::routines(),
+        events::routines(),
         promises::routines(),
         serialize::routines(),
         daemon::routines(),

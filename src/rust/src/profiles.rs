@@ -25,6 +25,7 @@ use mirai_core::wait::{Bell, Waited};
 use mirai_core::worker::{AutoExit, DialError, Options, Worker};
 use rustc_hash::FxHashMap;
 
+use crate::events::Events;
 use crate::{promises, r};
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
@@ -42,7 +43,7 @@ pub struct Profile {
     stream: Cell<Stream>,
     /// Hand one to each task, rather than to each daemon.
     stream_per_task: bool,
-    /// What was launched on this machine.
+    /// What `daemons()` has launched on this machine, until all are connected.
     children: RefCell<Vec<Arc<Child>>>,
     /// For secure URLs.
     identity: Option<Identity>,
@@ -132,6 +133,20 @@ impl Session {
     unsafe fn get(&self, name: SEXP) -> Option<&Profile> {
         self.profiles.get(r::as_str(name).unwrap_or(&self.current))
     }
+}
+
+/// The process that has loaded the package.
+static LOADED: std::sync::OnceLock<Owner> = std::sync::OnceLock::new();
+
+/// To be called when the package is loaded.
+pub fn loaded() {
+    LOADED.get_or_init(Owner::this);
+}
+
+/// Whether this process is forked from one that had loaded the package. So are those that the fork server
+/// makes, which do not count.
+pub fn is_forked_from_session() -> bool {
+    LOADED.get().is_some_and(|owner| owner.has_forked())
 }
 
 /// Whether this process is forked from the session, whose threads it does not have.
@@ -524,8 +539,9 @@ fn has_fork_server() -> bool {
     return false;
 }
 
-/// Starts a program that will dial one of the profile's URLs. `code` is for a fork; `NULL`
-/// if only the program itself will do.
+/// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
+/// set for the profile. `code` is for a fork; `NULL` if only the program itself will do. With
+/// `awaited`, `wait_connected()` will see whether it fails.
 #[extendr]
 fn launch(
     name: &str,
@@ -533,22 +549,31 @@ fn launch(
     args: Vec<String>,
     output: bool,
     code: Nullable<String>,
+    awaited: bool,
 ) -> Result<()> {
-    let code = code.into_option();
+    let program = program(
+        path,
+        args.into_iter(),
+        output,
+        code.into_option().as_deref(),
+    );
+    let failed = |e| other(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
-        let profile = session.profile(name)?;
-        let host = session.host(name)?;
-        let child = host
-            .launch(&program(path, args.into_iter(), output, code.as_deref()))
-            .map_err(|e| other(format!("'{path}' cannot be started: {e}")))?;
-        profile.children.borrow_mut().push(child);
+        let Some(profile) = session.profiles.get(name) else {
+            process::start(&program, |_| {}).map_err(failed)?;
+            return Ok(());
+        };
+        let child = session.host(name)?.launch(&program).map_err(failed)?;
+        if awaited {
+            profile.children.borrow_mut().push(child);
+        }
         Ok(())
     })
 }
 
 /// Waits until `n` daemons have connected since the profile was set up. `TRUE`
-/// then, `FALSE` if interrupted; if one of the processes launched has ended
-/// before, what there is to say about it.
+/// then, `FALSE` if R has something to do before: call `serve_events`. If one of the processes
+/// launched has ended before, what there is to say about it.
 #[extendr]
 fn wait_connected(name: &str, n: i32) -> Result<Robj> {
     let waited = with_session(|session| {
@@ -557,11 +582,13 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         let children = profile.children.borrow();
         let connected = || host.counts().cumulative >= n as u64;
         let failed = || children.iter().position(|c| c.exit().is_some());
-        let waited = Bell::get().wait(None, r::interrupted, || connected() || failed().is_some());
+        let waited = Bell::get().wait(None, Events::new(), || connected() || failed().is_some());
         if waited == Waited::Interrupted {
             return Ok(std::result::Result::Ok(false));
         }
         if connected() {
+            drop(children);
+            profile.children.borrow_mut().clear();
             return Ok(std::result::Result::Ok(true));
         }
         let i = failed().unwrap_or_default();

@@ -19,7 +19,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
     (*buffer()).share(false);
     if !Buffer::write(buffer(), x) {
-        Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
+        Rf_error(c"%s".as_ptr(), r::last_error().as_ptr());
     }
     // Taken, because allocation may run a finalizer that uses the buffer.
     let bytes = (*buffer()).take().bytes;
@@ -38,7 +38,7 @@ unsafe extern "C-unwind" fn decode(raw: SEXP) -> SEXP {
     let bytes = std::slice::from_raw_parts(extendr_ffi::RAW(raw), n);
     match super::read(bytes) {
         Some(object) => object,
-        None => Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
+        None => Rf_error(c"%s".as_ptr(), r::last_error().as_ptr()),
     }
 }
 
@@ -49,7 +49,7 @@ unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
     // Without hooks, because it holds the hooks.
     (*buffer()).share(false);
     if !Buffer::write(buffer(), registry) {
-        Rf_error(c"%s".as_ptr(), r::R_curErrorBuf());
+        Rf_error(c"%s".as_ptr(), r::last_error().as_ptr());
     }
     hooks::set(registry);
     profiles::configure((*buffer()).take().bytes);

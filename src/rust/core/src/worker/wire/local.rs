@@ -58,13 +58,15 @@ impl Wire for LocalWire {
         interrupted: Option<&dyn Fn() -> bool>,
     ) -> io::Result<Polled> {
         if most.is_some() || interrupted.is_some() {
-            let polled = poll_in(self.data.as_fd(), most, || interrupted.is_some_and(|i| i()));
+            let polled = poll_in(self.data.as_fd(), most, &|| {
+                interrupted.is_some_and(|i| i())
+            });
             if polled != Polled::Readable {
                 return Ok(polled);
             }
             // A signal, too, ends a poll.
             let now = Some(Duration::ZERO);
-            if poll_in(self.data.as_fd(), now, || false) != Polled::Readable {
+            if poll_in(self.data.as_fd(), now, &|| false) != Polled::Readable {
                 return Ok(Polled::Readable);
             }
         }
@@ -181,6 +183,8 @@ fn watch(
                                 let _ = unix::send_message(&data, &returned, (&[]).into());
                             }
                             Control::End => gate.end(),
+                            // Here, what has arrived may begin.
+                            Control::Grant { .. } => {}
                         }
                     }
                 }
