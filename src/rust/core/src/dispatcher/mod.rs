@@ -510,10 +510,8 @@ impl<J: Clone> Dispatcher<J> {
             Event::Tick => {
                 // Without a queue the daemon is left to run on, as the contract says.
                 let interrupt = self.config.policy == Policy::Queue;
-                while let Some((at, _)) = self.deadlines.first()
-                    && *at <= now
-                    && let Some((_, id)) = self.deadlines.pop_first()
-                {
+                while self.deadlines.first().is_some_and(|(at, _)| *at <= now) {
+                    let (_, id) = self.deadlines.pop_first().expect("there is a first one");
                     self.finish(id, Verdict::TimedOut, interrupt, out);
                 }
                 self.recall_overdue(out);
@@ -910,9 +908,10 @@ impl<J: Clone> Dispatcher<J> {
     /// Assigns the queue to the peers in turn, if there are any.
     fn deal(&mut self, out: &mut Vec<Action<J>>) {
         let mut dealt = 0;
-        while !self.turn.is_empty()
-            && let Some(task) = self.oldest_queued()
-        {
+        while !self.turn.is_empty() {
+            let Some(task) = self.oldest_queued() else {
+                break;
+            };
             self.queue.pop_front();
             self.turn.rotate_left(1);
             let peer = *self.turn.back().expect("turn is not empty");

@@ -123,10 +123,9 @@ impl Shared {
             });
             visitors.all.insert(visitor.id, visitor.clone());
             visitors.strangers.push_back(visitor.id);
-            while visitors.strangers.len() > STRANGERS
-                && let Some(oldest) = visitors.strangers.pop_front()
-            {
-                if let Some(oldest) = visitors.all.get(&oldest) {
+            while visitors.strangers.len() > STRANGERS {
+                let oldest = visitors.strangers.pop_front();
+                if let Some(oldest) = oldest.and_then(|id| visitors.all.get(&id)) {
                     oldest.connection.close();
                 }
             }

@@ -362,11 +362,10 @@ impl Decoder {
             if self.left == 0 {
                 self.head.push(bytes[at]);
                 at += 1;
-                if self.begins()?
-                    && self.left == 0
-                    && let Some(heard) = self.control_over()
-                {
-                    return Ok((at, Some(heard)));
+                if self.begins()? && self.left == 0 {
+                    if let Some(heard) = self.control_over() {
+                        return Ok((at, Some(heard)));
+                    }
                 }
                 continue;
             }
@@ -380,10 +379,10 @@ impl Decoder {
                 take(piece)?;
             } else {
                 self.control.extend_from_slice(piece);
-                if self.left == 0
-                    && let Some(heard) = self.control_over()
-                {
-                    return Ok((at, Some(heard)));
+                if self.left == 0 {
+                    if let Some(heard) = self.control_over() {
+                        return Ok((at, Some(heard)));
+                    }
                 }
             }
         }
