@@ -145,3 +145,9 @@ failure_value <- function(text) {
   message <- sub("^(Error[^:\n]*:\\s+)+", "", trimws(text))
   new_mirai_error(simpleError(message), list())
 }
+
+# The value of a task whose value R cannot read here: called from tasks.rs.
+unreadable_value <- function(cnd) {
+  message <- paste0("the value cannot be read: ", conditionMessage(cnd))
+  new_mirai_error(simpleError(message), list())
+}

@@ -301,7 +301,7 @@ struct Session<'a> {
 unsafe extern "C-unwind" fn serve_tasks(session: SEXP, frame: SEXP) -> SEXP {
     let session = R_ExternalPtrAddr(session).cast::<Session<'_>>();
     if session.is_null() {
-        extendr_ffi::Rf_error(c"the link is no longer served".as_ptr());
+        r::raise("the link is no longer served");
     }
     while (*session).begin(frame) {
         let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
@@ -492,11 +492,7 @@ fn finish(worker: &Worker) {
 
 /// Reads an object that was sent.
 unsafe fn read(source: Source<'_>) -> SEXP {
-    match serialize::read(source) {
-        Some(object) => object,
-        // A hook has failed, and its error is R's last.
-        None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
-    }
+    serialize::read_or_raise(source)
 }
 
 /// Puts a task's objects in place, and into `frame` what to evaluate and where.
@@ -556,6 +552,9 @@ unsafe fn failure(stage: Stage) -> SEXP {
         // A jump to top level, such as by the abort restart. What is there without an
         // end of line is the message of an error that was handled before.
         R_NilValue
+    } else if stage == Stage::Writing && serialize::TOO_DEEP.load(Ordering::Relaxed) {
+        // R has words about its stack for that.
+        r::string("the value is nested too deeply to be sent")
     } else {
         // Errors of a full stack, too, get here: R shows them to no calling handler.
         r::string(&text)

@@ -25,7 +25,7 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
         return Err(profiles::forked());
     }
     let child = command::run(path, &args, input.into_option())
-        .map_err(|e| Error::Other(format!("'{path}' cannot be started: {e}")))?;
+        .map_err(|e| r::error(format!("'{path}' cannot be started: {e}")))?;
     Ok(ExternalPtr::new(Launched(child)).into())
 }
 

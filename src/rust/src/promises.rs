@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NilValue, Rboolean, Rf_error, Rf_install, Rf_protect, Rf_unprotect,
+    R_CallMethodDef, R_NilValue, Rboolean, Rf_install, Rf_protect, Rf_unprotect,
     Rf_xlength, SEXP, SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 
@@ -78,7 +78,7 @@ struct Due {
 /// from 1, and with 0 when all have resolved. later's namespace has to be loaded.
 unsafe extern "C-unwind" fn when_resolved(x: SEXP, key: SEXP, event_loop: SEXP) -> SEXP {
     if profiles::is_forked() {
-        Rf_error(FORKED.as_ptr());
+        r::raise(FORKED);
     }
     // Here, because only the main thread may ask R for it.
     let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
-    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error,
+    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar,
     Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
     SEXPTYPE, VECTOR_ELT,
 };
@@ -79,7 +79,7 @@ unsafe extern "C-unwind" fn submit(
         Found::Host => R_NilValue,
         Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     };
     Rf_protect(launch);
     let (env, pointer) = new_pending();
@@ -103,11 +103,11 @@ unsafe extern "C-unwind" fn submit(
                     // It has returned: somebody handled the interrupt, in R, and
                     // may have used the buffer.
                     if !write_payload(expr, globals, args, profile) {
-                        raise("a serialization hook has failed".into());
+                        r::raise("a serialization hook has failed");
                     }
                 }
             }
-            Err(Refusal::Message(text)) => raise(text),
+            Err(Refusal::Message(text)) => r::raise(text),
         }
     }
     Rf_unprotect(2);
@@ -118,15 +118,6 @@ unsafe extern "C-unwind" fn submit(
 static LAUNCH: Constant = Constant::new(|| unsafe {
     Rf_lcons(extendr_ffi::Rf_install(c"single_use".as_ptr()), R_NilValue)
 });
-
-/// Raises an R error with a message that is let go first.
-unsafe fn raise(text: String) -> ! {
-    let mut line = [0u8; 1024];
-    let n = text.len().min(line.len() - 1);
-    line[..n].copy_from_slice(&text.as_bytes()[..n]);
-    drop(text);
-    Rf_error(c"%s".as_ptr(), line.as_ptr())
-}
 
 /// Makes a task of what is in the buffer and hands it to the profile's host.
 /// Nothing of R is called here but plain reading, so Rust values may live.
@@ -190,9 +181,9 @@ unsafe extern "C-unwind" fn submit_map(
 ) -> SEXP {
     match profiles::find(profile) {
         Found::Host => {}
-        Found::Nothing => Rf_error(c"no daemons set".as_ptr()),
+        Found::Nothing => r::raise("no daemons set"),
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let n = Rf_xlength(elements);
     let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
@@ -219,7 +210,7 @@ unsafe extern "C-unwind" fn submit_map(
             if wait_for_room(profile) == Waited::Interrupted {
                 r::obey_interrupt();
                 if !Buffer::write(buffer(), element) {
-                    raise("a serialization hook has failed".into());
+                    r::raise("a serialization hook has failed");
                 }
             }
         }
@@ -299,7 +290,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
         Found::Host => {}
         Found::Nothing => return R_NilValue,
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let min = r::as_number(min).unwrap_or(1.0) as usize;
     let count = profiles::with_current(profile, |p| {
@@ -359,7 +350,7 @@ unsafe extern "C-unwind" fn submit_to(
     match profiles::find(profile) {
         Found::Host => {}
         Found::Nothing | Found::Sync => return R_NilValue,
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let (env, pointer) = new_pending();
     Rf_protect(env);

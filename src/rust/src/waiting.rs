@@ -1,7 +1,7 @@
 //! Waiting for mirai, looking at whether they have resolved, and cancelling them.
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_error, Rf_getAttrib,
+    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_getAttrib,
     Rf_protect, Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
     TYPEOF, VECTOR_ELT,
 };
@@ -71,7 +71,7 @@ unsafe extern "C-unwind" fn wait_some(x: SEXP, until_failure: SEXP, timeout: SEX
 unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
     // Nothing resolves in a forked process, and it shares the bell with its parent.
     if profiles::is_forked() && each(x).any(|m| is_pending(m)) {
-        Rf_error(FORKED.as_ptr());
+        r::raise(FORKED);
     }
     // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
     if patience.timeout.is_none() && shared::is_laden() && each(x).any(|m| is_pending(m)) {

@@ -14,14 +14,14 @@ use std::cell::Cell;
 
 use extendr_ffi::{
     R_NilValue, R_PreserveObject, R_ReleaseObject, R_tryEvalSilent, Rboolean, Rf_allocVector,
-    Rf_error, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR, SET_VECTOR_ELT, SEXP,
+    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR, SET_VECTOR_ELT, SEXP,
     SEXPTYPE, STRING_ELT, VECTOR_ELT,
 };
 
 use super::{Buffer, Source};
 use crate::r;
 
-const MAGIC: &[u8; 8] = b"miraihk\n";
+pub const MAGIC: &[u8; 8] = b"miraihk\n";
 
 struct Registry(Cell<SEXP>);
 
@@ -201,6 +201,6 @@ pub unsafe extern "C" fn restore_one(place: SEXP, data: SEXP) -> SEXP {
     };
     match object {
         Some(object) => object,
-        None => Rf_error(c"a hooked object is missing".as_ptr()),
+        None => r::raise("a hooked object is missing"),
     }
 }

@@ -13,9 +13,10 @@ use extendr_ffi::{
 use super::format::*;
 use super::text::Text;
 use super::Source;
-use crate::{r, shared};
+use crate::{r, shared, stack};
 
-const DEEPEST: u32 = 400;
+/// Stack that a level of nesting takes at most.
+pub const LEVEL: usize = 1024;
 
 /// The object in `bytes`, or `None` if R has to read it. `restored` is what hooks have made:
 /// see [`hooks`](super::hooks).
@@ -31,6 +32,7 @@ pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
         protected: 0,
         environments: R_NilValue,
         restored,
+        deepest: stack::levels(LEVEL) as u32,
     };
     reader.environments = reader.protect(Rf_cons(R_NilValue, R_NilValue));
     let object = reader.item(0);
@@ -50,6 +52,8 @@ struct Reader<'a> {
     /// Objects on R's protection stack.
     protected: i32,
     restored: SEXP,
+    /// Levels for which there is room on the stack.
+    deepest: u32,
 }
 
 impl Reader<'_> {
@@ -87,7 +91,7 @@ impl Reader<'_> {
     }
 
     unsafe fn item_of(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
-        if depth > DEEPEST {
+        if depth > self.deepest {
             return None;
         }
         Some(match flags & 0xff {
