@@ -146,8 +146,7 @@ failure_value <- function(text) {
   new_mirai_error(simpleError(message), list())
 }
 
-# The value of a task whose value R cannot read here: called from tasks.rs.
+# The value of a task whose value ends in an R error when it is read here: called from tasks.rs.
 unreadable_value <- function(cnd) {
-  message <- paste0("the value cannot be read: ", conditionMessage(cnd))
-  new_mirai_error(simpleError(message), list())
+  new_mirai_error(simpleError(conditionMessage(cnd)), list())
 }

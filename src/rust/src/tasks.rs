@@ -313,8 +313,6 @@ unsafe fn value(content: &Content) -> SEXP {
     let value = r::R_tryCatchError(Some(read_content), data, Some(unreadable), data);
     match reading.unread {
         None => value,
-        // With R's words about the hook.
-        Some(Unread::Hook) => failure(),
         Some(unread) => failure_of(unread),
     }
 }
@@ -332,7 +330,7 @@ unsafe extern "C" fn read_content(reading: *mut c_void) -> SEXP {
     })
 }
 
-/// The error value for an R error in the middle of reading, such as for lack of memory.
+/// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
 unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
     let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
     let call = Rf_protect(Rf_lang2(name, condition));

@@ -71,8 +71,9 @@ const LONGEST: u64 = 1 << 52;
 #[derive(Clone)]
 pub(crate) struct Cursor<'a> {
     pub(crate) bytes: &'a [u8],
-    pub(crate) at: usize,
-    /// Where the next piece belongs; the end of the bytes if there is none.
+    /// From this place up to the next piece, or to the end.
+    rest: &'a [u8],
+    /// Where that ends.
     until: usize,
     pieces: &'a [Piece<'a>],
     /// Number of the next piece.
@@ -83,72 +84,107 @@ impl<'a> Cursor<'a> {
     pub(crate) fn new(bytes: &'a [u8], pieces: &'a [Piece<'a>]) -> Cursor<'a> {
         let mut cursor = Cursor {
             bytes,
-            at: 0,
+            rest: &[],
             until: 0,
             pieces,
             next: 0,
         };
-        cursor.look_ahead();
+        cursor.look_ahead(0);
         cursor
     }
 
-    fn look_ahead(&mut self) {
+    /// Makes the bytes from a place to the next piece those to be read.
+    fn look_ahead(&mut self, at: usize) {
         self.until = match self.pieces.get(self.next) {
-            // One that belongs before this place cannot be reached, so that nothing can be read.
-            Some(piece) => piece.at.min(self.bytes.len()),
+            // One that belongs before this place cannot be reached: nothing more is read.
+            Some(piece) => piece.at.clamp(at.min(self.bytes.len()), self.bytes.len()),
             None => self.bytes.len(),
         };
+        self.rest = self.bytes.get(at..self.until).unwrap_or_default();
+    }
+
+    /// How many bytes come before, apart from pieces.
+    #[inline]
+    pub(crate) fn at(&self) -> usize {
+        self.until - self.rest.len()
     }
 
     /// Goes to a place where an object or a string begins: a piece that belongs there is part of
     /// what comes before.
     pub(crate) fn go(&mut self, at: usize) {
-        self.at = at;
         self.next = self.pieces.partition_point(|piece| piece.at <= at);
-        self.look_ahead();
+        self.look_ahead(at);
     }
 
+    #[cold]
     pub(crate) fn error(&self, what: &'static str) -> Error {
-        Error { at: self.at, what }
-    }
-
-    /// Bytes up to the next piece.
-    pub(crate) fn left_here(&self) -> usize {
-        self.until.saturating_sub(self.at)
+        Error {
+            at: self.at(),
+            what,
+        }
     }
 
     /// Bytes apart from pieces.
     pub(crate) fn left(&self) -> usize {
-        self.bytes.len().saturating_sub(self.at)
+        self.bytes.len() - self.at()
     }
 
     pub(crate) fn is_at_end(&self) -> bool {
-        self.at == self.bytes.len() && self.next == self.pieces.len()
+        self.left() == 0 && self.next == self.pieces.len()
     }
 
     #[inline]
     pub(crate) fn integer(&mut self) -> Result<i32, Error> {
-        let bytes = self.bytes.get(self.at..self.until);
-        let Some(bytes) = bytes.and_then(|bytes| bytes.first_chunk()) else {
-            return Err(self.error("it ends too early"));
-        };
-        self.at += 4;
-        Ok(i32::from_ne_bytes(*bytes))
+        match self.rest.split_first_chunk() {
+            Some((bytes, rest)) => {
+                self.rest = rest;
+                Ok(i32::from_ne_bytes(*bytes))
+            }
+            None => Err(self.error("it ends too early")),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
+        match self.rest.split_at_checked(n) {
+            Some((bytes, rest)) => {
+                self.rest = rest;
+                Ok(bytes)
+            }
+            None => Err(self.error("it ends too early")),
+        }
     }
 
     #[inline]
     pub(crate) fn skip(&mut self, n: usize) -> Result<(), Error> {
-        if n > self.left_here() {
-            return Err(self.error("it ends too early"));
-        }
-        self.at += n;
-        Ok(())
+        self.take(n).map(drop)
     }
 
-    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
-        let at = self.at;
-        self.skip(n)?;
-        Ok(&self.bytes[at..self.at])
+    /// Passes so many strings, one after the other, as long as they are of the usual kind. How many
+    /// are left.
+    pub(crate) fn pass_strings(&mut self, n: usize) -> usize {
+        let mut left = n;
+        while left > 0 {
+            let Some(rest) = usual_string(self.rest) else { break };
+            self.rest = rest;
+            left -= 1;
+        }
+        left
+    }
+
+    /// The same for character vectors of one string and without attributes.
+    pub(crate) fn pass_single_strings(&mut self, n: usize) -> usize {
+        let mut left = n;
+        while left > 0 {
+            let Some((head, rest)) = self.rest.split_first_chunk::<8>() else { break };
+            if u64::from_ne_bytes(*head) != SINGLE_STRING {
+                break;
+            }
+            let Some(rest) = usual_string(rest) else { break };
+            self.rest = rest;
+            left -= 1;
+        }
+        left
     }
 
     pub(crate) fn real(&mut self) -> Result<f64, Error> {
@@ -160,7 +196,7 @@ impl<'a> Cursor<'a> {
     /// The number of the piece that comes next, if one does.
     #[inline]
     pub(crate) fn piece(&self) -> Option<usize> {
-        (self.at == self.until && self.next < self.pieces.len()).then_some(self.next)
+        (self.rest.is_empty() && self.next < self.pieces.len()).then_some(self.next)
     }
 
     pub(crate) fn piece_data(&self, number: usize) -> &'a [u8] {
@@ -168,8 +204,9 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn pass_piece(&mut self) {
+        let at = self.at();
         self.next += 1;
-        self.look_ahead();
+        self.look_ahead(at);
     }
 
     /// The length of a vector.
@@ -225,7 +262,7 @@ impl<'a> Cursor<'a> {
     /// R's strings end with a zero, so there can be none before.
     #[inline]
     fn without_zero<'b>(&self, text: &'b [u8]) -> Result<Option<&'b [u8]>, Error> {
-        if text.contains(&0) {
+        if has_zero(text) {
             return Err(self.error("a string holds a zero"));
         }
         Ok(Some(text))
@@ -257,4 +294,40 @@ impl<'a> Cursor<'a> {
             _ => Err(self.error("its version is neither 2 nor 3")),
         }
     }
+}
+
+/// Type and length of a character vector of one string.
+const SINGLE_STRING: u64 = {
+    let ([a, b, c, d], [e, f, g, h]) = (CHARACTER.to_ne_bytes(), 1i32.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+};
+
+/// What follows a string without peculiarities: with at most one encoding, not missing, complete.
+#[inline]
+fn usual_string(bytes: &[u8]) -> Option<&[u8]> {
+    let (flags, rest) = bytes.split_first_chunk()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let flags = i32::from_ne_bytes(*flags);
+    let levels = flags & !((1 << LEVELS_SHIFT) - 1);
+    let is_usual = flags & ((1 << LEVELS_SHIFT) - 1) == STRING
+        && (levels & (levels - 1) == 0 || levels == 0)
+        && levels & !(STRING_LEVELS << LEVELS_SHIFT) == 0;
+    let length = usize::try_from(i32::from_ne_bytes(*length)).ok()?;
+    let (text, rest) = rest.split_at_checked(length)?;
+    (is_usual && !has_zero(text)).then_some(rest)
+}
+
+/// Whether there is a zero among the bytes, of which there are mostly few.
+#[inline]
+fn has_zero(bytes: &[u8]) -> bool {
+    // The high bit of each byte that is zero, and perhaps of others if one is.
+    let zeros = |eight: u64| {
+        eight.wrapping_sub(0x0101_0101_0101_0101) & !eight & 0x8080_8080_8080_8080
+    };
+    let (eights, rest) = bytes.as_chunks::<8>();
+    let found = eights.iter().fold(0, |found, eight| found | zeros(u64::from_ne_bytes(*eight)));
+    if let (Some(last), true) = (bytes.last_chunk::<8>(), !rest.is_empty()) {
+        return found | zeros(u64::from_ne_bytes(*last)) != 0;
+    }
+    found != 0 || rest.contains(&0)
 }

@@ -539,7 +539,7 @@ impl Scan<'_> {
                 Data::Piece(number)
             }
             _ => {
-                let at = self.from.at;
+                let at = self.from.at();
                 self.from.skip(size)?;
                 Data::At(at)
             }
@@ -555,10 +555,12 @@ impl Scan<'_> {
         match self.from.piece() {
             Some(number) if n > 0 => {
                 let mut strings = Cursor::new(self.from.piece_data(number), &[]);
-                for _ in 0..n {
+                let mut left = strings.pass_strings(n);
+                while left > 0 {
                     if strings.string().is_err() {
                         return self.refuse("shared memory does not hold the strings");
                     }
+                    left = strings.pass_strings(left - 1);
                 }
                 if !strings.is_at_end() {
                     return self.refuse("shared memory holds more than the strings");
@@ -569,9 +571,15 @@ impl Scan<'_> {
                 if n > self.from.left() / 8 {
                     return self.refuse("a vector is longer than the bytes");
                 }
-                data = Data::At(self.from.at);
-                for _ in 0..n {
+                data = Data::At(self.from.at());
+                let mut left = n;
+                loop {
+                    left = self.from.pass_strings(left);
+                    if left == 0 {
+                        break;
+                    }
                     self.from.string()?;
+                    left -= 1;
                 }
             }
         }
@@ -721,6 +729,7 @@ impl Scan<'_> {
     /// A vector of an ALTREP class: what class it is, its state, its attributes.
     fn alternative(&mut self) -> Result<Next, Error> {
         let mut class = Name::Other;
+        let mut kind = 0;
         for part in 0..3 {
             if self.from.integer()? != PAIRLIST {
                 return self.refuse("an ALTREP class has no name");
@@ -731,13 +740,26 @@ impl Scan<'_> {
                     return self.refuse("it is of an ALTREP class that is not R's own");
                 }
                 1 => {}
-                _ => {
-                    self.integers::<1>()?;
-                }
+                _ => [kind] = self.integers()?,
             }
         }
         if self.from.integer()? != NIL {
             return self.refuse("an ALTREP class has too many names");
+        }
+        // R uses it as an index, without a check.
+        let of_class = match class {
+            Name::IntegerSequence | Name::Wrap(Class::Integer) => INTEGER,
+            Name::RealSequence | Name::Wrap(Class::Real) => REAL,
+            Name::DeferredString | Name::Wrap(Class::Character) => CHARACTER,
+            Name::Wrap(Class::Logical) => LOGICAL,
+            Name::Wrap(Class::Complex) => COMPLEX,
+            Name::Wrap(Class::Raw) => RAW,
+            Name::Wrap(Class::List) => LIST,
+            // Files that are mapped, for example.
+            _ => return self.refuse("it is of an ALTREP class that is not read"),
+        };
+        if kind != of_class {
+            return self.refuse("an ALTREP class is of another type");
         }
         match class {
             Name::IntegerSequence => self.sequence(Class::Integer, 1 << 31),
@@ -748,7 +770,6 @@ impl Scan<'_> {
                 }
                 self.open(Open::Alternative(class))
             }
-            // Files that are mapped, for example.
             _ => self.refuse("it is of an ALTREP class that is not read"),
         }
     }
@@ -859,6 +880,9 @@ impl Scan<'_> {
                 });
             }
             left -= 1;
+            if let Data::Unknown = vector.data {
+                left = self.from.pass_single_strings(left);
+            }
             if left == 0 {
                 self.to.frames.pop();
                 return self.attributes(flags, Kind::Vector(vector));

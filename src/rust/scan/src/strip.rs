@@ -88,7 +88,7 @@ struct Strip<'a> {
 impl Strip<'_> {
     /// Copies up to here, or leaves out.
     fn flush(&mut self) {
-        let at = self.from.at;
+        let at = self.from.at();
         self.flush_to(at);
     }
 
@@ -115,7 +115,7 @@ impl Strip<'_> {
 
     /// Goes on at another place of the input, and then comes back.
     fn detour(&mut self, to: usize, what: Do) {
-        self.to_do.push(Do::Back(self.from.at));
+        self.to_do.push(Do::Back(self.from.at()));
         self.from.go(to);
         self.copied = to;
         self.to_do.push(what);
@@ -155,13 +155,13 @@ impl Strip<'_> {
                 Ok(())
             }
             Do::Tag(flags_at) => {
-                let at = self.from.at;
+                let at = self.from.at();
                 if self.from.integer()? == NIL {
                     self.flush_to(at);
-                    self.copied = self.from.at;
+                    self.copied = self.from.at();
                     return Ok(());
                 }
-                self.from.at = at;
+                self.from.go(at);
                 if let Some(at) = flags_at
                     && let Some(flags) = self.out.bytes.get_mut(at..at + 4)
                 {
@@ -203,7 +203,7 @@ impl Strip<'_> {
         if self.emit {
             let before = match self.found {
                 true => self.out.bytes.len(),
-                false => self.from.at,
+                false => self.from.at(),
             };
             self.out.pieces.push((number, before));
         }
@@ -223,7 +223,7 @@ impl Strip<'_> {
     }
 
     fn item(&mut self) -> Result<(), Error> {
-        let at = self.from.at;
+        let at = self.from.at();
         let flags = self.from.integer()?;
         let kind = flags & TYPE;
         if kind == REFERENCE {
@@ -335,7 +335,7 @@ impl Strip<'_> {
             Some(new) => {
                 self.flush_to(at);
                 self.write(new << 8 | REFERENCE);
-                self.copied = self.from.at;
+                self.copied = self.from.at();
             }
             None => {
                 let to = seen.at;
@@ -378,7 +378,7 @@ impl Strip<'_> {
         self.to_do.push(Do::Emit(emit));
         self.to_do.push(Do::CountConstants { emit });
         self.to_do.push(Do::Item);
-        self.copied = self.from.at;
+        self.copied = self.from.at();
         self.emit = false;
     }
 
@@ -399,7 +399,7 @@ impl Strip<'_> {
         }
         if kind == SHARED_CELL {
             let i = usize::try_from(self.from.integer()?).unwrap_or(usize::MAX);
-            let at = self.from.at;
+            let at = self.from.at();
             match self.shared.last_mut().and_then(|shared| shared.get_mut(i)) {
                 Some(cell) => *cell = Some(at),
                 None => return self.error("there is no such reference"),
@@ -416,14 +416,14 @@ impl Strip<'_> {
                 return Ok(());
             }
             _ => {
-                self.copied = self.from.at;
+                self.copied = self.from.at();
                 self.to_do.push(Do::Item);
                 return Ok(());
             }
         };
         let at = self.emit.then_some(self.out.bytes.len());
         self.write(flags);
-        self.copied = self.from.at;
+        self.copied = self.from.at();
         self.to_do.push(Do::Constant);
         self.to_do.push(Do::Constant);
         self.to_do.push(Do::Tag(at));

@@ -302,7 +302,7 @@ fn attributes_agree_with_their_object() {
 
 #[test]
 fn altrep_is_r_s_own_and_sound() {
-    let class = |name: &str, package: &str| {
+    let of_type = |name: &str, package: &str, kind: i32| {
         Out::new()
             .int(ALTREP)
             .int(PAIRLIST)
@@ -310,9 +310,22 @@ fn altrep_is_r_s_own_and_sound() {
             .int(PAIRLIST)
             .symbol(package)
             .int(PAIRLIST)
-            .ints(&[13])
+            .ints(&[kind])
             .nil()
     };
+    let class = |name: &str, package: &str| {
+        let kind = match name {
+            "compact_realseq" => REAL,
+            "deferred_string" => CHARACTER,
+            _ => INTEGER,
+        };
+        of_type(name, package, kind)
+    };
+    // R takes it for an index.
+    for kind in [0, REAL, -1, 1 << 20] {
+        let out = of_type("compact_intseq", "base", kind).reals(&[1.0, 1.0, 1.0]);
+        out.nil().fails("another type");
+    }
     let sequence = |state: &[f64]| class("compact_intseq", "base").reals(state).nil();
     sequence(&[10.0, 1.0, 1.0]).passes();
     sequence(&[10.0, 1.0, -1.0]).passes();
@@ -498,6 +511,21 @@ proptest! {
         if let Ok(Some(stripped)) = strip(&out.0, &pieces) {
             let again = strip(&stripped.bytes, &[]);
             prop_assert!(!matches!(again, Ok(Some(_))));
+        }
+    }
+}
+
+#[test]
+fn a_zero_is_found_wherever_it_is() {
+    for n in 0..40 {
+        let text = "x".repeat(n);
+        Out::new().strings(&[&text, "a"]).passes();
+        Out::new().int(LIST).int(3).nil().strings(&[&text]).strings(&["a"]).passes();
+        for i in 0..n {
+            let with = format!("{}\0{}", &text[..i], &text[i + 1..]);
+            Out::new().strings(&[&with, "a"]).fails("holds a zero");
+            let list = Out::new().int(LIST).int(3).nil().strings(&[&with]);
+            list.strings(&["a"]).fails("holds a zero");
         }
     }
 }

@@ -113,7 +113,7 @@ pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
     let main = std::mem::take(&mut (*buffer).bytes);
     let mut insets = std::mem::take(&mut (*buffer).insets);
     let objects = Rf_protect(std::mem::take(&mut *collected).as_list());
-    let Some(made) = call(c"write_hooked", objects) else {
+    let Some(made) = make(objects) else {
         Rf_unprotect(1);
         return false;
     };
@@ -147,14 +147,18 @@ pub unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
     r::strings(&[&i, &j])
 }
 
-/// Calls a function of R/serial.R; `None` if that ends in an error.
-unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> Option<SEXP> {
+/// The call of a function of R/serial.R.
+unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> SEXP {
     let registry = match REGISTRY.0.get() {
         none if none.is_null() => R_NilValue,
         registry => registry,
     };
-    let call = r::Rf_lang3(Rf_install(function.as_ptr()), x, registry);
-    Rf_protect(call);
+    r::Rf_lang3(Rf_install(function.as_ptr()), x, registry)
+}
+
+/// Has the hooks make raw vectors of objects; `None` if that ends in an error.
+unsafe fn make(objects: SEXP) -> Option<SEXP> {
+    let call = Rf_protect(call(c"write_hooked", objects));
     let mut failed = 0;
     let value = R_tryEvalSilent(call, r::NAMESPACE.get(), &mut failed);
     Rf_unprotect(1);
@@ -170,11 +174,12 @@ pub fn split(source: Source<'_>) -> Option<(Source<'_>, Source<'_>)> {
     Some((made.into(), Source { rest, ..source }))
 }
 
-/// Has the hooks make objects of what they made of them.
-pub unsafe fn restore(made: SEXP) -> Option<SEXP> {
+/// Has the hooks make objects of what they made of them. Leaves by a long jump if they fail.
+pub unsafe fn restore(made: SEXP) -> SEXP {
     Rf_protect(made);
-    let restored = call(c"read_hooked", made);
-    Rf_unprotect(1);
+    let call = Rf_protect(call(c"read_hooked", made));
+    let restored = r::Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(2);
     restored
 }
 

@@ -485,14 +485,14 @@ impl<'a> From<&'a Content> for Source<'a> {
 ///
 /// # Safety
 /// On R's main thread. Leaves by a long jump if R runs out of memory, or cannot read the bytes, or
-/// is interrupted; `bytes` must stay where they are until this returns.
+/// a hook fails, or R is interrupted; `bytes` must stay where they are until this returns.
 pub unsafe fn read<'a>(source: impl Into<Source<'a>>) -> Result<SEXP, Unread> {
     let source = source.into();
     match hooks::split(source) {
         None => read_with(source, R_NilValue),
         Some((made, rest)) => {
             let made = read_with(made, R_NilValue)?;
-            let restored = Rf_protect(hooks::restore(made).ok_or(Unread::Hook)?);
+            let restored = Rf_protect(hooks::restore(made));
             let object = read_with(rest, restored);
             Rf_unprotect(1);
             object
@@ -507,7 +507,6 @@ pub unsafe fn read<'a>(source: impl Into<Source<'a>>) -> Result<SEXP, Unread> {
 pub unsafe fn read_or_raise<'a>(source: impl Into<Source<'a>>) -> SEXP {
     match read(source) {
         Ok(object) => object,
-        Err(Unread::Hook) => r::raise_again(),
         Err(unread) => r::raise(unread),
     }
 }
@@ -515,8 +514,6 @@ pub unsafe fn read_or_raise<'a>(source: impl Into<Source<'a>>) -> SEXP {
 /// Why bytes are not read. Owns nothing, so that a long jump may leave it.
 #[derive(Clone, Copy)]
 pub enum Unread {
-    /// A hook has failed: R's error buffer says how.
-    Hook,
     TooDeep,
     Empty,
     Refused(mirai_scan::Error),
@@ -525,7 +522,6 @@ pub enum Unread {
 impl std::fmt::Display for Unread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Unread::Hook => f.write_str("a serialization hook has failed"),
             Unread::TooDeep => f.write_str("the value is nested too deeply to be read"),
             Unread::Empty => f.write_str("the value could not be sent, most likely for lack of memory"),
             Unread::Refused(error) => write!(f, "the value cannot be read: {error}"),

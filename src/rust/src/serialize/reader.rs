@@ -16,7 +16,7 @@ use super::Source;
 use crate::{r, shared, stack};
 
 /// Stack that a level of nesting takes at most.
-pub const LEVEL: usize = 1024;
+pub const LEVEL: usize = 512;
 
 /// The object in `bytes`, or `None` if R has to read it. `restored` is what hooks have made:
 /// see [`hooks`](super::hooks).

@@ -27,7 +27,7 @@ use crate::{r, shared, stack};
 
 /// Stack that a level of nesting takes at most. If there is no room for another one, it is left to R,
 /// which says so if it has none, either.
-const LEVEL: usize = 1024;
+const LEVEL: usize = 512;
 /// A compact vector (such as `1:10`) up to this many elements is written out.
 const SMALL_COMPACT: isize = 256;
 
