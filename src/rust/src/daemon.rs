@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
     R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
-    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, STRING_ELT, VECTOR_ELT,
+    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
+    VECTOR_ELT,
 };
 use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
@@ -465,7 +466,9 @@ fn configure(bytes: &[u8]) {
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| unsafe {
         let registry = Rf_protect(read(bytes.into()));
-        hooks::set(registry);
+        if !hooks::set(registry) {
+            r::raise("what the host has sent are no hooks");
+        }
         Rf_unprotect(1);
     });
 }
@@ -503,6 +506,10 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) {
         .as_ref()
         .map(|c| Source::new(&c.bytes, &c.pieces).common());
     let payload = Rf_protect(read(common.unwrap_or(own)));
+    // R does not check an index.
+    if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
+        r::raise("what the host has sent is no task");
+    }
     if let Some([a, b, c, d, e, f]) = task.stream {
         let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
@@ -534,6 +541,10 @@ static TASK_CALL: Constant = Constant::new(|| unsafe {
 /// Assigns the elements of a named list, which is empty afterwards.
 unsafe fn define_all(list: SEXP, env: SEXP) {
     let names = Rf_getAttrib(list, R_NamesSymbol);
+    let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
+    if !is_named && Rf_xlength(list) > 0 {
+        r::raise("what the host has sent is no task");
+    }
     for i in 0..Rf_xlength(list) {
         Rf_defineVar(
             Rf_installChar(STRING_ELT(names, i)),

@@ -32,8 +32,7 @@ use crate::{promises, r};
 pub const LECUYER: i32 = 10407;
 
 /// What a forked process is told.
-pub static FORKED: &str =
-    "mirai cannot be used in a process that was forked from an R session: \
+pub static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
                                     use it in the session itself";
 
 pub struct Profile {

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NilValue, Rboolean, Rf_install, Rf_protect, Rf_unprotect,
-    Rf_xlength, SEXP, SEXPTYPE, TYPEOF, VECTOR_ELT,
+    R_CallMethodDef, R_NilValue, Rboolean, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, SEXP,
+    SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 
 use crate::profiles::{self, FORKED};

@@ -79,7 +79,10 @@ struct Line {
 
 impl std::fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        for char in text.chars().map(|char| if char == '\0' { '\u{fffd}' } else { char }) {
+        for char in text
+            .chars()
+            .map(|char| if char == '\0' { '\u{fffd}' } else { char })
+        {
             let mut buffer = [0; 4];
             let char = char.encode_utf8(&mut buffer).as_bytes();
             // The last byte stays zero.
@@ -122,7 +125,10 @@ pub unsafe fn raise_again() -> ! {
 /// An error of an extendr function. extendr passes its text to `Rf_error()` as the format, and panics
 /// if it holds a zero.
 pub fn error(text: impl std::fmt::Display) -> extendr_api::Error {
-    let text = text.to_string().replace('%', "%%").replace('\0', "\u{fffd}");
+    let text = text
+        .to_string()
+        .replace('%', "%%")
+        .replace('\0', "\u{fffd}");
     extendr_api::Error::Other(text)
 }
 

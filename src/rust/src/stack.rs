@@ -49,7 +49,10 @@ fn bounds() -> Option<(usize, usize)> {
     // SAFETY: of this thread.
     let (top, size) = unsafe {
         let this = libc::pthread_self();
-        (libc::pthread_get_stackaddr_np(this).addr(), libc::pthread_get_stacksize_np(this))
+        (
+            libc::pthread_get_stackaddr_np(this).addr(),
+            libc::pthread_get_stacksize_np(this),
+        )
     };
     Some((top.checked_sub(size)?, size))
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
-    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar,
-    Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, VECTOR_ELT,
+    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons,
+    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;

@@ -228,7 +228,9 @@ pub unsafe fn is_mirai(x: SEXP) -> bool {
 
 /// The error value for R's last error.
 pub unsafe fn failure() -> SEXP {
-    failure_with(r::string(&CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy()))
+    failure_with(r::string(
+        &CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy(),
+    ))
 }
 
 unsafe fn failure_of(unread: Unread) -> SEXP {

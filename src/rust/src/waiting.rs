@@ -1,9 +1,9 @@
 //! Waiting for mirai, looking at whether they have resolved, and cancelling them.
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_getAttrib,
-    Rf_protect, Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
-    TYPEOF, VECTOR_ELT,
+    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_getAttrib, Rf_protect,
+    Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
+    VECTOR_ELT,
 };
 use mirai_core::task::Task;
 use mirai_core::wait::{self, Patience, Waited};

@@ -165,7 +165,9 @@ impl<'a> Cursor<'a> {
     pub(crate) fn pass_strings(&mut self, n: usize) -> usize {
         let mut left = n;
         while left > 0 {
-            let Some(rest) = usual_string(self.rest) else { break };
+            let Some(rest) = usual_string(self.rest) else {
+                break;
+            };
             self.rest = rest;
             left -= 1;
         }
@@ -176,11 +178,15 @@ impl<'a> Cursor<'a> {
     pub(crate) fn pass_single_strings(&mut self, n: usize) -> usize {
         let mut left = n;
         while left > 0 {
-            let Some((head, rest)) = self.rest.split_first_chunk::<8>() else { break };
+            let Some((head, rest)) = self.rest.split_first_chunk::<8>() else {
+                break;
+            };
             if u64::from_ne_bytes(*head) != SINGLE_STRING {
                 break;
             }
-            let Some(rest) = usual_string(rest) else { break };
+            let Some(rest) = usual_string(rest) else {
+                break;
+            };
             self.rest = rest;
             left -= 1;
         }
@@ -321,11 +327,12 @@ fn usual_string(bytes: &[u8]) -> Option<&[u8]> {
 #[inline]
 fn has_zero(bytes: &[u8]) -> bool {
     // The high bit of each byte that is zero, and perhaps of others if one is.
-    let zeros = |eight: u64| {
-        eight.wrapping_sub(0x0101_0101_0101_0101) & !eight & 0x8080_8080_8080_8080
-    };
+    let zeros =
+        |eight: u64| eight.wrapping_sub(0x0101_0101_0101_0101) & !eight & 0x8080_8080_8080_8080;
     let (eights, rest) = bytes.as_chunks::<8>();
-    let found = eights.iter().fold(0, |found, eight| found | zeros(u64::from_ne_bytes(*eight)));
+    let found = eights
+        .iter()
+        .fold(0, |found, eight| found | zeros(u64::from_ne_bytes(*eight)));
     if let (Some(last), true) = (bytes.last_chunk::<8>(), !rest.is_empty()) {
         return found | zeros(u64::from_ne_bytes(*last)) != 0;
     }

@@ -289,7 +289,11 @@ impl Scan<'_> {
 
     /// The levels of an object that is `by` levels below the innermost open one.
     fn below(&mut self, by: usize) -> Result<Depth, Error> {
-        let Depth { levels, calls } = self.to.frames.last().map_or_else(Depth::default, |f| f.depth);
+        let Depth { levels, calls } = self
+            .to
+            .frames
+            .last()
+            .map_or_else(Depth::default, |f| f.depth);
         self.reach(Depth {
             levels: levels + by,
             calls: calls + by,
@@ -350,7 +354,11 @@ impl Scan<'_> {
             }
             PROMISE if flags & (HAS_ATTRIBUTES | IS_OBJECT) == 0 => {
                 let has_env = flags & HAS_TAG != 0;
-                let part = if has_env { Part::Environment } else { Part::Value };
+                let part = if has_env {
+                    Part::Environment
+                } else {
+                    Part::Value
+                };
                 self.open(Open::Promise(part))
             }
             POINTER => {
@@ -370,7 +378,11 @@ impl Scan<'_> {
     }
 
     fn innermost(&self) -> Result<Frame, Error> {
-        self.to.frames.last().copied().ok_or(self.from.error("nothing is open"))
+        self.to
+            .frames
+            .last()
+            .copied()
+            .ok_or(self.from.error("nothing is open"))
     }
 
     fn simple(&mut self, flags: i32) -> Result<Next, Error> {
@@ -462,7 +474,10 @@ impl Scan<'_> {
     fn number(&mut self) -> Result<usize, Error> {
         let text = self.text(9)?;
         let number = std::str::from_utf8(text).ok();
-        match number.filter(|n| n.bytes().all(|b| b.is_ascii_digit())).map(str::parse) {
+        match number
+            .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
+            .map(str::parse)
+        {
             Some(Ok(number)) => Ok(number),
             _ => self.refuse("a hooked object has no place"),
         }
@@ -647,7 +662,11 @@ impl Scan<'_> {
         }
         let found = self.tag()?;
         let mut depth = Depth::default();
-        if let Some(Frame { open: Open::Attributes(attributes), depth: of }) = self.to.frames.last_mut() {
+        if let Some(Frame {
+            open: Open::Attributes(attributes),
+            depth: of,
+        }) = self.to.frames.last_mut()
+        {
             attributes.name = found;
             of.calls += 1;
             depth = *of;
@@ -687,7 +706,11 @@ impl Scan<'_> {
             }
         }
         let has_attributes = flags & HAS_ATTRIBUTES != 0;
-        let part = if has_attributes { Part::Attributes } else { Part::Value };
+        let part = if has_attributes {
+            Part::Attributes
+        } else {
+            Part::Value
+        };
         self.set(Open::Cells {
             list,
             role,
@@ -864,7 +887,13 @@ impl Scan<'_> {
     }
 
     #[inline]
-    fn element(&mut self, vector: Vector, left: usize, flags: i32, kind: Kind) -> Result<Next, Error> {
+    fn element(
+        &mut self,
+        vector: Vector,
+        left: usize,
+        flags: i32,
+        kind: Kind,
+    ) -> Result<Next, Error> {
         let (mut left, mut kind) = (left, kind);
         loop {
             self.value(kind)?;
@@ -1177,7 +1206,9 @@ impl Scan<'_> {
                 }
                 _ => self.refuse("a time series has no times"),
             },
-            Name::Comment if is(Class::Character).is_none() => self.refuse("a comment is no string"),
+            Name::Comment if is(Class::Character).is_none() => {
+                self.refuse("a comment is no string")
+            }
             _ => Ok(()),
         }
     }
@@ -1251,7 +1282,11 @@ impl Scan<'_> {
             Data::At(at) => self.from.bytes.get(at..).unwrap_or_default(),
             _ => &[],
         };
-        let mut times = data.as_chunks().0.iter().map(|time| f64::from_ne_bytes(*time));
+        let mut times = data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|time| f64::from_ne_bytes(*time));
         let times = (times.next(), times.next(), times.next());
         if let (Some(start), Some(end), Some(frequency)) = times
             && frequency > 0.0

@@ -52,7 +52,9 @@ enum Do {
     Constant,
     Constants(usize),
     /// How many constants there are, and they.
-    CountConstants { emit: bool },
+    CountConstants {
+        emit: bool,
+    },
     /// The tag of a cell whose flags are at this place of the output.
     Tag(Option<usize>),
     Emit(bool),
@@ -165,7 +167,8 @@ impl Strip<'_> {
                 if let Some(at) = flags_at
                     && let Some(flags) = self.out.bytes.get_mut(at..at + 4)
                 {
-                    let with_tag = i32::from_ne_bytes([flags[0], flags[1], flags[2], flags[3]]) | HAS_TAG;
+                    let with_tag =
+                        i32::from_ne_bytes([flags[0], flags[1], flags[2], flags[3]]) | HAS_TAG;
                     flags.copy_from_slice(&with_tag.to_ne_bytes());
                 }
                 self.item()
@@ -236,12 +239,14 @@ impl Strip<'_> {
         if is_referable {
             self.definition(at);
         }
-        if flags & HAS_ATTRIBUTES != 0 && !matches!(kind, PAIRLIST | CALL | CLOSURE | PROMISE | DOTS) {
+        if flags & HAS_ATTRIBUTES != 0
+            && !matches!(kind, PAIRLIST | CALL | CLOSURE | PROMISE | DOTS)
+        {
             self.to_do.push(Do::Item);
         }
         match kind {
-            NIL | GLOBAL_ENV | UNBOUND_VALUE | MISSING_ARG | BASE_NAMESPACE | EMPTY_ENV | BASE_ENV
-            | WEAK_REFERENCE | S4_OBJECT => {}
+            NIL | GLOBAL_ENV | UNBOUND_VALUE | MISSING_ARG | BASE_NAMESPACE | EMPTY_ENV
+            | BASE_ENV | WEAK_REFERENCE | S4_OBJECT => {}
             SYMBOL => self.string()?,
             NAMESPACE | PACKAGE | PERSISTENT => self.names()?,
             ENVIRONMENT => {

@@ -40,7 +40,9 @@ impl Out {
     }
 
     fn string(self, text: &str) -> Out {
-        self.int(STRING | 1 << 18).int(text.len() as i32).raw(text.as_bytes())
+        self.int(STRING | 1 << 18)
+            .int(text.len() as i32)
+            .raw(text.as_bytes())
     }
 
     fn strings(self, texts: &[&str]) -> Out {
@@ -154,12 +156,19 @@ fn the_header_is_checked() {
     header(10, b"../../evil").fails("encoding is none");
     Out(b"X\n".to_vec()).int(0).fails("native binary format");
     Out(b"A\n".to_vec()).int(0).fails("native binary format");
-    Out(b"B\n".to_vec()).int(4).int(0).int(0).nil().fails("version");
+    Out(b"B\n".to_vec())
+        .int(4)
+        .int(0)
+        .int(0)
+        .nil()
+        .fails("version");
 }
 
 #[test]
 fn lengths_are_those_of_the_bytes() {
-    for kind in [LOGICAL, INTEGER, REAL, COMPLEX, RAW, CHARACTER, LIST, EXPRESSION] {
+    for kind in [
+        LOGICAL, INTEGER, REAL, COMPLEX, RAW, CHARACTER, LIST, EXPRESSION,
+    ] {
         for n in [i32::MAX, 1000, -2, i32::MIN] {
             assert!(Out::new().int(kind).int(n).nil().scan().is_err());
         }
@@ -178,8 +187,16 @@ fn lengths_are_those_of_the_bytes() {
 #[test]
 fn what_r_shares_is_not_changed() {
     let builtin = Out::new().int(BUILTIN | HAS_ATTRIBUTES).int(3).raw(b"sum");
-    builtin.tagged("class").strings(&["a"]).nil().fails("no such type");
-    Out::new().int(BUILTIN | IS_OBJECT).int(3).raw(b"sum").fails("no such type");
+    builtin
+        .tagged("class")
+        .strings(&["a"])
+        .nil()
+        .fails("no such type");
+    Out::new()
+        .int(BUILTIN | IS_OBJECT)
+        .int(3)
+        .raw(b"sum")
+        .fails("no such type");
 }
 
 #[test]
@@ -196,35 +213,113 @@ fn references_are_there() {
 #[test]
 fn fields_hold_what_r_expects_there() {
     // The parent of an environment, the environment of a closure, the tag of a variable …
-    Out::new().int(ENVIRONMENT).int(0).ints(&[1]).nil().nil().nil().fails("an environment");
-    Out::new().int(CLOSURE | HAS_TAG).ints(&[1]).nil().nil().fails("an environment");
+    Out::new()
+        .int(ENVIRONMENT)
+        .int(0)
+        .ints(&[1])
+        .nil()
+        .nil()
+        .nil()
+        .fails("an environment");
+    Out::new()
+        .int(CLOSURE | HAS_TAG)
+        .ints(&[1])
+        .nil()
+        .nil()
+        .fails("an environment");
     let closure = Out::new().int(CLOSURE | HAS_TAG).int(GLOBAL_ENV);
     closure.clone().ints(&[1]).nil().fails("no list");
-    closure.clone().int(PAIRLIST).nil().nil().nil().fails("no name");
-    closure.int(PAIRLIST | HAS_TAG).nil().nil().nil().nil().fails("no symbol");
+    closure
+        .clone()
+        .int(PAIRLIST)
+        .nil()
+        .nil()
+        .nil()
+        .fails("no name");
+    closure
+        .int(PAIRLIST | HAS_TAG)
+        .nil()
+        .nil()
+        .nil()
+        .nil()
+        .fails("no symbol");
     let env = Out::new().int(ENVIRONMENT).int(0).int(EMPTY_ENV);
-    env.clone().int(PAIRLIST).nil().nil().nil().nil().fails("no name");
-    env.clone().nil().int(LIST).int(0).nil().fails("wrong length");
-    env.clone().nil().int(LIST).int(1).ints(&[1]).nil().fails("no list");
+    env.clone()
+        .int(PAIRLIST)
+        .nil()
+        .nil()
+        .nil()
+        .nil()
+        .fails("no name");
+    env.clone()
+        .nil()
+        .int(LIST)
+        .int(0)
+        .nil()
+        .fails("wrong length");
+    env.clone()
+        .nil()
+        .int(LIST)
+        .int(1)
+        .ints(&[1])
+        .nil()
+        .fails("no list");
     env.clone().nil().int(INTEGER).fails("hash table is none");
     let active = PAIRLIST | HAS_TAG | ACTIVE << LEVELS_SHIFT;
-    env.int(active).symbol("a").nil().nil().nil().nil().fails("no function");
-    Out::new().int(PROMISE | HAS_TAG).ints(&[1]).nil().nil().fails("an environment");
+    env.int(active)
+        .symbol("a")
+        .nil()
+        .nil()
+        .nil()
+        .nil()
+        .fails("no function");
+    Out::new()
+        .int(PROMISE | HAS_TAG)
+        .ints(&[1])
+        .nil()
+        .nil()
+        .fails("an environment");
     // A pairlist that ends otherwise than with NULL
-    Out::new().int(CALL).symbol("f").ints(&[1]).fails("does not end");
-    Out::new().int(PAIRLIST).nil().reference(1).fails("does not end");
-    Out::new().int(PAIRLIST | HAS_TAG).ints(&[1]).nil().nil().fails("no symbol");
+    Out::new()
+        .int(CALL)
+        .symbol("f")
+        .ints(&[1])
+        .fails("does not end");
+    Out::new()
+        .int(PAIRLIST)
+        .nil()
+        .reference(1)
+        .fails("does not end");
+    Out::new()
+        .int(PAIRLIST | HAS_TAG)
+        .ints(&[1])
+        .nil()
+        .nil()
+        .fails("no symbol");
     // What is no value by itself
     Out::new().int(UNBOUND_VALUE).fails("no value");
-    Out::new().int(LIST).int(1).int(UNBOUND_VALUE).fails("no value");
+    Out::new()
+        .int(LIST)
+        .int(1)
+        .int(UNBOUND_VALUE)
+        .fails("no value");
     Out::new().string("a").fails("no such type");
     Out::new().int(DOTS).nil().nil().fails("no value");
     Out::new().int(0).fails("no such type");
-    Out::new().int(LOGICAL | 1 << 28).int(0).fails("no such type");
-    Out::new().int(SYMBOL).int(STRING).int(-1).fails("symbol's name");
+    Out::new()
+        .int(LOGICAL | 1 << 28)
+        .int(0)
+        .fails("no such type");
+    Out::new()
+        .int(SYMBOL)
+        .int(STRING)
+        .int(-1)
+        .fails("symbol's name");
     Out::new().symbol("").fails("symbol's name");
     Out::new().symbol("a\0b").fails("holds a zero");
-    Out::new().symbol(&"a".repeat(10_001)).fails("symbol's name");
+    Out::new()
+        .symbol(&"a".repeat(10_001))
+        .fails("symbol's name");
 }
 
 #[test]
@@ -248,7 +343,11 @@ fn long_chains_of_environments_take_no_time() {
     let mut out = Out::new().int(LIST).int(n + 1);
     for i in 0..=n {
         out = out.int(ENVIRONMENT).int(0);
-        out = if i == 0 { out.int(EMPTY_ENV) } else { out.reference(i) };
+        out = if i == 0 {
+            out.int(EMPTY_ENV)
+        } else {
+            out.reference(i)
+        };
         out = out.nil().nil().nil();
     }
     out.passes();
@@ -259,7 +358,10 @@ fn attributes_agree_with_their_object() {
     let with = |name: &str| Out::new().ints_with(&[1, 2, 3, 4]).tagged(name);
     with("names").strings(&["a", "b", "c", "d"]).nil().passes();
     with("names").strings(&["a"]).nil().fails("as many names");
-    with("names").ints(&[1, 2, 3, 4]).nil().fails("as many names");
+    with("names")
+        .ints(&[1, 2, 3, 4])
+        .nil()
+        .fails("as many names");
     with("dim").ints(&[2, 2]).nil().passes();
     with("dim").ints(&[2, 3]).nil().fails("do not agree");
     with("dim").ints(&[-2, -2]).nil().fails("negative");
@@ -279,10 +381,18 @@ fn attributes_agree_with_their_object() {
     dimnames(&|out| out.nil().strings(&["a", "b"])).passes();
     dimnames(&|out| out.nil().strings(&["a"])).fails("as a dimension has");
     dimnames(&|out| out.nil().ints(&[1, 2])).fails("no strings");
-    with("dimnames").int(LIST).int(1).nil().nil().fails("as dimensions");
+    with("dimnames")
+        .int(LIST)
+        .int(1)
+        .nil()
+        .nil()
+        .fails("as dimensions");
     with("dimnames").nil().nil().fails("no list");
     let factor = |codes: &[i32]| {
-        let out = Out::new().ints_with(codes).tagged("levels").strings(&["a", "b"]);
+        let out = Out::new()
+            .ints_with(codes)
+            .tagged("levels")
+            .strings(&["a", "b"]);
         out.tagged("class").strings(&["factor"]).nil()
     };
     factor(&[1, 2, i32::MIN]).passes();
@@ -295,7 +405,11 @@ fn attributes_agree_with_their_object() {
     factor(&many).fails("without a level");
     // Attributes are named values.
     let bare = Out::new().ints_with(&[1]);
-    bare.clone().int(PAIRLIST).nil().nil().fails("no list of named");
+    bare.clone()
+        .int(PAIRLIST)
+        .nil()
+        .nil()
+        .fails("no list of named");
     bare.clone().ints(&[1]).fails("no list of named");
     bare.tagged("a").nil().ints(&[1]).fails("no list of named");
 }
@@ -341,20 +455,42 @@ fn altrep_is_r_s_own_and_sound() {
     ] {
         sequence(&bad).fails("sequence");
     }
-    class("compact_intseq", "base").reals(&[1.0]).nil().fails("sequence");
+    class("compact_intseq", "base")
+        .reals(&[1.0])
+        .nil()
+        .fails("sequence");
     let reals = |state: &[f64]| class("compact_realseq", "base").reals(state).nil();
     reals(&[1e12, 1.0, 1.0]).passes();
     reals(&[f64::INFINITY, 1.0, 1.0]).fails("sequence");
     let deferred = class("deferred_string", "base").int(PAIRLIST);
     deferred.clone().ints(&[1, 2]).ints(&[0]).nil().passes();
-    deferred.clone().strings(&["a"]).ints(&[0]).nil().fails("state");
+    deferred
+        .clone()
+        .strings(&["a"])
+        .ints(&[0])
+        .nil()
+        .fails("state");
     deferred.ints(&[1, 2]).nil().nil().fails("integers");
     let wrap = class("wrap_integer", "base").int(PAIRLIST);
-    wrap.clone().ints(&[1, 2]).ints(&[i32::MIN, 0]).nil().passes();
-    wrap.clone().reals(&[1.0]).ints(&[1, 0]).nil().fails("state");
+    wrap.clone()
+        .ints(&[1, 2])
+        .ints(&[i32::MIN, 0])
+        .nil()
+        .passes();
+    wrap.clone()
+        .reals(&[1.0])
+        .ints(&[1, 0])
+        .nil()
+        .fails("state");
     wrap.ints(&[1, 2]).ints(&[99, 0]).nil().fails("state");
-    class("mmap_integer", "base").strings(&["/etc/passwd"]).nil().fails("not read");
-    class("compact_intseq", "evil").reals(&[1.0, 1.0, 1.0]).nil().fails("not R's own");
+    class("mmap_integer", "base")
+        .strings(&["/etc/passwd"])
+        .nil()
+        .fails("not read");
+    class("compact_intseq", "evil")
+        .reals(&[1.0, 1.0, 1.0])
+        .nil()
+        .fails("not R's own");
 }
 
 #[test]
@@ -368,7 +504,11 @@ fn packages_have_names() {
     named(NAMESPACE, &[]).fails("no name");
     named(PACKAGE, &["package:stats"]).passes();
     named(PACKAGE, &["stats"]).fails("none");
-    Out::new().int(NAMESPACE).int(0).int(i32::MAX).fails("too many");
+    Out::new()
+        .int(NAMESPACE)
+        .int(0)
+        .int(i32::MAX)
+        .fails("too many");
 }
 
 #[test]
@@ -386,11 +526,21 @@ fn hooked_objects_are_where_they_may_be() {
     scan(hooked("-1", "0")).unwrap_err();
     scan(hooked("", "0")).unwrap_err();
     let parent = |j: &str| {
-        let out = Out::new().int(ENVIRONMENT).int(0).int(PERSISTENT).int(0).int(2);
+        let out = Out::new()
+            .int(ENVIRONMENT)
+            .int(0)
+            .int(PERSISTENT)
+            .int(0)
+            .int(2);
         out.string("0").string(j).nil().nil().nil()
     };
     scan(parent("0")).unwrap();
-    assert!(scan(parent("1")).unwrap_err().what.contains("an environment"));
+    assert!(
+        scan(parent("1"))
+            .unwrap_err()
+            .what
+            .contains("an environment")
+    );
 }
 
 #[test]
@@ -400,7 +550,9 @@ fn depth_is_known_and_bounded() {
     assert!(nested(10_001).scan().unwrap_err().is_too_deep());
     // Without recursion, and without much memory.
     assert!(nested(5_000_000).scan().unwrap_err().is_too_deep());
-    let long = (0..1000).fold(Out::new(), |out, _| out.int(PAIRLIST).nil()).nil();
+    let long = (0..1000)
+        .fold(Out::new(), |out, _| out.int(PAIRLIST).nil())
+        .nil();
     let depth = long.scan().unwrap();
     assert_eq!(depth.levels, 1);
     assert!(depth.calls >= 1000);
@@ -412,7 +564,12 @@ fn pieces_are_whole_vectors() {
     let out = Out::new().int(LIST).int(2).int(INTEGER).int(100);
     let at = out.0.len();
     let bytes = out.nil().0;
-    let piece = |at, n: usize| [Piece { at, data: &data[..n] }];
+    let piece = |at, n: usize| {
+        [Piece {
+            at,
+            data: &data[..n],
+        }]
+    };
     scan(&bytes, &piece(at, 400)).unwrap();
     scan(&bytes, &piece(at, 396)).unwrap_err();
     scan(&bytes, &[]).unwrap_err();
@@ -423,7 +580,12 @@ fn pieces_are_whole_vectors() {
     }
     let out = Out::new().int(CHARACTER).int(2);
     let strings = Out::default().string("a").string("bc").0;
-    let piece = |data| [Piece { at: out.0.len(), data }];
+    let piece = |data| {
+        [Piece {
+            at: out.0.len(),
+            data,
+        }]
+    };
     scan(&out.0, &piece(&strings)).unwrap();
     scan(&out.0, &piece(&strings[..strings.len() - 1])).unwrap_err();
     let more = Out(strings.clone()).string("d").0;
@@ -433,7 +595,13 @@ fn pieces_are_whole_vectors() {
 /// Byte code as R writes it, with these further constants: `x` + 1 as its expression.
 fn byte_code(out: Out, rest: impl Fn(Out) -> Out, n: i32) -> Out {
     let out = out.int(BYTE_CODE).int(2).ints(&[10, 1]).int(n + 1);
-    let out = out.int(SHARED_CELL).int(1).int(CALL).nil().int(0).symbol("+");
+    let out = out
+        .int(SHARED_CELL)
+        .int(1)
+        .int(CALL)
+        .nil()
+        .int(0)
+        .symbol("+");
     let out = out.int(PAIRLIST).nil().int(0).symbol("x");
     let out = out.int(PAIRLIST).nil().int(0).reals(&[1.0]).int(0).nil();
     rest(out)
@@ -449,7 +617,11 @@ fn byte_code_is_refused_and_can_be_taken_out() {
     let again = |out: Out| sum(out, &|o| o.reference(1), &|o| o.reference(2));
     let constants = |out: Out| {
         let out = out.int(SYMBOL).symbol("y").int(SHARED_AGAIN).int(1);
-        out.int(BYTE_CODE).ints(&[10, 1]).int(1).int(REAL).reals(&[2.0])
+        out.int(BYTE_CODE)
+            .ints(&[10, 1])
+            .int(1)
+            .int(REAL)
+            .reals(&[2.0])
     };
     let with = byte_code(Out::new().int(LIST).int(3), constants, 3);
     // y is among the constants only, and referred to later.
@@ -483,7 +655,14 @@ fn pieces_stay_with_their_vectors() {
     let numbers: Vec<usize> = stripped.pieces.iter().map(|(number, _)| *number).collect();
     // That of the constant is gone.
     assert_eq!(numbers, [0, 2]);
-    let pieces: Vec<_> = stripped.pieces.iter().map(|(_, at)| Piece { at: *at, data: &data }).collect();
+    let pieces: Vec<_> = stripped
+        .pieces
+        .iter()
+        .map(|(_, at)| Piece {
+            at: *at,
+            data: &data,
+        })
+        .collect();
     scan(&stripped.bytes, &pieces).unwrap();
 }
 
@@ -520,7 +699,13 @@ fn a_zero_is_found_wherever_it_is() {
     for n in 0..40 {
         let text = "x".repeat(n);
         Out::new().strings(&[&text, "a"]).passes();
-        Out::new().int(LIST).int(3).nil().strings(&[&text]).strings(&["a"]).passes();
+        Out::new()
+            .int(LIST)
+            .int(3)
+            .nil()
+            .strings(&[&text])
+            .strings(&["a"])
+            .passes();
         for i in 0..n {
             let with = format!("{}\0{}", &text[..i], &text[i + 1..]);
             Out::new().strings(&[&with, "a"]).fails("holds a zero");

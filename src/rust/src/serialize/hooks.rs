@@ -14,8 +14,8 @@ use std::cell::Cell;
 
 use extendr_ffi::{
     R_NilValue, R_PreserveObject, R_ReleaseObject, R_tryEvalSilent, Rboolean, Rf_allocVector,
-    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, STRING_ELT, VECTOR_ELT,
+    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    STRING_ELT, VECTOR_ELT,
 };
 
 use super::{Buffer, Source};
@@ -31,11 +31,23 @@ unsafe impl Sync for Registry {}
 /// The registrations: a list, or null. An element's first element is its class.
 static REGISTRY: Registry = Registry(Cell::new(std::ptr::null_mut()));
 
-/// Makes these the registrations of this process.
+/// Makes these the registrations of this process, unless they are not as R/serial.R makes them.
 ///
 /// # Safety
-/// `registry` is a list of registrations as R/serial.R makes them.
-pub unsafe fn set(registry: SEXP) {
+/// On R's main thread.
+pub unsafe fn set(registry: SEXP) -> bool {
+    let is_list = |x: SEXP| extendr_ffi::TYPEOF(x) == SEXPTYPE::VECSXP;
+    let is_sound = |i| {
+        let registration = VECTOR_ELT(registry, i);
+        is_list(registration) && Rf_xlength(registration) > 0 && {
+            let class = VECTOR_ELT(registration, 0);
+            extendr_ffi::TYPEOF(class) == SEXPTYPE::STRSXP && Rf_xlength(class) > 0
+        }
+    };
+    let n = Rf_xlength(registry);
+    if n > 0 && !(is_list(registry) && (0..n).all(is_sound)) {
+        return false;
+    }
     let before = REGISTRY.0.replace(std::ptr::null_mut());
     if !before.is_null() {
         R_ReleaseObject(before);
@@ -44,6 +56,7 @@ pub unsafe fn set(registry: SEXP) {
         R_PreserveObject(registry);
         REGISTRY.0.set(registry);
     }
+    true
 }
 
 pub fn any() -> bool {

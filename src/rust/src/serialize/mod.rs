@@ -523,7 +523,9 @@ impl std::fmt::Display for Unread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Unread::TooDeep => f.write_str("the value is nested too deeply to be read"),
-            Unread::Empty => f.write_str("the value could not be sent, most likely for lack of memory"),
+            Unread::Empty => {
+                f.write_str("the value could not be sent, most likely for lack of memory")
+            }
             Unread::Refused(error) => write!(f, "the value cannot be read: {error}"),
         }
     }
@@ -544,7 +546,10 @@ pub unsafe fn read_plain<'a>(source: impl Into<Source<'a>>) -> Option<Result<SEX
     /// Up to here R runs out of memory as easily by anything else.
     const LITTLE: usize = 1 << 20;
     let source = source.into();
-    if source.bytes.len() > LITTLE || !source.pieces.is_empty() || source.rest.starts_with(hooks::MAGIC) {
+    if source.bytes.len() > LITTLE
+        || !source.pieces.is_empty()
+        || source.rest.starts_with(hooks::MAGIC)
+    {
         return None;
     }
     match scan(source, R_NilValue) {

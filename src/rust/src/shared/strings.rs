@@ -174,7 +174,9 @@ unsafe fn all(vector: SEXP) -> SEXP {
             let made = begun(vector, n);
             let mut rest = bytes(&(*strings).held);
             for i in 0..n as isize {
-                let Some(text) = Text::take(&mut rest) else { break };
+                let Some(text) = Text::take(&mut rest) else {
+                    break;
+                };
                 let string = text.make();
                 // A finalizer may have made all, and changed some since.
                 if (*strings).done {

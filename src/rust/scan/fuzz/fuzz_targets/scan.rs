@@ -14,7 +14,9 @@ fuzz_target!(|bytes: &[u8]| {
     let whole = scanner.scan(bytes, &[], 1000, &hooked);
     // The same again, with memory that has been used.
     assert_eq!(scanner.scan(bytes, &[], 1000, &hooked), whole);
-    let Some((size, rest)) = bytes.split_last() else { return };
+    let Some((size, rest)) = bytes.split_last() else {
+        return;
+    };
     let at = rest.len().saturating_sub(usize::from(*size));
     let (bytes, data) = rest.split_at(at);
     let _ = scanner.scan(bytes, &[Piece { at, data }], 1000, &hooked);
