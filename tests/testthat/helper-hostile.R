@@ -30,7 +30,7 @@ many_kinds <- function() {
   )
 }
 
-payloads <- function() lapply(many_kinds(), function(x) .Call(mirai:::rs_encode, x))
+payloads <- function() lapply(many_kinds(), function(x) suppressWarnings(.Call(mirai:::rs_encode, x)))
 
 # A few changes of the bytes: other bytes, other numbers, parts left out, repeated, or taken from elsewhere.
 mutate <- function(bytes, others) {
@@ -67,7 +67,7 @@ strange_number <- function() {
     sample.int(30L, 1L) + 256L * (sample.int(8L, 1L) - 1L),
     255L + 256L * sample.int(12L, 1L),
     sample(c(-1L, -2L, 0L, 1L, 2L, 3L, .Machine$integer.max, -.Machine$integer.max, 65536L, 1e6L, NA), 1L),
-    sample.int(26L, 1L) + bitwShiftL(2L^(sample.int(16L, 1L) - 1L), 12L),
+    sample.int(26L, 1L) + as.integer(2^(11L + sample.int(16L, 1L))),
     sample.int(.Machine$integer.max, 1L)
   )
 }

@@ -316,7 +316,7 @@ fn usual_string(bytes: &[u8]) -> Option<&[u8]> {
     let flags = i32::from_ne_bytes(*flags);
     let levels = flags & !((1 << LEVELS_SHIFT) - 1);
     let is_usual = flags & ((1 << LEVELS_SHIFT) - 1) == STRING
-        && (levels & (levels - 1) == 0 || levels == 0)
+        && levels.count_ones() <= 1
         && levels & !(STRING_LEVELS << LEVELS_SHIFT) == 0;
     let length = usize::try_from(i32::from_ne_bytes(*length)).ok()?;
     let (text, rest) = rest.split_at_checked(length)?;

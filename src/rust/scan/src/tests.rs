@@ -303,6 +303,12 @@ fn fields_hold_what_r_expects_there() {
         .int(1)
         .int(UNBOUND_VALUE)
         .fails("no value");
+    Out::new()
+        .int(CHARACTER)
+        .int(1)
+        .int(i32::MIN | STRING)
+        .int(0)
+        .fails("a string was expected");
     Out::new().string("a").fails("no such type");
     Out::new().int(DOTS).nil().nil().fails("no value");
     Out::new().int(0).fails("no such type");

@@ -7,8 +7,8 @@
 //! have become more than a few, or R wants to have them in a row or to change one. From then on
 //! it is an ordinary vector in all but name, and the memory is given back.
 //!
-//! To make a string allocates, so R may run a finalizer, and that may read or change the same
-//! vector. Therefore no reference to [`Strings`] is held across it, and the memory stays for as
+//! To make a string allocates, and an R that is built with immediate finalizers then runs those, which may
+//! read or change the same vector. Therefore no reference to [`Strings`] is held across it, and the memory stays for as
 //! long as anybody [uses](Strings::users) it.
 
 use std::ffi::{c_int, c_void};
