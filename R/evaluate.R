@@ -39,6 +39,10 @@ task_calls <- function(calls, depth, last) {
   if (last < first) list() else as.list(calls[first:last])
 }
 
+# What geterrmessage() gives afterwards is known to r/versions.rs, which calls this where R 4.5 has
+# no other way to empty the text of its last error.
+forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
+
 # For daemons, called from cleanup.rs when something has changed. Packages are detached
 # but stay loaded.
 detach_others <- function(known) {
@@ -49,8 +53,19 @@ detach_others <- function(known) {
   }
 }
 
-reset_options <- function(names, values) {
+# Returns whether there are added options that stay: a package sets its own when it is loaded, once in a process, and
+# would be broken without them for the next task, which finds it loaded. `namespaces` were loaded before.
+reset_options <- function(names, values, namespaces) {
   added <- setdiff(names(options()), names)
+  own <- vapply(added, is_package_option, NA, setdiff(loadedNamespaces(), namespaces))
+  gone <- added[!own]
   options(structure(values, names = names))
-  options(structure(vector("list", length(added)), names = added))
+  options(structure(vector("list", length(gone)), names = gone))
+  any(own)
+}
+
+# By the convention of `datatable.verbose` and package data.table.
+is_package_option <- function(name, packages) {
+  plain <- function(x) tolower(gsub("[^[:alnum:]]", "", x))
+  any(startsWith(plain(name), plain(packages)))
 }

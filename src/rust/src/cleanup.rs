@@ -8,12 +8,14 @@ use std::collections::HashSet;
 use std::ffi::c_int;
 
 use extendr_ffi::{
-    R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, R_UnboundValue,
-    Rboolean, Rf_allocVector, Rf_defineVar, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, CAR,
-    CDR, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG,
+    R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean,
+    Rf_allocVector, Rf_install, Rf_lang1, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
+    PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG, VECTOR_ELT,
 };
 
-use crate::r::{self, R_gc, R_lsInternal3, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
+use crate::r::{
+    self, R_gc, R_lsInternal3, Rf_asLogical, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang4, Variable,
+};
 
 /// What to restore: the `cleanup` argument of `daemon()`, as a bit mask.
 pub const GLOBALS: c_int = 1;
@@ -34,31 +36,38 @@ pub struct Snapshot {
     /// CHARSXPs are unique, so addresses will do.
     names: Vec<SEXP>,
     known: HashSet<SEXP>,
-    /// Values, null for active bindings.
-    values: Vec<SEXP>,
+    /// What they are.
+    values: Vec<Variable>,
     search: Vec<SEXP>,
-    options: Vec<(SEXP, SEXP)>,
+    options: Options,
+}
+
+/// R's options, and which packages were loaded when these were in force.
+struct Options {
+    entries: Vec<(SEXP, SEXP)>,
+    /// List of what must stay alive: the names of the loaded namespaces, then the options' values.
+    kept: SEXP,
 }
 
 impl Snapshot {
     /// # Safety
     /// On R's main thread, within a top-level context.
     pub unsafe fn take() -> Snapshot {
+        let options = Options::current();
         let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
         let n = Rf_xlength(ls);
         let names: Vec<SEXP> = (0..n).map(|i| STRING_ELT(ls, i)).collect();
-        let values: Vec<SEXP> = names
+        let values: Vec<Variable> = names
             .iter()
-            .map(|name| value_of(Rf_installChar(*name)))
+            .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
             .collect();
         let search = search_path();
-        let options = options();
-        let all = values.iter().chain(&search).copied();
-        let all = all.chain(options.iter().map(|(_, value)| *value));
-        let count = values.len() + search.len() + options.len();
+        let all = values.iter().flat_map(|value| value.parts());
+        let all = all.chain(search.iter().copied());
+        let count = 2 * values.len() + search.len();
         let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 1));
         SET_VECTOR_ELT(kept, 0, ls);
-        for (i, x) in all.enumerate().filter(|(_, x)| !x.is_null()) {
+        for (i, x) in all.enumerate() {
             SET_VECTOR_ELT(kept, i as isize + 1, x);
         }
         R_PreserveObject(kept);
@@ -77,7 +86,7 @@ impl Snapshot {
     ///
     /// # Safety
     /// On R's main thread, within a top-level context: may leave by a long jump.
-    pub unsafe fn restore(&self, what: c_int) {
+    pub unsafe fn restore(&mut self, what: c_int) {
         if what & PACKAGES != 0 {
             self.restore_search();
         }
@@ -106,8 +115,8 @@ impl Snapshot {
         }
         for (name, value) in self.names.iter().zip(&self.values) {
             let symbol = Rf_installChar(*name);
-            if !value.is_null() && symbol != SEED.get() && value_of(symbol) != *value {
-                Rf_defineVar(symbol, *value, R_GlobalEnv);
+            if symbol != SEED.get() && !Variable::of(symbol, R_GlobalEnv).is_still(*value) {
+                value.make(symbol, R_GlobalEnv);
             }
         }
         Rf_unprotect(1);
@@ -131,9 +140,9 @@ impl Snapshot {
         }
     }
 
-    unsafe fn restore_options(&self) {
+    unsafe fn restore_options(&mut self) {
         let mut cell = current_options();
-        let mut saved = self.options.iter();
+        let mut saved = self.options.entries.iter();
         while cell != R_NilValue {
             if saved.next() != Some(&(TAG(cell), CAR(cell))) {
                 return self.reset_options();
@@ -145,22 +154,56 @@ impl Snapshot {
         }
     }
 
-    /// Something differs: R shall set what it should be.
-    unsafe fn reset_options(&self) {
-        let n = self.options.len() as isize;
+    /// Something differs: R sets what it should be. It lets packages that the task has loaded keep options of their own,
+    /// which become part of this snapshot.
+    unsafe fn reset_options(&mut self) {
+        let n = self.options.entries.len() as isize;
         let names = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n));
         let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-        for (i, (tag, value)) in self.options.iter().enumerate() {
+        for (i, (tag, value)) in self.options.entries.iter().enumerate() {
             SET_STRING_ELT(names, i as _, PRINTNAME(*tag));
             SET_VECTOR_ELT(values, i as _, *value);
         }
-        let call = Rf_protect(Rf_lang3(
+        let call = Rf_protect(Rf_lang4(
             Rf_install(c"reset_options".as_ptr()),
             names,
             values,
+            VECTOR_ELT(self.options.kept, 0),
         ));
-        Rf_eval(call, r::NAMESPACE.get());
+        let has_more = Rf_eval(call, r::NAMESPACE.get());
+        if Rf_asLogical(has_more) == 1 {
+            self.options = Options::current();
+        }
         Rf_unprotect(3);
+    }
+}
+
+impl Options {
+    unsafe fn current() -> Options {
+        // First, while there is nothing of Rust's that a long jump would leave behind.
+        let call = Rf_protect(Rf_lang1(Rf_install(c"loadedNamespaces".as_ptr())));
+        let namespaces = Rf_protect(Rf_eval(call, R_BaseEnv));
+        let mut entries = Vec::new();
+        let mut cell = current_options();
+        while cell != R_NilValue {
+            entries.push((TAG(cell), CAR(cell)));
+            cell = CDR(cell);
+        }
+        let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, entries.len() as isize + 1));
+        for (i, (_, value)) in entries.iter().enumerate() {
+            SET_VECTOR_ELT(kept, i as isize + 1, *value);
+        }
+        SET_VECTOR_ELT(kept, 0, namespaces);
+        R_PreserveObject(kept);
+        Rf_unprotect(3);
+        Options { entries, kept }
+    }
+}
+
+impl Drop for Options {
+    fn drop(&mut self) {
+        // SAFETY: preserved in `current`.
+        unsafe { R_ReleaseObject(self.kept) };
     }
 }
 
@@ -168,21 +211,6 @@ impl Drop for Snapshot {
     fn drop(&mut self) {
         // SAFETY: preserved in `take`.
         unsafe { R_ReleaseObject(self.kept) };
-    }
-}
-
-/// The value of a global variable; null if it is an active binding or not there.
-unsafe fn value_of(symbol: SEXP) -> SEXP {
-    if r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::FALSE
-        || r::R_BindingIsActive(symbol, R_GlobalEnv) == Rboolean::TRUE
-    {
-        return std::ptr::null_mut();
-    }
-    let value = r::get_var_in_frame(symbol, R_GlobalEnv);
-    if value == R_UnboundValue {
-        std::ptr::null_mut()
-    } else {
-        value
     }
 }
 
@@ -199,14 +227,4 @@ unsafe fn search_path() -> Vec<SEXP> {
 
 unsafe fn current_options() -> SEXP {
     r::get_var_in_frame(OPTIONS_LIST.get(), R_BaseEnv)
-}
-
-unsafe fn options() -> Vec<(SEXP, SEXP)> {
-    let mut out = Vec::new();
-    let mut cell = current_options();
-    while cell != R_NilValue {
-        out.push((TAG(cell), CAR(cell)));
-        cell = CDR(cell);
-    }
-    out
 }

@@ -10,7 +10,7 @@
 //! where tasks are evaluated one after the other. A task that ends in an error leaves that
 //! loop with the error as the value of R's `serve()`; it is answered, and a new loop begins.
 
-use std::ffi::{c_int, c_void, CStr};
+use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ use extendr_ffi::{
     Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
     VECTOR_ELT,
 };
+use mirai_core::process::line;
 use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
@@ -38,7 +39,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"run_daemon", run_daemon as *const (), 2),
         r::routine(c"serve_tasks", serve_tasks as *const (), 2),
-        r::routine(c"serve_forks", serve_forks as *const (), 0),
+        r::routine(c"serve_forks", serve_forks as *const (), 1),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
     ]
 }
@@ -57,27 +58,37 @@ unsafe extern "C-unwind" fn daemon_state() -> SEXP {
     r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
 }
 
-/// `.Call(serve_forks)`: the fork server. `NULL` when it is over; in each process that it
-/// forks, the code to evaluate there.
-unsafe extern "C-unwind" fn serve_forks() -> SEXP {
+/// `.Call(serve_forks, tempdir())`: the fork server. `NULL` when it is over; in each process
+/// that it forks, the code to evaluate there. Such a process has to call `tempdir(check = TRUE)`
+/// first, which makes it a session directory: it has inherited the name of the server's.
+unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
     #[cfg(target_os = "linux")]
-    if let Some(code) = mirai_core::process::fork::serve() {
-        // Had the server been interrupted, that would not be for this process.
-        r::clear_interrupt();
-        // The session's directory is the server's: make one for this process.
-        R_TempDir = std::ptr::null_mut();
-        R_reInitTempDir(0);
-        let out = r::string(&code);
-        drop(code);
-        return out;
+    {
+        if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
+            r::raise("the session directory cannot be given up");
+        }
+        if let Some(forked) = mirai_core::process::fork::serve() {
+            // Had the server been interrupted, that would not be for this process.
+            r::clear_interrupt();
+            let code = forked.code_if_wanted();
+            let out = r::string(&code);
+            drop(code);
+            return out;
+        }
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = tempdir;
     R_NilValue
 }
 
+/// Replaces the fork server's session directory, which it does not need, by a file. A fork's
+/// `tempdir(check = TRUE)` makes a new directory only where the present one is not a
+/// directory; R's API has no other way to ask for one. If the name were left free, another user
+/// could make a directory of that name, and forks would take it for theirs. R removes
+/// the file when the server ends.
 #[cfg(target_os = "linux")]
-extern "C" {
-    static mut R_TempDir: *mut std::ffi::c_char;
-    fn R_reInitTempDir(die_on_fail: c_int);
+fn give_up_directory(path: &str) -> bool {
+    std::fs::remove_dir_all(path).is_ok() && File::create_new(path).is_ok()
 }
 
 /// Arguments of `daemon()`, checked by R.
@@ -107,6 +118,10 @@ enum End {
 
 /// `.Call(run_daemon, url, settings)`: the code above, or an error message.
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
+    if profiles::is_forked_from_session() {
+        // It shares R's session directory, and a host would have it removed with this process.
+        r::raise(profiles::FORKED);
+    }
     match run(read_settings(url, settings)) {
         Ok(end) => r::Rf_ScalarInteger(end as i32),
         Err(message) => {
@@ -153,6 +168,9 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
 }
 
 fn run(mut settings: Settings) -> Result<End, String> {
+    // SAFETY: on the main thread, before any of ours is started that does so.
+    unsafe { line::find() };
+    line::tell_directory(settings.dial.tempdir.as_ref());
     let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
     let trust = settings.tls.as_deref().map(profiles::trust).transpose();
     settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
@@ -171,7 +189,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             &settings.dial,
             runtime.clone(),
             limits.wall,
-            r::interrupted,
+            || r::interrupted() || line::is_abandoned(),
         );
         let mut worker = match dialled {
             Ok(worker) => worker,
@@ -179,6 +197,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             Err(DialError::Interrupted) => break Ok(End::Interrupted),
             Err(e) => break Err(e.to_string()),
         };
+        line::tell_connected();
         // Whoever listens next may have another certificate for a while.
         settings.dial.insist = true;
         // Only now: until here stderr is how whoever launched us hears of failure.
@@ -364,9 +383,12 @@ impl Session<'_> {
             let state = if task.kind == Kind::Map { 2 } else { 1 };
             STATE.store(state, Ordering::Relaxed);
             let task = self.task.insert(task);
-            if within_r(|| prepare(task, frame)) {
+            let prepared = within_r(|| {
+                prepare(task, frame);
                 // So that `failure` knows whether an error was what ended it.
-                *r::R_curErrorBuf().cast_mut() = 0;
+                r::forget_error();
+            });
+            if prepared {
                 return true;
             }
             self.give_up(Stage::Reading);
@@ -413,8 +435,8 @@ impl Session<'_> {
     /// Sends what is in `out` and cleans up.
     unsafe fn reply(&mut self, failed: bool) {
         let Some(task) = self.task.take() else { return };
-        // If it fails, what the link has to say about it comes from the next call.
-        self.worker.reply(task.seq, self.out.as_slice(), failed);
+        // If that fails, the link has ended with it, and the host hears so; the next call returns why.
+        let _sent = self.worker.reply(task.seq, self.out.as_slice(), failed);
         self.out.let_go();
         match task.kind {
             Kind::Setup => {
@@ -454,14 +476,14 @@ fn take_snapshot() -> Option<Snapshot> {
     taken
 }
 
-fn clean_up(snapshot: &Snapshot, what: c_int) {
+fn clean_up(snapshot: &mut Snapshot, what: c_int) {
     if what != 0 {
         // SAFETY: in a top-level context, on the main thread.
         within_r(|| unsafe { snapshot.restore(what) });
     }
 }
 
-/// What the host wants its daemons to know: the serialization hooks.
+/// What the host wants its daemons to know: the serialization hooks, and with them its edition.
 fn configure(bytes: &[u8]) {
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| unsafe {
@@ -469,7 +491,9 @@ fn configure(bytes: &[u8]) {
         if !hooks::set(registry) {
             r::raise("what the host has sent are no hooks");
         }
-        Rf_unprotect(1);
+        let call = Rf_lang2(Rf_install(c"keep_edition".as_ptr()), registry);
+        Rf_eval(Rf_protect(call), r::NAMESPACE.get());
+        Rf_unprotect(2);
     });
 }
 
@@ -558,7 +582,7 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
 
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {
-    let text = CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy();
+    let text = r::last_error().to_string_lossy();
     let text = if stage == Stage::Evaluating && !text.ends_with('\n') {
         // A jump to top level, such as by the abort restart. What is there without an
         // end of line is the message of an error that was handled before.

@@ -31,6 +31,7 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
 
 /// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
 /// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if interrupted.
+/// `cumulative` is infinite if the daemons do not connect to the profile.
 #[extendr]
 fn wait_commands(
     profile: Robj,
@@ -49,8 +50,11 @@ fn wait_commands(
                 profile.and_then(Profile::host).map(|host| host.counts())
             })
         };
-        // Without a profile there is nothing more to come.
-        counts.is_none_or(|counts| counts.cumulative as f64 >= cumulative)
+        match counts {
+            Some(counts) => counts.cumulative as f64 >= cumulative,
+            // The profile has been closed: there is nothing more to come.
+            None => cumulative.is_finite(),
+        }
     };
     let settled = || {
         commands.iter().any(|c| c.0.exit().is_some_and(is_failure))

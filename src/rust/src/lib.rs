@@ -41,6 +41,7 @@ extendr_module! {
 #[no_mangle]
 pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     quiet_panics();
+    profiles::loaded();
     // Now, because it calls R, which could come back to ask for it.
     serialize::header();
     shared::register(info);

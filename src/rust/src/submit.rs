@@ -8,8 +8,8 @@ use std::time::Duration;
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
     R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons,
-    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
-    VECTOR_ELT,
+    Rf_protect, Rf_unprotect, Rf_xlength, Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
@@ -43,9 +43,14 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) ->
     written
 }
 
-/// Makes a new mirai one that has failed before it could be sent.
-unsafe fn fail(env: SEXP) {
+/// Makes a new mirai one that has failed before it could be sent. Its profile counts it all the same.
+unsafe fn fail(env: SEXP, profile: SEXP) {
     let value = Rf_protect(failure());
+    profiles::with_current(profile, |current| {
+        current
+            .and_then(|p| p.host())
+            .inspect(|host| host.count_unsubmitted());
+    });
     r::R_removeVarFromFrame(DATA.get(), env);
     Rf_defineVar(DATA.get(), value, env);
     Rf_unprotect(1);
@@ -86,7 +91,7 @@ unsafe extern "C-unwind" fn submit(
     Rf_protect(env);
     // Last, because R code that it may run could use the buffer itself.
     if !write_payload(expr, globals, args, profile) {
-        fail(env);
+        fail(env, profile);
         Rf_unprotect(2);
         return env;
     }
@@ -203,7 +208,7 @@ unsafe extern "C-unwind" fn submit_map(
         SET_VECTOR_ELT(out, i, env);
         let element = VECTOR_ELT(elements, i);
         if !common || !Buffer::write(buffer(), element) {
-            fail(env);
+            fail(env, profile);
             continue;
         }
         while !submit_element(pointer, keeper, profile) {
@@ -293,35 +298,44 @@ unsafe extern "C-unwind" fn submit_everywhere(
         Found::Forked => r::raise(FORKED),
     }
     let min = r::as_number(min).unwrap_or(1.0) as usize;
-    let count = profiles::with_current(profile, |p| {
+    let mut n = profiles::with_current(profile, |p| {
         p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
     });
-    let n = count.max(min);
-    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
-    for i in 0..n {
-        let (env, ..) = new_pending();
-        SET_VECTOR_ELT(out, i as _, env);
-    }
-    if write_payload(expr, globals, args, profile) {
-        submit_pinned(out, n, profile);
-    } else {
+    // Again if more daemons have connected before the tasks were handed over: R cannot be called in the middle of that.
+    loop {
+        n = n.max(min);
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
         for i in 0..n {
-            fail(VECTOR_ELT(out, i as _));
+            let (env, ..) = new_pending();
+            SET_VECTOR_ELT(out, i as _, env);
         }
+        if !write_payload(expr, globals, args, profile) {
+            for i in 0..n {
+                fail(VECTOR_ELT(out, i as _), profile);
+            }
+            Rf_unprotect(1);
+            return out;
+        }
+        match submit_pinned(out, n, min, profile) {
+            Ok(n) => {
+                let out = Rf_xlengthgets(out, n as _);
+                Rf_unprotect(1);
+                return out;
+            }
+            Err(needed) => n = needed,
+        }
+        Rf_unprotect(1);
     }
-    Rf_unprotect(1);
-    out
 }
 
-unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
+/// Hands over the buffer as a task for each daemon, `min` at least, which those of the `n` new mirai in `out` become
+/// that are needed. Returns how many; as an error, how many it takes, if there are too few.
+unsafe fn submit_pinned(out: SEXP, n: usize, min: usize, profile: SEXP) -> Result<usize, usize> {
     profiles::with_current(profile, |current| {
-        let Some(host) = current.and_then(|p| p.host()) else {
-            return;
-        };
+        // Daemons were reset meanwhile (by a finalizer, say): these resolve like those that come too late.
+        let host = current.and_then(|p| p.host());
         let body = (*buffer()).take();
-        let peers = host.peers().into_iter().map(Target::Peer);
-        let mut targets = peers.chain((0..).map(Target::Join));
-        for i in 0..n {
+        let task = |i| {
             let env = VECTOR_ELT(out, i as _);
             let pointer = r::get_var_in_frame(TASK.get(), env);
             let payload = Payload {
@@ -330,12 +344,22 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
                 constants: None,
                 body: body.clone(),
             };
-            let task = new_task(pointer, payload);
-            if let Some(target) = targets.next() {
-                host.submit(task, None, target);
+            new_task(pointer, payload)
+        };
+        let mut tasks: Vec<_> = (0..n).map(task).collect();
+        let Some(host) = host else {
+            for task in tasks {
+                task.resolve(Outcome::Reset);
             }
-        }
-    });
+            return Ok(n);
+        };
+        let mut used = n;
+        host.submit_to_each(min, |needed| {
+            used = needed;
+            (needed <= n).then(|| tasks.drain(..needed).collect())
+        })?;
+        Ok(used)
+    })
 }
 
 /// `.Call(submit_to, expr, args, endpoint, profile)`: a mirai that is evaluated by the
@@ -355,7 +379,7 @@ unsafe extern "C-unwind" fn submit_to(
     let (env, pointer) = new_pending();
     Rf_protect(env);
     if !write_payload(expr, R_NilValue, args, profile) {
-        fail(env);
+        fail(env, profile);
         Rf_unprotect(1);
         return env;
     }

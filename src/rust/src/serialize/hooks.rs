@@ -14,8 +14,8 @@ use std::cell::Cell;
 
 use extendr_ffi::{
     R_NilValue, R_PreserveObject, R_ReleaseObject, R_tryEvalSilent, Rboolean, Rf_allocVector,
-    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR, SET_VECTOR_ELT, SEXP, SEXPTYPE,
-    STRING_ELT, VECTOR_ELT,
+    Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, R_CHAR,
+    SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 
 use super::{Buffer, Source};
@@ -28,7 +28,8 @@ struct Registry(Cell<SEXP>);
 // SAFETY: only used on R's main thread, as everything in this crate.
 unsafe impl Sync for Registry {}
 
-/// The registrations: a list, or null. An element's first element is its class.
+/// The registrations: a list, or null. The first two elements of each are its class, and whether
+/// it is for reference objects only.
 static REGISTRY: Registry = Registry(Cell::new(std::ptr::null_mut()));
 
 /// Makes these the registrations of this process, unless they are not as R/serial.R makes them.
@@ -36,12 +37,15 @@ static REGISTRY: Registry = Registry(Cell::new(std::ptr::null_mut()));
 /// # Safety
 /// On R's main thread.
 pub unsafe fn set(registry: SEXP) -> bool {
-    let is_list = |x: SEXP| extendr_ffi::TYPEOF(x) == SEXPTYPE::VECSXP;
+    let is_list = |x: SEXP| TYPEOF(x) == SEXPTYPE::VECSXP;
     let is_sound = |i| {
         let registration = VECTOR_ELT(registry, i);
-        is_list(registration) && Rf_xlength(registration) > 0 && {
-            let class = VECTOR_ELT(registration, 0);
-            extendr_ffi::TYPEOF(class) == SEXPTYPE::STRSXP && Rf_xlength(class) > 0
+        is_list(registration) && Rf_xlength(registration) > 1 && {
+            let holds = |i, kind| {
+                let x = VECTOR_ELT(registration, i);
+                TYPEOF(x) == kind && Rf_xlength(x) > 0
+            };
+            holds(0, SEXPTYPE::STRSXP) && holds(1, SEXPTYPE::LGLSXP)
         }
     };
     let n = Rf_xlength(registry);
@@ -63,6 +67,15 @@ pub fn any() -> bool {
     !REGISTRY.0.get().is_null()
 }
 
+/// Whether an object is what R calls a reference object: copies of it are one and the same. Those
+/// of reference classes are S4 objects around an environment.
+unsafe fn is_reference(object: SEXP) -> bool {
+    match TYPEOF(object) {
+        SEXPTYPE::ENVSXP | SEXPTYPE::EXTPTRSXP | SEXPTYPE::WEAKREFSXP => true,
+        _ => TYPEOF(Rf_getAttrib(object, Rf_install(c".xData".as_ptr()))) == SEXPTYPE::ENVSXP,
+    }
+}
+
 /// Objects that have been set aside, by registration.
 #[derive(Default)]
 pub struct Collected(Vec<Vec<SEXP>>);
@@ -76,8 +89,11 @@ impl Collected {
         let registry = REGISTRY.0.get();
         let n = Rf_xlength(registry);
         let i = (0..n).find(|i| {
-            let class = STRING_ELT(VECTOR_ELT(VECTOR_ELT(registry, *i), 0), 0);
+            let registration = VECTOR_ELT(registry, *i);
+            let class = STRING_ELT(VECTOR_ELT(registration, 0), 0);
+            let references_only = || *LOGICAL(VECTOR_ELT(registration, 1)) != 0;
             r::Rf_inherits(object, R_CHAR(class)) == Rboolean::TRUE
+                && (!references_only() || is_reference(object))
         })? as usize;
         if self.0.len() <= i {
             self.0.resize_with(i + 1, Vec::new);
@@ -149,7 +165,7 @@ pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
 
 /// For `R_Serialize()`, which calls it for reference objects.
 pub unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
-    if r::OBJECT(object) == 0 {
+    if r::Rf_isObject(object) == Rboolean::FALSE {
         return R_NilValue;
     }
     let Some([i, j]) = (*std::ptr::addr_of_mut!(COLLECTED)).collect(object) else {

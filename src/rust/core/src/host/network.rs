@@ -147,6 +147,18 @@ impl Shared {
         });
     }
 
+    /// Closes connections at an endpoint that have not introduced themselves yet.
+    pub(super) fn turn_away_strangers(&self, endpoint: Endpoint) {
+        let visitors: Vec<_> = self.network.visitors.lock().all.values().cloned().collect();
+        for visitor in visitors.iter().filter(|v| v.endpoint == endpoint) {
+            let mut stage = visitor.stage.lock();
+            if !matches!(*stage, Stage::Peer(..)) {
+                *stage = Stage::Over;
+                visitor.connection.close();
+            }
+        }
+    }
+
     /// Tells peers that the host is there, and gives up those that have been silent for all
     /// of `patience`. For as long as the host lives.
     pub(super) async fn keep_alive(host: Weak<Shared>, patience: Duration) {
@@ -318,7 +330,7 @@ impl Receiver for Visitor {
             return;
         };
         if let Stage::Peer(_, peer) = stage {
-            host.lost(peer);
+            host.lost(peer, false);
         }
         let mut visitors = host.network.visitors.lock();
         visitors.strangers.retain(|id| *id != self.id);

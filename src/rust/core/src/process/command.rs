@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Child, Exit, end_of, listen, read_all, read_some};
-use crate::{runtime, signals};
+use crate::{descriptors, runtime, signals};
 
 /// Starts a command, with `input` to read. [`Child::stderr`] is the end of what it says on
 /// stdout and stderr; the bell rings at its end.
@@ -31,10 +31,12 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
         .stdin(input.as_ref().map_or_else(Stdio::null, |_| Stdio::piped()))
         .stdout(write.try_clone()?)
         .stderr(write);
-    // SAFETY: setsid() may be called between fork and exec.
+    let limit = descriptors::given_limit();
+    // SAFETY: what is called may be called between fork and exec.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             libc::setsid();
+            limit.inspect(|limit| descriptors::set_limit(*limit));
             Ok(())
         });
     }

@@ -447,6 +447,36 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
     }
 }
 
+/// For the fuzzer: a request and frames as a client sends them.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let frames = match request(data) {
+        Ok(Request::Whole { length, .. }) => &data[length..],
+        Ok(Request::Partial) | Err(_) => data,
+    };
+    // The same bytes whole and one by one give the same payload, or neither is accepted.
+    let decode = |size: usize| {
+        let mut decoder = Decoder::default();
+        let mut payload = Vec::new();
+        for piece in frames.chunks(size) {
+            let mut piece = piece.to_vec();
+            let mut at = 0;
+            while at < piece.len() {
+                let take = |bytes: &[u8]| {
+                    payload.extend_from_slice(bytes);
+                    Ok(())
+                };
+                match decoder.decode(&mut piece[at..], take) {
+                    Ok((n, _)) => at += n,
+                    Err(_) => return None,
+                }
+            }
+        }
+        Some(payload)
+    };
+    assert_eq!(decode(1), decode(usize::MAX));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,6 +89,11 @@ impl Gate {
         Begin::Evaluate
     }
 
+    /// The last task that was begun, or passed over.
+    pub(super) fn last(&self) -> Seq {
+        self.state.lock().last
+    }
+
     /// Watcher: the host wants those of these tasks back that have not begun. Returns the
     /// first that it gets.
     pub(super) fn give_back(&self, from: Seq, to: Seq) -> Seq {

@@ -180,6 +180,8 @@ fn watch(
                                 let _ = unix::send_message(&data, &returned, (&[]).into());
                             }
                             Control::End => gate.end(),
+                            // Here, what has arrived may begin.
+                            Control::Grant { .. } => {}
                         }
                     }
                 }

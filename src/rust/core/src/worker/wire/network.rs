@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::super::{DialError, GRACE, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::memory::{Arrival, Parts};
-use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
+use crate::protocol::{Control, Frame, FrameReader, Limits, Seq, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::signals::Polled;
 use crate::tls::Trust;
@@ -41,7 +41,20 @@ struct Inbox {
 struct State {
     reader: FrameReader<ToDaemon>,
     ready: VecDeque<(ToDaemon, Vec<u8>)>,
+    /// The last task that may begin.
+    granted: Seq,
     over: bool,
+}
+
+impl State {
+    /// Whether there is something for the main thread: not a task that has not been granted, nor what
+    /// stands behind it.
+    fn has_next(&self) -> bool {
+        match self.ready.front() {
+            Some((ToDaemon::Task { seq, .. }, _)) => *seq <= self.granted,
+            other => other.is_some(),
+        }
+    }
 }
 
 pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn Wire>, DialError> {
@@ -70,6 +83,7 @@ pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn 
         state: Mutex::new(State {
             reader: FrameReader::new(Limits::LINK),
             ready: VecDeque::new(),
+            granted: 0,
             over: false,
         }),
         bell: Bell::new(),
@@ -181,7 +195,12 @@ impl Sender for Arc<Connection> {
 
 impl Wire for NetworkWire {
     fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>> {
-        let next = self.inbox.state.lock().ready.pop_front();
+        let mut state = self.inbox.state.lock();
+        let next = if state.has_next() {
+            state.ready.pop_front()
+        } else {
+            None
+        };
         Ok(next.map(|(message, body)| (message, body.into())))
     }
 
@@ -193,13 +212,13 @@ impl Wire for NetworkWire {
         let inbox = &self.inbox;
         let come = || {
             let state = inbox.state.lock();
-            !state.ready.is_empty() || state.over
+            state.has_next() || state.over
         };
         let interrupted = || interrupted.is_some_and(|i| i());
         Ok(match inbox.bell.wait(most, interrupted, come) {
             Waited::Ready => {
                 let state = inbox.state.lock();
-                if state.ready.is_empty() && state.over {
+                if !state.has_next() && state.over {
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
                 Polled::Readable
@@ -272,7 +291,15 @@ impl Receiver for Inbox {
                         // The host waits for that, as closing it there could overtake the message.
                         return Err(io::ErrorKind::ConnectionAborted.into());
                     }
-                    message => state.ready.push_back((message, body)),
+                    ToDaemon::Control(Control::Grant { to }) => {
+                        state.granted = state.granted.max(to);
+                    }
+                    message => {
+                        if let ToDaemon::Task { granted, .. } = &message {
+                            state.granted = state.granted.max(*granted);
+                        }
+                        state.ready.push_back((message, body));
+                    }
                 }
             }
         }
