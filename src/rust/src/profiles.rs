@@ -33,8 +33,7 @@ use crate::{promises, r};
 pub const LECUYER: i32 = 10407;
 
 /// What a forked process is told.
-pub static FORKED: &std::ffi::CStr =
-    c"mirai cannot be used in a process that was forked from an R session: \
+pub static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
                                     use it in the session itself";
 
 pub struct Profile {
@@ -277,11 +276,11 @@ fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
 
 /// [`FORKED`], for functions that return their errors.
 pub fn forked() -> Error {
-    Error::Other(FORKED.to_string_lossy().into_owned())
+    r::error(FORKED)
 }
 
 fn other(text: impl std::fmt::Display) -> Error {
-    Error::Other(text.to_string())
+    r::error(text)
 }
 
 impl Session {
