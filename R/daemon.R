@@ -33,6 +33,9 @@
 #' @details
 #' A limit never cuts a task short: it is looked at between tasks, and no task is lost by a daemon that
 #' leaves.
+#'
+#' Each part of the cleanup is done although another fails. What cannot be restored (such as the global
+#' environment after a task has called [lockEnvironment()] on it) is told on the daemon's stderr, once.
 #' @examples
 #' \dontrun{
 #' # In one R session

@@ -1,13 +1,17 @@
 #' Wait for mirai
 #'
-#' Waits until a mirai, or each of a list of them, has resolved. The wait can be
-#' interrupted; the mirai are not affected by that.
+#' Waits until a mirai, or each of a list of them, has resolved. Ctrl-C ends the wait, and so does
+#' [setTimeLimit()]; the mirai are not affected by that.
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map). There is nothing to wait for in anything
 #'   else, which is returned as it is.
 #' @returns `x`, invisibly. For a mirai that has resolved, `x$data` is the value.
 #' @details `call_mirai_()` is the same as `call_mirai()`, kept for older code. To get at
 #'   the values themselves, `x[]` is the shortest way, and [collect_mirai()] has options.
+#'
+#'   There is no polling for the result. But time limits and some event handlers of R (such as those of
+#'   Tcl/Tk) give no sign when they are due: R looks at them every 100 ms while this package waits.
+#'   Handlers that wait for input, such as those of R's web server and of graphics devices, are called at once.
 #' @examples
 #' m <- mirai(Sys.getpid())
 #' call_mirai(m)$data
