@@ -19,6 +19,8 @@ is_number <- function(x) is.numeric(x) && length(x) == 1L && !is.na(x)
 
 is_count <- function(x) is_number(x) && x >= 0 && x == trunc(x) && x <= .Machine$integer.max
 
+is_positive_count <- function(x) is_count(x) && x > 0
+
 check_count <- function(x, name, call = sys.call(-1L)) {
   if (!is_count(x)) stop_argument(name, "a single whole number, zero or greater", call)
 }
@@ -46,6 +48,13 @@ check_identity <- function(tls, pass, call) {
     stop_argument("tls", "the name of a file, or a character vector of a certificate chain and a key", call)
   }
   if (!is.null(pass)) check_string(pass, "pass", call)
+}
+
+# `tlscert` is what later releases call `tls`.
+either_tls <- function(tls, tlscert, call) {
+  if (is.null(tlscert)) return(tls)
+  if (!is.null(tls)) stop_argument("tlscert", "left out where there is 'tls', which is the same", call)
+  tlscert
 }
 
 # What mirai(), everywhere() and mirai_map() take as `...`: a list of named

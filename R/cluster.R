@@ -8,11 +8,13 @@
 #'   started otherwise, one for each node; a single one is extended for `n` nodes as it is by
 #'   [daemons()].
 #' @param remote how to launch the nodes, with `url`: a value of [remote_config()], [ssh_config()],
-#'   [cluster_config()] or [http_config()].
+#'   [cluster_config()] or [http_config()]. `NULL`, or `remote_config()` without a command, to launch them by
+#'   hand: [launch_remote()] of the cluster has the commands.
 #' @param ... options for the daemons, see [daemon()].
-#' @param tls,pass for secure URLs: see [daemons()].
+#' @param tls,pass,tlscert for secure URLs: see [daemons()].
 #'
-#' @returns `make_cluster()`: a list of nodes of class `c("miraiCluster", "cluster")`.
+#' @returns `make_cluster()`: a list of nodes of class `c("miraiCluster", "cluster")`, with an attribute `id`
+#'   that no other cluster has.
 #'   `stop_cluster()`: `NULL`, invisibly.
 #' @details
 #' Each node is one daemon. Variables exported to it, packages attached there and its random
@@ -35,21 +37,22 @@
 #'
 #' with(make_cluster(2), parallel::parSapply(X = 1:4, FUN = sqrt))
 #' @export
-make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = NULL) {
+make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = NULL, tlscert = NULL) {
   call <- sys.call()
+  tls <- either_tls(tls, tlscert, call)
   check_identity(tls, pass, call)
   if (!is.null(remote)) {
     check_remote(remote, call)
     if (is.null(url)) stop_argument("url", "the URL at which to listen for nodes launched by 'remote'", call)
   }
-  if (!missing(n) && !(is_count(n) && n > 0)) stop_argument("n", "a single whole number, one or greater", call)
+  if (!missing(n) && !is_positive_count(n)) stop_argument("n", "a single whole number, one or greater", call)
   settings <- daemons_settings(...)
   # Nodes keep what there is: to compare it with what there was would be a waste of time.
   settings$daemon$cleanup <- FALSE
   if (is.null(url)) {
     if (missing(n)) stop_argument("n", "the number of nodes, unless there is 'url'", call)
     cluster <- new_cluster_state()
-    set_local(cluster$profile, as.integer(n), TRUE, settings, NULL, NULL, call)
+    set_local(cluster$profile, as.integer(n), TRUE, settings, NULL, NULL, call, own_urls = TRUE)
   } else {
     check_urls(url)
     if (missing(n)) n <- if (length(url) == 1L && !is.null(remote)) remote_places(remote)
@@ -59,7 +62,7 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
     }
     cluster <- new_cluster_state()
     url <- open_profile(cluster$profile, url, TRUE, settings, NULL, NULL, call, tls, pass)
-    if (!is.null(remote)) {
+    if (launches(remote)) {
       ready <- FALSE
       on.exit(if (!ready) .Call(rs_close_profile, cluster$profile, TRUE))
       launch_remotes(cluster$profile, url, remote, settings, NULL, call)
@@ -93,9 +96,15 @@ new_cluster <- function(cluster) {
   # It has the generics, and the `[` that keeps the class.
   loadNamespace("parallel")
   urls <- .Call(rs_profile_status, cluster$profile)$urls
+  the$numbers[[cluster$profile]] <- length(urls)
   cluster$nodes <- lapply(seq_along(urls), function(i) new_node(cluster, i, urls[[i]]))
-  structure(cluster$nodes, class = c("miraiCluster", "cluster"))
+  as_cluster(cluster$nodes, cluster$id)
 }
+
+as_cluster <- function(nodes, id) structure(nodes, class = c("miraiCluster", "cluster"), id = id)
+
+#' @export
+`[.miraiCluster` <- function(x, ...) as_cluster(unclass(x)[...], attr(x, "id"))
 
 # A node. `host` and `rank` are what nodes of package parallel have, too. `pending` is the
 # call that has been sent, as a list of its mirai and its tag.

@@ -26,6 +26,7 @@
 #'   of its own, [launch_remote()] shows it, and `nextget("tls")` has it; otherwise it is the host's certificate,
 #'   followed by those of the authorities that have signed it.
 #' @param rs an initial value for `.Random.seed`.
+#' @param tlscert another name of `tls`.
 #'
 #' @returns An integer, invisibly: why it has ended. 0 by the host, 1 `idletime`, 2 `walltime`, 3
 #'   `maxtasks`. See [nextcode()].
@@ -56,13 +57,15 @@ daemon <- function(
   maxtasks = Inf,
   timerstart = 0L,
   tls = NULL,
-  rs = NULL
+  rs = NULL,
+  tlscert = NULL
 ) {
   check_string(url, "url")
   check_flag(asyncdial, "asyncdial")
   check_flag(output, "output")
   for (name in c("idletime", "walltime", "maxtasks")) check_positive(get(name), name)
   check_count(timerstart, "timerstart")
+  tls <- either_tls(tls, tlscert, sys.call())
   check_tls(tls, sys.call())
   if (!is_autoexit(autoexit)) stop_argument("autoexit", "TRUE, FALSE, NA or a signal number", sys.call())
   if (!is_cleanup(cleanup)) stop_argument("cleanup", "TRUE, FALSE or a whole number from 0 to 15", sys.call())
@@ -111,12 +114,14 @@ on_daemon <- function() .Call(rs_daemon_state) > 0L
 #' Explain why a daemon has ended
 #'
 #' @param code the value of [daemon()].
+#' @param xc another name of `code`.
 #' @returns A character string.
 #' @examples
 #' nextcode(1L)
 #' @export
-nextcode <- function(code) {
-  if (!is_count(code) || code > 3) stop_argument("code", "a value of daemon(): 0, 1, 2 or 3", sys.call())
+nextcode <- function(code, xc) {
+  if (missing(code) && !missing(xc)) code <- xc
+  if (missing(code) || !is_count(code) || code > 3) stop_argument("code", "a value of daemon(): 0, 1, 2 or 3", sys.call())
   c(
     "0 | The host has gone, or has ended this daemon",
     "1 | The daemon has reached its idletime",

@@ -12,7 +12,8 @@
 #'   stands for any that is free. With dispatcher and `n`, a single URL is extended to as many: by `/1`, `/2`
 #'   and so on, for TCP by consecutive ports (`-1`, `-2` for a path in the file system).
 #' @param remote how to start daemons on other machines: a value of [ssh_config()], [cluster_config()],
-#'   [http_config()] or [remote_config()]. They are launched at `url`, as by [launch_remote()].
+#'   [http_config()] or [remote_config()]. They are launched at `url`, as by [launch_remote()]. `NULL`, or
+#'   `remote_config()` without a command, to launch them by hand.
 #' @param tls for secure URLs, what the host presents: `NULL` for a key and a certificate that are made for
 #'   this one purpose; or `c(certificates, key)`, both texts in PEM format; or the name of a file with both.
 #' @param pass the password of an encrypted key in `tls`.
@@ -23,7 +24,8 @@
 #'   `maxtasks`, `idletime`, `walltime`, `timerstart`, `asyncdial`. And for the dispatch: `retry`,
 #'   `TRUE` to run a task again, on the next free daemon, when its daemon has ended in the middle of it
 #'   (so a task that ends every daemon does end all of them, and then waits for the next);
-#'   `token`, `TRUE` to add a random path to `url`. Anything else is ignored.
+#'   `token`, `TRUE` to add a random path to `url`. Anything else, and a value of the wrong type, is ignored with
+#'   a warning.
 #' @param sync `TRUE` to evaluate in this process, at the call of `mirai()`: for debugging with
 #'   [browser()], and for tests.
 #' @param seed an integer for random numbers that do not depend on how many daemons there are or
@@ -33,9 +35,11 @@
 #'   used up, `mirai()` waits and [try_mirai()] returns `NULL`.
 #' @param serial a value of [serial_config()], for objects that need functions of their own to be sent.
 #' @param .compute name of the compute profile to set, or `NULL` for the current one.
+#' @param tlscert another name of `tls`.
 #'
 #' @returns The number of daemons set, or with `url` the number of URLs: an integer of class
 #'   `"miraiDaemons"`. With `url` and without dispatcher, the URL: a character string of that class.
+#'   In [edition 2][mirai-edition], `TRUE` of that class, or `FALSE` if there are none now, invisibly.
 #'   For `daemons()` without arguments, the value of [status()]; for `with()`, that of `expr`.
 #'
 #' @details
@@ -79,7 +83,8 @@ daemons <- function(
   serial = NULL,
   tls = NULL,
   pass = NULL,
-  .compute = NULL
+  .compute = NULL,
+  tlscert = NULL
 ) {
   profile <- check_profile(.compute)
   check_flag(sync, "sync")
@@ -95,9 +100,13 @@ daemons <- function(
   check_serial(serial, call)
   if (!is.null(remote)) check_remote(remote, call)
   if (!is.null(remote) && is.null(url)) stop_argument("url", "given with 'remote': it is where daemons connect", call)
+  tls <- either_tls(tls, tlscert, call)
   check_identity(tls, pass, call)
+  settings <- daemons_settings(...)
+  edition()
 
   the$globals[[profile]] <- NULL
+  the$setup_streams[[profile]] <- NULL
   the$launches[[profile]] <- NULL
   if (!is.null(serial) || !is.null(the$serial[[profile]])) {
     the$serial[[profile]] <- serial
@@ -105,6 +114,7 @@ daemons <- function(
   }
   if (sync) {
     .Call(rs_open_sync, profile, as_seed(seed))
+    start_setup_streams(profile, seed)
     stream <- .Call(rs_daemon_stream, profile)
     the$globals[[profile]] <- if (!is.null(stream)) list(.Random.seed = stream)
     return(new_daemons(1L, profile))
@@ -113,7 +123,6 @@ daemons <- function(
     .Call(rs_close_profile, profile, is.null(n))
     return(new_daemons(0L, profile))
   }
-  settings <- daemons_settings(...)
   if (.Call(rs_daemon_state) == 2L && is.null(url)) {
     stop("local daemons cannot be set on a daemon from within mirai_map()")
   }
@@ -124,7 +133,7 @@ daemons <- function(
   n <- if (!missing(n)) n
   if (dispatcher) url <- extend_urls(url, n, call)
   url <- open_profile(profile, url, dispatcher, settings, seed, memory, call, tls, pass)
-  if (!is.null(remote)) {
+  if (launches(remote)) {
     ready <- FALSE
     on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
     if (!dispatcher && !is.null(n)) url <- rep_len(url, max(n, 1L))
@@ -132,7 +141,7 @@ daemons <- function(
     ready <- TRUE
     return(new_daemons(launched, profile))
   }
-  if (dispatcher) new_daemons(length(url), profile) else new_daemons(url, profile)
+  if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
 }
 
 # One URL becomes as many as there shall be daemons.
@@ -142,17 +151,22 @@ extend_urls <- function(url, n, call) {
   with_call(.Call(rs_extend_url, url, as.integer(n)), call)
 }
 
-new_daemons <- function(x, profile) structure(x, class = c("miraiDaemons", profile))
+# The value of daemons(), where `n` are set.
+new_daemons <- function(n, profile, value = n) {
+  the$numbers[[profile]] <- as.integer(n)
+  if (edition() == 1L) return(structure(value, class = c("miraiDaemons", profile)))
+  invisible(structure(n > 0L, class = c("miraiDaemons", profile)))
+}
 
 as_seed <- function(seed) if (!is.null(seed)) as.integer(seed)
 
-# Starts local daemons, all or none.
-set_local <- function(profile, n, dispatcher, settings, seed, memory, call) {
-  urls <- replicate(if (dispatcher) n else 1L, local_url())
-  open_profile(profile, urls, dispatcher, settings, seed, memory, call)
+# Starts local daemons, all or none. Each has a URL of its own, or all have the same.
+set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_urls = dispatcher && edition() == 1L) {
+  urls <- replicate(if (own_urls) n else 1L, local_url())
+  urls <- open_profile(profile, urls, dispatcher, settings, seed, memory, call)
   ready <- FALSE
   on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-  for (i in seq_len(n)) launch_daemon(profile, urls[[if (dispatcher) i else 1L]], settings, call)
+  for (url in rep_len(urls, n)) launch_daemon(profile, url, settings, call, awaited = TRUE)
   ready <- wait_connected(profile, n, call)
   new_daemons(n, profile)
 }
@@ -167,6 +181,8 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
     call
   )
   the$settings[[profile]] <- settings
+  start_setup_streams(profile, seed)
+  tell_edition()
   urls
 }
 
@@ -199,6 +215,9 @@ with_call <- function(expr, call) {
 the <- new.env(parent = emptyenv())
 the$settings <- list()
 the$globals <- list()
+# The numbers of daemons set, and under `seed` the streams for everywhere(): see setup_stream().
+the$numbers <- list()
+the$setup_streams <- list()
 # How many clusters there have been; and, on a node of one, its id.
 the$clusters <- 0L
 the$node_id <- NULL

@@ -9,7 +9,7 @@
 #' @param n number of daemons. Not needed if `url` has a URL for each, or takes any number.
 #' @param ... options for the daemons and the dispatch, see [daemons()].
 #' @param remote how to start daemons on other machines, see [daemons()].
-#' @param tls,pass for secure URLs in `url`: see [daemons()].
+#' @param tls,pass,tlscert for secure URLs in `url`: see [daemons()].
 #' @param tls_host how to know a host at a secure URL: see argument `tls` of [daemon()].
 #' @param asyncdial `FALSE`: an error if the host cannot be connected to. `TRUE`: try again until it can.
 #'
@@ -38,7 +38,8 @@ dispatcher <- function(
   tls = NULL,
   pass = NULL,
   tls_host = NULL,
-  asyncdial = FALSE
+  asyncdial = FALSE,
+  tlscert = NULL
 ) {
   check_string(host, "host")
   check_flag(asyncdial, "asyncdial")
@@ -46,7 +47,7 @@ dispatcher <- function(
   if (is.null(url) && is.null(n)) stop_argument("n", "the number of daemons, unless there is 'url'", sys.call())
   profile <- paste0("dispatcher-", Sys.getpid())
   on.exit(daemons(0L, .compute = profile))
-  daemons(n, url, remote, ..., tls = tls, pass = pass, .compute = profile)
+  daemons(n, url, remote, ..., tls = tls, tlscert = tlscert, pass = pass, .compute = profile)
   ended <- with_call(.Call(rs_relay, profile, host, tls_host[1L], asyncdial), sys.call())
   if (!ended) .Call(rs_serve_events)
   invisible()

@@ -13,8 +13,9 @@
 #'   operation canceled (by [stop_mirai()]).
 #' * A `"miraiError"`: the evaluation ended in an error. It is a character string of
 #'   the form `Error in <call>: <message>`. Further to that, `$stack.trace` is a list of the
-#'   calls on the stack as strings, innermost first; `$message`, `$call`, `$condition.class`
-#'   and every other field of the original condition can be had in the same way.
+#'   calls on the stack, innermost first: as strings, or as calls in [edition 2][mirai-edition];
+#'   `$message`, `$call`, `$condition.class` and every other field of the original condition can be
+#'   had in the same way.
 #'   [conditionMessage()] and [conditionCall()] work on it. Test with `is_mirai_error()`.
 #' * A `"miraiInterrupt"`: the evaluation was interrupted by the user. It is an empty
 #'   string. Test with `is_mirai_interrupt()`.
@@ -78,7 +79,10 @@ print.miraiInterrupt <- function(x, ...) {
 }
 
 #' @export
-`$.miraiError` <- function(x, name) attr(x, name, exact = TRUE)
+`$.miraiError` <- function(x, name) {
+  field <- attr(x, name, exact = TRUE)
+  if (identical(name, "stack.trace")) edition_trace(field) else field
+}
 
 #' @export
 .DollarNames.miraiError <- function(x, pattern = "") {
@@ -94,10 +98,7 @@ conditionCall.miraiError <- function(c) attr(c, "call", exact = TRUE)
 # Makes an error value of a condition and the calls that were on the stack, outermost
 # first.
 new_mirai_error <- function(cnd, calls) {
-  message <- tryCatch(
-    paste(as.character(conditionMessage(cnd)), collapse = "\n"),
-    error = function(e) "(the condition has no message)"
-  )
+  message <- condition_text(cnd)
   call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
   if (identical(call, evaluator_call)) call <- NULL
   text <- if (is.null(call)) {
@@ -112,14 +113,30 @@ new_mirai_error <- function(cnd, calls) {
   attributes(text) <- c(
     fields,
     list(
-      stack.trace = rev(lapply(calls, call_text)),
+      stack.trace = rev(lapply(calls, if (traces_calls()) trace_call else call_text)),
       message = message,
       call = call,
       condition.class = class(cnd),
+      condition.message = own_message(cnd, message),
       class = c("miraiError", "errorValue", "try-error")
     )
   )
   text
+}
+
+# The message of a condition, whatever its class makes of that.
+condition_text <- function(cnd) {
+  tryCatch(
+    paste(as.character(conditionMessage(cnd)), collapse = "\n"),
+    error = function(e) "(the condition has no message)"
+  )
+}
+
+# The field `message` of a condition, if its class makes another message of that: with those of its parents,
+# say. Otherwise NULL.
+own_message <- function(cnd, message) {
+  own <- if (is.list(cnd)) unclass(cnd)$message
+  if (is.character(own) && !identical(own, message)) own
 }
 
 # A call as it stands in the source, if that is known.
@@ -144,4 +161,9 @@ failure_value <- function(text) {
   # Twice where native code has passed an error on.
   message <- sub("^(Error[^:\n]*:\\s+)+", "", trimws(text))
   new_mirai_error(simpleError(message), list())
+}
+
+# The value of a task whose value ends in an R error when it is read here: called from tasks.rs.
+unreadable_value <- function(cnd) {
+  new_mirai_error(simpleError(conditionMessage(cnd)), list())
 }

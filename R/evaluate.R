@@ -39,6 +39,10 @@ task_calls <- function(calls, depth, last) {
   if (last < first) list() else as.list(calls[first:last])
 }
 
+# What geterrmessage() gives afterwards is known to r/versions.rs, which calls this where R 4.5 has
+# no other way to empty the text of its last error.
+forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
+
 # For daemons, called from cleanup.rs when something has changed. Packages are detached
 # but stay loaded.
 detach_others <- function(known) {
@@ -61,13 +65,24 @@ detach_at <- function(at) {
   warn_of_cleanup(name, failure(eval(step)))
 }
 
-reset_options <- function(names, values) {
+# Returns whether there are added options that stay: a package sets its own when it is loaded, once in a process, and
+# would be broken without them for the next task, which finds it loaded. `namespaces` were loaded before.
+reset_options <- function(names, values, namespaces) {
   now <- options()
   reset <- function(name, value) warn_of_cleanup(name, failure(options(structure(list(value), names = name))))
   for (i in seq_along(names)) {
     if (!identical(now[[names[[i]]]], values[[i]])) reset(names[[i]], values[[i]])
   }
-  for (name in setdiff(names(now), names)) reset(name, NULL)
+  added <- setdiff(names(now), names)
+  own <- vapply(added, is_package_option, NA, setdiff(loadedNamespaces(), namespaces))
+  for (name in added[!own]) reset(name, NULL)
+  any(own)
+}
+
+# By the convention of `datatable.verbose` and package data.table.
+is_package_option <- function(name, packages) {
+  plain <- function(x) tolower(gsub("[^[:alnum:]]", "", x))
+  any(startsWith(plain(name), plain(packages)))
 }
 
 # Tries one step of many. What there is to say if it fails; otherwise NULL.

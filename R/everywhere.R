@@ -11,7 +11,9 @@
 #'   for it with `[]` if need be.
 #' @details
 #' On each daemon the evaluation happens before any task that is submitted later. It does not
-#' use up random number streams.
+#' use up random number streams. If daemons were set with a `seed`, it has the same random numbers on each
+#' of them, so that it does not matter which of them evaluates what. They are independent of those of
+#' the tasks.
 #' @examples
 #' daemons(2)
 #' everywhere(rate <<- 100)
@@ -29,8 +31,22 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
   args <- if (length(.args)) named_args(.args)
   check_count(.min, ".min")
   profile <- check_profile(.compute)
+  if (is.null(globals[[".Random.seed"]])) globals <- c(globals, setup_stream(profile))
   ms <- .Call(rs_submit_everywhere, expr, globals, args, .min, profile)
   if (is.null(ms)) stop_no_daemons(profile)
   if (is.logical(ms)) ms <- list(evaluate_sync(expr, globals, args, profile, setup = TRUE))
   invisible(new_mirai_map(ms))
+}
+
+# Under `seed`, a stream for one call of everywhere(), as a list to be assigned; otherwise NULL. These are
+# substreams of the first task's: as far from its numbers as 2^76 of them, and from the next task's by more.
+setup_stream <- function(profile) {
+  stream <- the$setup_streams[[profile]]
+  if (is.null(stream)) return(NULL)
+  the$setup_streams[[profile]] <- parallel::nextRNGSubStream(stream)
+  list(.Random.seed = stream)
+}
+
+start_setup_streams <- function(profile, seed) {
+  the$setup_streams[[profile]] <- if (!is.null(seed)) parallel::nextRNGSubStream(.Call(rs_peek_stream, profile))
 }

@@ -6,10 +6,13 @@
 #'
 #' @param url one or more of the profile's URLs, or their indices: the rows of `status()$daemons`.
 #'   One daemon is launched for each. For `launch_remote()` also a cluster or a node of one, see
-#'   [make_cluster()].
+#'   [make_cluster()]. In [edition 2][mirai-edition], a number is not an index but `n`. If no daemons are set,
+#'   this has to be the URL at which another host listens, in full.
+#' @param n number of daemons to launch. They are spread over the URLs given, or else over all of the
+#'   profile's, those first that have the fewest daemons. By default, there is one for each of `url`.
 #' @param ... options for the daemons, see [daemon()], in place of those that were given to
 #'   `daemons()`.
-#' @param tls for `tls+tcp://` and `wss://` URLs: what the daemons shall know the host by, see the
+#' @param tls,tlscert for `tls+tcp://` and `wss://` URLs: what the daemons shall know the host by, see the
 #'   argument of that name of [daemon()]. `NULL` for the certificate of the profile itself.
 #' @param remote how to launch: a value of [remote_config()], [ssh_config()], [cluster_config()] or
 #'   [http_config()].
@@ -38,35 +41,49 @@
 #' launch_remote(1)
 #' daemons(0)
 #' @export
-launch_local <- function(url = 1L, ..., tls = NULL, .compute = NULL) {
+launch_local <- function(url = 1L, ..., n = NULL, tls = NULL, .compute = NULL, tlscert = NULL) {
   profile <- check_profile(.compute)
   call <- sys.call()
-  if (!daemons_set(profile)) stop_no_daemons(profile, call)
-  urls <- profile_urls(url, profile, call)
+  urls <- launch_urls(url, n, !missing(url), profile, call)
+  tls <- either_tls(tls, tlscert, call)
   check_tls(tls, call)
-  settings <- utils::modifyList(the$settings[[profile]], daemons_settings(...)["daemon"])
+  settings <- daemons_settings(...)
+  settings <- launch_settings(profile, settings)
   for (url in urls) launch_daemon(profile, url, settings, call, tls)
   invisible(length(urls))
 }
 
 #' @rdname launch_local
 #' @export
-launch_remote <- function(url = 1L, remote = remote_config(), ..., tls = NULL, .compute = NULL) {
+launch_remote <- function(
+  url = 1L,
+  remote = remote_config(),
+  ...,
+  n = NULL,
+  tls = NULL,
+  .compute = NULL,
+  tlscert = NULL
+) {
   call <- sys.call()
+  check_remote(remote, call)
   if (inherits(url, c("miraiCluster", "miraiNode"))) {
     nodes <- if (inherits(url, "miraiNode")) list(url) else unclass(url)
     if (!length(nodes)) stop_argument("url", "a cluster with nodes", call)
     profile <- nodes[[1L]]$cluster$profile
     if (!all(vapply(nodes, is_active, NA))) stop_argument("url", "a cluster, or node, that has not been stopped", call)
+    if (!is.null(n)) stop_argument("n", "left out where 'url' is a cluster or a node", call)
     urls <- vapply(nodes, function(node) node$url, "")
   } else {
     profile <- check_profile(.compute)
-    if (!daemons_set(profile)) stop_no_daemons(profile, call)
-    urls <- profile_urls(url, profile, call)
+    urls <- launch_urls(url, n, !missing(url), profile, call)
   }
-  check_remote(remote, call)
+  tls <- either_tls(tls, tlscert, call)
   check_tls(tls, call)
-  settings <- utils::modifyList(the$settings[[profile]], daemons_settings(...)["daemon"])
+  settings <- daemons_settings(...)
+  settings <- launch_settings(profile, settings)
+  # One for each place at least, unless it has been said how many.
+  counted <- !is.null(n) || edition() == 2L && is.numeric(url) && !missing(url)
+  if (!counted) urls <- rep_len(urls, max(length(urls), remote_places(remote)))
   launch_commands(profile, urls, remote, settings, tls, call)
 }
 
@@ -79,19 +96,18 @@ print.miraiLaunchCmd <- function(x, ...) {
 # For daemons() and make_cluster(): launches daemons at the URLs of a profile that has just been
 # set. Returns their number. `tls` is for the daemons, NULL for what the profile has for them.
 launch_remotes <- function(profile, urls, remote, settings, tls, call) {
-  if (remote$type == "command" && is.null(remote$command)) {
-    stop_argument("remote", "a configuration with a 'command' to launch daemons with", call)
-  }
+  urls <- rep_len(urls, max(length(urls), remote_places(remote)))
   length(launch_commands(profile, urls, remote, settings, tls, call))
 }
 
-# One for each URL or each place to launch at, whichever are more: the shorter of the
-# two is recycled. Their shell commands.
+# Whether daemons() has something to launch. Without a command, the user does that by hand.
+launches <- function(remote) !is.null(remote) && !(remote$type == "command" && is.null(remote$command))
+
+# Launches one for each URL, at the places of `remote` in turn. Their shell commands.
 launch_commands <- function(profile, urls, remote, settings, tls, call) {
-  urls <- rep_len(urls, max(length(urls), remote_places(remote)))
   dialled <- remote_urls(remote, urls, call)
   commands <- vapply(dialled, function(url) {
-    rs <- .Call(rs_daemon_stream, profile)
+    rs <- launch_stream(profile)
     code <- daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile))
     paste(remote$rscript, "-e", sh_quote(code))
   }, "", USE.NAMES = FALSE)
@@ -106,6 +122,8 @@ launch_commands <- function(profile, urls, remote, settings, tls, call) {
 # fails is an error.
 run_jobs <- function(profile, jobs, n, seconds, call) {
   before <- .Call(rs_profile_status, profile)$cumulative
+  # Whether daemons connect to a host elsewhere cannot be seen.
+  enough <- if (is.null(before)) Inf else as.double(before + n)
   running <- list()
   settled <- FALSE
   on.exit(if (!settled) end_commands(running))
@@ -117,7 +135,7 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
   start <- now()
   repeat {
     left <- if (!is.null(seconds)) max(0, start + seconds - now())
-    if (.Call(rs_wait_commands, profile, running, as.double(before + n), left)) break
+    if (.Call(rs_wait_commands, profile, running, enough, left)) break
     .Call(rs_serve_events)
   }
   states <- lapply(running, function(command) .Call(rs_command_state, command))
@@ -180,44 +198,136 @@ daemon_tls <- function(url, tls, profile) {
 
 is_secure <- function(url) grepl("^(tls\\+tcp|wss)://", url)
 
-profile_urls <- function(url, profile, call) {
+# The URLs at which to launch daemons, one for each of them. `given` says whether the user has said which.
+launch_urls <- function(url, n, given, profile, call) {
   if (is.character(url)) {
     check_urls(url, call)
-    return(url)
+    if (is.null(n)) return(url)
+  } else if (!daemons_set(profile)) {
+    stop_no_daemons(profile, call)
   }
   urls <- .Call(rs_profile_status, profile)$urls
-  if (!is.numeric(url) || !length(url) || anyNA(url) || any(url < 1 | url > length(urls))) {
-    stop_argument("url", paste0("URLs, or indices from 1 to ", length(urls)), call)
+  if (is.character(url)) {
+    urls <- url
+  } else if (!length(urls)) {
+    stop(simpleError(paste0("profile '", profile, "' is synchronous: it has no daemons"), call))
+  } else if (edition() == 2L && (given || is.null(n))) {
+    if (!is.null(n)) stop_argument("url", "URLs, where there is 'n'", call)
+    if (!is_positive_count(url)) stop_argument("url", "URLs, or the number of daemons to launch", call)
+    n <- url
+  } else if (is.null(n) || given) {
+    urls <- indexed_urls(url, urls, call)
+    if (is.null(n)) return(urls)
   }
-  urls[url]
+  if (!is_positive_count(n)) stop_argument("n", "a single whole number, one or greater", call)
+  spread(urls, n, profile)
 }
 
-# Sorts out the `...` of daemons(): `daemon`, a list of arguments for daemon(); and
-# options of the dispatch. What is unknown or of the wrong type is dropped.
-daemons_settings <- function(...) {
+# `n` of these URLs, those first where the fewest daemons are.
+spread <- function(urls, n, profile) {
+  x <- .Call(rs_profile_status, profile)
+  at <- match(urls, x$urls, 0L)
+  load <- integer(length(urls))
+  load[at > 0L] <- x$online[at]
+  chosen <- integer(n)
+  for (k in seq_len(n)) {
+    chosen[[k]] <- which.min(load)
+    load[chosen[[k]]] <- load[chosen[[k]]] + 1L
+  }
+  urls[chosen]
+}
+
+# Options for a daemon: those given now, or else those given to daemons().
+launch_settings <- function(profile, given) {
+  if (!daemons_set(profile)) return(given)
+  utils::modifyList(the$settings[[profile]], given["daemon"])
+}
+
+# The random number stream for a daemon. One for a host elsewhere has one of this session's.
+launch_stream <- function(profile) {
+  if (daemons_set(profile)) .Call(rs_daemon_stream, profile) else .Call(rs_next_stream, profile)
+}
+
+indexed_urls <- function(i, urls, call) {
+  if (!is.numeric(i) || !length(i) || anyNA(i) || any(i < 1 | i > length(urls))) {
+    stop_argument("url", paste0("URLs, or indices from 1 to ", length(urls)), call)
+  }
+  urls[i]
+}
+
+# Sorts out the `...` of daemons() and of what launches daemons: `daemon`, a list of arguments for daemon();
+# and options of the dispatch. What is unknown or of the wrong type is dropped with a warning; NULL stands for
+# the default. To be called by the user's function itself, of which warnings tell.
+daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formals(sys.function(-1L)))) {
   given <- list(...)
-  valid <- list(
-    asyncdial = is.logical,
-    autoexit = is_autoexit,
-    cleanup = is_cleanup,
-    output = is.logical,
-    maxtasks = is_positive,
-    idletime = is_positive,
-    walltime = is_positive,
-    timerstart = is_count
-  )
-  known <- given[names(given) %in% names(valid)]
-  fits <- vapply(names(known), function(name) valid[[name]](known[[name]]), NA)
-  list(daemon = known[fits], retry = isTRUE(given$retry), token = isTRUE(given$token))
+  names <- names(given)
+  if (is.null(names)) names <- character(length(given))
+  kept <- logical(length(given))
+  for (i in seq_along(given)) {
+    option <- daemon_options[[names[[i]]]]
+    if (is.null(option)) {
+      warn_option(unknown_option(names[[i]], .formals), .call)
+    } else if (!is.null(given[[i]])) {
+      kept[[i]] <- option$fits(given[[i]])
+      if (!kept[[i]]) warn_option(paste0("'", names[[i]], "' is ignored: it must be ", option$expected), .call)
+    }
+  }
+  given <- given[kept]
+  dispatch <- names(given) %in% c("retry", "token")
+  list(daemon = given[!dispatch], retry = isTRUE(given$retry), token = isTRUE(given$token))
+}
+
+warn_option <- function(text, call) {
+  warning(warningCondition(text, class = "mirai_warning_option", call = call))
+}
+
+# What to say about an argument in `...` that is none of the options: there may be a slip in its name.
+unknown_option <- function(name, formals) {
+  if (!nzchar(name)) return("an argument without a name is ignored: options of daemons have names")
+  known <- setdiff(c(names(daemon_options), formals), "...")
+  distance <- utils::adist(name, known, ignore.case = TRUE)[1L, ]
+  # Part of a name, or a name with something added, is nearer than its length tells.
+  squeeze <- function(x) tolower(gsub("[._]", "", x))
+  given <- squeeze(name)
+  is_part <- function(a, b) nchar(a) > 2L && grepl(a, b, fixed = TRUE)
+  part <- vapply(squeeze(known), function(x) is_part(x, given) || is_part(given, x), NA)
+  distance[part] <- pmin(distance[part], 1)
+  nearest <- which.min(distance)
+  hint <- if (distance[[nearest]] <= max(1, nchar(name) / 2)) {
+    paste0("; did you mean '", known[[nearest]], "'?")
+  } else {
+    paste0(", which are: ", toString(names(daemon_options)))
+  }
+  paste0("'", name, "' is ignored: it is none of the options of daemons", hint)
 }
 
 is_positive <- function(x) is_number(x) && x > 0
 
-launch_daemon <- function(profile, url, settings, call, tls = NULL) {
-  rs <- .Call(rs_daemon_stream, profile)
+is_flag <- function(x) is.logical(x) && length(x) == 1L && !is.na(x)
+
+# The options that go into `...`.
+daemon_options <- list(
+  asyncdial = list(fits = is_flag, expected = "TRUE or FALSE"),
+  autoexit = list(fits = is_autoexit, expected = "TRUE, FALSE, NA or a signal number"),
+  cleanup = list(fits = is_cleanup, expected = "TRUE, FALSE or a whole number from 0 to 15"),
+  output = list(fits = is_flag, expected = "TRUE or FALSE"),
+  maxtasks = list(fits = is_positive, expected = "a single positive number"),
+  idletime = list(fits = is_positive, expected = "a single positive number"),
+  walltime = list(fits = is_positive, expected = "a single positive number"),
+  timerstart = list(fits = is_count, expected = "a single whole number, zero or greater"),
+  dispatcher = list(fits = is_flag, expected = "TRUE or FALSE"),
+  retry = list(fits = is_flag, expected = "TRUE or FALSE"),
+  token = list(fits = is_flag, expected = "TRUE or FALSE")
+)
+
+# With `awaited`, wait_connected() will see whether it fails.
+launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE) {
+  rs <- launch_stream(profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, fork_code(args)), call)
+  # A daemon of a host elsewhere may outlive this session, whose fork server does not.
+  code <- if (daemons_set(profile)) fork_code(args)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.
@@ -255,6 +365,7 @@ rscript_args <- function(text) {
 # For a task without daemons, called from tasks.rs: the program to start, its arguments,
 # the URL at which it will ask for its one task, and the code for a fork.
 single_use <- function() {
+  tell_edition()
   url <- local_url()
   args <- rscript_args(daemon_call(url, list(cleanup = FALSE, maxtasks = 1L)))
   list(rscript(), args, url, fork_code(args))

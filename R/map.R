@@ -26,16 +26,22 @@
 #' * `x[.progress]` shows how far it has come: a bar if package cli is installed (`x[.progress_cli]`
 #'   insists on that), otherwise a line on stderr. Both change when elements resolve, at most ten times a
 #'   second. If stderr is not a terminal, a new line is written instead, each time a further tenth of the
-#'   elements has resolved.
+#'   elements has resolved. `x[.progress = "Fitting"]` labels it; a list, such as
+#'   `x[.progress = list(name = "Fitting", type = "iterator")]`, has arguments of [cli::cli_progress_bar()].
 #' * `x[.stop]` stops at the first failure: the rest is cancelled, and the failure becomes an error here.
 #'
-#' They need no package attached. [collect_mirai()] takes them as strings.
+#' They need no package attached. [collect_mirai()] takes them as strings, or as a list by name.
+#'
+#' An error by `.stop` or `.flat` has class `"mirai_error_map"`. Its message says which element it is, and
+#' why: `In index: 2. With name: b.` and, on another line, `Caused by error in f(): bad`. The index is in
+#' `$location`, the name in `$name` (`NULL` if it has none), and the condition of the element itself, of its
+#' own class and with all of its fields, in `$parent`.
 #'
 #' @details
 #' There is no chunking: a daemon that is done takes the next element, so uneven work is spread evenly.
 #' What all elements share (`.f`, `.args` and `...`) is sent to each daemon once.
 #'
-#' If no daemons are set, one is launched, with a warning.
+#' If no daemons are set, one is launched, with a warning. In [edition 2][mirai-edition], that is an error.
 #' @examples
 #' with(daemons(2), {
 #'   mirai_map(c(a = 1, b = 4, c = 9), sqrt)[]
@@ -62,6 +68,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
   if (!daemons_set(profile)) {
+    if (edition() == 2L) stop_no_daemons(profile, call)
     warning("launching one local daemon as none previously set")
     daemons(1L, dispatcher = FALSE, .compute = profile)
   }
@@ -118,8 +125,7 @@ print.mirai_map <- function(x, ...) {
 
 #' @export
 `[.mirai_map` <- function(x, ...) {
-  options <- unlist(lapply(as.list(substitute(list(...)))[-1L], collection_option, parent.frame()))
-  collect_list(x, options, sys.call())
+  collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
 }
 
 #' Collection options
@@ -151,35 +157,73 @@ NULL
 
 collection_options <- c(".flat", ".progress", ".progress_cli", ".stop")
 
-# An argument within the brackets, quoted, as strings. The options' own names need no
-# package attached; anything else is evaluated.
-collection_option <- function(expr, envir) {
+# The arguments within the brackets, or within c() there, as a list: of what is given by name, and of
+# strings. The options' own names need no package attached; anything else is evaluated.
+collection_arguments <- function(call, envir) {
+  args <- as.list(call)[-1L]
+  named <- if (is.null(names(args))) logical(length(args)) else nzchar(names(args))
+  out <- lapply(seq_along(args), function(i) {
+    if (named[[i]]) structure(list(eval(args[[i]], envir)), names = names(args)[[i]]) else collection_argument(args[[i]], envir)
+  })
+  unlist(out, recursive = FALSE)
+}
+
+collection_argument <- function(expr, envir) {
   if (identical(expr, quote(expr = ))) return(NULL)
-  if (is.symbol(expr) && as.character(expr) %in% collection_options) return(as.character(expr))
-  if (is.call(expr) && identical(expr[[1L]], quote(c))) {
-    return(unlist(lapply(as.list(expr)[-1L], collection_option, envir)))
+  if (is.symbol(expr) && as.character(expr) %in% collection_options) return(list(as.character(expr)))
+  if (is.call(expr) && identical(expr[[1L]], quote(c))) return(collection_arguments(expr, envir))
+  value <- eval(expr, envir)
+  if (is.character(value) || is.list(value)) as.list(value) else if (!is.null(value)) list(value)
+}
+
+# Collection options as a list by their names: TRUE, or what configures the progress. Those that are
+# FALSE are left out.
+check_options <- function(options, call) {
+  unknown <- function() stop_argument("options", paste("any of", toString(dQuote(collection_options, FALSE))), call)
+  if (!is.null(options) && !is.character(options) && !is.list(options)) unknown()
+  options <- as.list(options)
+  names <- names(options)
+  if (is.null(names)) names <- character(length(options))
+  out <- list()
+  for (i in seq_along(options)) {
+    value <- options[[i]]
+    name <- names[[i]]
+    if (!nzchar(name)) {
+      if (!is.character(value)) unknown()
+      name <- value
+      value <- TRUE
+    }
+    if (!all(name %in% collection_options)) unknown()
+    if (!is_flag(value)) check_progress(name, value, call)
+    for (one in name) out[[one]] <- value
   }
-  eval(expr, envir)
+  out[!vapply(out, isFALSE, NA)]
+}
+
+check_progress <- function(name, value, call) {
+  if (name %in% c(".flat", ".stop")) stop_argument(name, "TRUE or FALSE", call)
+  label <- is.character(value) && length(value) == 1L && !is.na(value)
+  if (!label && !(is.list(value) && all_named(value))) {
+    stop_argument(name, "TRUE, FALSE, a label, or a list of arguments for cli::cli_progress_bar()", call)
+  }
 }
 
 # Waits for a list of mirai and returns their values, as `options` say.
 collect_list <- function(x, options, call = sys.call(-1L)) {
-  if (!is.null(options) && !(is.character(options) && all(options %in% collection_options))) {
-    stop_argument("options", paste("any of", toString(dQuote(collection_options, FALSE))), call)
-  }
+  options <- check_options(options, call)
   x <- unclass(x)
-  stop_early <- ".stop" %in% options
-  if (any(c(".progress", ".progress_cli") %in% options)) {
-    wait_with_progress(x, stop_early, progress_bar(length(x), ".progress_cli" %in% options, call))
+  stop_early <- !is.null(options$.stop)
+  if (any(c(".progress", ".progress_cli") %in% names(options))) {
+    wait_with_progress(x, stop_early, progress_bar(length(x), options, call))
   } else {
     .Call(rs_wait_some, x, stop_early)
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
-    stop_for_value(x[[i]]$data, call)
+    stop(map_error(x, i, value_condition(x[[i]]$data), call))
   }
   values <- .Call(rs_collect_list, x)
-  if (".flat" %in% options) flatten(values, call) else values
+  if (is.null(options$.flat)) values else flatten(values, call)
 }
 
 wait_with_progress <- function(x, stop_early, bar) {
@@ -188,17 +232,29 @@ wait_with_progress <- function(x, stop_early, bar) {
 }
 
 # `set` is called with the number that have resolved: when `step` more have than at its last call.
-progress_bar <- function(n, insist_on_cli, call) {
+progress_bar <- function(n, options, call) {
+  # A label, or arguments for cli.
+  settings <- Find(Negate(is.logical), options[grepl("progress", names(options))])
+  if (is.character(settings)) settings <- list(name = settings, type = "iterator")
   if (progress_uses_cli()) {
-    id <- cli::cli_progress_bar(type = "tasks", total = n, .auto_close = FALSE)
+    fixed <- list(total = n, .auto_close = FALSE)
+    arguments <- utils::modifyList(utils::modifyList(list(type = "tasks"), as.list(settings)), fixed)
+    # purrr's documentation has all that cli takes in C, and purrr adds its caller: the bar in R has no arguments of these names.
+    after <- arguments$show_after
+    if (!is.null(after)) {
+      old <- options(cli.progress_show_after = after)
+      on.exit(options(old))
+    }
+    id <- do.call(cli::cli_progress_bar, arguments[setdiff(names(arguments), c("show_after", "caller"))])
     return(list(
       set = function(i) cli::cli_progress_update(set = i, id = id),
       done = function() cli::cli_progress_done(id = id),
       step = 1
     ))
   }
-  if (insist_on_cli) stop(simpleError("'.progress_cli' needs package cli, which is not installed", call))
-  line <- function(i) paste("[", i, "/", n, "....", "]")
+  if (!is.null(options$.progress_cli)) stop(simpleError("'.progress_cli' needs package cli, which is not installed", call))
+  label <- if (!is.null(settings$name)) paste0(settings$name, " ")
+  line <- function(i) paste0(label, paste("[", i, "/", n, "....", "]"))
   if (progress_redraws()) {
     return(list(
       set = function(i) cat("\r", line(i), sep = "", file = stderr()),
@@ -214,17 +270,37 @@ progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
 
 progress_redraws <- function() isatty(stderr())
 
-# Raises an error value as the error that it was.
-stop_for_value <- function(value, call) {
-  stop(value_condition(value, call))
+# The error of the `i`th element of a map, of which `parent` is the element's own condition. The field `message`
+# says where, and the method of conditionMessage() also what: rlang, which prints parents by itself, takes
+# the former, and R the latter.
+map_error <- function(x, i, parent, call) {
+  name <- names(x)[i]
+  if (!is.null(name) && (is.na(name) || !nzchar(name))) name <- NULL
+  where <- paste0("In index: ", i, ".", if (!is.null(name)) paste0(" With name: ", name, "."))
+  fields <- list(message = where, call = call, location = i, name = name, parent = parent)
+  structure(fields, class = c("mirai_error_map", "error", "condition"))
 }
 
+#' @export
+conditionMessage.mirai_error_map <- function(c) {
+  call <- tryCatch(conditionCall(c$parent), error = function(e) NULL)
+  place <- if (!is.null(call)) paste0(" in ", deparse(call, nlines = 1L)[1L])
+  paste0(c$message, "\nCaused by error", place, ": ", condition_text(c$parent))
+}
+
+# The error that an error value was.
 value_condition <- function(value, call = NULL) {
   if (is_mirai_error(value)) {
     fields <- attributes(value)
     class <- fields$condition.class
-    fields <- fields[setdiff(names(fields), c("class", "condition.class", "stack.trace"))]
-    return(structure(c(fields, list(stack.trace = attr(value, "stack.trace"))), class = class))
+    own <- fields$condition.message
+    fields <- fields[setdiff(names(fields), c("class", "condition.class", "condition.message", "stack.trace"))]
+    cnd <- structure(c(fields, list(stack.trace = value$stack.trace)), class = class)
+    if (is.null(own)) return(cnd)
+    # If the class has its method of conditionMessage() here, too, that would add again what it has added.
+    bare <- cnd
+    bare$message <- own
+    return(if (identical(condition_text(bare), own)) cnd else bare)
   }
   text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_text(value)
   simpleError(text, call)
@@ -233,12 +309,13 @@ value_condition <- function(value, call = NULL) {
 flatten <- function(values, call) {
   failed <- which(vapply(values, is_error_value, NA))
   if (length(failed)) {
-    stop(simpleError(paste0("cannot flatten: the value of element ", failed[1L], " is an error value"), call))
+    stop(map_error(values, failed[[1L]], value_condition(values[[failed[[1L]]]]), call))
   }
-  types <- unique(vapply(values, typeof, ""))
-  if (length(types) > 1L) {
-    text <- paste0("cannot flatten values of different types: ", paste(types, collapse = ", "))
-    stop(simpleError(text, call))
+  types <- vapply(values, typeof, "", USE.NAMES = FALSE)
+  odd <- which(types != types[1L])
+  if (length(odd)) {
+    text <- paste0("cannot flatten values of different types: ", toString(unique(types)))
+    stop(map_error(values, odd[[1L]], simpleError(text), call))
   }
   unlist(values, recursive = FALSE)
 }

@@ -4,7 +4,8 @@
 #' [daemons()] to keep processes ready for that, and [mirai_map()] to map over
 #' them. [everywhere()] prepares all daemons; [status()] tells how they do.
 #'
-#' `vignette("mirai", "mirai")` goes through all of it, with examples.
+#' `vignette("mirai", "mirai")` goes through all of it, with examples. For code that was written for the 2.x
+#' releases, see `vignette("coming-from-2x", "mirai")` and [mirai-edition].
 #'
 #' Times are in milliseconds, wherever they are arguments.
 #'

@@ -16,11 +16,12 @@ nextstream <- function(.compute = NULL) .Call(rs_next_stream, check_profile(.com
 #' For packages and advanced use.
 #'
 #' @param x what to look up. `"urls"`: all URLs at which the profile listens. `"url"`: the first of
-#'   them. `"pid"`: id of the process in which the dispatcher is, that is, of this session.
-#'   `"stream"`: the stream that [nextstream()] would return, without taking it. `"tls"`: what daemons are given as the first part of `tls` to know
-#'   this host by, `NULL` if it has no secure URLs.
+#'   them. `"n"`: the number of daemons set, which is the number of URLs unless more have been asked for.
+#'   `"pid"`: id of the process in which the dispatcher is, that is, of this session.
+#'   `"stream"`: the stream that [nextstream()] would return, without taking it. `"tls"`: what daemons are
+#'   given as the first part of `tls` to know this host by, `NULL` if it has no secure URLs.
 #' @inheritParams status
-#' @returns As above, or `NULL` if no daemons are set.
+#' @returns As above. `NULL` for anything else, and if no daemons are set.
 #' @examples
 #' daemons(1)
 #' nextget("urls")
@@ -29,15 +30,13 @@ nextstream <- function(.compute = NULL) .Call(rs_next_stream, check_profile(.com
 nextget <- function(x, .compute = NULL) {
   profile <- check_profile(.compute)
   check_string(x, "x")
-  if (!x %in% c("urls", "url", "tls", "pid", "stream")) {
-    stop_argument("x", "one of \"urls\", \"url\", \"tls\", \"pid\" and \"stream\"", sys.call())
-  }
   status <- .Call(rs_profile_status, profile)
   if (is.null(status)) return(NULL)
   switch(
     x,
     urls = status$urls,
     url = status$urls[1L],
+    n = the$numbers[[profile]],
     pid = Sys.getpid(),
     tls = .Call(rs_profile_tls, profile),
     stream = .Call(rs_peek_stream, profile)

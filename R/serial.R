@@ -55,7 +55,7 @@ serialization <- function(fns, class, vec = FALSE, refhook) {
   if (missing(class)) stop_argument("class", "given, as a character string", call)
   check_string(class, "class", call)
   check_flag(vec, "vec", call)
-  the$serialization <- list(new_hook(class, fns[[1L]], fns[[2L]], vec))
+  the$serialization <- list(new_hook(class, fns[[1L]], fns[[2L]], vec, references_only = FALSE))
   update_hooks()
   invisible(as_registration(the$serialization))
 }
@@ -71,6 +71,9 @@ as_registration <- function(hooks) {
 #' `serial_config()` makes a value for the `serial` argument of [daemons()], to be in force until these are
 #' reset; meanwhile other profiles use it, too. `register_serial()` registers functions for the rest of the
 #' session, as a package does for its classes when it is loaded. See [serialization()].
+#'
+#' They apply to reference objects only: environments, external pointers and weak references of the class, and
+#' objects of reference classes. A data frame or another vector that has the class is sent as it is.
 #'
 #' For a class that is registered more than once, the functions of [serialization()] are used, or else those
 #' of a profile, or else those of a package.
@@ -97,7 +100,9 @@ serial_config <- function(class, sfunc, ufunc) {
   }
   sfunc <- hook_functions(sfunc, "sfunc", length(class), call)
   ufunc <- hook_functions(ufunc, "ufunc", length(class), call)
-  hooks <- lapply(seq_along(class), function(i) new_hook(class[[i]], sfunc[[i]], ufunc[[i]], FALSE))
+  hooks <- lapply(seq_along(class), function(i) {
+    new_hook(class[[i]], sfunc[[i]], ufunc[[i]], vec = FALSE, references_only = TRUE)
+  })
   structure(hooks, class = "miraiSerial")
 }
 
@@ -125,17 +130,18 @@ check_serial <- function(x, call) {
   }
 }
 
-# The class comes first: see hooks.rs.
-new_hook <- function(class, sfunc, ufunc, vec) {
-  list(class = class, sfunc = sfunc, ufunc = ufunc, vec = vec)
+# The first two are read by hooks.rs.
+new_hook <- function(class, sfunc, ufunc, vec, references_only) {
+  list(class = class, references_only = references_only, sfunc = sfunc, ufunc = ufunc, vec = vec)
 }
 
 # Makes what is registered known, here and to all daemons. What was said last for a class
-# counts: serialization(), then profiles, then packages.
+# counts: serialization(), then profiles, then packages. Daemons are told the edition, too.
 update_hooks <- function() {
   hooks <- c(the$serialization, unlist(lapply(the$serial, unclass), recursive = FALSE), the$registered)
   classes <- vapply(hooks, `[[`, "", "class")
-  .Call(rs_set_hooks, unname(hooks[!duplicated(classes)]))
+  registry <- as.list(unname(hooks[!duplicated(classes)]))
+  .Call(rs_set_hooks, structure(registry, edition = the$told_edition))
 }
 
 # Makes raw vectors of objects: called from hooks.rs with, for each registration, the list of

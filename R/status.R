@@ -8,11 +8,15 @@
 #'   * `$daemons`: with dispatcher an integer matrix with a row for each URL. Its columns are `i`, its
 #'     index; `online`, the number of daemons connected there; `instance`, of connections so far;
 #'     `assigned` and `complete`, of tasks so far. Without dispatcher, the URL.
-#'   * `$mirai`: the number of tasks `awaiting` (in the queue), `executing` and `completed` so far.
+#'   * `$mirai`: the number of tasks `awaiting` (in the queue), `executing` and `completed` so far, however
+#'     they ended. Together they are as many as were submitted.
 #'   * `$memory`: megabytes of serialized data in the queue, `used` now, `peak` so far, and
 #'     `capacity` as set by the `memory` argument of [daemons()].
 #'
 #'   If no daemons are set, both of the first two are `0L` and there are no others.
+#'
+#'   In [edition 2][mirai-edition], the first two are with dispatcher what they are without: the number of
+#'   daemons connected, and the URL (or URLs, if there are several).
 #' @seealso [info()]
 #' @examples
 #' daemons(2)
@@ -25,7 +29,7 @@ status <- function(.compute = NULL) {
   warn_failed_launches(profile, sys.call())
   x <- .Call(rs_profile_status, profile)
   if (is.null(x) || x$sync) return(list(connections = 0L, daemons = 0L))
-  out <- if (x$round_robin) {
+  out <- if (x$round_robin || edition() == 2L) {
     list(connections = x$connections, daemons = x$urls)
   } else {
     columns <- c("i", "online", "instance", "assigned", "complete")
@@ -50,7 +54,7 @@ print.miraiStatus <- function(x, ...) {
 #'
 #' @inheritParams status
 #' @returns A named integer vector: `connections` now and `cumulative` ones; tasks `awaiting`,
-#'   `executing` and `completed`. `NULL` if no daemons are set.
+#'   `executing` and `completed` (however they ended). `NULL` if no daemons are set.
 #' @examples
 #' info()
 #' daemons(1)

@@ -1,7 +1,8 @@
 #' URLs of this machine
 #'
 #' `host_url()` makes a URL at which this machine can be reached across the network, by the name that it has
-#' given itself. `local_url()` makes one for connections on this machine: an abstract socket on Linux, whose name is not
+#' given itself. In [edition 2][mirai-edition] its first arguments are `tls` and `port`, and `ws` goes by name.
+#' `local_url()` makes one for connections on this machine: an abstract socket on Linux, whose name is not
 #' in the file system, and a socket in the temporary directory elsewhere. Only processes of the
 #' same user can connect to such a one.
 #'
@@ -23,9 +24,19 @@
 #' local_url(tcp = TRUE)
 #' @export
 host_url <- function(ws = FALSE, tls = FALSE, port = 0) {
-  check_flag(ws, "ws")
-  check_flag(tls, "tls")
-  check_port(port)
+  if (edition() == 2L) {
+    # The same arguments, matched in another order.
+    again <- call <- sys.call()
+    again[[1L]] <- function(tls = FALSE, port = 0, ws = FALSE) make_host_url(ws, tls, port, call)
+    return(eval(again, parent.frame()))
+  }
+  make_host_url(ws, tls, port, sys.call())
+}
+
+make_host_url <- function(ws, tls, port, call) {
+  check_flag(ws, "ws", call)
+  check_flag(tls, "tls", call)
+  check_port(port, call)
   scheme <- if (ws) if (tls) "wss" else "ws" else if (tls) "tls+tcp" else "tcp"
   paste0(scheme, "://", .Call(rs_node_name), ":", as.integer(port))
 }

@@ -3,7 +3,8 @@
 #' Waits until a mirai, or each of a list of them, has resolved. Ctrl-C ends the wait, and so does
 #' [setTimeLimit()]; the mirai are not affected by that.
 #'
-#' @param x a mirai, or a list of mirai (such as a mirai map).
+#' @param x a mirai, or a list of mirai (such as a mirai map). There is nothing to wait for in anything
+#'   else, which is returned as it is.
 #' @returns `x`, invisibly. For a mirai that has resolved, `x$data` is the value.
 #' @details `call_mirai_()` is the same as `call_mirai()`, kept for older code. To get at
 #'   the values themselves, `x[]` is the shortest way, and [collect_mirai()] has options.
@@ -16,8 +17,10 @@
 #' call_mirai(m)$data
 #' @export
 call_mirai <- function(x) {
-  check_waitable(x)
-  invisible(.Call(rs_wait_all, x))
+  if (missing(x)) check_waitable(x)
+  if (is_mirai(x)) return(invisible(.Call(rs_wait_all, x)))
+  if (is.list(x)) .Call(rs_wait_all, unclass(x)[are_mirai(x)])
+  invisible(x)
 }
 
 #' @rdname call_mirai
@@ -26,9 +29,10 @@ call_mirai_ <- call_mirai
 
 #' Wait for mirai and collect their values
 #'
-#' @inheritParams call_mirai
-#' @param options a character vector of collection options, for a list: any of
-#'   `".flat"`, `".progress"`, `".progress_cli"` and `".stop"`. See [mirai_map()].
+#' @param x a mirai, or a list of mirai (such as a mirai map).
+#' @param options collection options, for a list: a character vector of any of `".flat"`, `".progress"`,
+#'   `".progress_cli"` and `".stop"`; or a list of values by these names, such as
+#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()].
 #' @returns The value of a mirai, or a list of the values with the names of `x`.
 #' @examples
 #' collect_mirai(mirai(1 + 1))
@@ -62,17 +66,21 @@ race_mirai <- function(x) {
 #' daemon stays in service: from the moment at which R lets itself be interrupted, which native code
 #' may delay. Either way the mirai resolves at once, to an error value of 20 (operation canceled).
 #'
-#' @inheritParams call_mirai
+#' @param x a mirai, or a list of mirai (such as a mirai map).
 #' @returns Invisibly a logical vector, for each mirai whether it was cancelled: `FALSE`
-#'   means that it had resolved already.
+#'   means that it had resolved already, or is no mirai.
 #' @examples
 #' m <- mirai(Sys.sleep(60))
 #' stop_mirai(m)
 #' m$data
 #' @export
 stop_mirai <- function(x) {
-  check_waitable(x)
-  invisible(.Call(rs_cancel, x))
+  if (missing(x)) check_waitable(x)
+  if (is_mirai(x)) return(invisible(.Call(rs_cancel, x)))
+  if (!is.list(x)) return(invisible(FALSE))
+  stopped <- are_mirai(x)
+  stopped[stopped] <- .Call(rs_cancel, unclass(x)[stopped])
+  invisible(stopped)
 }
 
 #' Has it resolved?
@@ -91,7 +99,9 @@ stop_mirai <- function(x) {
 #' @export
 unresolved <- function(x) .Call(rs_pending, x) > 0L
 
+are_mirai <- function(x) vapply(unclass(x), is_mirai, NA, USE.NAMES = FALSE)
+
 check_waitable <- function(x, call = sys.call(-1L)) {
-  if (!missing(x) && (is_mirai(x) || is.list(x) && all(vapply(x, is_mirai, NA)))) return()
+  if (!missing(x) && (is_mirai(x) || is.list(x) && all(are_mirai(x)))) return()
   stop_argument("x", "a mirai, or a list of mirai", call)
 }

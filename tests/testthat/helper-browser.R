@@ -95,7 +95,7 @@ local_browser <- function(driver, url, frame = parent.frame()) {
     script = script,
     # The value of a JavaScript expression as soon as it is true; looked at when the page changes.
     wait = function(expression) {
-      script(async = TRUE, paste0(
+      code <- paste0(
         "const done = arguments[arguments.length - 1];",
         "const look = () => {",
         "  const value = (", expression, ");",
@@ -104,7 +104,10 @@ local_browser <- function(driver, url, frame = parent.frame()) {
         "const observer = new MutationObserver(look);",
         "observer.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});",
         "look();"
-      ))
+      )
+      tryCatch(script(code, async = TRUE), error = function(cnd) {
+        stop(conditionMessage(cnd), "\n", expression, "\nThe page shows:\n", script("return document.body.innerText"))
+      })
     },
     click = function(id) {
       element <- post("/element", using = "css selector", value = paste0("#", id))[[1L]]

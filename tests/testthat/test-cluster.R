@@ -257,7 +257,7 @@ test_that("errors and failures of every kind are those of the call, not of the n
     clusterCall(cl, function() structure(19L, class = "errorValue")),
     rep(list(structure(19L, class = "errorValue")), 2)
   )
-  expect_error(clusterCall(cl[1], function() rlang_not_there::f()), "one node produced an error: ")
+  expect_error(clusterCall(cl[1], function() getNamespace("no.such.package")), "one node produced an error: ")
   expect_error(clusterCall(cl[1], function() {
     f <- function() f()
     f()
@@ -332,8 +332,28 @@ test_that("with URLs, daemons become nodes as they connect", {
   expect_identical(parSapply(cl, 1:4, sqrt), sqrt(1:4))
 })
 
+test_that("without a command its nodes are launched by hand", {
+  cl <- local_cluster(2, url = local_url(), remote = remote_config())
+  expect_length(cl, 2L)
+  expect_length(launch_remote(cl), 2L)
+  expect_identical(launch_local(n = 2, .compute = cl), 2L)
+  expect_identical(parLapply(cl, 1:4, sqrt), lapply(1:4, sqrt))
+})
+
+test_that("its id is an attribute, also of a part of it", {
+  cl <- local_cluster(2)
+  id <- attr(cl, "id")
+  expect_type(id, "character")
+  expect_output(print(cl), paste("ID:", id, "nodes: 2"), fixed = TRUE)
+  expect_identical(attr(cl[1], "id"), id)
+  expect_s3_class(cl[1], c("miraiCluster", "cluster"), exact = TRUE)
+  expect_identical(clusterCall(cl[2], function() 1), list(1))
+  other <- local_cluster(1)
+  expect_false(identical(attr(other, "id"), id))
+})
+
 test_that("options are for its daemons", {
-  cl <- local_cluster(1, maxtasks = 1, cleanup = TRUE, unknown = 1)
+  expect_warning(cl <- local_cluster(1, maxtasks = 1, cleanup = TRUE, unknown = 1), "'unknown' is ignored")
   clusterEvalQ(cl, x <- 1)
   expect_identical(clusterEvalQ(cl, x), list(1))
 })

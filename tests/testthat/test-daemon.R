@@ -297,6 +297,22 @@ test_that("cleanup may be a bit mask", {
   expect_identical(left(15L), c(globals = FALSE, packages = FALSE, options = FALSE))
 })
 
+test_that("cleanup leaves a package the options that it has set when it was loaded", {
+  library <- local_package_library("loads.options", quote({
+    .onLoad <- function(libname, pkgname) options(loadsoptions.depth = 3L, unrelated = TRUE)
+    depth <- function() getOption("loadsoptions.depth") + 1L
+  }), "export(depth)")
+  local_test_daemons(1)
+  use <- function() mirai(asNamespace("loads.options")$depth())
+  everywhere(.libPaths(c(library, .libPaths())), library = library)
+  expect_identical(use()[], 4L)
+  expect_identical(use()[], 4L)
+  # Others are removed, as are those that are set while the package is loaded already.
+  expect_identical(mirai(options(loadsoptions.depth = 8L, loadsoptions.more = 1)$loadsoptions.depth)[], 3L)
+  expect_null(mirai(c(getOption("unrelated"), getOption("loadsoptions.more")))[])
+  expect_identical(use()[], 4L)
+})
+
 test_that("rs is the state of the random number generator", {
   profile <- local_test_daemons(url = local_url())
   daemon_process(nextget("url"), ", rs = c(10407, 1:6)")
@@ -319,7 +335,9 @@ test_that("nextcode() explains", {
     nextcode(2L)
     nextcode(3L)
   })
+  expect_identical(nextcode(xc = 2L), nextcode(2L))
   expect_snapshot(show_errors({
+    nextcode()
     nextcode(4)
     nextcode("a")
   }))

@@ -56,5 +56,7 @@ test_that("a relay without a host, or without daemons, is an error", {
   p <- relay_process(loopback("tcp", free_port()), "n = 1")
   said <- words(p)
   expect_match(said, "nobody listens there", all = FALSE)
-  expect_snapshot(error = TRUE, dispatcher("tcp://127.0.0.1:1"))
+  expect_snapshot(show_errors({
+    dispatcher("tcp://127.0.0.1:1")
+  }))
 })

@@ -102,6 +102,30 @@ test_that("every field of a condition is kept, and names of attributes do not ge
   expect_match(conditionMessage(e), "abort")
 })
 
+test_that("what the class of a condition adds to its message is added once", {
+  local_test_daemons(1)
+  twofold_message <- function(c) paste0(c$message, ", because ", c$reason)
+  m <- mirai({
+    registerS3method("conditionMessage", "twofold", method, envir = baseenv())
+    stop(structure(list(message = "it failed", call = NULL, reason = "so"), class = c("twofold", "error", "condition")))
+  }, method = twofold_message)
+  expect_identical(m[]$message, "it failed, because so")
+  expect_output(print(m$data), "Error: it failed, because so")
+  # whether or not the class has its method here, too
+  expect_identical(conditionMessage(value_condition(m$data)), "it failed, because so")
+  registerS3method("conditionMessage", "twofold", twofold_message, envir = baseenv())
+  map <- mirai_map(1, function(x) stop(cnd), cnd = value_condition(m$data))
+  expect_identical(conditionMessage(value_condition(m$data)), "it failed, because so")
+  e <- tryCatch(map[.stop], error = identity)
+  expect_identical(conditionMessage(e), "In index: 1.\nCaused by error: it failed, because so")
+  expect_identical(conditionMessage(e$parent), "it failed, because so")
+
+  skip_if_not_installed("rlang")
+  m <- mirai(rlang::abort("outer", parent = simpleError("inner"), call = NULL))
+  expect_match(m[]$message, "^outer\nCaused by error:?\n! inner$")
+  expect_match(conditionMessage(value_condition(m$data)), "^outer\nCaused by error:?\n! inner$")
+})
+
 test_that("stack traces are innermost first, as in the source where that is known", {
   local_test_daemons(1)
   source <- c("outer <- function(x) {", "  inner(x)  # a comment", "}", "inner <- function(x) stop('deep')")
@@ -120,7 +144,8 @@ test_that("stack traces are innermost first, as in the source where that is know
   expect_snapshot(m$data$stack.trace)
   # R's own errors, at the top level, and in nested evaluation
   expect_snapshot(mirai(1 + "a")[]$stack.trace)
-  expect_snapshot(mirai(local(lapply(1, function(i) stop("in a loop"))))[]$stack.trace)
+  loop <- parse(text = 'local(lapply(1, function(i) stop("in a loop")))', keep.source = TRUE)[[1L]]
+  expect_snapshot(mirai(loop)[]$stack.trace)
   expect_identical(mirai(stop("top"))[]$stack.trace[[1L]], "stop(\"top\")")
 })
 

@@ -92,6 +92,30 @@ test_that("everywhere() does not use up streams", {
   expect_identical(draw(TRUE), draw(FALSE))
 })
 
+test_that("under a seed everywhere() has the same random numbers on every daemon, and others each time", {
+  profile <- local_test_daemons(2, seed = 42L)
+  first <- everywhere(.Random.seed)[]
+  expect_length(first, 2L)
+  expect_identical(first[[1L]], first[[2L]])
+  expect_identical(first[[1L]][1L], 10407L)
+  second <- everywhere(.Random.seed)[]
+  expect_identical(second[[1L]], parallel::nextRNGSubStream(first[[1L]]))
+  drawn <- everywhere(shared <<- rnorm(1))[]
+  expect_identical(drawn[[1L]], drawn[[2L]])
+  # neither those of tasks, nor do they change these
+  task <- mirai(.Random.seed)[]
+  expect_identical(first[[1L]], parallel::nextRNGSubStream(task))
+  daemons(1, seed = 42L, .compute = profile)
+  expect_identical(mirai(.Random.seed)[], task)
+  daemons(sync = TRUE, seed = 42L, .compute = profile)
+  expect_identical(everywhere(.Random.seed)[[1L]]$data, first[[1L]])
+  expect_identical(mirai(.Random.seed)[], task)
+  # what the user gives comes first, and without a seed each daemon has its own stream
+  expect_identical(everywhere(.Random.seed, .Random.seed = task)[[1L]]$data, task)
+  daemons(2, .compute = profile)
+  expect_false(anyDuplicated(everywhere(.Random.seed)[]) > 0L)
+})
+
 test_that(".expr, ... and .args are as in mirai()", {
   local_test_daemons(1)
   expr <- quote(both <<- a + b)

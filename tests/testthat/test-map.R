@@ -169,6 +169,72 @@ test_that("collection options combine", {
   expect_identical(map[NULL], values)
 })
 
+test_that("options can be given as a list by name, with values", {
+  local_test_daemons(2)
+  map <- mirai_map(c(a = 1, b = 4), sqrt)
+  values <- list(a = 1, b = 2)
+  flat <- c(a = 1, b = 2)
+  expect_identical(collect_mirai(map, options = list(.flat = TRUE)), flat)
+  expect_identical(collect_mirai(map, options = list(.flat = FALSE)), values)
+  expect_identical(collect_mirai(map, options = list(".flat", .stop = TRUE)), flat)
+  expect_identical(collect_mirai(map, options = list(.stop = TRUE, .flat = TRUE, .progress = FALSE)), flat)
+  expect_identical(collect_mirai(map, options = list()), values)
+  expect_identical(map[.flat = TRUE], flat)
+  expect_identical(map[.flat, .stop = FALSE], flat)
+  expect_identical(map[c(.flat = TRUE, .stop)], flat)
+  expect_identical(map[list(.flat = TRUE)], flat)
+  failing <- mirai_map(list(1, "a"), log)
+  expect_error(collect_mirai(failing, list(.stop = TRUE)), class = "mirai_error_map")
+  expect_error(failing[.stop = TRUE], class = "mirai_error_map")
+  expect_true(is_mirai_error(collect_mirai(failing, list(.stop = FALSE))[[2L]]))
+  expect_snapshot(show_errors({
+    collect_mirai(map, list(flat = TRUE))
+    collect_mirai(map, list(1))
+    collect_mirai(map, list(.flat = "yes"))
+    collect_mirai(map, list(.stop = NA))
+    collect_mirai(map, list(.progress = 1))
+    collect_mirai(map, list(.progress_cli = list("unnamed")))
+    map[.flat = 1]
+  }))
+})
+
+test_that("the value of .progress is a label, or configures cli's bar", {
+  out <- r_output(c(
+    "ns <- asNamespace('mirai')",
+    "unlockBinding('progress_uses_cli', ns)",
+    "assign('progress_uses_cli', function() FALSE, ns)",
+    "library(mirai)",
+    "invisible(daemons(1))",
+    "x <- collect_mirai(mirai_map(1:3, identity), list(.stop = TRUE, .progress = 'label'))",
+    "y <- mirai_map(1:3, identity)[.progress = list(name = 'named')]",
+    "invisible(daemons(0))"
+  ))
+  out <- unlist(strsplit(out, "\r"))
+  expect_true("label [ 3 / 3 .... ]" %in% out)
+  expect_true("named [ 3 / 3 .... ]" %in% out)
+  skip_if_not_installed("cli")
+  out <- r_output(c(
+    "library(mirai)",
+    "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
+    "invisible(daemons(1))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
+    "y <- collect_mirai(x, list(.progress = 'A label'))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
+    "y <- x[.progress_cli = list(format = 'done: {cli::pb_current} of {cli::pb_total}')]",
+    # as purrr passes it on: with what cli takes in C only
+    "options(cli.progress_show_after = Inf)",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
+    "y <- x[.progress = list(name = 'As purrr', type = 'iterator', show_after = 0, caller = environment())]",
+    "cat('shows after', getOption('cli.progress_show_after'), '\\n')",
+    "invisible(daemons(0))"
+  ))
+  out <- paste(out, collapse = "\n")
+  expect_match(out, "A label")
+  expect_match(out, "done: [0-9]+ of 10")
+  expect_match(out, "As purrr")
+  expect_match(out, "shows after Inf")
+})
+
 test_that("options need no package attached", {
   code <- c(
     "x <- mirai::mirai_map(c(1, 4), sqrt)",
@@ -209,9 +275,12 @@ test_that(".stop raises the first failure and stops the rest", {
     }, .args = list(dir))
     elapsed <- system.time(e <- tryCatch(map[.stop], error = identity))[["elapsed"]]
     expect_lt(elapsed, 30)
-    expect_s3_class(e, c("custom", "error", "condition"), exact = TRUE)
-    expect_identical(conditionMessage(e), "second")
-    expect_identical(e$data, 7)
+    expect_s3_class(e, "mirai_error_map")
+    expect_identical(conditionMessage(e), "In index: 2.\nCaused by error: second")
+    expect_identical(e$location, 2L)
+    expect_s3_class(e$parent, c("custom", "error", "condition"), exact = TRUE)
+    expect_identical(conditionMessage(e$parent), "second")
+    expect_identical(e$parent$data, 7)
     values <- map[]
     expect_true(is_mirai_error(values[[2]]))
     expect_true(all(vapply(values[-2], identical, NA, structure(20L, class = "errorValue"))))
@@ -251,7 +320,7 @@ test_that(".progress shows a line without cli, and a bar with it", {
     "library(mirai)",
     "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
     "invisible(daemons(1))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))[.progress_cli]",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))[.progress_cli]",
     "y <- mirai_map(1:3, function(x) if (x == 2) stop('no'))",
     "tryCatch(y[.progress_cli, .stop], error = function(e) cat('failed', '\\n'))",
     "cat('end', length(x), length(cli:::clienv$progress), '\\n')",
@@ -418,8 +487,9 @@ test_that("the examples of the documents", {
   expect_match(capture.output(ml), "^< mirai map \\[[0-3]/3\\] >$")
   expect_identical(ml[], list(a = list(1, TRUE), b = list(2, FALSE), c = list(3, TRUE)))
   e <- tryCatch(mirai_map(list(a = 1, b = "a", c = 3), sum)[.stop], error = identity)
-  expect_s3_class(e, c("simpleError", "error", "condition"), exact = TRUE)
-  expect_match(capture.output(print(e)), "<simpleError in .*: invalid 'type' \\(character\\) of argument>")
+  expect_s3_class(e, "mirai_error_map")
+  expect_s3_class(e$parent, c("simpleError", "error", "condition"), exact = TRUE)
+  expect_match(capture.output(print(e$parent)), "<simpleError in .*: invalid 'type' \\(character\\) of argument>")
   out <- with(
     daemons(4, dispatcher = FALSE, .compute = profile),
     mirai_map(c(0.1, 0.2, 0.3), Sys.sleep)[.progress]

@@ -469,8 +469,8 @@ test_that("everywhere(), single tasks and synchronous profiles take large vector
 
 test_that("hooks and large vectors get along", {
   un <- function(x) structure(list(value = unserialize(x)), class = "memory_test")
-  config <- serial_config("memory_test", function(x) serialize(x$value, NULL), un)
-  local_test_daemons(1, serial = config)
+  local_test_daemons(1)
+  serialization(list(function(x) serialize(x$value, NULL), un), class = "memory_test")
   on.exit(mirai::serialization(NULL), add = TRUE)
   x <- real()
   object <- structure(list(value = x), class = "memory_test")

@@ -215,8 +215,8 @@ test_that("a peer that is cut off without a word is given up, unless it is only 
   tools::pskill(pid, tools::SIGSTOP)
   defer(function() tools::pskill(pid, tools::SIGKILL), environment())
   expect_equal(unclass(m[]), 19L)
-  expect_snapshot(error = TRUE, {
-    options(mirai.keepalive = "never")
+  options(mirai.keepalive = "never")
+  expect_snapshot(show_errors({
     daemons(url = "tcp://127.0.0.1:0", .compute = "another")
-  })
+  }))
 })

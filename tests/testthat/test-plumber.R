@@ -1,11 +1,11 @@
 skip_unless_driven()
 skip_if_not_installed("plumber")
 
-local_api <- function(n, frame = parent.frame()) {
+local_api <- function(n, file = system.file("examples", "plumber", "plumber.R", package = "mirai"), frame = parent.frame()) {
   local_server(
     c(
       "library(mirai)",
-      "api <- plumber::pr(system.file('examples', 'plumber', 'plumber.R', package = 'mirai'))",
+      paste0("api <- plumber::pr(", deparse(file), ")"),
       sprintf("d <- daemons(%d)", n),
       "port <- httpuv::randomPort()",
       # once the server runs the event loop, not before
@@ -52,4 +52,27 @@ test_that("the example API queues what is more than its daemons can do, and repo
   expect_match(answers[[10L]]$body$error, "'n' has to be", fixed = TRUE)
   daemons <- vapply(answers[1:8], function(answer) answer$body$daemon, 0L)
   expect_lte(length(unique(daemons)), 2L)
+})
+
+test_that("an endpoint may return a mirai, or a map, as it is", {
+  skip_unless_version("promises", "1.3.0")
+  file <- local_file(fileext = ".R")
+  writeLines(
+    c(
+      "#* @serializer unboxedJSON",
+      "#* @get /mirai",
+      "function(x) mirai::mirai({Sys.sleep(0.2); as.numeric(x)^2}, x = x)",
+      "#* @serializer unboxedJSON",
+      "#* @get /map",
+      "function(n) mirai::mirai_map(seq_len(as.numeric(n)), function(i) i * 10)",
+      "#* @get /fails",
+      "function() mirai::mirai(stop('on purpose'))"
+    ),
+    file
+  )
+  server <- local_api(2L, file)
+  answers <- fetch_all(paste0(server$url, c("/mirai?x=3", "/mirai?x=4", "/map?n=3", "/fails")))
+  expect_identical(vapply(answers, `[[`, 0L, "status"), c(200L, 200L, 200L, 500L))
+  expect_equal(lapply(answers[1:3], `[[`, "body"), list(9, 16, c(10, 20, 30)))
+  expect_match(end_server(server), "left: 0", fixed = TRUE, all = FALSE)
 })

@@ -5,7 +5,7 @@ test_that("launch_remote() returns commands that print as they are pasted", {
   mask <- function(lines) gsub("rs=c[(]10407(,-?[0-9]+){6}[)]", "rs=<random>", mask_urls(lines))
   expect_snapshot(transform = mask, {
     launch_remote(1:2)
-    launch_remote(2, rscript = "ignored", maxtasks = 5L)
+    launch_remote(2, maxtasks = 5L)
     launch_remote(1, remote_config(rscript = "/opt/R/bin/Rscript"))
   })
   certificate <- "-----BEGIN CERTIFICATE-----\nMIIF\nAAAA==\n-----END CERTIFICATE-----\n"
@@ -30,6 +30,8 @@ test_that("a command that is pasted launches a daemon", {
   local_envvar(R_LIBS = paste(.libPaths(), collapse = ":"))
   p <- processx::process$new("sh", script)
   defer(function() p$kill_tree(), environment())
+  # Without this, a command that launches nothing makes the next line wait for ever.
+  stopifnot(connected(1))
   expect_identical(mirai("from there")[], "from there")
 })
 
@@ -81,6 +83,19 @@ test_that("args are pieces of shell code, and a list of them launches one daemon
   n <- daemons(n = 3, url = local_url(), remote = remote_config("env"), dispatcher = FALSE, .compute = profile)
   expect_identical(c(n), 3L)
   expect_true(connected(3))
+})
+
+test_that("without a command the user deploys by hand", {
+  local_tmpdir()
+  profile <- test_profile()
+  defer(function() daemons(0, .compute = profile), environment())
+  expect_identical(c(daemons(n = 2, url = "ws://127.0.0.1:0/a", remote = remote_config(), .compute = profile)), 2L)
+  expect_length(launch_remote(1:2, .compute = profile), 2L)
+  expect_identical(info(profile)[["cumulative"]], 0L)
+  launch_local(n = 2, .compute = profile)
+  expect_identical(mirai("deployed", .compute = profile)[], "deployed")
+  url <- daemons(url = local_url(), remote = remote_config(), dispatcher = FALSE, .compute = profile)
+  expect_identical(as.vector(url), nextget("url", .compute = profile))
 })
 
 test_that("a cluster's nodes are launched, and others in their place", {
@@ -232,7 +247,6 @@ test_that("bad configurations are errors", {
     launch_remote("tcp://10.0.0.1:5555", ssh_config("host", tunnel = TRUE))
     launch_remote("ipc:///tmp/x", ssh_config("host", host = "name"))
     daemons(1, url = local_url(), remote = "ssh", .compute = "f")
-    daemons(1, url = local_url(), remote = remote_config(), .compute = "f")
     make_cluster(1, remote = remote_config("env"))
   }))
 })

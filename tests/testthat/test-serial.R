@@ -118,8 +118,29 @@ test_that("several classes have functions at once: profile, package and session"
   local_test_daemons(1, serial = config)
   register_serial("three", tag("3"), un)
   local_hooks(list(tag("4"), un), class = "four")
-  x <- lapply(c("one", "two", "three", "four", "five"), function(class) structure(list(), class = class))
+  x <- lapply(c("one", "two", "three", "four", "five"), function(class) structure(new.env(), class = class))
   expect_identical(mirai(x[1:4], x = x)[], list("1", "2", "3", "4"))
+})
+
+test_that("those of profiles and packages are for reference objects only", {
+  tag <- function(x) raw(1)
+  un <- function(x) "by the hook"
+  environment(un) <- environment(tag) <- baseenv()
+  local_test_daemons(1, serial = serial_config(c("tagged", "Account"), list(tag, tag), list(un, un)))
+  env <- structure(new.env(), class = "tagged")
+  pointer <- structure(methods::new("externalptr"), class = "tagged")
+  Account <- setRefClass("Account", fields = list(balance = "numeric"), where = globalenv())
+  on.exit(removeClass("Account", where = globalenv()), add = TRUE)
+  for (x in list(env, pointer, Account$new(balance = 1))) expect_identical(mirai(x, x = x)[], "by the hook")
+  vectors <- list(list(1), 1:3, data.frame(a = 1), quote(f(x)), function(x) x)
+  for (x in vectors) {
+    class(x) <- c("tagged", class(x))
+    expect_identical(class(mirai(identity(x), x = x)[]), class(x))
+    expect_identical(mirai(list(x, e)[2L], x = x, e = env)[], list("by the hook"))
+  }
+  # serialization() takes whatever has the class
+  local_hooks(list(tag, un), class = "tagged")
+  expect_identical(mirai(x, x = structure(list(1), class = "tagged"))[], "by the hook")
 })
 
 test_that("functions that fail, or return something else, make an error of the mirai, on either side", {
@@ -196,7 +217,7 @@ test_that("external pointers of a class can be hooked, and arrive empty otherwis
 })
 
 test_that("bad arguments are told so", {
-  expect_snapshot(error = TRUE, {
+  expect_snapshot(show_errors({
     serialization(list(sum), class = "a")
     serialization(list(sum, sum))
     serialization(list(sum, sum), class = 1)
@@ -204,5 +225,5 @@ test_that("bad arguments are told so", {
     serial_config(1, sum, sum)
     serial_config(c("a", "b"), sum, list(sum, sum))
     daemons(1, serial = list())
-  })
+  }))
 })

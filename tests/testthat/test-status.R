@@ -28,6 +28,33 @@ test_that("status() shows tasks that wait and run", {
   expect_identical(status()$memory[["used"]], 0)
 })
 
+test_that("every mirai that has resolved counts as completed, however it ended", {
+  local_tmpdir()
+  for (dispatcher in c(TRUE, FALSE)) {
+    profile <- local_test_daemons(2, dispatcher = dispatcher)
+    ms <- list(
+      mirai("value"),
+      mirai(stop("error")),
+      mirai(Sys.sleep(60), .timeout = 50),
+      mirai(Sys.sleep(60)),
+      mirai(tools::pskill(Sys.getpid(), tools::SIGKILL))
+    )
+    stop_mirai(ms[[4L]])
+    call_mirai(ms)
+    expect_identical(info()[c("awaiting", "executing", "completed")], c(awaiting = 0L, executing = 0L, completed = 5L))
+    expect_identical(unname(status()$mirai), c(0L, 0L, 5L))
+    # what could not be sent was submitted all the same
+    serialization(list(function(x) stop("no"), identity), class = "never")
+    on.exit(mirai::serialization(NULL), add = TRUE)
+    never <- structure(new.env(), class = "never")
+    expect_true(is_mirai_error(mirai(never, never = never)[]))
+    mirai_map(list(1, never), identity)[]
+    n <- length(everywhere(never, never = never)[])
+    expect_identical(status()$mirai[["completed"]], 8L + n)
+    serialization(NULL)
+  }
+})
+
 test_that("status() counts connections", {
   local_tmpdir()
   profile <- local_test_daemons(2)

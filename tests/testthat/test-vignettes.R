@@ -1,11 +1,25 @@
 # What the vignette "Distributed computing" tells users to do with machines that
-# are not here, done with those that are: code of its chunks, with other addresses.
+# are not here, done with those that are: code of its chunks, with other addresses. And the code of
+# "Coming from 2.x", all of it.
 
-chunk <- function(label) {
-  path <- c(test_path("../../vignettes/distributed.Rmd"), system.file("doc", "distributed.Rmd", package = "mirai"))
+vignette_lines <- function(name) {
+  file <- paste0(name, ".Rmd")
+  path <- c(test_path("../../vignettes", file), system.file("doc", file, package = "mirai"))
   path <- path[file.exists(path)]
   if (!length(path)) skip("The vignette's source is not here")
-  lines <- readLines(path[[1L]])
+  readLines(path[[1L]])
+}
+
+# The code of all chunks of a vignette.
+all_chunks <- function(name) {
+  lines <- vignette_lines(name)
+  from <- grep("^```\\{r", lines)
+  to <- grep("^```$", lines)
+  unlist(lapply(from, function(i) lines[i + seq_len(min(to[to > i]) - i - 1L)]))
+}
+
+chunk <- function(label) {
+  lines <- vignette_lines("distributed")
   from <- grep(paste0("^```\\{r ", label, "[,}]"), lines)
   to <- grep("^```$", lines)
   lines[(from + 1L):(min(to[to > from]) - 1L)]
@@ -91,4 +105,23 @@ test_that("a relay", {
   expect_identical(m[], "relayed")
   daemons(0)
   expect_identical(end_code(p), 0L)
+})
+
+test_that("coming from 2.x", {
+  old <- options(mirai.edition = NULL)
+  defer(function() options(old), environment())
+  env <- session()
+  code <- all_chunks("coming-from-2x")
+  out <- printed(code, env)
+  shown <- function(...) expect_match(paste(out, collapse = "\n"), paste(..., sep = "\n"), fixed = TRUE)
+  shown("[1] 2", "[1] \"abstract://")
+  shown("[[1]]", "stop(\"positive\")", "", "[[2]]", "f(1)")
+  shown("[1] \"tls+tcp:\"", "[1] \"no daemons set: use for example")
+  shown("[1] 1", "[1] 2 5", "[1] \"ws:\"")
+  shown("[[2]]", "[1] \"f(1)\"")
+  shown("        0         0         3 ")
+  shown("In index: 2. With name: b.", "Caused by error in .f(.x): bad", "[1] 2", "[1] \"b\"", "<simpleError in .f(.x): bad>")
+  shown("did you mean 'maxtasks'?")
+  shown("[1] 2", "[1] 2", "[1] 1")
+  expect_false(daemons_set("default"))
 })

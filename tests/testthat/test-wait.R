@@ -127,13 +127,30 @@ test_that("unresolved() takes anything", {
 test_that("waiting for something else is an error", {
   expect_snapshot(show_errors({
     call_mirai()
-    call_mirai(1)
-    call_mirai_("a")
     collect_mirai(NULL)
     race_mirai(list(1))
-    stop_mirai(list("a", 2))
-    stop_mirai(new.env())
+    stop_mirai()
   }))
+})
+
+test_that("there is nothing to call or to stop in what is no mirai", {
+  env <- new.env()
+  for (x in list(NULL, 1, "a", env, quote(a), list("a", 2), mirai_map)) {
+    expect_identical(withVisible(call_mirai(x)), list(value = x, visible = FALSE))
+    expect_identical(call_mirai_(x), x)
+  }
+  for (x in list(NULL, 1, "a", env, quote(a), mirai_map)) {
+    expect_identical(withVisible(stop_mirai(x)), list(value = FALSE, visible = FALSE))
+  }
+  local_test_daemons(1)
+  mixed <- list(a = mirai(Sys.sleep(60)), b = NULL, c = 3, d = mirai(4))
+  expect_identical(stop_mirai(mixed), c(TRUE, FALSE, FALSE, TRUE))
+  mixed$a <- mirai("called")
+  expect_identical(call_mirai(mixed), mixed)
+  expect_identical(mixed$a$data, "called")
+  expect_identical(stop_mirai(mixed), logical(4))
+  expect_identical(stop_mirai(list()), logical())
+  expect_identical(call_mirai(list()), list())
 })
 
 test_that("a wait can be interrupted and the session goes on", {

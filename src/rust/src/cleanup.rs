@@ -9,11 +9,13 @@ use std::ffi::c_int;
 
 use extendr_ffi::{
     R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean,
-    Rf_allocVector, Rf_defineVar, Rf_install, Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, CAR,
-    CDR, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG,
+    Rf_allocVector, Rf_install, Rf_lang1, Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
+    PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG, VECTOR_ELT,
 };
 
-use crate::r::{self, R_gc, R_lsInternal3, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
+use crate::r::{
+    self, R_gc, R_lsInternal3, Rf_asLogical, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang4, Variable,
+};
 
 /// What to restore: the `cleanup` argument of `daemon()`, as a bit mask.
 pub const GLOBALS: c_int = 1;
@@ -34,33 +36,44 @@ pub struct Snapshot {
     /// CHARSXPs are unique, so addresses will do.
     names: Vec<SEXP>,
     known: HashSet<SEXP>,
-    /// Values, null for active bindings; and whether the bindings were locked.
-    values: Vec<SEXP>,
+    /// What they are, and whether their bindings were locked.
+    values: Vec<Variable>,
     locked: Vec<bool>,
     search: Vec<SEXP>,
-    options: Vec<(SEXP, SEXP)>,
+    options: Options,
+}
+
+/// R's options, and which packages were loaded when these were in force.
+struct Options {
+    entries: Vec<(SEXP, SEXP)>,
+    /// List of what must stay alive: the names of the loaded namespaces, then the options' values.
+    kept: SEXP,
 }
 
 impl Snapshot {
     /// # Safety
     /// On R's main thread, within a top-level context.
     pub unsafe fn take() -> Snapshot {
+        let options = Options::current();
         let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
         let n = Rf_xlength(ls);
         let names: Vec<SEXP> = (0..n).map(|i| STRING_ELT(ls, i)).collect();
-        let values: Vec<SEXP> = names
+        let values: Vec<Variable> = names
             .iter()
-            .map(|name| value_of(Rf_installChar(*name)))
+            .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
             .collect();
-        let locked = names.iter().map(|name| is_locked(*name)).collect();
+        let locked = names
+            .iter()
+            .zip(&values)
+            .map(|(name, value)| is_locked(Rf_installChar(*name), *value))
+            .collect();
         let search = search_path();
-        let options = options();
-        let all = values.iter().chain(&search).copied();
-        let all = all.chain(options.iter().map(|(_, value)| *value));
-        let count = values.len() + search.len() + options.len();
+        let all = values.iter().flat_map(|value| value.parts());
+        let all = all.chain(search.iter().copied());
+        let count = 2 * values.len() + search.len();
         let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 1));
         SET_VECTOR_ELT(kept, 0, ls);
-        for (i, x) in all.enumerate().filter(|(_, x)| !x.is_null()) {
+        for (i, x) in all.enumerate() {
             SET_VECTOR_ELT(kept, i as isize + 1, x);
         }
         R_PreserveObject(kept);
@@ -80,7 +93,7 @@ impl Snapshot {
     ///
     /// # Safety
     /// On R's main thread, within a top-level context: may leave by a long jump.
-    pub unsafe fn restore(&self, what: c_int) {
+    pub unsafe fn restore(&mut self, what: c_int) {
         match what {
             PACKAGES => self.restore_search(),
             OPTIONS => self.restore_options(),
@@ -112,27 +125,25 @@ impl Snapshot {
         let before = self.names.iter().zip(&self.values).zip(&self.locked);
         for ((name, value), locked) in before {
             let symbol = Rf_installChar(*name);
-            if value.is_null() || symbol == SEED.get() {
+            if symbol == SEED.get() || matches!(value, Variable::Absent | Variable::Active) {
                 continue;
             }
-            let now = value_of(symbol);
-            if now == *value && is_locked(*name) == *locked {
+            let now = Variable::of(symbol, R_GlobalEnv);
+            if now.is_still(*value) && is_locked(symbol, now) == *locked {
                 continue;
             }
-            if now.is_null() {
-                // It has been removed, or is an active binding: to assign would call its function.
-                let active = r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::TRUE;
-                if frozen {
+            match now {
+                Variable::Absent | Variable::Active if frozen => {
                     incomplete = true;
                     continue;
                 }
-                if active {
-                    r::R_removeVarFromFrame(symbol, R_GlobalEnv);
-                }
-            } else if is_locked(*name) {
-                r::R_unLockBinding(symbol, R_GlobalEnv);
+                Variable::Absent => {}
+                // To assign would call its function.
+                Variable::Active => r::R_removeVarFromFrame(symbol, R_GlobalEnv),
+                _ if is_locked(symbol, now) => r::R_unLockBinding(symbol, R_GlobalEnv),
+                _ => {}
             }
-            Rf_defineVar(symbol, *value, R_GlobalEnv);
+            value.make(symbol, R_GlobalEnv);
             if *locked {
                 r::R_LockBinding(symbol, R_GlobalEnv);
             }
@@ -161,9 +172,9 @@ impl Snapshot {
         }
     }
 
-    unsafe fn restore_options(&self) {
+    unsafe fn restore_options(&mut self) {
         let mut cell = current_options();
-        let mut saved = self.options.iter();
+        let mut saved = self.options.entries.iter();
         while cell != R_NilValue {
             if saved.next() != Some(&(TAG(cell), CAR(cell))) {
                 return self.reset_options();
@@ -175,22 +186,56 @@ impl Snapshot {
         }
     }
 
-    /// Something differs: R shall set what it should be.
-    unsafe fn reset_options(&self) {
-        let n = self.options.len() as isize;
+    /// Something differs: R sets what it should be. It lets packages that the task has loaded keep options of their own,
+    /// which become part of this snapshot.
+    unsafe fn reset_options(&mut self) {
+        let n = self.options.entries.len() as isize;
         let names = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n));
         let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-        for (i, (tag, value)) in self.options.iter().enumerate() {
+        for (i, (tag, value)) in self.options.entries.iter().enumerate() {
             SET_STRING_ELT(names, i as _, PRINTNAME(*tag));
             SET_VECTOR_ELT(values, i as _, *value);
         }
-        let call = Rf_protect(Rf_lang3(
+        let call = Rf_protect(Rf_lang4(
             Rf_install(c"reset_options".as_ptr()),
             names,
             values,
+            VECTOR_ELT(self.options.kept, 0),
         ));
-        Rf_eval(call, r::NAMESPACE.get());
+        let has_more = Rf_eval(call, r::NAMESPACE.get());
+        if Rf_asLogical(has_more) == 1 {
+            self.options = Options::current();
+        }
         Rf_unprotect(3);
+    }
+}
+
+impl Options {
+    unsafe fn current() -> Options {
+        // First, while there is nothing of Rust's that a long jump would leave behind.
+        let call = Rf_protect(Rf_lang1(Rf_install(c"loadedNamespaces".as_ptr())));
+        let namespaces = Rf_protect(Rf_eval(call, R_BaseEnv));
+        let mut entries = Vec::new();
+        let mut cell = current_options();
+        while cell != R_NilValue {
+            entries.push((TAG(cell), CAR(cell)));
+            cell = CDR(cell);
+        }
+        let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, entries.len() as isize + 1));
+        for (i, (_, value)) in entries.iter().enumerate() {
+            SET_VECTOR_ELT(kept, i as isize + 1, *value);
+        }
+        SET_VECTOR_ELT(kept, 0, namespaces);
+        R_PreserveObject(kept);
+        Rf_unprotect(3);
+        Options { entries, kept }
+    }
+}
+
+impl Drop for Options {
+    fn drop(&mut self) {
+        // SAFETY: preserved in `current`.
+        unsafe { R_ReleaseObject(self.kept) };
     }
 }
 
@@ -215,25 +260,10 @@ unsafe fn complain() {
     Rf_unprotect(1);
 }
 
-unsafe fn is_locked(name: SEXP) -> bool {
-    let symbol = Rf_installChar(name);
-    r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::TRUE
+/// Whether the binding of a variable that is this is locked.
+unsafe fn is_locked(symbol: SEXP, variable: Variable) -> bool {
+    !matches!(variable, Variable::Absent)
         && r::R_BindingIsLocked(symbol, R_GlobalEnv) == Rboolean::TRUE
-}
-
-/// The value of a global variable; null if it is an active binding or not there.
-unsafe fn value_of(symbol: SEXP) -> SEXP {
-    if r::R_existsVarInFrame(R_GlobalEnv, symbol) == Rboolean::FALSE
-        || r::R_BindingIsActive(symbol, R_GlobalEnv) == Rboolean::TRUE
-    {
-        return std::ptr::null_mut();
-    }
-    let value = r::get_var_in_frame(symbol, R_GlobalEnv);
-    if value == r::R_UnboundValue {
-        std::ptr::null_mut()
-    } else {
-        value
-    }
 }
 
 /// Attached environments between the global and the base one.
@@ -249,14 +279,4 @@ unsafe fn search_path() -> Vec<SEXP> {
 
 unsafe fn current_options() -> SEXP {
     r::get_var_in_frame(OPTIONS_LIST.get(), R_BaseEnv)
-}
-
-unsafe fn options() -> Vec<(SEXP, SEXP)> {
-    let mut out = Vec::new();
-    let mut cell = current_options();
-    while cell != R_NilValue {
-        out.push((TAG(cell), CAR(cell)));
-        cell = CDR(cell);
-    }
-    out
 }

@@ -11,7 +11,7 @@
 //! loop with the error as the value of R's `serve()`; it is answered, and a new loop begins.
 
 use std::cell::Cell;
-use std::ffi::{c_int, c_void, CStr};
+use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
     R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
-    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, STRING_ELT, VECTOR_ELT,
+    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
+    VECTOR_ELT,
 };
+use mirai_core::process::line;
 use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
@@ -64,11 +66,12 @@ unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
     #[cfg(target_os = "linux")]
     {
         if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
-            extendr_ffi::Rf_error(c"the session directory cannot be given up".as_ptr());
+            r::raise("the session directory cannot be given up");
         }
-        if let Some(code) = mirai_core::process::fork::serve() {
+        if let Some(forked) = mirai_core::process::fork::serve() {
             // Had the server been interrupted, that would not be for this process.
             r::clear_interrupt();
+            let code = forked.code_if_wanted();
             let out = r::string(&code);
             drop(code);
             return out;
@@ -116,6 +119,10 @@ enum End {
 
 /// `.Call(run_daemon, url, settings)`: the code above, or an error message.
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
+    if profiles::is_forked_from_session() {
+        // It shares R's session directory, and a host would have it removed with this process.
+        r::raise(profiles::FORKED);
+    }
     match run(read_settings(url, settings)) {
         Ok(end) => r::Rf_ScalarInteger(end as i32),
         Err(message) => {
@@ -162,6 +169,9 @@ unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
 }
 
 fn run(mut settings: Settings) -> Result<End, String> {
+    // SAFETY: on the main thread, before any of ours is started that does so.
+    unsafe { line::find() };
+    line::tell_directory(settings.dial.tempdir.as_ref());
     let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
     let trust = settings.tls.as_deref().map(profiles::trust).transpose();
     settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
@@ -180,7 +190,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             &settings.dial,
             runtime.clone(),
             limits.wall,
-            r::interrupted,
+            || r::interrupted() || line::is_abandoned(),
         );
         let mut worker = match dialled {
             Ok(worker) => worker,
@@ -188,6 +198,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             Err(DialError::Interrupted) => break Ok(End::Interrupted),
             Err(e) => break Err(e.to_string()),
         };
+        line::tell_connected();
         // Whoever listens next may have another certificate for a while.
         settings.dial.insist = true;
         // Only now: until here stderr is how whoever launched us hears of failure.
@@ -311,7 +322,7 @@ struct Session<'a> {
 unsafe extern "C-unwind" fn serve_tasks(session: SEXP, frame: SEXP) -> SEXP {
     let session = R_ExternalPtrAddr(session).cast::<Session<'_>>();
     if session.is_null() {
-        extendr_ffi::Rf_error(c"the link is no longer served".as_ptr());
+        r::raise("the link is no longer served");
     }
     while (*session).begin(frame) {
         let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
@@ -373,9 +384,12 @@ impl Session<'_> {
             let state = if task.kind == Kind::Map { 2 } else { 1 };
             STATE.store(state, Ordering::Relaxed);
             let task = self.task.insert(task);
-            if within_r(|| prepare(task, frame)) {
+            let prepared = within_r(|| {
+                prepare(task, frame);
                 // So that `failure` knows whether an error was what ended it.
-                *r::R_curErrorBuf().cast_mut() = 0;
+                r::forget_error();
+            });
+            if prepared {
                 return true;
             }
             self.give_up(Stage::Reading);
@@ -422,8 +436,8 @@ impl Session<'_> {
     /// Sends what is in `out` and cleans up.
     unsafe fn reply(&mut self, failed: bool) {
         let Some(task) = self.task.take() else { return };
-        // If it fails, what the link has to say about it comes from the next call.
-        self.worker.reply(task.seq, self.out.as_slice(), failed);
+        // If that fails, the link has ended with it, and the host hears so; the next call returns why.
+        let _sent = self.worker.reply(task.seq, self.out.as_slice(), failed);
         self.out.let_go();
         match task.kind {
             Kind::Setup => {
@@ -463,7 +477,7 @@ fn take_snapshot() -> Option<Snapshot> {
     taken
 }
 
-fn clean_up(snapshot: &Snapshot, what: c_int) {
+fn clean_up(snapshot: &mut Snapshot, what: c_int) {
     // Where a step that has failed, and so left by a long jump, can be seen to have begun.
     let begun = Cell::new(0);
     while begun.get() < cleanup::STEPS.len() && what != 0 {
@@ -477,13 +491,17 @@ fn clean_up(snapshot: &Snapshot, what: c_int) {
     }
 }
 
-/// What the host wants its daemons to know: the serialization hooks.
+/// What the host wants its daemons to know: the serialization hooks, and with them its edition.
 fn configure(bytes: &[u8]) {
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| unsafe {
         let registry = Rf_protect(read(bytes.into()));
-        hooks::set(registry);
-        Rf_unprotect(1);
+        if !hooks::set(registry) {
+            r::raise("what the host has sent are no hooks");
+        }
+        let call = Rf_lang2(Rf_install(c"keep_edition".as_ptr()), registry);
+        Rf_eval(Rf_protect(call), r::NAMESPACE.get());
+        Rf_unprotect(2);
     });
 }
 
@@ -509,11 +527,7 @@ fn finish(worker: &Worker) {
 
 /// Reads an object that was sent.
 unsafe fn read(source: Source<'_>) -> SEXP {
-    match serialize::read(source) {
-        Some(object) => object,
-        // A hook has failed, and its error is R's last.
-        None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::R_curErrorBuf()),
-    }
+    serialize::read_or_raise(source)
 }
 
 /// Puts a task's objects in place, and into `frame` what to evaluate and where.
@@ -524,6 +538,10 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) {
         .as_ref()
         .map(|c| Source::new(&c.bytes, &c.pieces).common());
     let payload = Rf_protect(read(common.unwrap_or(own)));
+    // R does not check an index.
+    if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
+        r::raise("what the host has sent is no task");
+    }
     if let Some([a, b, c, d, e, f]) = task.stream {
         let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
@@ -555,6 +573,10 @@ static TASK_CALL: Constant = Constant::new(|| unsafe {
 /// Assigns the elements of a named list, which is empty afterwards.
 unsafe fn define_all(list: SEXP, env: SEXP) {
     let names = Rf_getAttrib(list, R_NamesSymbol);
+    let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
+    if !is_named && Rf_xlength(list) > 0 {
+        r::raise("what the host has sent is no task");
+    }
     for i in 0..Rf_xlength(list) {
         Rf_defineVar(
             Rf_installChar(STRING_ELT(names, i)),
@@ -568,11 +590,14 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
 
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {
-    let text = CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy();
+    let text = r::last_error().to_string_lossy();
     let text = if stage == Stage::Evaluating && !text.ends_with('\n') {
         // A jump to top level, such as by the abort restart. What is there without an
         // end of line is the message of an error that was handled before.
         R_NilValue
+    } else if stage == Stage::Writing && serialize::TOO_DEEP.load(Ordering::Relaxed) {
+        // R has words about its stack for that.
+        r::string("the value is nested too deeply to be sent")
     } else {
         // Errors of a full stack, too, get here: R shows them to no calling handler.
         r::string(&text)

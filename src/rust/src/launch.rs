@@ -10,6 +10,7 @@ use mirai_core::wait::{Bell, Waited};
 
 use crate::events::Events;
 use crate::profiles::{self, Profile};
+use crate::r;
 
 /// A command that is running, or has ended.
 struct Launched(Arc<Child>);
@@ -25,13 +26,14 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
         return Err(profiles::forked());
     }
     let child = command::run(path, &args, input.into_option())
-        .map_err(|e| Error::Other(format!("'{path}' cannot be started: {e}")))?;
+        .map_err(|e| r::error(format!("'{path}' cannot be started: {e}")))?;
     Ok(ExternalPtr::new(Launched(child)).into())
 }
 
 /// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
 /// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if R has something to do before:
-/// call `serve_events`.
+/// call `serve_events`. `cumulative` is infinite if the daemons
+/// do not connect to the profile.
 #[extendr]
 fn wait_commands(
     profile: Robj,
@@ -50,8 +52,11 @@ fn wait_commands(
                 profile.and_then(Profile::host).map(|host| host.counts())
             })
         };
-        // Without a profile there is nothing more to come.
-        counts.is_none_or(|counts| counts.cumulative as f64 >= cumulative)
+        match counts {
+            Some(counts) => counts.cumulative as f64 >= cumulative,
+            // The profile has been closed: there is nothing more to come.
+            None => cumulative.is_finite(),
+        }
     };
     let settled = || {
         commands.iter().any(|c| c.0.exit().is_some_and(is_failure))

@@ -18,6 +18,7 @@ mod promises;
 mod r;
 mod serialize;
 mod shared;
+mod stack;
 mod submit;
 mod tasks;
 mod waiting;
@@ -41,6 +42,7 @@ extendr_module! {
 #[no_mangle]
 pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     quiet_panics();
+    profiles::loaded();
     // Now, because it calls R, which could come back to ask for it.
     serialize::header();
     shared::register(info);

@@ -33,8 +33,7 @@ use crate::{promises, r};
 pub const LECUYER: i32 = 10407;
 
 /// What a forked process is told.
-pub static FORKED: &std::ffi::CStr =
-    c"mirai cannot be used in a process that was forked from an R session: \
+pub static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
                                     use it in the session itself";
 
 pub struct Profile {
@@ -43,7 +42,7 @@ pub struct Profile {
     stream: Cell<Stream>,
     /// Hand one to each task, rather than to each daemon.
     stream_per_task: bool,
-    /// What was launched on this machine.
+    /// What `daemons()` has launched on this machine, until all are connected.
     children: RefCell<Vec<Arc<Child>>>,
     /// For secure URLs.
     identity: Option<Identity>,
@@ -133,6 +132,20 @@ impl Session {
     unsafe fn get(&self, name: SEXP) -> Option<&Profile> {
         self.profiles.get(r::as_str(name).unwrap_or(&self.current))
     }
+}
+
+/// The process that has loaded the package.
+static LOADED: std::sync::OnceLock<Owner> = std::sync::OnceLock::new();
+
+/// To be called when the package is loaded.
+pub fn loaded() {
+    LOADED.get_or_init(Owner::this);
+}
+
+/// Whether this process is forked from one that had loaded the package. So are those that the fork server
+/// makes, which do not count.
+pub fn is_forked_from_session() -> bool {
+    LOADED.get().is_some_and(|owner| owner.has_forked())
 }
 
 /// Whether this process is forked from the session, whose threads it does not have.
@@ -246,6 +259,7 @@ fn program(
         env,
         output,
         code: code.map(String::from),
+        attached: true,
     }
 }
 
@@ -262,11 +276,11 @@ fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
 
 /// [`FORKED`], for functions that return their errors.
 pub fn forked() -> Error {
-    Error::Other(FORKED.to_string_lossy().into_owned())
+    r::error(FORKED)
 }
 
 fn other(text: impl std::fmt::Display) -> Error {
-    Error::Other(text.to_string())
+    r::error(text)
 }
 
 impl Session {
@@ -525,8 +539,9 @@ fn has_fork_server() -> bool {
     return false;
 }
 
-/// Starts a program that will dial one of the profile's URLs. `code` is for a fork; `NULL`
-/// if only the program itself will do.
+/// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
+/// set for the profile. `code` is for a fork; `NULL` if only the program itself will do. With
+/// `awaited`, `wait_connected()` will see whether it fails.
 #[extendr]
 fn launch(
     name: &str,
@@ -534,15 +549,29 @@ fn launch(
     args: Vec<String>,
     output: bool,
     code: Nullable<String>,
+    awaited: bool,
 ) -> Result<()> {
-    let code = code.into_option();
+    let program = program(
+        path,
+        args.into_iter(),
+        output,
+        code.into_option().as_deref(),
+    );
+    let failed = |e| other(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
-        let profile = session.profile(name)?;
-        let host = session.host(name)?;
-        let child = host
-            .launch(&program(path, args.into_iter(), output, code.as_deref()))
-            .map_err(|e| other(format!("'{path}' cannot be started: {e}")))?;
-        profile.children.borrow_mut().push(child);
+        let Some(profile) = session.profiles.get(name) else {
+            // A daemon of a host elsewhere may outlive this session, also before it has connected.
+            let program = Program {
+                attached: false,
+                ..program
+            };
+            process::start(&program, |_| {}).map_err(failed)?;
+            return Ok(());
+        };
+        let child = session.host(name)?.launch(&program).map_err(failed)?;
+        if awaited {
+            profile.children.borrow_mut().push(child);
+        }
         Ok(())
     })
 }
@@ -563,6 +592,8 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
             return Ok(std::result::Result::Ok(false));
         }
         if connected() {
+            drop(children);
+            profile.children.borrow_mut().clear();
             return Ok(std::result::Result::Ok(true));
         }
         let i = failed().unwrap_or_default();

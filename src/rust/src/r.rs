@@ -1,13 +1,20 @@
-//! What we need of R's C interface beyond extendr, and small safe helpers.
+//! What we need of R's C interface beyond extendr, and small safe helpers. Only what is API in R 4.6
+//! and in all before from 4.2 on; the rest is in [`versions`].
+
+#[cfg(r_4_6)]
+mod attributes;
+mod versions;
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
 pub use extendr_ffi::backports::get_parent_env;
+pub use versions::*;
+
 use extendr_ffi::{
-    R_CallMethodDef, R_NaString, R_NilValue, R_PreserveObject, Rboolean, Rf_allocVector,
-    Rf_install, Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, REAL, R_CHAR,
-    SET_STRING_ELT, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
+    R_CallMethodDef, R_NaString, R_PreserveObject, Rboolean, Rf_allocVector, Rf_install,
+    Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, REAL, R_CHAR, SET_STRING_ELT,
+    SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
 };
 
 // extendr-ffi makes SEXPREC opaque by a non-exhaustive struct; only pointers to it pass.
@@ -26,53 +33,104 @@ extern "C" {
         cleanup_data: *mut c_void,
     ) -> SEXP;
     pub fn R_MakeActiveBinding(symbol: SEXP, function: SEXP, env: SEXP);
-    pub fn R_BindingIsActive(symbol: SEXP, env: SEXP) -> Rboolean;
+    pub fn R_tryCatchError(
+        body: Option<unsafe extern "C" fn(*mut c_void) -> SEXP>,
+        data: *mut c_void,
+        handler: Option<unsafe extern "C" fn(SEXP, *mut c_void) -> SEXP>,
+        handler_data: *mut c_void,
+    ) -> SEXP;
     pub fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);
-    pub fn R_existsVarInFrame(env: SEXP, symbol: SEXP) -> Rboolean;
     pub fn R_lsInternal3(env: SEXP, all: Rboolean, sorted: Rboolean) -> SEXP;
-    pub fn R_curErrorBuf() -> *const c_char;
     pub fn R_ClosureExpr(function: SEXP) -> SEXP;
     pub fn R_gc();
     pub fn ALTREP(x: SEXP) -> c_int;
-    pub fn ATTRIB(x: SEXP) -> SEXP;
-    pub fn LEVELS(x: SEXP) -> c_int;
-    pub fn OBJECT(x: SEXP) -> c_int;
-    pub fn PRENV(promise: SEXP) -> SEXP;
-    pub fn PRVALUE(promise: SEXP) -> SEXP;
-    pub fn R_PromiseExpr(promise: SEXP) -> SEXP;
     pub fn R_LockBinding(symbol: SEXP, env: SEXP);
     pub fn R_unLockBinding(symbol: SEXP, env: SEXP);
     pub fn R_LockEnvironment(env: SEXP, bindings: Rboolean);
-    fn Rf_lcons(first: SEXP, rest: SEXP) -> SEXP;
     fn Rf_ScalarString(x: SEXP) -> SEXP;
     fn Rf_list4(a: SEXP, b: SEXP, c: SEXP, d: SEXP) -> SEXP;
     pub fn R_BindingIsLocked(symbol: SEXP, env: SEXP) -> Rboolean;
     pub fn R_EnvironmentIsLocked(env: SEXP) -> Rboolean;
     pub fn SETCAR(cell: SEXP, value: SEXP) -> SEXP;
-    pub fn SET_OBJECT(x: SEXP, flag: c_int);
-    pub fn SET_S4_OBJECT(x: SEXP);
-    static R_NamespaceRegistry: SEXP;
-    // extendr-ffi has it up to R 4.4.
-    pub static R_UnboundValue: SEXP;
     pub fn Rf_eval(expr: SEXP, env: SEXP) -> SEXP;
+    pub fn Rf_isObject(x: SEXP) -> Rboolean;
+    pub fn Rf_isS4(x: SEXP) -> Rboolean;
+    fn Rf_asS4(x: SEXP, flag: Rboolean, complete: c_int) -> SEXP;
+    pub fn Rf_getCharCE(string: SEXP) -> extendr_ffi::cetype_t;
     pub fn Rf_inherits(x: SEXP, class: *const c_char) -> Rboolean;
     pub fn Rf_installChar(name: SEXP) -> SEXP;
     pub fn Rf_lang2(function: SEXP, a: SEXP) -> SEXP;
     pub fn Rf_lang3(function: SEXP, a: SEXP, b: SEXP) -> SEXP;
+    pub fn Rf_asLogical(x: SEXP) -> c_int;
+    pub fn Rf_lang4(function: SEXP, a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub fn Rf_ScalarInteger(x: c_int) -> SEXP;
     pub fn Rf_ScalarLogical(x: c_int) -> SEXP;
     pub fn R_GetCCallable(package: *const c_char, name: *const c_char) -> extendr_ffi::DL_FUNC;
     fn R_CheckUserInterrupt();
-    fn Rf_findVarInFrame(env: SEXP, symbol: SEXP) -> SEXP;
     fn R_FindNamespace(info: SEXP) -> SEXP;
 }
 
-/// The type of S4 objects that are of no other type. R 4.4 gave it a new name.
-#[cfg(r_4_4)]
-pub const S4SXP: SEXPTYPE = SEXPTYPE::OBJSXP;
-#[cfg(not(r_4_4))]
-pub const S4SXP: SEXPTYPE = SEXPTYPE::S4SXP;
+/// Text for `Rf_error()`: on the stack, because a long jump leaves it there.
+struct Line {
+    bytes: [u8; 1024],
+    length: usize,
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for char in text
+            .chars()
+            .map(|char| if char == '\0' { '\u{fffd}' } else { char })
+        {
+            let mut buffer = [0; 4];
+            let char = char.encode_utf8(&mut buffer).as_bytes();
+            // The last byte stays zero.
+            let end = self.length + char.len();
+            if end >= self.bytes.len() {
+                return Err(std::fmt::Error);
+            }
+            self.bytes[self.length..end].copy_from_slice(char);
+            self.length = end;
+        }
+        Ok(())
+    }
+}
+
+/// Raises an R error. This is the only way in which it is done here: the text, which may hold what a
+/// peer has sent, is never R's format; a zero in it is replaced, and it is cut if it is long.
+/// `text` is dropped first.
+///
+/// # Safety
+/// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
+pub unsafe fn raise(text: impl std::fmt::Display) -> ! {
+    let mut line = Line {
+        bytes: [0; 1024],
+        length: 0,
+    };
+    // It fails where the text is cut.
+    let _ = std::fmt::Write::write_fmt(&mut line, format_args!("{text}"));
+    drop(text);
+    extendr_ffi::Rf_error(c"%s".as_ptr(), line.bytes.as_ptr())
+}
+
+/// Raises R's last error again.
+///
+/// # Safety
+/// As [`raise`].
+pub unsafe fn raise_again() -> ! {
+    extendr_ffi::Rf_error(c"%s".as_ptr(), last_error().as_ptr())
+}
+
+/// An error of an extendr function. extendr passes its text to `Rf_error()` as the format, and panics
+/// if it holds a zero.
+pub fn error(text: impl std::fmt::Display) -> extendr_api::Error {
+    let text = text
+        .to_string()
+        .replace('%', "%%")
+        .replace('\0', "\u{fffd}");
+    extendr_api::Error::Other(text)
+}
 
 /// A `.Call` routine of `n` arguments, for the table.
 pub fn routine(name: &'static CStr, function: *const (), n: i32) -> R_CallMethodDef {
@@ -109,15 +167,6 @@ pub unsafe fn without_interrupts<T>(f: impl FnOnce() -> T) -> T {
     let value = f();
     R_interrupts_suspended = before;
     value
-}
-
-/// The value of a variable in this very environment, or `R_UnboundValue`. Not
-/// extendr's function of that name, which has its arguments the wrong way round.
-///
-/// # Safety
-/// `env` is an environment and `symbol` a symbol.
-pub unsafe fn get_var_in_frame(symbol: SEXP, env: SEXP) -> SEXP {
-    Rf_findVarInFrame(env, symbol)
 }
 
 /// Lets R act on an interrupt, which usually does not return.
@@ -175,33 +224,7 @@ pub static NAMESPACE: Constant = Constant::new(|| unsafe {
     namespace
 });
 
-/// A namespace that is loaded already.
-pub unsafe fn loaded_namespace(name: SEXP) -> Option<SEXP> {
-    let namespace = get_var_in_frame(name, R_NamespaceRegistry);
-    (TYPEOF(namespace) == SEXPTYPE::ENVSXP).then_some(namespace)
-}
-
-static FUNCTION: Constant = Constant::new(|| unsafe {
-    extendr_ffi::Rf_findFun(Rf_install(c"function".as_ptr()), extendr_ffi::R_BaseEnv)
-});
-
-/// A closure of these parts, in the way in which R code makes one; `None` if they
-/// cannot be parts of one.
-pub unsafe fn make_closure(formals: SEXP, body: SEXP, env: SEXP) -> Option<SEXP> {
-    let formals_fit = matches!(TYPEOF(formals), SEXPTYPE::LISTSXP | SEXPTYPE::NILSXP);
-    if !formals_fit || TYPEOF(env) != SEXPTYPE::ENVSXP {
-        return None;
-    }
-    let parts = Rf_protect(Rf_list3(formals, body, R_NilValue));
-    let call = Rf_protect(extendr_ffi::Rf_lcons(FUNCTION.get(), parts));
-    let closure = Rf_eval(call, env);
-    Rf_unprotect(2);
-    Some(closure)
-}
-
 static SET_PARENT: Constant = Constant::new(|| unsafe { Rf_install(c"parent.env<-".as_ptr()) });
-static DELAYED_ASSIGN: Constant =
-    Constant::new(|| unsafe { Rf_install(c"delayedAssign".as_ptr()) });
 
 /// Makes one environment the parent of another.
 pub unsafe fn set_parent(env: SEXP, parent: SEXP) {
@@ -210,13 +233,15 @@ pub unsafe fn set_parent(env: SEXP, parent: SEXP) {
     Rf_unprotect(1);
 }
 
-/// Makes a variable a promise to evaluate an expression.
-pub unsafe fn delayed_assign(symbol: SEXP, expr: SEXP, eval_env: SEXP, env: SEXP) {
-    let name = Rf_protect(Rf_ScalarString(extendr_ffi::PRINTNAME(symbol)));
-    let args = Rf_protect(Rf_list4(name, expr, eval_env, env));
-    let call = Rf_protect(Rf_lcons(DELAYED_ASSIGN.get(), args));
-    Rf_eval(call, extendr_ffi::R_BaseEnv);
-    Rf_unprotect(3);
+/// Makes an object that nobody else has yet an S4 object.
+pub unsafe fn set_s4(x: SEXP) {
+    Rf_asS4(x, Rboolean::TRUE, 0);
+}
+
+/// The call of a function by name without arguments.
+#[cfg(all(r_4_5, not(r_4_6)))]
+unsafe fn call0(name: &CStr) -> SEXP {
+    extendr_ffi::Rf_lcons(Rf_install(name.as_ptr()), extendr_ffi::R_NilValue)
 }
 
 /// A function of our namespace by name.
@@ -232,6 +257,8 @@ pub unsafe fn string(text: &str) -> SEXP {
 pub unsafe fn strings(texts: &[&str]) -> SEXP {
     let out = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, texts.len() as _));
     for (i, text) in texts.iter().enumerate() {
+        // R has no strings with a zero in them.
+        let text = text.split('\0').next().unwrap_or_default();
         let char = Rf_mkCharLenCE(
             text.as_ptr().cast(),
             text.len() as _,

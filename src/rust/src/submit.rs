@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
-    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error,
-    Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
+    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons,
+    Rf_protect, Rf_unprotect, Rf_xlength, Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
     SEXPTYPE, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
@@ -44,9 +44,14 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) ->
     written
 }
 
-/// Makes a new mirai one that has failed before it could be sent.
-unsafe fn fail(env: SEXP) {
+/// Makes a new mirai one that has failed before it could be sent. Its profile counts it all the same.
+unsafe fn fail(env: SEXP, profile: SEXP) {
     let value = Rf_protect(failure());
+    profiles::with_current(profile, |current| {
+        current
+            .and_then(|p| p.host())
+            .inspect(|host| host.count_unsubmitted());
+    });
     r::R_removeVarFromFrame(DATA.get(), env);
     Rf_defineVar(DATA.get(), value, env);
     Rf_unprotect(1);
@@ -80,14 +85,14 @@ unsafe extern "C-unwind" fn submit(
         Found::Host => R_NilValue,
         Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     };
     Rf_protect(launch);
     let (env, pointer) = new_pending();
     Rf_protect(env);
     // Last, because R code that it may run could use the buffer itself.
     if !write_payload(expr, globals, args, profile) {
-        fail(env);
+        fail(env, profile);
         Rf_unprotect(2);
         return env;
     }
@@ -100,10 +105,10 @@ unsafe extern "C-unwind" fn submit(
             }
             Err(Refusal::NoRoom) => {
                 if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
-                    raise("a serialization hook has failed".into());
+                    r::raise("a serialization hook has failed");
                 }
             }
-            Err(Refusal::Message(text)) => raise(text),
+            Err(Refusal::Message(text)) => r::raise(text),
         }
     }
     Rf_unprotect(2);
@@ -114,15 +119,6 @@ unsafe extern "C-unwind" fn submit(
 static LAUNCH: Constant = Constant::new(|| unsafe {
     Rf_lcons(extendr_ffi::Rf_install(c"single_use".as_ptr()), R_NilValue)
 });
-
-/// Raises an R error with a message that is let go first.
-unsafe fn raise(text: String) -> ! {
-    let mut line = [0u8; 1024];
-    let n = text.len().min(line.len() - 1);
-    line[..n].copy_from_slice(&text.as_bytes()[..n]);
-    drop(text);
-    Rf_error(c"%s".as_ptr(), line.as_ptr())
-}
 
 /// Makes a task of what is in the buffer and hands it to the profile's host.
 /// Nothing of R is called here but plain reading, so Rust values may live.
@@ -196,9 +192,9 @@ unsafe extern "C-unwind" fn submit_map(
 ) -> SEXP {
     match profiles::find(profile) {
         Found::Host => {}
-        Found::Nothing => Rf_error(c"no daemons set".as_ptr()),
+        Found::Nothing => r::raise("no daemons set"),
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let n = Rf_xlength(elements);
     let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
@@ -218,12 +214,12 @@ unsafe extern "C-unwind" fn submit_map(
         SET_VECTOR_ELT(out, i, env);
         let element = VECTOR_ELT(elements, i);
         if !common || !Buffer::write(buffer(), element) {
-            fail(env);
+            fail(env, profile);
             continue;
         }
         while !submit_element(pointer, keeper, profile) {
             if !wait_for_room(profile) && !Buffer::write(buffer(), element) {
-                raise("a serialization hook has failed".into());
+                r::raise("a serialization hook has failed");
             }
         }
     }
@@ -302,38 +298,47 @@ unsafe extern "C-unwind" fn submit_everywhere(
         Found::Host => {}
         Found::Nothing => return R_NilValue,
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let min = r::as_number(min).unwrap_or(1.0) as usize;
-    let count = profiles::with_current(profile, |p| {
+    let mut n = profiles::with_current(profile, |p| {
         p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
     });
-    let n = count.max(min);
-    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
-    for i in 0..n {
-        let (env, ..) = new_pending();
-        SET_VECTOR_ELT(out, i as _, env);
-    }
-    if write_payload(expr, globals, args, profile) {
-        submit_pinned(out, n, profile);
-    } else {
+    // Again if more daemons have connected before the tasks were handed over: R cannot be called in the middle of that.
+    loop {
+        n = n.max(min);
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
         for i in 0..n {
-            fail(VECTOR_ELT(out, i as _));
+            let (env, ..) = new_pending();
+            SET_VECTOR_ELT(out, i as _, env);
         }
+        if !write_payload(expr, globals, args, profile) {
+            for i in 0..n {
+                fail(VECTOR_ELT(out, i as _), profile);
+            }
+            Rf_unprotect(1);
+            return out;
+        }
+        match submit_pinned(out, n, min, profile) {
+            Ok(n) => {
+                let out = Rf_xlengthgets(out, n as _);
+                Rf_unprotect(1);
+                return out;
+            }
+            Err(needed) => n = needed,
+        }
+        Rf_unprotect(1);
     }
-    Rf_unprotect(1);
-    out
 }
 
-unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
+/// Hands over the buffer as a task for each daemon, `min` at least, which those of the `n` new mirai in `out` become
+/// that are needed. Returns how many; as an error, how many it takes, if there are too few.
+unsafe fn submit_pinned(out: SEXP, n: usize, min: usize, profile: SEXP) -> Result<usize, usize> {
     profiles::with_current(profile, |current| {
-        let Some(host) = current.and_then(|p| p.host()) else {
-            return;
-        };
+        // Daemons were reset meanwhile (by a finalizer, say): these resolve like those that come too late.
+        let host = current.and_then(|p| p.host());
         let body = (*buffer()).take();
-        let peers = host.peers().into_iter().map(Target::Peer);
-        let mut targets = peers.chain((0..).map(Target::Join));
-        for i in 0..n {
+        let task = |i| {
             let env = VECTOR_ELT(out, i as _);
             let pointer = r::get_var_in_frame(TASK.get(), env);
             let payload = Payload {
@@ -342,12 +347,22 @@ unsafe fn submit_pinned(out: SEXP, n: usize, profile: SEXP) {
                 constants: None,
                 body: body.clone(),
             };
-            let task = new_task(pointer, payload);
-            if let Some(target) = targets.next() {
-                host.submit(task, None, target);
+            new_task(pointer, payload)
+        };
+        let mut tasks: Vec<_> = (0..n).map(task).collect();
+        let Some(host) = host else {
+            for task in tasks {
+                task.resolve(Outcome::Reset);
             }
-        }
-    });
+            return Ok(n);
+        };
+        let mut used = n;
+        host.submit_to_each(min, |needed| {
+            used = needed;
+            (needed <= n).then(|| tasks.drain(..needed).collect())
+        })?;
+        Ok(used)
+    })
 }
 
 /// `.Call(submit_to, expr, args, endpoint, profile)`: a mirai that is evaluated by the
@@ -362,12 +377,12 @@ unsafe extern "C-unwind" fn submit_to(
     match profiles::find(profile) {
         Found::Host => {}
         Found::Nothing | Found::Sync => return R_NilValue,
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let (env, pointer) = new_pending();
     Rf_protect(env);
     if !write_payload(expr, R_NilValue, args, profile) {
-        fail(env);
+        fail(env, profile);
         Rf_unprotect(1);
         return env;
     }

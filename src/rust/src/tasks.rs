@@ -6,23 +6,28 @@
 //! function lives in that environment and so finds `.task` there; upon the first
 //! reading after resolution it becomes an ordinary variable and the task is let go.
 //!
-//! The task of a mirai that is dropped unread is let go by the collector. A finalizer would do
-//! that, but every collection, even of the youngest objects, walks through all finalizers of the
-//! session: with a hundred thousand mirai they are half of its time. So the pointer's tag is a
-//! [guard](new_guard), a vector with an allocator of ours, of which the collector asks nothing
-//! before it frees it.
+//! The task of a mirai that is dropped unread is let go by the collector, by a finalizer. But every
+//! collection, even of the youngest objects, walks through all finalizers of the session: with one
+//! for each of a hundred thousand mirai that is half of its time. So where there are many, up to
+//! [`SHARING`] mirai made one after the other share a [`Block`] with one finalizer, which lets all
+//! their tasks go when the last of these mirai is dropped or read. Therefore a mirai that is alive
+//! and unread can keep the results of up to `SHARING - 1` others in memory that were dropped
+//! unread; while fewer than [`MOST_ALONE`] blocks exist it keeps no other, because each mirai has a
+//! block of its own.
 
-use std::alloc::{alloc, dealloc, Layout};
 use std::cell::Cell;
-use std::ffi::{c_void, CStr};
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use extendr_ffi::{
-    R_CallMethodDef, R_ClassSymbol, R_ExternalPtrAddr, R_ExternalPtrProtected, R_MakeExternalPtr,
-    R_NewEnv, R_NilValue, R_xlen_t, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect,
-    Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, RAW, SEXP, SEXPTYPE, TYPEOF,
+    R_CallMethodDef, R_ClassSymbol, R_ClearExternalPtr, R_ExternalPtrAddr, R_ExternalPtrProtected,
+    R_ExternalPtrTag, R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx,
+    R_SetExternalPtrAddr, R_SetExternalPtrTag, Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar,
+    Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, SEXP, SEXPTYPE,
+    TYPEOF,
 };
+use mirai_core::memory::Content;
 use mirai_core::task::{Outcome, Payload, Task};
 use mirai_core::{heap, host};
 
@@ -30,7 +35,7 @@ use crate::profiles;
 use crate::r::{
     self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_lang2, Rf_list3,
 };
-use crate::serialize;
+use crate::serialize::{self, Unread};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -44,6 +49,7 @@ symbols! {
     TASK = c".task";
     ID = c"id";
     FUNCTION = c"function";
+    BLOCK = c"mirai_block";
 }
 
 static CLASS: Constant = Constant::new(|| unsafe { r::string("mirai") });
@@ -72,60 +78,34 @@ static BINDING: Constant = Constant::new(|| unsafe {
     call
 });
 
-/// Makes a mirai without a task yet, or, without a guard, one that will never have one.
-unsafe fn new_mirai(guard: SEXP, slot: *mut c_void) -> (SEXP, SEXP) {
+/// Makes a mirai without a task yet, which has this slot of a block, or, without a block, one that
+/// will never have a task.
+unsafe fn new_mirai(block: SEXP, slot: usize) -> (SEXP, SEXP) {
     let env = Rf_protect(R_NewEnv(r::NAMESPACE.get(), 0, 0));
-    let pointer = Rf_protect(R_MakeExternalPtr(slot, guard, env));
+    // Copies of it that come through serialization have the address 0, which is no slot.
+    let address = std::ptr::without_provenance_mut(slot);
+    let pointer = Rf_protect(R_MakeExternalPtr(address, block, env));
     Rf_defineVar(TASK.get(), pointer, env);
     Rf_setAttrib(env, R_ClassSymbol, CLASS.get());
     Rf_unprotect(2);
     (env, pointer)
 }
 
-/// The task of a mirai, or null. The address of an external pointer, which makes copies of
-/// it that come through serialization point to nothing.
+/// The task of a mirai, or null.
 type Slot = Cell<*const Task>;
 
-/// What precedes a guard's memory, aligned for anything.
-#[repr(C, align(16))]
-struct Head {
-    slot: Slot,
-    size: usize,
+/// What the external pointer points to that is the tag of `.task`. Its own tag is [`BLOCK`].
+struct Block {
+    slots: Vec<Slot>,
 }
 
-impl Head {
-    fn layout(size: usize) -> Option<Layout> {
-        Layout::from_size_align(size, align_of::<Head>()).ok()
-    }
-}
-
-/// R's `R_allocator` of R_ext/Rallocators.h.
-#[repr(C)]
-struct Allocator {
-    alloc: unsafe extern "C" fn(*mut Allocator, usize) -> *mut c_void,
-    free: unsafe extern "C" fn(*mut Allocator, *mut c_void),
-    reserved: *mut c_void,
-    /// Where the slot of what was allocated last is.
-    data: *mut c_void,
-}
-
-#[allow(improper_ctypes)] // as in r.rs
-extern "C" {
-    fn Rf_allocVector3(kind: SEXPTYPE, n: R_xlen_t, allocator: *mut Allocator) -> SEXP;
-}
-
-/// A vector that lets a task go when it is freed, and the address of its [`Slot`].
-unsafe fn new_guard() -> (SEXP, *mut c_void) {
-    let mut allocator = Allocator {
-        alloc: allocate,
-        free: deallocate,
-        reserved: std::ptr::null_mut(),
-        data: std::ptr::null_mut(),
-    };
-    let guard = Rf_allocVector3(SEXPTYPE::RAWSXP, 1, &mut allocator);
-    *RAW(guard) = 0;
-    (guard, allocator.data)
-}
+/// Blocks that the collector has not taken.
+static BLOCKS: AtomicUsize = AtomicUsize::new(0);
+/// From so many blocks on, mirai share them. A collection that looks after a thousand finalizers
+/// takes some ten microseconds more than one without any.
+const MOST_ALONE: usize = 1024;
+/// How many mirai share a block.
+const SHARING: usize = 64;
 
 /// Mirai that R holds, and the largest number of them since the heap was trimmed.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -141,8 +121,8 @@ fn one_more() {
     }
 }
 
-fn one_less() {
-    let live = LIVE.fetch_sub(1, Ordering::Relaxed) - 1;
+fn fewer(gone: usize) {
+    let live = LIVE.fetch_sub(gone, Ordering::Relaxed) - gone;
     let peak = PEAK.load(Ordering::Relaxed);
     if peak >= MANY && live < peak / 8 {
         // Once for these: R is about to free what else they were made of.
@@ -151,34 +131,71 @@ fn one_less() {
     }
 }
 
-unsafe extern "C" fn allocate(allocator: *mut Allocator, size: usize) -> *mut c_void {
-    let size = size_of::<Head>().saturating_add(size);
-    let Some(layout) = Head::layout(size) else {
-        return std::ptr::null_mut();
-    };
-    let head = alloc(layout).cast::<Head>();
-    if head.is_null() {
-        return std::ptr::null_mut();
-    }
-    let slot = Cell::new(std::ptr::null());
-    head.write(Head { slot, size });
-    (*allocator).data = head.cast();
-    one_more();
-    head.add(1).cast()
-}
+/// A pairlist of one cell that holds the block that has slots left, or `NULL`. No other block gets
+/// a mirai more, so that none can get one while its finalizer is already due.
+static BEGUN: Constant = Constant::new(|| unsafe { Rf_cons(R_NilValue, R_NilValue) });
 
-/// The mirai has been dropped, and its value was perhaps never read. R is in the middle of a
-/// collection here and must not be called.
-unsafe extern "C" fn deallocate(_: *mut Allocator, memory: *mut c_void) {
-    let head = memory.cast::<Head>().sub(1);
-    // A forked process leaves alone what it shares with its parent's threads: one of
-    // them may have held a lock when it was forked.
-    if !profiles::is_forked() {
-        empty(&(*head).slot);
-        one_less();
+impl Block {
+    /// A block and the number of a slot in it, from 1.
+    unsafe fn take_slot() -> (SEXP, usize) {
+        let begun = CAR(BEGUN.get());
+        if let Some(block) = Block::of(begun) {
+            let slot = block.add();
+            if slot == SHARING {
+                r::SETCAR(BEGUN.get(), R_NilValue);
+            }
+            return (begun, slot);
+        }
+        let pointer = Rf_protect(R_MakeExternalPtr(
+            std::ptr::null_mut(),
+            BLOCK.get(),
+            R_NilValue,
+        ));
+        R_RegisterCFinalizerEx(pointer, Some(Block::finalize), Rboolean::FALSE);
+        let shared = BLOCKS.fetch_add(1, Ordering::Relaxed) >= MOST_ALONE;
+        let mut block = Box::new(Block {
+            slots: Vec::with_capacity(if shared { SHARING } else { 1 }),
+        });
+        let slot = block.add();
+        R_SetExternalPtrAddr(pointer, Box::into_raw(block).cast());
+        if shared {
+            r::SETCAR(BEGUN.get(), pointer);
+        }
+        Rf_unprotect(1);
+        (pointer, slot)
     }
-    if let Some(layout) = Head::layout((*head).size) {
-        dealloc(head.cast(), layout);
+
+    fn add(&mut self) -> usize {
+        one_more();
+        self.slots.push(Cell::new(std::ptr::null()));
+        self.slots.len()
+    }
+
+    /// What an R object points to, if that is a block that has not been finalized.
+    unsafe fn of<'a>(pointer: SEXP) -> Option<&'a mut Block> {
+        if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP || R_ExternalPtrTag(pointer) != BLOCK.get() {
+            return None;
+        }
+        R_ExternalPtrAddr(pointer).cast::<Block>().as_mut()
+    }
+
+    /// The last of its mirai has been dropped or read.
+    unsafe extern "C" fn finalize(pointer: SEXP) {
+        let block = R_ExternalPtrAddr(pointer).cast::<Block>();
+        R_ClearExternalPtr(pointer);
+        BLOCKS.fetch_sub(1, Ordering::Relaxed);
+        // A forked process leaves alone what it shares with its parent's threads: one of
+        // them may have held a lock when it was forked.
+        if !block.is_null() && !profiles::is_forked() {
+            let slots = Box::from_raw(block).slots;
+            slots.iter().for_each(|slot| empty(slot));
+            fewer(slots.len());
+        }
+        // The next mirai have blocks of their own. Those that share this one do not keep it
+        // any longer than they need it.
+        if BLOCKS.load(Ordering::Relaxed) < MOST_ALONE {
+            r::SETCAR(BEGUN.get(), R_NilValue);
+        }
     }
 }
 
@@ -187,6 +204,14 @@ unsafe fn empty(slot: &Slot) {
     if !task.is_null() {
         drop(Arc::from_raw(task));
     }
+}
+
+/// The slot of a mirai by its `.task`; `None` if it has been given back.
+unsafe fn slot<'a>(pointer: SEXP) -> Option<&'a Slot> {
+    let block = Block::of(R_ExternalPtrTag(pointer))?;
+    block
+        .slots
+        .get(R_ExternalPtrAddr(pointer).addr().checked_sub(1)?)
 }
 
 /// Gives a mirai the next number of the session. That of its task is another, because R code that
@@ -202,9 +227,9 @@ unsafe fn number(env: SEXP) {
 /// Makes a mirai with all that it needs to follow a task, and returns its environment and
 /// its `.task`. Everything that R can fail at happens here, before there is a task.
 pub unsafe fn new_pending() -> (SEXP, SEXP) {
-    let (guard, slot) = new_guard();
-    Rf_protect(guard);
-    let (env, pointer) = new_mirai(guard, slot);
+    let (block, slot) = Block::take_slot();
+    Rf_protect(block);
+    let (env, pointer) = new_mirai(block, slot);
     Rf_protect(env);
     let function = Rf_protect(Rf_eval(BINDING.get(), env));
     R_MakeActiveBinding(DATA.get(), function, env);
@@ -214,15 +239,17 @@ pub unsafe fn new_pending() -> (SEXP, SEXP) {
 }
 
 unsafe fn release(pointer: SEXP) {
-    if let Some(slot) = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref() {
+    if let Some(slot) = slot(pointer) {
         empty(slot);
     }
+    // It keeps the tasks of others no longer.
+    R_SetExternalPtrTag(pointer, R_NilValue);
 }
 
 /// Makes the task of a mirai, to be submitted before R is called again: ids are in order then.
 pub unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
     let task = Arc::new(Task::new(host::next_task_id(), payload));
-    if let Some(slot) = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref() {
+    if let Some(slot) = slot(pointer) {
         slot.set(Arc::into_raw(task.clone()));
     }
     task
@@ -230,8 +257,7 @@ pub unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
 
 /// What `.task` points to.
 unsafe fn held<'a>(pointer: SEXP) -> Option<&'a Task> {
-    let slot = R_ExternalPtrAddr(pointer).cast::<Slot>().as_ref()?;
-    slot.get().as_ref()
+    slot(pointer)?.get().as_ref()
 }
 
 /// The task of a mirai, or `None` if it has been let go: the value is there.
@@ -247,13 +273,23 @@ pub unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
 pub unsafe fn is_mirai(x: SEXP) -> bool {
     TYPEOF(x) == SEXPTYPE::ENVSXP
         // As one that is made here has it, which is quick to see.
-        && (CAR(r::ATTRIB(x)) == CLASS.get()
+        && (Rf_getAttrib(x, R_ClassSymbol) == CLASS.get()
             || Rf_inherits(x, c"mirai".as_ptr()) == Rboolean::TRUE)
 }
 
 /// The error value for R's last error.
 pub unsafe fn failure() -> SEXP {
-    let text = r::string(&CStr::from_ptr(r::R_curErrorBuf()).to_string_lossy());
+    failure_with(r::string(&r::last_error().to_string_lossy()))
+}
+
+unsafe fn failure_of(unread: Unread) -> SEXP {
+    let text = unread.to_string();
+    let string = r::string(&text);
+    drop(text);
+    failure_with(string)
+}
+
+unsafe fn failure_with(text: SEXP) -> SEXP {
     let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
     let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
     let value = Rf_eval(call, r::NAMESPACE.get());
@@ -263,7 +299,7 @@ pub unsafe fn failure() -> SEXP {
 
 /// `.Call(resolved, value)`: a mirai that has this value from the beginning.
 unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
-    let (env, _) = new_mirai(R_NilValue, std::ptr::null_mut());
+    let (env, _) = new_mirai(R_NilValue, 0);
     Rf_protect(env);
     Rf_defineVar(DATA.get(), value, env);
     number(env);
@@ -303,14 +339,55 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
 
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
     match (*task.cast::<Task>()).outcome() {
-        Some(Outcome::Value(content) | Outcome::Error(content)) => {
-            serialize::read(content).unwrap_or_else(|| failure())
-        }
+        Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
         Some(Outcome::TimedOut) => error_value(5),
         Some(Outcome::Closed) => error_value(7),
         Some(Outcome::Reset) => error_value(19),
         Some(Outcome::Canceled) | None => error_value(20),
     }
+}
+
+/// The value that a daemon has sent; an error value if it cannot be read. A long jump leaves this only
+/// for an interrupt, and then the value can be read again.
+unsafe fn value(content: &Content) -> SEXP {
+    let mut reading = Reading {
+        content,
+        unread: None,
+    };
+    match serialize::read_plain(content) {
+        Some(Ok(value)) => return value,
+        Some(Err(unread)) => return failure_of(unread),
+        // Being ready for R's errors takes longer than reading a small value.
+        None => {}
+    }
+    let data = std::ptr::from_mut(&mut reading).cast();
+    let value = r::R_tryCatchError(Some(read_content), data, Some(unreadable), data);
+    match reading.unread {
+        None => value,
+        Some(unread) => failure_of(unread),
+    }
+}
+
+struct Reading<'a> {
+    content: &'a Content,
+    unread: Option<Unread>,
+}
+
+unsafe extern "C" fn read_content(reading: *mut c_void) -> SEXP {
+    let reading = &mut *reading.cast::<Reading<'_>>();
+    serialize::read(reading.content).unwrap_or_else(|unread| {
+        reading.unread = Some(unread);
+        R_NilValue
+    })
+}
+
+/// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
+unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
+    let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
+    let call = Rf_protect(Rf_lang2(name, condition));
+    let value = Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(1);
+    value
 }
 
 unsafe extern "C" fn drop_task(task: *mut c_void) {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mirai_core::dispatcher::{Action, Config, Dispatcher, Event, PeerId, Target};
+use mirai_core::dispatcher::{Action, Config, Dispatcher, Event, PeerId, Replies, Target};
 use mirai_core::protocol::Seq;
 
 const NOW: Duration = Duration::ZERO;
@@ -34,6 +34,7 @@ impl Scene {
                 peer,
                 endpoint,
                 slots: 1,
+                replies: Replies::Sure,
             });
         }
         for _ in 0..tasks {

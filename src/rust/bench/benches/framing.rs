@@ -16,6 +16,7 @@ fn message() -> ToDaemon {
         kind: Kind::Task,
         stream: None,
         constants: None,
+        granted: 12_345,
     }
 }
 

@@ -4,6 +4,7 @@
 //! is the business of the language binding that uses it (crate `mirai` for R).
 //! The rooms of the house, each importing only those above it:
 //!
+//! - `descriptors`: how many there may be.
 //! - [`memory`]: large parts of messages in shared memory.
 //! - [`protocol`]: messages and framing, without I/O.
 //! - [`dispatcher`]: the queue, a state machine without I/O, clocks or threads.
@@ -17,7 +18,10 @@
 //! - [`heap`]: freed memory back to the system.
 //! - [`stream`]: L'Ecuyer-CMRG random number streams.
 
+mod descriptors;
 pub mod dispatcher;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod heap;
 pub mod host;
 pub mod memory;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
-use crate::host::{Host, next_task_id};
+use crate::host::{Host, MOST_SLOTS, next_task_id};
 use crate::memory;
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::signals;
@@ -22,7 +22,7 @@ use crate::task::{Constants, Outcome, Payload, Task};
 use crate::worker::{Assignment, Common, Next, Runtime, Worker};
 
 /// The number of tasks that a relay may hold: they wait in its own queue.
-pub const SLOTS: u32 = u32::MAX;
+pub const SLOTS: u32 = MOST_SLOTS;
 
 /// Tasks that are passed on, by their numbers on the link to the host above. It is what
 /// [`Worker::dial`] needs of a runtime.
@@ -133,44 +133,61 @@ impl Relay {
         done: &Sender<(Seq, Arc<Task>)>,
     ) {
         let seq = task.seq;
-        let targets: Vec<Target> = match task.kind {
-            // For every daemon; without any, for the first to come.
-            Kind::Setup => match self.below.peers() {
-                none if none.is_empty() => vec![Target::Join(0)],
-                peers => peers.into_iter().map(Target::Peer).collect(),
-            },
-            Kind::Task | Kind::Map => vec![Target::Any],
-        };
         let constants = task.constants.as_ref().map(|c| known.get(c, &self.below));
         // Segments end here: what goes on from a relay is copied.
         let body = match memory::plain(&task.body, &task.pieces) {
             Cow::Borrowed(_) => Bytes::from(task.body),
             Cow::Owned(whole) => Bytes::from(whole),
         };
-        let tasks: Vec<Arc<Task>> = targets
-            .iter()
-            .map(|_| {
-                let payload = Payload {
-                    kind: task.kind,
-                    stream: task.stream,
-                    constants: constants.clone(),
-                    body: body.clone().into(),
-                };
-                Arc::new(Task::new(next_task_id(), payload))
-            })
-            .collect();
-
-        let unwanted = {
-            let mut passed = self.tasks.lock();
-            passed.last = seq;
-            passed.tasks.insert(seq, tasks.clone());
-            passed.early.remove(&seq)
+        let make = |n: usize| -> Vec<Arc<Task>> {
+            let payload = || Payload {
+                kind: task.kind,
+                stream: task.stream,
+                constants: constants.clone(),
+                body: body.clone().into(),
+            };
+            (0..n)
+                .map(|_| Arc::new(Task::new(next_task_id(), payload())))
+                .collect()
         };
+        let unwanted = match task.kind {
+            Kind::Task | Kind::Map => {
+                let tasks = make(1);
+                let unwanted = self.note(seq, &tasks, done);
+                for task in tasks {
+                    self.below.submit(task, None, Target::Any);
+                }
+                unwanted
+            }
+            // For every daemon; without any, for the first to come.
+            Kind::Setup => {
+                let mut unwanted = false;
+                let submitted = self.below.submit_to_each(1, |n| {
+                    let tasks = make(n);
+                    unwanted = self.note(seq, &tasks, done);
+                    Some(tasks)
+                });
+                submitted.expect("tasks are always made");
+                unwanted
+            }
+        };
+        if unwanted {
+            self.cancelled(seq);
+        }
+    }
+
+    /// Notes the tasks that one from above has become, the first of which answers for them all. Whether nobody wants it
+    /// any more.
+    fn note(
+        self: &Arc<Self>,
+        seq: Seq,
+        tasks: &[Arc<Task>],
+        done: &Sender<(Seq, Arc<Task>)>,
+    ) -> bool {
         let left = Arc::new(AtomicUsize::new(tasks.len()));
-        let first = tasks[0].clone();
-        for (task, target) in tasks.iter().zip(targets) {
+        for task in tasks {
             let (relay, left) = (Arc::downgrade(self), left.clone());
-            let (first, done) = (first.clone(), done.clone());
+            let (first, done) = (tasks[0].clone(), done.clone());
             task.on_resolved(Box::new(move |_| {
                 if left.fetch_sub(1, Ordering::SeqCst) == 1 {
                     if let Some(relay) = relay.upgrade() {
@@ -180,11 +197,11 @@ impl Relay {
                     let _ = done.send((seq, first));
                 }
             }));
-            self.below.submit(task.clone(), None, target);
         }
-        if unwanted {
-            self.cancelled(seq);
-        }
+        let mut passed = self.tasks.lock();
+        passed.last = seq;
+        passed.tasks.insert(seq, tasks.to_vec());
+        passed.early.remove(&seq)
     }
 }
 

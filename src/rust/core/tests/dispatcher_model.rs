@@ -2,14 +2,15 @@
 //!
 //! The test plays the world: it keeps what every daemon holds, lets daemons
 //! begin, reply, leave and crash, and predicts from the rules in the
-//! dispatcher's documentation who is sent what and how each task ends.
+//! dispatcher's documentation who is sent what and how each task ends. Replies take time
+//! to arrive, and across the network those on their way are lost with their daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use mirai_core::dispatcher::{
     AHEAD, Action, Config, Counts, Dispatcher, EndpointCounts, Event, MOST_AHEAD, OVERDUE, PeerId,
-    Policy, Target, TaskId, Verdict,
+    Policy, Replies, Target, TaskId, Verdict,
 };
 use proptest::prelude::*;
 
@@ -36,22 +37,41 @@ struct Task {
     place: Place,
     /// How often a daemon has begun with it.
     starts: u32,
+    /// It has been with a daemon that gave it back, left or was lost.
+    came_back: bool,
 }
 
-/// A task on a daemon. `wanted` is false once it has resolved without a reply.
+/// How far a daemon has come with a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Unbegun,
+    Running,
+    /// The reply is on its way.
+    Done,
+}
+
+/// A task on a daemon to which no reply has been heard. `wanted` is false once it has resolved without.
 #[derive(Debug)]
 struct Held {
     seq: u64,
     id: TaskId,
     wanted: bool,
+    stage: Stage,
 }
 
 #[derive(Debug)]
 struct Daemon {
     endpoint: usize,
+    slots: usize,
+    replies: Replies,
     held: VecDeque<Held>,
-    /// Whether it evaluates the first of what it holds.
-    busy: bool,
+    /// The latest submitted of the tasks for any daemon that it has begun.
+    latest: TaskId,
+    /// The last task that it has begun, and the last one that it may.
+    begun: u64,
+    granted: u64,
+    /// Replies on their way, and what their tasks have taken.
+    on_their_way: VecDeque<(u64, Duration)>,
     pinned: VecDeque<TaskId>,
     assigned: VecDeque<TaskId>,
     last_seq: u64,
@@ -59,13 +79,17 @@ struct Daemon {
     /// What its tasks take, and since when it may have been at work on the first.
     pace: Option<Duration>,
     since: Duration,
-    /// What it has been asked to give back.
+    /// What it has been asked to give back, and the last task that it has said to have begun.
     recalled: Option<(u64, u64)>,
+    said_begun: u64,
 }
 
 impl Daemon {
     /// As many tasks as it can work off in the time for which it may hold some.
     fn promised(&self) -> usize {
+        if self.slots > 1 {
+            return self.slots;
+        }
         let Some(pace) = self.pace else { return 1 };
         let fit = (1..=MOST_AHEAD).take_while(|n| pace * *n as u32 <= AHEAD);
         fit.last().unwrap_or(1)
@@ -73,7 +97,27 @@ impl Daemon {
 
     /// Whether it holds what it could give back and has not been asked to.
     fn holds(&self) -> bool {
-        self.held.len() > 1 && self.recalled.is_none()
+        let unbegun = self.held.back().is_some_and(|h| h.seq > self.said_begun);
+        self.held.len() > self.slots && unbegun && self.recalled.is_none()
+    }
+
+    /// Up to where it may begin what it holds: as far as replies have been heard, and some tasks more.
+    fn grantable(&self) -> u64 {
+        let n = match self.replies {
+            Replies::Sure => self.held.len(),
+            Replies::MayBeLost => self.held.len().min(self.promised()),
+        };
+        let to = n.checked_sub(1).map_or(self.last_seq, |i| self.held[i].seq);
+        to.max(self.granted)
+    }
+
+    /// Of what it holds, the oldest that the host takes for begun when it is lost.
+    fn begun_at_most(&self, heard_out: bool) -> usize {
+        if heard_out && self.replies == Replies::Sure {
+            return self.held.len().min(self.slots);
+        }
+        let granted = |h: &&Held| h.seq <= self.granted;
+        self.held.iter().take_while(granted).count()
     }
 }
 
@@ -128,10 +172,11 @@ impl World {
     /// How many tasks a daemon may be sent at most, and how many it must be given.
     fn windows(&self, daemon: &Daemon) -> (usize, usize) {
         let prompt = self.now - daemon.since <= AHEAD && daemon.recalled.is_none();
+        let slots = daemon.slots;
         match self.config.policy {
-            Policy::Queue if prompt || daemon.held.is_empty() => (daemon.promised(), 1),
-            Policy::Queue => (1, 1),
-            Policy::RoundRobin => (WINDOW, WINDOW),
+            Policy::Queue if prompt || daemon.held.is_empty() => (daemon.promised(), slots),
+            Policy::Queue => (slots, slots),
+            Policy::RoundRobin => (WINDOW.max(slots), WINDOW.max(slots)),
         }
     }
 
@@ -160,6 +205,7 @@ impl World {
             target,
             place: Place::Waiting,
             starts: 0,
+            came_back: false,
         };
         self.tasks.insert(id, task);
         let mut over = Vec::new();
@@ -191,7 +237,12 @@ impl World {
         id
     }
 
+    /// A daemon on this machine.
     fn join(&mut self, endpoint: usize) -> PeerId {
+        self.join_as(endpoint, 1, Replies::Sure)
+    }
+
+    fn join_as(&mut self, endpoint: usize, slots: usize, replies: Replies) -> PeerId {
         self.last_peer += 1;
         let peer = self.last_peer;
         let mut pinned = std::mem::take(&mut self.waiting[endpoint]);
@@ -203,8 +254,13 @@ impl World {
         pinned.make_contiguous().sort_unstable();
         let daemon = Daemon {
             endpoint,
+            slots,
+            replies,
             held: VecDeque::new(),
-            busy: false,
+            latest: 0,
+            begun: 0,
+            granted: 0,
+            on_their_way: VecDeque::new(),
             pinned,
             assigned: VecDeque::new(),
             last_seq: 0,
@@ -212,6 +268,7 @@ impl World {
             pace: None,
             since: self.now,
             recalled: None,
+            said_begun: 0,
         };
         self.daemons.insert(peer, daemon);
         self.first[endpoint].get_or_insert(peer);
@@ -224,34 +281,49 @@ impl World {
             Event::Joined {
                 peer,
                 endpoint,
-                slots: 1,
+                slots: slots as u32,
+                replies,
             },
             &[],
         );
         peer
     }
 
-    /// The daemon begins with the first task that it holds.
+    /// The daemon begins with the next task that it holds and may begin.
     fn begin(&mut self, peer: PeerId) {
         let daemon = self.daemons.get_mut(&peer).unwrap();
-        let Some(first) = daemon.held.front() else {
-            return;
-        };
-        if std::mem::replace(&mut daemon.busy, true) {
+        let running = daemon.held.iter().filter(|h| h.stage == Stage::Running);
+        if daemon.leaving || running.count() == daemon.slots {
             return;
         }
-        let id = first.id;
+        let may = match daemon.replies {
+            Replies::Sure => u64::MAX,
+            Replies::MayBeLost => daemon.granted,
+        };
+        let unbegun = |h: &Held| h.stage == Stage::Unbegun && h.seq <= may;
+        let Some(at) = daemon.held.iter().position(unbegun) else {
+            return;
+        };
+        let Held { seq, id, .. } = daemon.held[at];
+        assert!(seq > daemon.begun, "out of order");
+        daemon.held[at].stage = Stage::Running;
+        daemon.begun = seq;
         let older = |other: &&TaskId| **other < id;
         let passed_over = daemon.pinned.iter().find(older);
         assert_eq!(
             passed_over, None,
             "task {id} began before one pinned earlier"
         );
-        for behind in daemon.held.iter().skip(1).filter(|h| h.wanted) {
+        for behind in daemon.held.iter().skip(at + 1).filter(|h| h.wanted) {
             let pinned = self.tasks[&behind.id].target != Target::Any;
             assert!(!pinned || behind.id > id, "{} is behind {id}", behind.id);
         }
         let task = self.tasks.get_mut(&id).unwrap();
+        if task.target == Target::Any {
+            let in_turn = id > daemon.latest || task.came_back;
+            assert!(in_turn, "task {id} began after {}", daemon.latest);
+            daemon.latest = daemon.latest.max(id);
+        }
         task.starts += 1;
         let again = self.config.retry && task.target == Target::Any;
         assert!(task.starts == 1 || again, "task {id} was started twice");
@@ -261,25 +333,48 @@ impl World {
         self.reply_after(peer, Duration::from_millis(2));
     }
 
+    /// A reply, which arrives at once.
     fn reply_after(&mut self, peer: PeerId, spent: Duration) {
+        self.say(peer, 0, spent);
+        self.hear(peer, usize::MAX);
+    }
+
+    /// The daemon is through with a task, one of those that run, and replies.
+    fn say(&mut self, peer: PeerId, nth: usize, spent: Duration) {
         self.begin(peer);
-        let now = self.now;
         let daemon = self.daemons.get_mut(&peer).unwrap();
-        let Some(first) = daemon.held.pop_front() else {
+        if daemon.leaving {
             return;
-        };
-        daemon.busy = false;
-        let before = daemon.pace.unwrap_or(spent);
-        daemon.pace = Some(spent.max((before * 3 + spent) / 4));
-        daemon.since = now;
-        self.endpoints[daemon.endpoint].complete += 1;
-        let mut over = Vec::new();
-        if first.wanted {
-            self.completed += 1;
-            over.push((first.id, Verdict::Replied));
         }
-        let seq = first.seq;
-        self.happen(Event::Replied { peer, seq, spent }, &over);
+        let running = daemon.held.iter_mut().filter(|h| h.stage == Stage::Running);
+        let mut running: Vec<_> = running.collect();
+        if let Some(at) = nth.checked_rem(running.len()) {
+            running[at].stage = Stage::Done;
+            let seq = running[at].seq;
+            daemon.on_their_way.push_back((seq, spent));
+        }
+    }
+
+    /// Some of the replies that are on their way arrive.
+    fn hear(&mut self, peer: PeerId, most: usize) {
+        for _ in 0..most {
+            let now = self.now;
+            let daemon = self.daemons.get_mut(&peer).unwrap();
+            let Some((seq, spent)) = daemon.on_their_way.pop_front() else {
+                return;
+            };
+            let at = daemon.held.iter().position(|h| h.seq == seq).unwrap();
+            let done = daemon.held.remove(at).unwrap();
+            let before = daemon.pace.unwrap_or(spent);
+            daemon.pace = Some(spent.max((before * 3 + spent) / 4));
+            daemon.since = now;
+            self.endpoints[daemon.endpoint].complete += 1;
+            let mut over = Vec::new();
+            if done.wanted {
+                over.push((done.id, Verdict::Replied));
+            }
+            self.happen(Event::Replied { peer, seq, spent }, &over);
+        }
     }
 
     /// The daemon's watcher hears that it is to give something back, and does so.
@@ -288,17 +383,9 @@ impl World {
         let Some((from, to)) = daemon.recalled.take() else {
             return;
         };
-        let begun = if daemon.busy {
-            daemon.held.front().map(|h| h.seq)
-        } else {
-            None
-        };
-        let given = |h: &Held| (from..=to).contains(&h.seq) && Some(h.seq) != begun;
-        let first = daemon
-            .held
-            .iter()
-            .find(|h| given(h))
-            .map_or(to + 1, |h| h.seq);
+        let first = from.max(daemon.begun + 1);
+        daemon.said_begun = first.min(to + 1) - 1;
+        let given = |h: &Held| (first..=to).contains(&h.seq);
         let held = std::mem::take(&mut daemon.held);
         let (back, kept): (VecDeque<_>, _) = held.into_iter().partition(given);
         daemon.held = kept;
@@ -311,7 +398,8 @@ impl World {
         let free = |id: &TaskId| self.tasks[id].target == Target::Any;
         let (free, pinned): (Vec<_>, Vec<_>) = back.iter().partition(|id| free(id));
         for id in back {
-            self.tasks.get_mut(&id).unwrap().place = Place::Waiting;
+            let task = self.tasks.get_mut(&id).unwrap();
+            (task.place, task.came_back) = (Place::Waiting, true);
         }
         let daemon = self.daemons.get_mut(&peer).unwrap();
         for id in pinned.into_iter().rev() {
@@ -319,43 +407,70 @@ impl World {
         }
         self.queue.extend(free);
         self.queue.make_contiguous().sort_unstable();
-        let (from, to) = (first, to);
+        // It may claim to give more than it was asked for.
+        let (from, to) = if first == from {
+            (0, u64::MAX)
+        } else {
+            (first, to)
+        };
         self.happen(Event::Returned { peer, from, to }, &[]);
     }
 
-    /// The daemon says goodbye, which it only does between two tasks.
+    /// The daemon says goodbye, between two tasks; or it gives the host up, and perhaps says goodbye in the
+    /// middle of one, to which there will be no reply.
     fn leave(&mut self, peer: PeerId) {
+        self.hear(peer, usize::MAX);
         let daemon = self.daemons.get_mut(&peer).unwrap();
-        if daemon.busy || daemon.leaving {
+        if daemon.leaving {
             return;
         }
         daemon.leaving = true;
+        let begun = daemon.begun;
         let held = std::mem::take(&mut daemon.held);
+        let (running, held): (VecDeque<_>, _) = held.into_iter().partition(|h| h.seq <= begun);
+        daemon.held = running;
         let over = self.take_back(peer, held);
-        self.happen(Event::Leaving { peer }, &over);
+        self.happen(Event::Leaving { peer, begun }, &over);
     }
 
     fn lose(&mut self, peer: PeerId) {
-        let retry = self.config.retry;
-        let over = self.without(peer, Verdict::Reset, retry);
-        self.happen(Event::Lost { peer }, &over);
+        self.lose_after(peer, usize::MAX, true);
     }
 
-    /// What becomes of a daemon's tasks when it is gone. The one that it may have begun is over
-    /// with this verdict, or is to be run again.
-    fn without(&mut self, peer: PeerId, verdict: Verdict, retry: bool) -> Vec<(TaskId, Verdict)> {
+    /// The daemon is gone, and some of its replies are with it: on one machine only if the host itself has
+    /// ended the link before it has `heard_out` the daemon.
+    fn lose_after(&mut self, peer: PeerId, heard: usize, heard_out: bool) {
+        let sure = self.daemons[&peer].replies == Replies::Sure;
+        self.hear(peer, if sure && heard_out { usize::MAX } else { heard });
+        let retry = self.config.retry;
+        let over = self.without(peer, heard_out, Verdict::Reset, retry);
+        self.happen(Event::Lost { peer, heard_out }, &over);
+    }
+
+    /// What becomes of a daemon's tasks when it is gone. Those that it may have begun are over
+    /// with this verdict, or are to be run again.
+    fn without(
+        &mut self,
+        peer: PeerId,
+        heard_out: bool,
+        verdict: Verdict,
+        retry: bool,
+    ) -> Vec<(TaskId, Verdict)> {
         let daemon = self.daemons.get_mut(&peer).unwrap();
         let endpoint = daemon.endpoint;
+        let most = daemon.begun_at_most(heard_out);
         let mut held = std::mem::take(&mut daemon.held);
+        let begun: Vec<_> = held.drain(..most).collect();
+        for back in &held {
+            assert_eq!(back.stage, Stage::Unbegun, "it would run again");
+        }
         let mut over = Vec::new();
-        // Nobody but the daemon knew whether it had begun with the first.
-        let begun = held.pop_front().filter(|h| h.wanted);
-        if let Some(first) = begun {
-            if retry && self.tasks[&first.id].target == Target::Any {
+        for begun in begun.into_iter().rev().filter(|h| h.wanted) {
+            if retry && self.tasks[&begun.id].target == Target::Any {
                 self.endpoints[endpoint].assigned += 1;
-                held.push_front(first);
+                held.push_front(begun);
             } else {
-                over.push((first.id, verdict));
+                over.push((begun.id, verdict));
             }
         }
         over.extend(self.take_back(peer, held));
@@ -377,7 +492,7 @@ impl World {
         self.turn.retain(|peer| !there.contains(peer));
         let mut over = Vec::new();
         for peer in there {
-            over.extend(self.without(peer, Verdict::Closed, false));
+            over.extend(self.without(peer, false, Verdict::Closed, false));
         }
         let instance = &mut self.endpoints[endpoint].instance;
         *instance = -instance.abs();
@@ -443,8 +558,9 @@ impl World {
             .filter(|h| h.wanted)
             .map(|h| h.id)
             .collect();
-        for id in &held {
-            self.tasks.get_mut(id).unwrap().place = Place::Waiting;
+        for id in held.iter().chain(&assigned) {
+            let task = self.tasks.get_mut(id).unwrap();
+            (task.place, task.came_back) = (Place::Waiting, true);
         }
         let free = |id: &TaskId| self.tasks[id].target == Target::Any;
         let (mut back, bound): (Vec<_>, Vec<_>) = held.into_iter().partition(free);
@@ -503,7 +619,18 @@ impl World {
         for action in actions {
             match action {
                 Action::Recall { peer, from, to } => self.recall(peer, from, to),
-                Action::Send { peer, seq, job } => self.sent(peer, seq, job),
+                Action::Send {
+                    peer,
+                    seq,
+                    job,
+                    granted,
+                } => self.sent(peer, seq, job, granted),
+                Action::Grant { peer, to } => {
+                    let daemon = &self.daemons[&peer];
+                    assert_eq!(daemon.replies, Replies::MayBeLost);
+                    assert!(to > daemon.granted, "granted twice");
+                    self.granted(peer, to);
+                }
                 Action::Cancel { peer, seq } => {
                     let named = cancels.remove(&(peer, seq));
                     assert!(named.is_some(), "cancels {seq} on {peer} for no reason");
@@ -512,6 +639,7 @@ impl World {
                     assert_eq!(due.remove(&job), Some(verdict), "task {job}");
                     assert!(self.is_live(job), "task {job} resolved twice");
                     self.tasks.get_mut(&job).unwrap().place = Place::Over(verdict);
+                    self.completed += 1;
                 }
                 Action::Room => room = true,
             }
@@ -531,10 +659,11 @@ impl World {
         let idle = self
             .daemons
             .values()
-            .any(|d| !d.leaving && d.held.is_empty());
+            .any(|d| !d.leaving && d.held.len() < d.slots);
         let daemon = self.daemons.get_mut(&peer).unwrap();
         assert!(daemon.holds(), "recalled too much from {peer}");
-        assert_eq!((from, to), (daemon.held[1].seq, daemon.last_seq));
+        let first = daemon.held[1].seq.max(daemon.said_begun + 1);
+        assert_eq!((from, to), (first, daemon.last_seq));
         let overdue = daemon.since + OVERDUE <= self.now;
         assert!(
             overdue || idle && self.queue.is_empty(),
@@ -544,7 +673,10 @@ impl World {
     }
 
     /// A task is on its way: was it this one's turn?
-    fn sent(&mut self, peer: PeerId, seq: u64, id: TaskId) {
+    fn sent(&mut self, peer: PeerId, seq: u64, id: TaskId, granted: u64) {
+        if self.tasks[&id].target == Target::Any {
+            self.in_turn(id);
+        }
         let (window, _) = self.windows(&self.daemons[&peer]);
         let now = self.now;
         let daemon = self
@@ -566,27 +698,58 @@ impl World {
             seq,
             id,
             wanted: true,
+            stage: Stage::Unbegun,
         });
         self.endpoints[daemon.endpoint].assigned += 1;
         let task = self.tasks.get_mut(&id).unwrap();
         assert_eq!(task.place, Place::Waiting);
         task.place = Place::On(peer);
+        self.granted(peer, granted);
+    }
+
+    /// A daemon may begin what it holds up to this one.
+    fn granted(&mut self, peer: PeerId, to: u64) {
+        let daemon = self.daemons.get_mut(&peer).unwrap();
+        assert_eq!(to, daemon.grantable());
+        if daemon.replies == Replies::MayBeLost && to > daemon.granted {
+            // So many are over if it is lost now.
+            let at_risk = daemon.held.iter().filter(|h| h.seq <= to).count();
+            assert!(at_risk <= daemon.promised(), "granted too much");
+        }
+        daemon.granted = to;
+    }
+
+    /// A task for any daemon is sent. With a queue, those submitted before it that have not begun are with
+    /// daemons, each of which has replied of late or has been asked to give them back.
+    fn in_turn(&self, id: TaskId) {
+        if self.config.policy != Policy::Queue {
+            return;
+        }
+        for daemon in self.daemons.values().filter(|d| !d.leaving) {
+            let older = |h: &&Held| h.wanted && h.id < id && h.stage == Stage::Unbegun;
+            if daemon.held.iter().skip(daemon.slots).any(|h| older(&h)) {
+                let late = daemon.since + OVERDUE <= self.now;
+                assert!(!late || daemon.recalled.is_some(), "{id} overtakes others");
+            }
+        }
     }
 
     /// What must hold between any two events.
     fn check(&self) {
         for (id, daemon) in &self.daemons {
             if daemon.leaving {
-                assert!(daemon.held.is_empty());
+                let begun = |h: &Held| h.stage != Stage::Unbegun;
+                assert!(daemon.held.iter().all(begun));
                 continue;
             }
+            assert_eq!(daemon.granted, daemon.grantable(), "{id} is not told");
             let could_take =
                 !daemon.pinned.is_empty() || !daemon.assigned.is_empty() || !self.queue.is_empty();
             let has_room = daemon.held.len() < self.windows(daemon).1;
             assert!(!(has_room && could_take), "{id} is kept waiting");
         }
         let staying = || self.daemons.values().filter(|d| !d.leaving);
-        if self.config.policy == Policy::Queue && staying().any(|d| d.held.is_empty()) {
+        if self.config.policy == Policy::Queue && staying().any(|d| d.held.len() < d.slots) {
             let asked = staying().any(|d| d.recalled.is_some());
             let could = staying().any(Daemon::holds);
             assert!(
@@ -606,6 +769,8 @@ impl World {
             peak: self.peak,
         };
         assert_eq!(self.dispatcher.counts(), expected);
+        let of_all = expected.awaiting + expected.executing + expected.completed as usize;
+        assert_eq!(of_all, self.tasks.len(), "a task is not counted");
         let endpoints: Vec<_> = self.dispatcher.endpoint_counts().collect();
         assert_eq!(endpoints, self.endpoints);
         let staying = self.daemons.iter().filter(|(_, d)| !d.leaving);
@@ -636,12 +801,22 @@ impl World {
     /// Every daemon works off what it has; what then still waits can only be
     /// ended by a reset.
     fn end(&mut self) {
+        let leaving = self.daemons.iter().filter(|(_, d)| d.leaving);
+        for peer in leaving.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.lose(peer);
+        }
+        let mut steps = 0;
         loop {
+            steps += 1;
+            assert!(steps < 20_000, "nothing comes of it: {:?}", self.daemons);
             let asked = self.daemons.iter().find(|(_, d)| d.recalled.is_some());
             if let Some(peer) = asked.map(|(id, _)| *id) {
                 self.give_back(peer);
             } else if let Some(peer) = self.holding() {
+                let before = self.endpoints[self.daemons[&peer].endpoint].complete;
                 self.reply(peer);
+                let after = self.endpoints[self.daemons[&peer].endpoint].complete;
+                assert!(after > before, "{peer} may not begin what it holds");
             } else {
                 break;
             }
@@ -684,13 +859,17 @@ enum Step {
         bytes: u64,
         timeout: Option<u64>,
     },
-    Join(usize),
+    /// At this endpoint, with so many slots, across the network or not.
+    Join(usize, usize, bool),
     Begin(usize),
-    /// After so many microseconds.
-    Reply(usize, u64),
+    /// One of those that run, after so many microseconds.
+    Reply(usize, usize, u64),
+    /// So many replies arrive.
+    Hear(usize, usize),
     GiveBack(usize),
     Leave(usize),
-    Lose(usize),
+    /// After so many more replies have arrived; the last is whether that were all.
+    Lose(usize, usize, bool),
     Cancel(u64),
     Pass(u64),
     Abandon(usize),
@@ -729,12 +908,13 @@ fn any_step() -> impl Strategy<Value = Step> {
         10 => submit.prop_map(|(target, times, bytes, timeout)| {
             Step::Submit { target, times, bytes, timeout }
         }),
-        4 => (0..ENDPOINTS).prop_map(Step::Join),
-        6 => any::<usize>().prop_map(Step::Begin),
-        20 => (any::<usize>(), any_time()).prop_map(|(n, time)| Step::Reply(n, time)),
+        4 => any_daemon().prop_map(|(endpoint, slots, far)| Step::Join(endpoint, slots, far)),
+        8 => any::<usize>().prop_map(Step::Begin),
+        20 => (any::<usize>(), any::<usize>(), any_time()).prop_map(|(n, nth, time)| Step::Reply(n, nth, time)),
+        20 => (any::<usize>(), 1usize..4).prop_map(|(n, most)| Step::Hear(n, most)),
         6 => any::<usize>().prop_map(Step::GiveBack),
         1 => any::<usize>().prop_map(Step::Leave),
-        3 => any::<usize>().prop_map(Step::Lose),
+        3 => (any::<usize>(), 0usize..3, prop::bool::weighted(0.8)).prop_map(|(n, heard, all)| Step::Lose(n, heard, all)),
         6 => any::<u64>().prop_map(Step::Cancel),
         4 => (0u64..20).prop_map(Step::Pass),
         1 => (0..ENDPOINTS).prop_map(Step::Abandon),
@@ -742,6 +922,12 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => prop::bool::weighted(0.2).prop_map(|really| if really { Step::Reset } else { Step::Pass(1) }),
         1 => any::<(u32, u64)>().prop_map(|(peer, seq)| Step::Crossed(peer, seq)),
     ]
+}
+
+/// Endpoint and slots of a daemon, or a relay, and whether it is across the network.
+fn any_daemon() -> impl Strategy<Value = (usize, usize, bool)> {
+    let slots = prop_oneof![6 => Just(1usize), 1 => Just(3)];
+    (0..ENDPOINTS, slots, any::<bool>())
 }
 
 /// Microseconds that a task has taken: mostly few.
@@ -783,20 +969,28 @@ fn live_through(world: &mut World, step: Step) {
                 world.submit(target, bytes, timeout);
             }
         }
-        Step::Join(endpoint) => {
-            world.join(endpoint);
+        Step::Join(endpoint, slots, far) => {
+            let replies = if far {
+                Replies::MayBeLost
+            } else {
+                Replies::Sure
+            };
+            world.join_as(endpoint, slots, replies);
         }
         Step::Begin(n) => world.pick(n).into_iter().for_each(|p| world.begin(p)),
-        Step::Reply(n, time) => {
+        Step::Reply(n, nth, time) => {
             let time = Duration::from_micros(time);
-            world
-                .pick(n)
-                .into_iter()
-                .for_each(|p| world.reply_after(p, time));
+            let peer = world.pick(n);
+            peer.into_iter().for_each(|p| world.say(p, nth, time));
         }
+        Step::Hear(n, most) => world.pick(n).into_iter().for_each(|p| world.hear(p, most)),
         Step::GiveBack(n) => world.pick(n).into_iter().for_each(|p| world.give_back(p)),
         Step::Leave(n) => world.pick(n).into_iter().for_each(|p| world.leave(p)),
-        Step::Lose(n) => world.pick(n).into_iter().for_each(|p| world.lose(p)),
+        Step::Lose(n, heard, all) => {
+            let peer = world.pick(n);
+            peer.into_iter()
+                .for_each(|p| world.lose_after(p, heard, all));
+        }
         Step::Cancel(n) => world.cancel(n % (world.tasks.len() as u64 + 2)),
         Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
         Step::Abandon(endpoint) => world.abandon(endpoint),
@@ -821,8 +1015,14 @@ fn live_through(world: &mut World, step: Step) {
                 },
                 &[],
             );
-            world.happen(Event::Leaving { peer: gone }, &[]);
-            world.happen(Event::Lost { peer: gone }, &[]);
+            let begun = seq;
+            world.happen(Event::Leaving { peer: gone, begun }, &[]);
+            let heard_out = true;
+            let lost = Event::Lost {
+                peer: gone,
+                heard_out,
+            };
+            world.happen(lost, &[]);
             let peer = peer % (world.last_peer + 1);
             world.happen(
                 Event::Replied {
@@ -851,12 +1051,12 @@ proptest! {
     #[test]
     fn the_rules_hold_through_any_history(
         config in any_config(),
-        daemons in 0usize..4,
+        daemons in prop::collection::vec(any_daemon(), 0..4),
         steps in prop::collection::vec(any_step(), 1..120),
     ) {
         let mut world = World::new(config);
-        for _ in 0..daemons {
-            world.join(0);
+        for (endpoint, slots, far) in daemons {
+            live_through(&mut world, Step::Join(endpoint, slots, far));
         }
         for step in steps {
             live_through(&mut world, step);
@@ -920,6 +1120,7 @@ fn threads_that_overtake_each_other_lose_nothing() {
         peer,
         endpoint,
         slots,
+        replies: Replies::Sure,
     };
     dispatcher.handle(Duration::from_secs(1), joined, &mut out);
     for seq in 1..=4 {
@@ -991,7 +1192,7 @@ fn a_running_task_that_is_cancelled_keeps_its_daemon_until_it_has_let_go() {
     assert_eq!(world.held(one), [a]);
     world.reply(one);
     assert_eq!(world.held(one), [b]);
-    assert_eq!(world.completed, 0);
+    assert_eq!(world.dispatcher.counts().completed, 1);
 }
 
 #[test]
@@ -1204,6 +1405,28 @@ fn round_robin_keeps_the_order_of_what_was_queued_before_anybody_connected() {
         world.reply(two);
     }
     assert_eq!(began, expected);
+}
+
+#[test]
+fn every_task_that_has_resolved_is_counted_as_completed_however_it_ended() {
+    let mut world = queue();
+    let one = world.join(0);
+    let replied = submit(&mut world);
+    world.reply(one);
+    let crashed = submit(&mut world);
+    world.begin(one);
+    let timed_out = world.submit(Target::Any, 1, Some(ms(10)));
+    let canceled = submit(&mut world);
+    world.cancel(canceled);
+    world.pass(ms(10));
+    world.lose(one);
+    let reset = submit(&mut world);
+    world.reset();
+    let ids = [replied, crashed, timed_out, canceled, reset];
+    assert!(ids.iter().all(|id| world.verdict(*id).is_some()));
+    assert_eq!(world.dispatcher.counts().completed, 5);
+    world.dispatcher.count_unsubmitted();
+    assert_eq!(world.dispatcher.counts().completed, 6);
 }
 
 #[test]

@@ -69,6 +69,49 @@ fn a_fresh_url_takes_the_place_of_the_old_one() {
     }
 }
 
+/// Daemons dial while the URL is renewed: those that are connected then are known, and get tasks.
+fn renewed_while_they_dial(given: &str, round: usize) {
+    let host = Host::new(Config::default());
+    let (url, trust, _) = listening(given, &host);
+    let served = AtomicUsize::new(0);
+    let dialled = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let worker = try_dial(&url, &options(trust.clone()));
+                dialled.fetch_add(1, Ordering::SeqCst);
+                let Ok(mut worker) = worker else { return };
+                served.fetch_add(1, Ordering::SeqCst);
+                let next = worker.next(Some(Instant::now() + LONG), || false);
+                assert!(matches!(next, Next::Lost { .. }), "{next:?}");
+                served.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        while dialled.load(Ordering::SeqCst) < round % 8 {
+            thread::yield_now();
+        }
+        host.renew(0, true).unwrap().expect("a fresh URL");
+        while dialled.load(Ordering::SeqCst) < 8 {
+            thread::yield_now();
+        }
+        eventually("those that are not known are sent away", || {
+            host.counts().connections == served.load(Ordering::SeqCst)
+        });
+        host.close(true);
+    });
+}
+
+#[test]
+fn a_daemon_that_joins_while_the_url_is_renewed_is_known_or_sent_away() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..60 {
+        let ipc = format!("ipc://{}", dir.path().join("s").display());
+        for given in [local_url(), ipc, any_port("ws")] {
+            renewed_while_they_dial(&given, round);
+        }
+    }
+}
+
 #[test]
 fn a_url_without_a_path_stays() {
     for scheme in ["tcp", "tls+tcp"] {
@@ -164,7 +207,9 @@ fn storm(scheme: &'static str, rounds: usize) {
                 });
             }
             // Later each time, so that it hits all stages.
-            while answers.load(Ordering::SeqCst) < round % 20 {
+            // Every daemon that goes takes with it what it may have begun.
+            let waiting = || tasks.iter().any(|task| !task.is_resolved());
+            while answers.load(Ordering::SeqCst) < round % 20 && waiting() {
                 thread::yield_now();
             }
             host.close(round % 2 == 0);

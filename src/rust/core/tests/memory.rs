@@ -368,6 +368,7 @@ fn a_host_that_passes_something_else_than_it_says_is_left() {
                 kind: Kind::Task,
                 stream: None,
                 constants: None,
+                granted: 1,
             };
             let good = inset(0, b"12345678");
             let head = encode_head_with(&task, 0, std::slice::from_ref(&good));

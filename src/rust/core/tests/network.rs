@@ -118,3 +118,48 @@ fn many_daemons_share_a_url_and_leave_when_told() {
         }
     }
 }
+
+#[test]
+fn what_is_for_every_daemon_is_one_decision() {
+    let host = Host::new(Config::default());
+    let (url, trust, _) = listening(&any_port("tcp"), &host);
+    let mut workers: Vec<Worker> = (0..2).map(|_| dial(&url, trust.clone())).collect();
+    until(|| host.counts().connections == 2);
+    // More have connected than the caller has thought of: none of it happens.
+    assert_eq!(host.submit_to_each(1, |_| None), Err(2));
+    assert_eq!(host.counts().executing, 0);
+    let mut made = Vec::new();
+    let mut make = |n: usize| {
+        let tasks: Vec<_> = (0..n).map(|i| task(vec![i as u8])).collect();
+        made.clone_from(&tasks);
+        Some(tasks)
+    };
+    assert_eq!(host.submit_to_each(3, &mut make), Ok(()));
+    let all = made.clone();
+    assert_eq!(all.len(), 3);
+    // One leaves before it has begun, the other works, and one is yet to come.
+    workers.pop().unwrap().leave();
+    let setup = next_task(&mut workers[0]);
+    assert!(workers[0].reply(setup.seq, &setup.body, false));
+    assert_eq!(
+        *wait(&all[setup.body[0] as usize]),
+        value(setup.body.clone())
+    );
+    let gone = usize::from(setup.body[0] == 0);
+    assert_eq!(*wait(&all[gone]), Outcome::Reset);
+    assert!(all[2].outcome().is_none());
+    let mut third = dial(&url, trust);
+    let setup = next_task(&mut third);
+    assert!(third.reply(setup.seq, &setup.body, false));
+    assert_eq!(*wait(&all[2]), value([2]));
+    // Those that leave are not counted: nobody waits for them.
+    workers.pop().unwrap().leave();
+    until(|| host.counts().connections == 1);
+    let mut n = 0;
+    let counted = host.submit_to_each(1, |needed| {
+        n = needed;
+        None
+    });
+    assert_eq!((counted, n), (Err(1), 1));
+    host.close(true);
+}

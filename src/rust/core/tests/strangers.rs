@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
+use mirai_core::dispatcher::{Config, Policy};
+use mirai_core::host::MOST_SLOTS;
 use mirai_core::protocol::{Done, ToDaemon, ToHost, VERSION};
 use mirai_core::task::Outcome;
 use mirai_core::tls::{Identity, Trust};
@@ -219,7 +221,7 @@ fn what_is_not_a_hello_is_no_introduction() {
             spent: 0,
         };
         let proof = ToHost::Proof { proof: [7; 32] };
-        for message in [done, proof, ToHost::Pong, ToHost::Leaving] {
+        for message in [done, proof, ToHost::Pong, ToHost::Leaving { begun: 0 }] {
             let mut stranger = place.stranger(place.last_depth());
             stranger.tell(&message, &[]).unwrap();
             stranger.is_sent_away();
@@ -328,11 +330,50 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
         for (task, body) in tasks.iter().zip(["a", "b"]) {
             assert_eq!(*outcome(task), value(body));
         }
-        odd.tell(&ToHost::Leaving, &[]).unwrap();
+        odd.tell(&ToHost::Leaving { begun: 0 }, &[]).unwrap();
         odd.is_sent_away();
         until(|| place.host.counts().connections == 1);
         place.goes_on();
         place.close();
+    }
+}
+
+#[test]
+fn who_claims_to_be_many_gets_no_more_than_its_host_is_set_for() {
+    for (policy, most) in [
+        (Policy::Queue, 1),
+        (Policy::RoundRobin, MOST_SLOTS as usize),
+    ] {
+        let config = Config {
+            policy,
+            ..Config::default()
+        };
+        let place = Place::with("tcp", config);
+        let mut greedy = place.stranger(Depth::Socket);
+        let hello = ToHost::Hello {
+            version: VERSION,
+            pid: 1,
+            tempdir: String::new(),
+            slots: u32::MAX,
+        };
+        greedy.tell(&hello, &[]).unwrap();
+        assert!(matches!(greedy.hear(), Some((ToDaemon::Welcome { .. }, _))));
+        until(|| place.host.counts().connections == 1);
+        let tasks: Vec<_> = (0..MOST_SLOTS + 10)
+            .map(|_| submit(&place.host, "mine"))
+            .collect();
+        assert_eq!(place.host.counts().executing, most);
+        // What it has not been sent is still there for others.
+        drop(greedy);
+        until(|| place.host.counts().connections == 0);
+        let other = echoing(dial(&place.url, None));
+        let (lost, done): (Vec<_>, Vec<_>) = tasks
+            .iter()
+            .partition(|task| *outcome(task) == Outcome::Reset);
+        assert_eq!(lost.len(), most);
+        assert!(done.iter().all(|task| *outcome(task) == value("mine")));
+        place.host.close(true);
+        other.join().unwrap();
     }
 }
 

@@ -18,10 +18,7 @@ pub const IS_OBJECT: i32 = 1 << 8;
 pub const HAS_ATTRIBUTES: i32 = 1 << 9;
 pub const HAS_TAG: i32 = 1 << 10;
 
-/// Bits of a string's levels that belong to its place in R's cache.
-pub const HASHED: i32 = 1;
-pub const CACHED: i32 = 1 << 5;
-/// Bits that tell its encoding.
+/// Bits of a string that tell its encoding.
 pub const BYTES: i32 = 1 << 1;
 pub const LATIN1: i32 = 1 << 2;
 pub const UTF8: i32 = 1 << 3;

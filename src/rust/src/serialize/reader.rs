@@ -5,17 +5,19 @@ use std::mem::MaybeUninit;
 
 use extendr_ffi::{
     R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NewEnv, R_NilValue,
-    Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect, CDR,
-    COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_ATTRIB, SET_STRING_ELT, SET_TAG,
-    SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
+    Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect, CAR, CDR,
+    COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_STRING_ELT, SET_TAG, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, TAG, TYPEOF,
 };
 
 use super::format::*;
 use super::text::Text;
 use super::Source;
-use crate::{r, shared};
+use crate::r::{self, Attributes};
+use crate::{shared, stack};
 
-const DEEPEST: u32 = 400;
+/// Stack that a level of nesting takes at most.
+pub const LEVEL: usize = 512;
 
 /// The object in `bytes`, or `None` if R has to read it. `restored` is what hooks have made:
 /// see [`hooks`](super::hooks).
@@ -31,6 +33,7 @@ pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
         protected: 0,
         environments: R_NilValue,
         restored,
+        deepest: stack::levels(LEVEL) as u32,
     };
     reader.environments = reader.protect(Rf_cons(R_NilValue, R_NilValue));
     let object = reader.item(0);
@@ -50,6 +53,8 @@ struct Reader<'a> {
     /// Objects on R's protection stack.
     protected: i32,
     restored: SEXP,
+    /// Levels for which there is room on the stack.
+    deepest: u32,
 }
 
 impl Reader<'_> {
@@ -87,7 +92,7 @@ impl Reader<'_> {
     }
 
     unsafe fn item_of(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
-        if depth > DEEPEST {
+        if depth > self.deepest {
             return None;
         }
         Some(match flags & 0xff {
@@ -97,7 +102,6 @@ impl Reader<'_> {
             BASE_ENV => R_BaseEnv,
             BASE_NAMESPACE => R_BaseNamespace,
             MISSING_ARG => R_MissingArg,
-            UNBOUND_VALUE => r::R_UnboundValue,
             REFERENCE => {
                 let i = usize::try_from(flags >> 8).ok()?.checked_sub(1)?;
                 // SAFETY: so many have been written.
@@ -161,21 +165,45 @@ impl Reader<'_> {
                 SETCDR(last, cell);
             }
             last = cell;
-            if flags & HAS_ATTRIBUTES != 0 {
-                let attributes = self.item(depth + 1)?;
-                SET_ATTRIB(cell, attributes);
-            }
+            self.attributes(cell, flags, depth)?;
             if flags & HAS_TAG != 0 {
                 let tag = self.item(depth + 1)?;
                 SET_TAG(cell, tag);
             }
             let value = self.item(depth + 1)?;
             r::SETCAR(cell, value);
-            r::SET_OBJECT(cell, i32::from(flags & IS_OBJECT != 0));
             flags = self.integer()?;
         }
         self.unprotect(1);
         Some(head)
+    }
+
+    /// Gives an object the attributes that follow, if its flags say that there are any.
+    unsafe fn attributes(&mut self, object: SEXP, flags: i32, depth: u32) -> Option<()> {
+        let mut attributes = Attributes::of(object);
+        if flags & HAS_ATTRIBUTES != 0 {
+            self.attributes_of(&mut attributes, depth)?;
+        }
+        attributes.finish(flags & IS_OBJECT != 0).then_some(())
+    }
+
+    unsafe fn attributes_of(&mut self, attributes: &mut Attributes, depth: u32) -> Option<()> {
+        const CELL: i32 = SEXPTYPE::LISTSXP as i32 | HAS_TAG;
+        loop {
+            match self.integer()? {
+                NIL => return Some(()),
+                CELL => {}
+                _ => return None,
+            }
+            let name = self.item(depth + 1)?;
+            if TYPEOF(name) != SEXPTYPE::SYMSXP {
+                return None;
+            }
+            let value = self.item(depth + 2)?;
+            if !attributes.add(name, value) {
+                return None;
+            }
+        }
     }
 
     unsafe fn closure(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
@@ -191,10 +219,22 @@ impl Reader<'_> {
         }
         let closure = r::make_closure(formals, body, env)?;
         let closure = self.protect(closure);
-        SET_ATTRIB(closure, attributes);
-        r::SET_OBJECT(closure, i32::from(flags & IS_OBJECT != 0));
+        let mut given = Attributes::of(closure);
+        let mut cell = attributes;
+        while cell != R_NilValue {
+            let fits = TYPEOF(cell) == SEXPTYPE::LISTSXP
+                && TYPEOF(TAG(cell)) == SEXPTYPE::SYMSXP
+                && given.add(TAG(cell), CAR(cell));
+            if !fits {
+                return None;
+            }
+            cell = CDR(cell);
+        }
+        if !given.finish(flags & IS_OBJECT != 0) {
+            return None;
+        }
         if flags >> 12 & S4 != 0 {
-            r::SET_S4_OBJECT(closure);
+            r::set_s4(closure);
         }
         self.unprotect(5);
         Some(closure)
@@ -224,11 +264,11 @@ impl Reader<'_> {
                 self.bindings(bucket, env, depth)?;
             }
         }
-        let attributes = self.item(depth + 1)?;
-        if attributes != R_NilValue {
-            SET_ATTRIB(env, attributes);
-            let class = extendr_ffi::Rf_getAttrib(env, extendr_ffi::R_ClassSymbol);
-            r::SET_OBJECT(env, i32::from(class != R_NilValue));
+        let mut attributes = Attributes::of(env);
+        self.attributes_of(&mut attributes, depth)?;
+        let class = extendr_ffi::Rf_getAttrib(env, extendr_ffi::R_ClassSymbol);
+        if !attributes.finish(class != R_NilValue) {
+            return None;
         }
         if locked {
             r::R_LockEnvironment(env, Rboolean::FALSE);
@@ -255,9 +295,6 @@ impl Reader<'_> {
                 self.promise(value, symbol, env, depth)?;
             } else {
                 let value = self.item_of(value, depth + 1)?;
-                if value == r::R_UnboundValue {
-                    return None;
-                }
                 let value = self.protect(value);
                 Rf_defineVar(symbol, value, env);
                 self.unprotect(1);
@@ -410,13 +447,9 @@ impl Reader<'_> {
                 }
             }
         }
-        if flags & HAS_ATTRIBUTES != 0 {
-            let attributes = self.item(depth + 1)?;
-            SET_ATTRIB(object, attributes);
-        }
-        r::SET_OBJECT(object, i32::from(flags & IS_OBJECT != 0));
+        self.attributes(object, flags, depth)?;
         if flags >> 12 & S4 != 0 {
-            r::SET_S4_OBJECT(object);
+            r::set_s4(object);
         }
         self.unprotect(1);
         Some(object)

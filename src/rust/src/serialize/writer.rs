@@ -9,8 +9,10 @@
 //!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use extendr_ffi::{
-    R_BaseEnv, R_BaseNamespace, R_BlankString, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv,
+    cetype_t, R_BaseEnv, R_BaseNamespace, R_BlankString, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv,
     R_MissingArg, R_NaString, R_NamespaceEnvSpec, R_NilValue, Rboolean, Rf_protect, Rf_unprotect,
     Rf_xlength, CAR, CDR, COMPLEX, INTEGER, LOGICAL, PRINTNAME, RAW, REAL, R_CHAR, SEXP, SEXPTYPE,
     STRING_ELT, TAG, TYPEOF, VECTOR_ELT,
@@ -21,12 +23,17 @@ use rustc_hash::FxHashMap;
 use super::format::*;
 use super::hooks::Collected;
 use super::Buffer;
-use crate::{r, shared};
+use crate::r::{self, Variable};
+use crate::{shared, stack};
 
-/// Beyond this R looks after its stack better than we do.
-const DEEPEST: u32 = 400;
+/// Stack that a level of nesting takes at most. If there is no room for another one, it is left to R,
+/// which says so if it has none, either.
+const LEVEL: usize = 512;
 /// A compact vector (such as `1:10`) up to this many elements is written out.
 const SMALL_COMPACT: isize = 256;
+
+/// Whether the last object was too deep.
+pub static TOO_DEEP: AtomicBool = AtomicBool::new(false);
 
 /// Up to here a linear search finds a reference as fast as a table would.
 const FEW: usize = 24;
@@ -84,12 +91,14 @@ pub unsafe fn write(
     hooks: Option<*mut Collected>,
     object: SEXP,
 ) -> bool {
+    TOO_DEEP.store(false, Ordering::Relaxed);
     (*references).clear();
     (*out).bytes.extend_from_slice(header());
     Writer {
         out,
         references,
         hooks,
+        deepest: stack::levels(LEVEL) as u32,
     }
     .item(object, 0)
 }
@@ -100,6 +109,7 @@ struct Writer {
     out: *mut Buffer,
     references: *mut References,
     hooks: Option<*mut Collected>,
+    deepest: u32,
 }
 
 impl Writer {
@@ -139,7 +149,8 @@ impl Writer {
     }
 
     unsafe fn item(&mut self, object: SEXP, depth: u32) -> bool {
-        if depth > DEEPEST {
+        if depth > self.deepest {
+            TOO_DEEP.store(true, Ordering::Relaxed);
             return false;
         }
         let mut object = object;
@@ -149,7 +160,7 @@ impl Writer {
                 self.integer(code);
                 return true;
             }
-            if self.hooks.is_some() && r::OBJECT(object) != 0 && self.hooked(object) {
+            if self.hooks.is_some() && is_object(object) && self.hooked(object) {
                 return true;
             }
             match TYPEOF(object) {
@@ -157,10 +168,10 @@ impl Writer {
                 SEXPTYPE::ENVSXP => return self.environment(object, depth),
                 SEXPTYPE::EXTPTRSXP | SEXPTYPE::WEAKREFSXP => return self.pointer(object, depth),
                 SEXPTYPE::LISTSXP | SEXPTYPE::LANGSXP => {
-                    let attributes = r::ATTRIB(object);
                     let tag = TAG(object);
-                    self.flags(object, attributes != R_NilValue, tag != R_NilValue);
-                    if attributes != R_NilValue && !self.item(attributes, depth + 1) {
+                    let attributes = r::has_attributes(object);
+                    self.flags(object, attributes, tag != R_NilValue);
+                    if attributes && !self.attributes(object, depth) {
                         return false;
                     }
                     if tag != R_NilValue && !self.item(tag, depth + 1) {
@@ -178,8 +189,11 @@ impl Writer {
     }
 
     unsafe fn flags(&mut self, object: SEXP, attributes: bool, tag: bool) {
-        let mut flags = TYPEOF(object) as i32 | r::LEVELS(object) << 12;
-        if r::OBJECT(object) != 0 {
+        let mut flags = TYPEOF(object) as i32;
+        if r::Rf_isS4(object) == Rboolean::TRUE {
+            flags |= S4 << 12;
+        }
+        if is_object(object) {
             flags |= IS_OBJECT;
         }
         if attributes {
@@ -189,6 +203,15 @@ impl Writer {
             flags |= HAS_TAG;
         }
         self.integer(flags);
+    }
+
+    unsafe fn attributes(&mut self, object: SEXP, depth: u32) -> bool {
+        let done = r::all_attributes(object, |name, value| {
+            self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG);
+            self.symbol(name) && self.item(value, depth + 2)
+        });
+        self.integer(NIL);
+        done
     }
 
     /// A reference, if the object has been written before.
@@ -277,31 +300,29 @@ impl Writer {
             self.integer(NIL);
         }
         Rf_unprotect(1);
-        self.item(r::ATTRIB(env), depth + 1)
+        self.attributes(env, depth)
     }
 
     unsafe fn variable(&mut self, symbol: SEXP, env: SEXP, depth: u32) -> bool {
-        let value = r::get_var_in_frame(symbol, env);
         let locked = r::R_BindingIsLocked(symbol, env) == Rboolean::TRUE;
         let levels = if locked { LOCKED } else { 0 };
         self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG | levels << 12);
         if !self.symbol(symbol) {
             return false;
         }
-        if TYPEOF(value) != SEXPTYPE::PROMSXP {
-            return self.item(value, depth + 1);
+        match Variable::of_known(symbol, env) {
+            Variable::Value(value) | Variable::Forced { value, .. } => self.item(value, depth + 1),
+            // It is not for us to evaluate it.
+            Variable::Delayed { expr, env } => {
+                self.integer(SEXPTYPE::PROMSXP as i32 | HAS_TAG);
+                if !self.item(env, depth + 1) {
+                    return false;
+                }
+                self.integer(UNBOUND_VALUE);
+                self.item(expr, depth + 1)
+            }
+            _ => false,
         }
-        let promised = r::PRVALUE(value);
-        if promised != r::R_UnboundValue {
-            return self.item(promised, depth + 1);
-        }
-        // Not evaluated, and it is not for us to do that.
-        self.integer(SEXPTYPE::PROMSXP as i32 | HAS_TAG);
-        if !self.item(r::PRENV(value), depth + 1) {
-            return false;
-        }
-        self.integer(UNBOUND_VALUE);
-        self.item(r::R_PromiseExpr(value), depth + 1)
     }
 
     /// External pointers and weak references arrive empty, as R has it.
@@ -312,8 +333,8 @@ impl Writer {
         if self.reference(pointer) {
             return true;
         }
-        let attributes = r::ATTRIB(pointer);
-        self.flags(pointer, attributes != R_NilValue, false);
+        let attributes = r::has_attributes(pointer);
+        self.flags(pointer, attributes, false);
         self.references().add(pointer);
         if TYPEOF(pointer) == SEXPTYPE::EXTPTRSXP {
             let protected = extendr_ffi::R_ExternalPtrProtected(pointer);
@@ -322,7 +343,7 @@ impl Writer {
                 return false;
             }
         }
-        attributes == R_NilValue || self.item(attributes, depth + 1)
+        !attributes || self.attributes(pointer, depth)
     }
 
     unsafe fn namespace(&mut self, env: SEXP) -> bool {
@@ -337,9 +358,9 @@ impl Writer {
     }
 
     unsafe fn closure(&mut self, closure: SEXP, depth: u32) -> bool {
-        let attributes = r::ATTRIB(closure);
-        self.flags(closure, attributes != R_NilValue, true);
-        if attributes != R_NilValue && !self.item(attributes, depth + 1) {
+        let attributes = r::has_attributes(closure);
+        self.flags(closure, attributes, true);
+        if attributes && !self.attributes(closure, depth) {
             return false;
         }
         // The body as an expression, also if it has been compiled: the receiver compiles
@@ -353,9 +374,8 @@ impl Writer {
     }
 
     unsafe fn string(&mut self, string: SEXP) -> bool {
-        let flags = SEXPTYPE::CHARSXP as i32 | (r::LEVELS(string) & !(CACHED | HASHED)) << 12;
         if string == R_NaString {
-            self.integer(flags);
+            self.integer(SEXPTYPE::CHARSXP as i32);
             self.integer(-1);
             return true;
         }
@@ -363,8 +383,18 @@ impl Writer {
         let Ok(n) = i32::try_from(Rf_xlength(string)) else {
             return false;
         };
-        let bytes = std::slice::from_raw_parts(R_CHAR(string).cast(), n as usize);
-        self.integer(flags);
+        let bytes = std::slice::from_raw_parts(R_CHAR(string).cast::<u8>(), n as usize);
+        // R declares the encoding of those that are not ASCII only.
+        let levels = match () {
+            () if bytes.is_ascii() => ASCII,
+            () => match r::Rf_getCharCE(string) {
+                cetype_t::CE_UTF8 => UTF8,
+                cetype_t::CE_LATIN1 => LATIN1,
+                cetype_t::CE_BYTES => BYTES,
+                _ => 0,
+            },
+        };
+        self.integer(SEXPTYPE::CHARSXP as i32 | levels << 12);
         self.integer(n);
         // SAFETY: as in `out`.
         (*self.out).append_plain(bytes)
@@ -407,8 +437,8 @@ impl Writer {
         {
             return false;
         }
-        let attributes = r::ATTRIB(object);
-        self.flags(object, attributes != R_NilValue, false);
+        let attributes = r::has_attributes(object);
+        self.flags(object, attributes, false);
         if kind != r::S4SXP {
             self.length(n);
         }
@@ -422,14 +452,21 @@ impl Writer {
             r::S4SXP => true,
             _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),
         };
-        done && (attributes == R_NilValue || self.item(attributes, depth + 1))
+        done && (!attributes || self.attributes(object, depth))
     }
 }
 
 /// Whether a variable is of a kind that can be written here.
 unsafe fn is_known(symbol: SEXP, env: SEXP) -> bool {
-    r::R_BindingIsActive(symbol, env) == Rboolean::FALSE
-        && TYPEOF(r::get_var_in_frame(symbol, env)) != SEXPTYPE::DOTSXP
+    match Variable::of_existing(symbol, env) {
+        Variable::Value(value) => TYPEOF(value) != SEXPTYPE::DOTSXP,
+        Variable::Forced { .. } | Variable::Delayed { .. } => true,
+        _ => false,
+    }
+}
+
+unsafe fn is_object(object: SEXP) -> bool {
+    r::Rf_isObject(object) == Rboolean::TRUE
 }
 
 /// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
@@ -485,7 +522,6 @@ unsafe fn special(object: SEXP) -> Option<i32> {
         _ if object == R_BaseEnv => BASE_ENV,
         _ if object == R_BaseNamespace => BASE_NAMESPACE,
         _ if object == R_MissingArg => MISSING_ARG,
-        _ if object == r::R_UnboundValue => UNBOUND_VALUE,
         _ => return None,
     })
 }

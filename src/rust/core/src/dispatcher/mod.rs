@@ -12,11 +12,26 @@
 //! - [`Policy::Queue`]: first in, first out; a task is sent only to a daemon that
 //!   can start it at once, that is, within [`AHEAD`] by the time that its tasks have taken
 //!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
-//!   started is recalled to where it stood in the queue. [`Policy::RoundRobin`]: tasks are
+//!   started is recalled to where it stood in the queue.
+//!
+//!   So no daemon starts a task after a later one, unless that task was taken back from another daemon, which was
+//!   lost, has left or was asked to give it back. What is taken back is sent before anything later, but other
+//!   daemons may have started later tasks in the meantime, and hold some. That is bounded: when a task
+//!   is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
+//!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them. [`Policy::RoundRobin`]: tasks are
 //!   assigned in turn to the daemons connected at submission, each of which works in order.
-//! - A daemon that is lost takes at most the one task with it that it had
-//!   started (a relay, which stands for many daemons, as many as it has slots); what it held
-//!   unstarted goes back to where it came from.
+//! - Without [`Config::retry`], no task is begun twice. What a daemon that is lost may have begun is
+//!   over ([`Verdict::Reset`]); what it held beyond that goes back to where it came from. What it may
+//!   have begun depends on its link ([`Replies`]):
+//!   - [`Replies::Sure`]: the host has heard every reply, and a daemon replies before it begins the next
+//!     task. So it is the oldest task without a reply (a relay, which stands for many daemons, may have
+//!     begun as many as it has slots).
+//!   - [`Replies::MayBeLost`]: a daemon may have replied, and have begun the next task, and the
+//!     reply is lost with it. So it begins only what has been *granted*, and every task is counted as begun
+//!     that is granted and not replied to. Of the tasks without a reply the oldest are granted: one, or
+//!     as many tiny ones as fit into [`AHEAD`] by the time that its tasks have taken of late, at most
+//!     [`MOST_AHEAD`] (a relay: all that it holds). A grant is raised by replies that have arrived, and by
+//!     nothing else, and is never taken back.
 //! - What is pinned to a daemon (everywhere) runs before anything submitted
 //!   later starts there, and nowhere else.
 
@@ -96,6 +111,15 @@ pub enum Target {
     Join(u32),
 }
 
+/// Whether what a daemon has replied reaches the host even if the daemon dies right after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replies {
+    /// On one machine: what has been written to a socket can be read to its end. Grants are of no use.
+    Sure,
+    /// Across the network.
+    MayBeLost,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event<J> {
@@ -114,6 +138,7 @@ pub enum Event<J> {
         endpoint: Endpoint,
         /// Tasks that it may run at once, at least 1.
         slots: u32,
+        replies: Replies,
     },
     /// A daemon has finished with a task, or skipped it, on which it has spent this time.
     Replied {
@@ -123,10 +148,14 @@ pub enum Event<J> {
     },
     /// The answer to [`Action::Recall`]: these have not been started and never will be there.
     Returned { peer: PeerId, from: Seq, to: Seq },
-    /// A daemon will start nothing more.
-    Leaving { peer: PeerId },
+    /// A daemon will begin nothing more, and nothing beyond this task has begun.
+    Leaving { peer: PeerId, begun: Seq },
     /// The connection is gone.
-    Lost { peer: PeerId },
+    Lost {
+        peer: PeerId,
+        /// Everything that the peer had sent has been read.
+        heard_out: bool,
+    },
     /// The endpoint has moved to another URL, and the connections there are closed: what
     /// they have started is not run again.
     Moved { endpoint: Endpoint },
@@ -148,24 +177,18 @@ pub enum Action<J> {
         peer: PeerId,
         seq: Seq,
         job: J,
+        /// Up to this one the daemon may begin what it has been sent: see [`Replies`].
+        granted: Seq,
     },
+    /// Tell the daemon that it may begin what it has been sent up to this one.
+    Grant { peer: PeerId, to: Seq },
     /// Tell the daemon that nobody waits for this task.
-    Cancel {
-        peer: PeerId,
-        seq: Seq,
-    },
+    Cancel { peer: PeerId, seq: Seq },
     /// Ask the daemon to give back those of these tasks that it has not started. It must be
     /// answered.
-    Recall {
-        peer: PeerId,
-        from: Seq,
-        to: Seq,
-    },
+    Recall { peer: PeerId, from: Seq, to: Seq },
     /// The task is over. It is not mentioned again.
-    Resolve {
-        job: J,
-        verdict: Verdict,
-    },
+    Resolve { job: J, verdict: Verdict },
     /// The queue has shrunk: see [`Dispatcher::has_room`].
     Room,
 }
@@ -189,7 +212,7 @@ pub struct Counts {
     /// Tasks not yet sent, and sent.
     pub awaiting: usize,
     pub executing: usize,
-    /// Tasks replied to so far.
+    /// Tasks resolved so far, however they ended.
     pub completed: u64,
     /// Daemons connected now, and so far.
     pub connections: usize,
@@ -228,9 +251,14 @@ struct Peer {
     endpoint: Endpoint,
     /// Tasks that it may run at once.
     slots: usize,
-    /// Tasks sent and not replied to, in order of `seq`. The daemon works in order, so the first
-    /// one (as many as it has slots) may have been started and the others have not.
+    replies: Replies,
+    /// Tasks sent and not replied to, in order of `seq`, in which the daemon begins them.
     flights: VecDeque<Flight>,
+    /// Those with larger numbers have not been allowed to begin.
+    granted: Seq,
+    /// Those up to this one have begun, as it said when it was last asked to give some back. Their replies
+    /// may take longer to arrive than that answer.
+    begun: Seq,
     /// Tasks that only this daemon shall run.
     pinned: VecDeque<TaskId>,
     /// Tasks assigned in turn, not yet sent.
@@ -244,20 +272,48 @@ struct Peer {
     pace: Option<Duration>,
     /// Since when it may have been at work on its first task.
     since: Time,
-    /// What it holds is being recalled.
-    recalled: bool,
+    /// First and last of what is being recalled.
+    recalled: Option<(Seq, Seq)>,
 }
 
 impl Peer {
     /// How many tasks it may hold, if what it has begun is as quick as those before.
     fn window(&self, policy: Policy) -> usize {
-        match (policy, self.pace) {
-            (Policy::RoundRobin, _) => ROUND_ROBIN_WINDOW.max(self.slots),
-            (Policy::Queue, Some(pace)) if self.slots == 1 && !self.recalled => {
-                let tasks = AHEAD.as_nanos() / pace.as_nanos().max(1);
-                tasks.clamp(1, MOST_AHEAD as u128) as usize
-            }
-            (Policy::Queue, _) => self.slots,
+        match policy {
+            Policy::RoundRobin => ROUND_ROBIN_WINDOW.max(self.slots),
+            Policy::Queue if self.slots == 1 && self.recalled.is_none() => self.tiny(),
+            Policy::Queue => self.slots,
+        }
+    }
+
+    /// How many of its tasks fit into [`AHEAD`], at least one.
+    fn tiny(&self) -> usize {
+        let Some(pace) = self.pace else { return 1 };
+        let tasks = AHEAD.as_nanos() / pace.as_nanos().max(1);
+        tasks.clamp(1, MOST_AHEAD as u128) as usize
+    }
+
+    /// Grants what may be granted now; returns the last task that is.
+    fn grant(&mut self) -> Seq {
+        let unheard = match self.replies {
+            Replies::Sure => usize::MAX,
+            Replies::MayBeLost if self.slots > 1 => self.slots,
+            Replies::MayBeLost => self.tiny(),
+        };
+        let to = match self.flights.len().min(unheard) {
+            0 => self.last_seq,
+            n => self.flights[n - 1].seq,
+        };
+        self.granted = self.granted.max(to);
+        self.granted
+    }
+
+    /// How many of its tasks, from the oldest, it may have begun by the time that it is lost.
+    fn begun_at_most(&self, heard_out: bool) -> usize {
+        if self.replies == Replies::Sure && heard_out {
+            self.flights.len().min(self.slots)
+        } else {
+            self.flights.partition_point(|f| f.seq <= self.granted)
         }
     }
 
@@ -275,6 +331,7 @@ struct EndpointState {
     waiting: VecDeque<TaskId>,
     first: Option<PeerId>,
     abandoned: bool,
+    released: bool,
 }
 
 /// See the [module documentation](self).
@@ -294,6 +351,8 @@ pub struct Dispatcher<J> {
     /// Tasks for connections to come, by the number of the connection.
     joins: FxHashMap<u64, VecDeque<TaskId>>,
     endpoints: Vec<EndpointState>,
+    /// Of these, those that were released.
+    unused: Vec<Endpoint>,
     deadlines: BTreeSet<(Time, TaskId)>,
     in_flight: usize,
     counts: Counts,
@@ -319,6 +378,7 @@ impl<J: Clone> Dispatcher<J> {
             turn: VecDeque::new(),
             joins: FxHashMap::default(),
             endpoints: Vec::new(),
+            unused: Vec::new(),
             deadlines: BTreeSet::new(),
             in_flight: 0,
             counts: Counts::default(),
@@ -333,15 +393,29 @@ impl<J: Clone> Dispatcher<J> {
         self.config
     }
 
-    /// Adds an endpoint and returns its index.
+    /// Adds an endpoint and returns its index, which may be that of one that was released.
     pub fn add_endpoint(&mut self) -> Endpoint {
+        if let Some(endpoint) = self.unused.pop() {
+            self.endpoints[endpoint] = EndpointState::default();
+            return endpoint;
+        }
         self.endpoints.push(EndpointState::default());
         self.endpoints.len() - 1
     }
 
-    /// Takes back the last [`add_endpoint`](Self::add_endpoint): nobody has connected there.
-    pub fn remove_last_endpoint(&mut self) {
-        self.endpoints.pop();
+    /// Nobody will connect at this endpoint or submit for it: once the last connection there is gone,
+    /// its index may be used again.
+    pub fn release_endpoint(&mut self, endpoint: Endpoint) {
+        self.endpoints[endpoint].released = true;
+        self.reuse(endpoint);
+    }
+
+    fn reuse(&mut self, endpoint: Endpoint) {
+        let state = &mut self.endpoints[endpoint];
+        if state.released && state.counts.online == 0 {
+            state.released = false;
+            self.unused.push(endpoint);
+        }
     }
 
     /// The earliest time at which [`Event::Tick`] has something to do.
@@ -366,6 +440,11 @@ impl<J: Clone> Dispatcher<J> {
             connections: self.peers.len(),
             ..self.counts
         }
+    }
+
+    /// Counts a task that resolved before it could be submitted: its payload could not be made.
+    pub fn count_unsubmitted(&mut self) {
+        self.counts.completed += 1;
     }
 
     pub fn endpoint_counts(&self) -> impl Iterator<Item = EndpointCounts> + '_ {
@@ -417,23 +496,22 @@ impl<J: Clone> Dispatcher<J> {
                 peer,
                 endpoint,
                 slots,
-            } => self.joined(peer, endpoint, slots, out),
+                replies,
+            } => self.joined(peer, endpoint, slots, replies, out),
             Event::Replied { peer, seq, spent } => self.replied(peer, seq, spent, out),
             Event::Returned { peer, from, to } => self.returned(peer, from, to, out),
-            Event::Leaving { peer } => self.leaving(peer, out),
-            Event::Lost { peer } => {
+            Event::Leaving { peer, begun } => self.leaving(peer, begun, out),
+            Event::Lost { peer, heard_out } => {
                 let verdict = (!self.config.retry).then_some(Verdict::Reset);
-                self.lost(peer, verdict, out);
+                self.lost(peer, heard_out, verdict, out);
             }
             Event::Moved { endpoint } => self.moved(endpoint, out),
             Event::Cancel { id } => self.finish(id, Verdict::Canceled, true, out),
             Event::Tick => {
                 // Without a queue the daemon is left to run on, as the contract says.
                 let interrupt = self.config.policy == Policy::Queue;
-                while let Some((at, _)) = self.deadlines.first()
-                    && *at <= now
-                    && let Some((_, id)) = self.deadlines.pop_first()
-                {
+                while self.deadlines.first().is_some_and(|(at, _)| *at <= now) {
+                    let (_, id) = self.deadlines.pop_first().expect("there is a first one");
                     self.finish(id, Verdict::TimedOut, interrupt, out);
                 }
                 self.recall_overdue(out);
@@ -501,7 +579,14 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    fn joined(&mut self, id: PeerId, endpoint: Endpoint, slots: u32, out: &mut Vec<Action<J>>) {
+    fn joined(
+        &mut self,
+        id: PeerId,
+        endpoint: Endpoint,
+        slots: u32,
+        replies: Replies,
+        out: &mut Vec<Action<J>>,
+    ) {
         let state = &mut self.endpoints[endpoint];
         state.counts.online += 1;
         state.counts.instance = state.counts.instance.abs() + 1;
@@ -516,7 +601,10 @@ impl<J: Clone> Dispatcher<J> {
         let peer = Peer {
             endpoint,
             slots: slots.max(1) as usize,
+            replies,
             flights: VecDeque::new(),
+            granted: 0,
+            begun: 0,
             pinned,
             assigned: VecDeque::new(),
             last_seq: 0,
@@ -525,7 +613,7 @@ impl<J: Clone> Dispatcher<J> {
             holds: false,
             pace: None,
             since: self.now,
-            recalled: false,
+            recalled: None,
         };
         self.peers.insert(id, peer);
         self.turn.push_back(id);
@@ -547,7 +635,6 @@ impl<J: Clone> Dispatcher<J> {
         let done = flight.id.and_then(|task| self.take(task));
         self.feed(id, out);
         if let Some(entry) = done {
-            self.counts.completed += 1;
             out.push(Action::Resolve {
                 job: entry.job,
                 verdict: Verdict::Replied,
@@ -557,13 +644,17 @@ impl<J: Clone> Dispatcher<J> {
 
     /// A peer has given back what it had not started.
     fn returned(&mut self, id: PeerId, from: Seq, to: Seq, out: &mut Vec<Action<J>>) {
-        let Some(peer) = self.peers.get_mut(&id).filter(|p| p.recalled) else {
+        let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.recalled = false;
+        let Some((first, last)) = peer.recalled.take() else {
+            return;
+        };
+        // No more than it has been asked for.
+        let given = from.max(first)..=to.min(last);
+        peer.begun = from.clamp(first, last + 1) - 1;
         let held = std::mem::take(&mut peer.flights);
-        let (back, held): (VecDeque<_>, _) =
-            held.into_iter().partition(|f| (from..=to).contains(&f.seq));
+        let (back, held): (VecDeque<_>, _) = held.into_iter().partition(|f| given.contains(&f.seq));
         peer.flights = held;
         self.endpoints[peer.endpoint].counts.assigned -= back.len() as u64;
         let mut free = Vec::new();
@@ -589,7 +680,7 @@ impl<J: Clone> Dispatcher<J> {
         for id in self.holders.clone() {
             let peer = &self.peers[&id];
             let due = peer.since + OVERDUE;
-            if peer.recalled {
+            if peer.recalled.is_some() {
                 continue;
             }
             if due <= self.now {
@@ -604,7 +695,8 @@ impl<J: Clone> Dispatcher<J> {
     fn recall_for_idle(&mut self, out: &mut Vec<Action<J>>) {
         let held = |id: &PeerId| {
             let peer = &self.peers[id];
-            (!peer.recalled).then_some((peer.flights.len(), *id))
+            let unasked = peer.recalled.is_none();
+            unasked.then_some((peer.flights.len(), *id))
         };
         if let Some((_, most)) = self.holders.iter().filter_map(held).max() {
             self.recall(most, out);
@@ -613,31 +705,38 @@ impl<J: Clone> Dispatcher<J> {
 
     fn recall(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
         let peer = self.peer(id);
-        peer.recalled = true;
         // The first one is under way.
-        let (from, to) = (peer.flights[1].seq, peer.last_seq);
+        let (from, to) = (peer.flights[1].seq.max(peer.begun + 1), peer.last_seq);
+        peer.recalled = Some((from, to));
         out.push(Action::Recall { peer: id, from, to });
     }
 
-    fn leaving(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+    fn leaving(&mut self, id: PeerId, begun: Seq, out: &mut Vec<Action<J>>) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
         peer.leaving = true;
-        let flights = std::mem::take(&mut peer.flights);
+        let running = peer.flights.partition_point(|f| f.seq <= begun);
+        let flights = peer.flights.split_off(running);
         self.endpoints[peer.endpoint].counts.assigned -= flights.len() as u64;
         self.retire(id);
         self.take_back(id, flights, out);
     }
 
-    /// `verdict` is what becomes of tasks that had been started, unless they go back, too.
-    fn lost(&mut self, id: PeerId, verdict: Option<Verdict>, out: &mut Vec<Action<J>>) {
+    /// `verdict` is what becomes of tasks that may have been begun, unless they go back, too.
+    fn lost(
+        &mut self,
+        id: PeerId,
+        heard_out: bool,
+        verdict: Option<Verdict>,
+        out: &mut Vec<Action<J>>,
+    ) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
         peer.leaving = true;
+        let started = peer.begun_at_most(heard_out);
         let mut flights = std::mem::take(&mut peer.flights);
-        let started = flights.len().min(peer.slots);
         let unstarted = flights.len() - started;
         self.endpoints[peer.endpoint].counts.assigned -= unstarted as u64;
         self.retire(id);
@@ -649,6 +748,7 @@ impl<J: Clone> Dispatcher<J> {
         self.take_back(id, flights, out);
         let peer = self.peers.remove(&id).expect("peer is present");
         self.endpoints[peer.endpoint].counts.online -= 1;
+        self.reuse(peer.endpoint);
     }
 
     fn moved(&mut self, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
@@ -661,7 +761,8 @@ impl<J: Clone> Dispatcher<J> {
             self.retire(*peer);
         }
         for peer in there {
-            self.lost(peer, Some(Verdict::Closed), out);
+            // It may be in the middle of anything.
+            self.lost(peer, false, Some(Verdict::Closed), out);
         }
         if let Some(state) = self.endpoints.get_mut(endpoint) {
             state.counts.instance = -state.counts.instance.abs();
@@ -767,9 +868,10 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    /// Forgets a task and puts the accounts right.
+    /// Forgets a task, which resolves now, and puts the accounts right.
     fn take(&mut self, id: TaskId) -> Option<Entry<J>> {
         let entry = self.tasks.remove(id)?;
+        self.counts.completed += 1;
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id));
         }
@@ -806,9 +908,10 @@ impl<J: Clone> Dispatcher<J> {
     /// Assigns the queue to the peers in turn, if there are any.
     fn deal(&mut self, out: &mut Vec<Action<J>>) {
         let mut dealt = 0;
-        while !self.turn.is_empty()
-            && let Some(task) = self.oldest_queued()
-        {
+        while !self.turn.is_empty() {
+            let Some(task) = self.oldest_queued() else {
+                break;
+            };
             self.queue.pop_front();
             self.turn.rotate_left(1);
             let peer = *self.turn.back().expect("turn is not empty");
@@ -878,14 +981,20 @@ impl<J: Clone> Dispatcher<J> {
             self.idle.retain(|p| *p != id);
         }
         peer.idle = idle;
-        let holds = policy == Policy::Queue && peer.flights.len() > peer.slots;
+        let unbegun = peer.flights.back().is_some_and(|f| f.seq > peer.begun);
+        let holds = policy == Policy::Queue && peer.flights.len() > peer.slots && unbegun;
         if holds && !peer.holds {
             self.holders.push(id);
         } else if !holds && peer.holds {
             self.holders.retain(|p| *p != id);
         }
         peer.holds = holds;
-        if holds && !peer.recalled {
+        let before = peer.granted;
+        if peer.replies == Replies::MayBeLost && peer.grant() > before {
+            let to = peer.granted;
+            out.push(Action::Grant { peer: id, to });
+        }
+        if holds && peer.recalled.is_none() {
             let due = peer.since + OVERDUE;
             self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
         }
@@ -903,6 +1012,7 @@ impl<J: Clone> Dispatcher<J> {
             seq,
             id: Some(task),
         });
+        let granted = peer.grant();
         self.endpoints[peer.endpoint].counts.assigned += 1;
         entry.sent = Some((id, seq));
         self.in_flight += 1;
@@ -911,6 +1021,7 @@ impl<J: Clone> Dispatcher<J> {
             peer: id,
             seq,
             job: entry.job.clone(),
+            granted,
         });
         if self.config.capacity.is_some() {
             out.push(Action::Room);

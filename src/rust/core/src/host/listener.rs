@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use super::{Endpoint, Hello, Listening, Shared};
+use super::{Endpoint, Hello, Listening, PeerId, Shared};
+use crate::descriptors::out_of_the_way;
 use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::runtime;
@@ -31,6 +33,13 @@ struct Introduced {
     hello: Hello,
 }
 
+/// A peer that has joined.
+struct Served {
+    id: PeerId,
+    link: Arc<unix::UnixLink>,
+    reader: FrameReader<ToHost>,
+}
+
 impl Shared {
     /// Listens at a URL of this machine; with `once`, for a single daemon. Returns what to list.
     pub(super) fn listen_local(
@@ -39,7 +48,8 @@ impl Shared {
         endpoint: Endpoint,
         once: bool,
     ) -> io::Result<Listening> {
-        let listener = unix::listen(address)?;
+        let listener: OwnedFd = unix::listen(address)?.into();
+        let listener = std::os::unix::net::UnixListener::from(out_of_the_way(listener));
         listener.set_nonblocking(true)?;
         let _inside = runtime::handle().enter();
         let listener = UnixListener::from_std(listener)?;
@@ -62,15 +72,18 @@ impl Shared {
 
     async fn accept_all(self: Arc<Self>, listener: UnixListener, endpoint: Endpoint) {
         let strangers = Arc::new(Semaphore::new(STRANGERS));
+        // They are turned away when this task ends with the URL.
+        let mut hearing = JoinSet::new();
         loop {
             let permit = strangers.clone().acquire_owned().await;
             let stream = next_connection(&listener).await;
+            while hearing.try_join_next().is_some() {}
             let shared = self.clone();
-            tokio::spawn(async move {
+            hearing.spawn(async move {
                 let peer = introduced(stream).await;
                 drop(permit);
-                if let Some(peer) = peer {
-                    shared.serve(peer, endpoint, false).await;
+                if let Some(served) = peer.and_then(|peer| shared.take_in(peer, endpoint)) {
+                    tokio::spawn(async move { shared.serve(served).await });
                 }
             });
         }
@@ -79,31 +92,48 @@ impl Shared {
     async fn accept_one(self: Arc<Self>, listener: UnixListener, endpoint: Endpoint) {
         loop {
             let stream = next_connection(&listener).await;
-            if let Some(peer) = introduced(stream).await {
+            let Some(peer) = introduced(stream).await else {
+                continue;
+            };
+            // It joins without a pause, in which this task could be ended and the endpoint become another's.
+            if let Some(served) = self.take_in(peer, endpoint) {
                 drop(listener);
+                if self.state.lock().dispatcher.is_idle(served.id) {
+                    // Its task is no longer wanted.
+                    served.link.close();
+                }
                 // Not in this task, which ends with the listener.
-                tokio::spawn(async move { self.serve(peer, endpoint, true).await });
+                tokio::spawn(async move { self.serve(served).await });
                 return;
             }
         }
     }
 
-    /// Makes a link of a peer and serves it to its end. With `once`, one whose
-    /// task is no longer wanted is sent away.
-    async fn serve(&self, peer: Introduced, endpoint: Endpoint, once: bool) {
-        let Ok(link) = unix::UnixLink::new(peer.stream.into(), peer.control) else {
-            return;
-        };
+    /// Makes a link of a peer. `None`: there is no descriptor for it.
+    fn take_in(&self, peer: Introduced, endpoint: Endpoint) -> Option<Served> {
+        let link = unix::UnixLink::new(peer.stream.into(), peer.control).ok()?;
         let id = self.join(link.clone(), endpoint, peer.hello);
-        if once && self.state.lock().dispatcher.is_idle(id) {
-            link.close();
-        }
+        Some(Served {
+            id,
+            link,
+            reader: peer.reader,
+        })
+    }
+
+    /// Serves a link to its end.
+    async fn serve(&self, Served { id, link, reader }: Served) {
         let receive = |message, body: Arrival| self.receive(id, message, body.into());
-        // However it ends, the daemon is lost to us.
-        let _ = link
-            .serve(peer.reader.into_stage(Limits::LINK), receive)
-            .await;
-        self.lost(id);
+        let served = link.serve(reader.into_stage(Limits::LINK), receive).await;
+        // However it ends, the daemon is lost to us. By its own end, all that it had written has been read; by
+        // a fault that we found, or had, there may be replies which have not.
+        let heard_out = match served {
+            Ok(()) => true,
+            Err(e) => matches!(
+                e.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ),
+        };
+        self.lost(id, heard_out);
     }
 }
 
@@ -149,7 +179,7 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
         ToHost::Hello {
             version,
             pid,
-            tempdir,
+            tempdir: _,
             slots,
         },
         Some(control),
@@ -169,7 +199,7 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
         control,
         reader,
         hello: Hello {
-            local: Some((pid, tempdir.into())),
+            local: Some(pid),
             slots,
         },
     })

@@ -14,9 +14,8 @@ mod network;
 pub use network::node_name;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,13 +25,14 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Target, TaskId,
-    Verdict,
+    Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies,
+    Target, TaskId, Time, Verdict,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child, Program};
-use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
+use crate::protocol::{Control, Done, Frame, Seq, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::task::{Constants, Outcome, Payload, Task};
 use crate::tls::{Identity, TlsError};
@@ -42,6 +42,11 @@ use crate::wait::Bell;
 /// Time without a sign of life after which a peer across the network is given up, unless
 /// told otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tasks that a relay may hold at once, whatever it claims: enough for any number of daemons behind it, and no more of
+/// the queue is gone should it lie. Relays are for hosts without a queue: with [`Policy::Queue`] whoever connects is one
+/// daemon, with one task at a time.
+pub const MOST_SLOTS: u32 = 4096;
 
 /// A timeout from here on is none: no clock could hold its deadline.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -82,9 +87,10 @@ struct Shared {
     keeping_alive: AtomicBool,
     /// Constants that no task needs any more, to be forgotten by daemons.
     dropped: Mutex<Vec<u64>>,
-    /// Daemons by process id, until the process is gone: the connection and the
-    /// session directory.
-    processes: Mutex<FxHashMap<u32, (PeerId, PathBuf)>>,
+    /// The connection of each process on this machine, for as long as both last.
+    processes: Mutex<FxHashMap<u32, PeerId>>,
+    /// Processes that were started here, and some that have ended.
+    children: Mutex<Vec<Weak<Child>>>,
 }
 
 struct State {
@@ -99,6 +105,7 @@ struct State {
 
 struct Connected {
     link: Arc<dyn Link>,
+    endpoint: Endpoint,
     /// Constants that the daemon has been sent.
     holds: FxHashSet<u64>,
 }
@@ -116,8 +123,8 @@ struct Listening {
 
 /// What a daemon has said of itself.
 struct Hello {
-    /// Process id and session directory, if they are on this machine.
-    local: Option<(u32, PathBuf)>,
+    /// Process id, if it is on this machine.
+    local: Option<u32>,
     slots: u32,
 }
 
@@ -137,6 +144,7 @@ impl Host {
     /// A host that gives up a peer across the network after so much time without a sign of
     /// life, as does the peer.
     pub fn with_patience(config: Config, patience: Duration) -> Host {
+        descriptors::raise_limit();
         let shared = Arc::new(Shared {
             origin: Instant::now(),
             state: Mutex::new(State {
@@ -154,6 +162,7 @@ impl Host {
             keeping_alive: AtomicBool::new(false),
             dropped: Mutex::default(),
             processes: Mutex::default(),
+            children: Mutex::default(),
         });
         runtime::handle().spawn(keep_time(shared.clone()));
         Host(shared)
@@ -224,10 +233,12 @@ impl Host {
         if let Some(ending) = ending {
             let _ = runtime::handle().block_on(ending);
         }
+        shared.turn_away_strangers(endpoint);
         shared.handle(Event::Moved { endpoint }, None);
+        // Also of those who have joined since we looked, who would never be given a task.
         let links: Vec<_> = {
             let state = shared.state.lock();
-            let links = there.iter().filter_map(|peer| state.links.get(peer));
+            let links = state.links.values().filter(|c| c.endpoint == endpoint);
             links.map(|connected| connected.link.clone()).collect()
         };
         for link in links {
@@ -301,6 +312,47 @@ impl Host {
         }
     }
 
+    /// Hands over a task for each connected daemon that takes tasks, and at least `least`: those that are left over are for
+    /// the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
+    /// before it, or after it. `make` is given the number of tasks, under the dispatcher's lock: it must not
+    /// block. If it gives none, nothing is handed over.
+    ///
+    /// # Errors
+    /// That number.
+    pub fn submit_to_each(
+        &self,
+        least: usize,
+        make: impl FnOnce(usize) -> Option<Vec<Arc<Task>>>,
+    ) -> Result<(), usize> {
+        let mut submitted = Ok(());
+        self.0.act(None, |dispatcher, now, out| {
+            let peers = dispatcher.peers();
+            let n = peers.len().max(least);
+            let Some(tasks) = make(n) else {
+                submitted = Err(n);
+                return;
+            };
+            let targets = peers
+                .into_iter()
+                .map(Target::Peer)
+                .chain((0..).map(Target::Join));
+            for (task, target) in tasks.into_iter().zip(targets) {
+                let event = Event::Submit {
+                    id: task.id(),
+                    bytes: task.size(),
+                    job: task,
+                    deadline: None,
+                    target,
+                };
+                dispatcher.handle(now, event, out);
+            }
+        });
+        if self.0.is_closed() {
+            self.0.handle(Event::Reset, None);
+        }
+        submitted
+    }
+
     /// Hands over a task to a process started for it alone, which will dial
     /// `address` and should leave after one task.
     ///
@@ -323,19 +375,28 @@ impl Host {
             // If it has connected, the link has something to say about that, too.
             shared.handle(Event::Abandoned { endpoint }, None);
             shared.process_gone(child);
+            shared.state.lock().dispatcher.release_endpoint(endpoint);
         });
-        if let Err(e) = started {
-            self.0.stop_listening(endpoint);
-            self.0.handle(Event::Abandoned { endpoint }, None);
-            return Err(e);
+        match started {
+            Ok(child) => {
+                self.0.adopt(&child);
+                Ok(())
+            }
+            Err(e) => {
+                self.0.stop_listening(endpoint);
+                self.0.handle(Event::Abandoned { endpoint }, None);
+                self.0.state.lock().dispatcher.release_endpoint(endpoint);
+                Err(e)
+            }
         }
-        Ok(())
     }
 
     /// Starts a process that will dial one of the URLs.
     pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
         let shared = self.0.clone();
-        process::start(program, move |child| shared.process_gone(child))
+        let child = process::start(program, move |child| shared.process_gone(child))?;
+        self.0.adopt(&child);
+        Ok(child)
     }
 
     /// Nobody wants the result of the task any more. False if it had already
@@ -352,6 +413,11 @@ impl Host {
     /// that may have become true.
     pub fn has_room(&self, bytes: u64) -> bool {
         self.0.state.lock().dispatcher.has_room(bytes)
+    }
+
+    /// A task has failed before it could be submitted.
+    pub fn count_unsubmitted(&self) {
+        self.0.state.lock().dispatcher.count_unsubmitted();
     }
 
     /// The connections that take tasks, oldest first.
@@ -398,8 +464,9 @@ impl Host {
     }
 
     /// Ends everything: pending tasks resolve to [`Outcome::Reset`], daemons see
-    /// the host go. With `end`, daemons that would outlive that leave, too. Waits
-    /// for the I/O thread, so it must not be called there.
+    /// the host go. With `end`, daemons that would outlive that leave, too. Processes that were
+    /// launched and have not connected end, also those that are about to be started. Waits
+    /// for them and for the I/O thread, so it must not be called there.
     pub fn close(&self, end: bool) {
         let shared = &self.0;
         if shared.closed.swap(true, Ordering::SeqCst) {
@@ -426,6 +493,9 @@ impl Host {
             link.close();
         }
         shared.timer.notify_one();
+        let children = std::mem::take(&mut *shared.children.lock());
+        let children: Vec<_> = children.iter().filter_map(Weak::upgrade).collect();
+        process::end_unconnected(&children);
     }
 }
 
@@ -483,19 +553,17 @@ impl Shared {
         once: bool,
     ) -> io::Result<Endpoint> {
         let mut listening = self.listening.lock();
-        let endpoint = listening.len();
         // First: a daemon may be fast.
-        self.state.lock().dispatcher.add_endpoint();
+        let endpoint = self.state.lock().dispatcher.add_endpoint();
         match self.open(address, identity, endpoint, once) {
-            Ok(open) => {
-                listening.push(open);
-                Ok(endpoint)
-            }
+            Ok(open) if endpoint < listening.len() => listening[endpoint] = open,
+            Ok(open) => listening.push(open),
             Err(e) => {
-                self.state.lock().dispatcher.remove_last_endpoint();
-                Err(e)
+                self.state.lock().dispatcher.release_endpoint(endpoint);
+                return Err(e);
             }
         }
+        Ok(endpoint)
     }
 
     fn open(
@@ -524,7 +592,7 @@ impl Shared {
             return;
         }
         let mut flush = Vec::new();
-        for Connected { link, holds } in self.state.lock().links.values_mut() {
+        for Connected { link, holds, .. } in self.state.lock().links.values_mut() {
             for id in dropped.iter().filter(|id| holds.remove(id)) {
                 let forget = Frame::bare(&ToDaemon::Forget { id: *id });
                 link.post(forget);
@@ -540,15 +608,35 @@ impl Shared {
         let _ = self.listening.lock()[endpoint].close();
     }
 
+    /// Keeps a process in mind that was started here, for as long as anybody attends to it.
+    fn adopt(&self, child: &Arc<Child>) {
+        {
+            let mut children = self.children.lock();
+            children.retain(|child| child.strong_count() > 0);
+            children.push(Arc::downgrade(child));
+        }
+        if self.is_closed() {
+            process::end_unconnected(std::slice::from_ref(child));
+        }
+    }
+
     /// Registers a link whose peer has introduced itself.
     fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, hello: Hello) -> PeerId {
-        let patience = match hello.local {
-            Some(_) => 0,
-            None => self.patience.as_millis().min(u32::MAX.into()) as u32,
+        let (patience, replies) = match hello.local {
+            Some(_) => (0, Replies::Sure),
+            None => {
+                let patience = self.patience.as_millis().min(u32::MAX.into()) as u32;
+                (patience, Replies::MayBeLost)
+            }
         };
         link.post(Frame::bare(&ToDaemon::Welcome { patience }));
+        let slots;
         let peer = {
             let mut state = self.state.lock();
+            slots = match state.dispatcher.config().policy {
+                Policy::Queue => 1,
+                Policy::RoundRobin => hello.slots.clamp(1, MOST_SLOTS),
+            };
             state.last_peer += 1;
             let peer = state.last_peer;
             if let Some(body) = &state.configuration {
@@ -557,19 +645,25 @@ impl Shared {
             }
             let connected = Connected {
                 link: link.clone(),
+                endpoint,
                 holds: FxHashSet::default(),
             };
             state.links.insert(peer, connected);
             peer
         };
-        if let Some((pid, tempdir)) = hello.local {
-            self.processes.lock().insert(pid, (peer, tempdir));
+        if let Some(pid) = hello.local {
+            self.processes.lock().insert(pid, peer);
+            let children = self.children.lock();
+            let mut children = children.iter().filter_map(Weak::upgrade);
+            if let Some(child) = children.find(|child| child.pid() == pid) {
+                child.has_connected();
+            }
         }
-        let slots = hello.slots;
         let joined = Event::Joined {
             peer,
             endpoint,
             slots,
+            replies,
         };
         self.handle(joined, None);
         link.flush();
@@ -600,8 +694,8 @@ impl Shared {
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);
             }
-            ToHost::Leaving => {
-                self.handle(Event::Leaving { peer }, None);
+            ToHost::Leaving { begun } => {
+                self.handle(Event::Leaving { peer, begun }, None);
                 // The daemon waits for this before it goes.
                 let state = self.state.lock();
                 if let Some(Connected { link, .. }) = state.links.get(&peer) {
@@ -613,39 +707,55 @@ impl Shared {
         }
     }
 
-    /// A link has ended.
-    fn lost(&self, peer: PeerId) {
+    /// A link has ended; `heard_out`: after all that the peer had sent was read.
+    fn lost(&self, peer: PeerId, heard_out: bool) {
+        // First: a task that is sent to a peer without a link would count as begun.
+        self.handle(Event::Lost { peer, heard_out }, None);
         let connected = self.state.lock().links.remove(&peer);
         if let Some(Connected { link, .. }) = connected {
             link.close();
         }
-        self.handle(Event::Lost { peer }, None);
+        self.processes.lock().retain(|_, held| *held != peer);
         Bell::get().ring();
     }
 
     /// A process that we started is gone; one that was killed has left its
     /// session directory behind.
     fn process_gone(&self, child: &Child) {
-        let Some((peer, tempdir)) = self.processes.lock().remove(&child.pid()) else {
-            return;
-        };
+        let peer = self.processes.lock().remove(&child.pid());
         // What it has said is still read, but its link may not end by itself: a
         // process forked from it may hold it open.
-        if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
-            link.close();
+        if let Some(peer) = peer {
+            if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
+                link.close();
+            }
         }
-        let ours = tempdir.file_name().is_some_and(|name| {
+        let Some(directory) = child.directory() else {
+            return;
+        };
+        let ours = directory.file_name().is_some_and(|name| {
             // R names it so; nothing else may ever be removed here.
             name.to_string_lossy().starts_with("Rtmp")
         });
-        if ours && tempdir.is_absolute() {
-            let _ = std::fs::remove_dir_all(tempdir);
+        if ours && directory.is_absolute() {
+            let _ = std::fs::remove_dir_all(directory);
         }
     }
 
     /// Lets the dispatcher decide about an event and carries out what it says.
     /// `reply` is the value that came with [`Event::Replied`].
-    fn handle(&self, event: Event<Arc<Task>>, mut reply: Option<Outcome>) {
+    fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
+        self.act(reply, |dispatcher, now, out| {
+            dispatcher.handle(now, event, out);
+        });
+    }
+
+    /// As [`handle`](Self::handle), for several events at once.
+    fn act(
+        &self,
+        mut reply: Option<Outcome>,
+        decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
+    ) {
         let now = self.origin.elapsed();
         let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
         let mut over = SmallVec::<[Arc<Task>; 2]>::new();
@@ -655,10 +765,15 @@ impl Shared {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             before = state.dispatcher.next_deadline();
-            state.dispatcher.handle(now, event, &mut state.actions);
+            decide(&mut state.dispatcher, now, &mut state.actions);
             for action in state.actions.drain(..) {
                 let (peer, send): (_, Posting) = match action {
-                    Action::Send { peer, seq, job } => {
+                    Action::Send {
+                        peer,
+                        seq,
+                        job,
+                        granted,
+                    } => {
                         let Some(payload) = job.payload() else {
                             continue;
                         };
@@ -667,11 +782,12 @@ impl Shared {
                         {
                             connected.send_once(constants);
                         }
-                        (peer, Posting::Task(task_frame(seq, payload)))
+                        (peer, Posting::Task(task_frame(seq, granted, payload)))
                     }
                     Action::Cancel { peer, seq } => {
                         (peer, Posting::Control(Control::Cancel { seq }))
                     }
+                    Action::Grant { peer, to } => (peer, Posting::Control(Control::Grant { to })),
                     Action::Recall { peer, from, to } => {
                         (peer, Posting::Control(Control::Recall { from, to }))
                     }
@@ -747,12 +863,13 @@ impl Connected {
 }
 
 /// The frame that carries a task.
-fn task_frame(seq: u64, payload: Payload) -> Frame {
+fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
     let message = ToDaemon::Task {
         seq,
         kind: payload.kind,
         stream: payload.stream,
         constants: payload.constants.map(|c| c.id),
+        granted,
     };
     Frame::new(&message, payload.body)
 }

@@ -123,10 +123,9 @@ impl Shared {
             });
             visitors.all.insert(visitor.id, visitor.clone());
             visitors.strangers.push_back(visitor.id);
-            while visitors.strangers.len() > STRANGERS
-                && let Some(oldest) = visitors.strangers.pop_front()
-            {
-                if let Some(oldest) = visitors.all.get(&oldest) {
+            while visitors.strangers.len() > STRANGERS {
+                let oldest = visitors.strangers.pop_front();
+                if let Some(oldest) = oldest.and_then(|id| visitors.all.get(&id)) {
                     oldest.connection.close();
                 }
             }
@@ -139,12 +138,25 @@ impl Shared {
         }
         runtime::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            if let Some(visitor) = weak.upgrade()
-                && !matches!(*visitor.stage.lock(), Stage::Peer(..))
-            {
+            let Some(visitor) = weak.upgrade() else {
+                return;
+            };
+            if !matches!(*visitor.stage.lock(), Stage::Peer(..)) {
                 visitor.connection.close();
             }
         });
+    }
+
+    /// Closes connections at an endpoint that have not introduced themselves yet.
+    pub(super) fn turn_away_strangers(&self, endpoint: Endpoint) {
+        let visitors: Vec<_> = self.network.visitors.lock().all.values().cloned().collect();
+        for visitor in visitors.iter().filter(|v| v.endpoint == endpoint) {
+            let mut stage = visitor.stage.lock();
+            if !matches!(*stage, Stage::Peer(..)) {
+                *stage = Stage::Over;
+                visitor.connection.close();
+            }
+        }
     }
 
     /// Tells peers that the host is there, and gives up those that have been silent for all
@@ -163,7 +175,9 @@ impl Shared {
                     continue;
                 }
                 let sign = || Frame::bare(&ToDaemon::Ping);
-                visitor.connection.keep_alive(patience, sign);
+                if !visitor.connection.keep_alive(patience, sign) {
+                    visitor.connection.close();
+                }
             }
         }
     }
@@ -318,7 +332,7 @@ impl Receiver for Visitor {
             return;
         };
         if let Stage::Peer(_, peer) = stage {
-            host.lost(peer);
+            host.lost(peer, false);
         }
         let mut visitors = host.network.visitors.lock();
         visitors.strangers.retain(|id| *id != self.id);

@@ -19,6 +19,8 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
+use crate::descriptors;
+
 /// What a segment must have: nobody can change or cut it.
 const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
@@ -27,8 +29,8 @@ const SEALS: SealFlags = SealFlags::SHRINK
 const TMPFS: libc::c_long = 0x0102_1994;
 /// Mappings held at a time. The system allows a process 65,530 unless told otherwise.
 const MOST_MAPPINGS: usize = 16_384;
-/// Of the descriptors that a process may have, one in so many may be a segment's.
-const SHARE: u64 = 4;
+/// Of the descriptors that are not held for long, one in so many may be a segment's.
+const SHARE: usize = 4;
 /// A system may say that there is no limit.
 const MOST_SEGMENTS: usize = 16_384;
 /// From this size on a mapping keeps the descriptor of its memfd, to send that again.
@@ -70,15 +72,12 @@ impl Drop for Place {
 
 /// Segments that this process may make; 0 if it may not write so much to a file.
 fn most_segments() -> usize {
-    static MOST: OnceLock<usize> = OnceLock::new();
-    *MOST.get_or_init(|| {
-        // Beyond such a limit a write would end the process by a signal.
-        if getrlimit(Resource::Fsize).current.is_some() {
-            return 0;
-        }
-        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        usize::try_from(files / SHARE).map_or(MOST_SEGMENTS, |n| n.min(MOST_SEGMENTS))
-    })
+    static MAY_WRITE: OnceLock<bool> = OnceLock::new();
+    // Beyond such a limit a write would end the process by a signal.
+    if !*MAY_WRITE.get_or_init(|| getrlimit(Resource::Fsize).current.is_none()) {
+        return 0;
+    }
+    (descriptors::spare() / SHARE).min(MOST_SEGMENTS)
 }
 
 /// Memory from this size on is worth asking for huge pages.
@@ -352,14 +351,18 @@ impl Changes {
         let held = Held::receive(fd, usize::MAX)?;
         let mut table = vec![0; held.len.min((MOST_RUNS + 1) * RUN)];
         File::from(held.fd.try_clone()?).read_exact_at(&mut table, 0)?;
-        let number = |bytes: &[u8; RUN / 2]| usize::try_from(u64::from_le_bytes(*bytes));
+        let number = |bytes: &[u8]| {
+            let bytes = bytes.try_into().expect("half of a run");
+            usize::try_from(u64::from_le_bytes(bytes))
+        };
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut size = RUN;
-        let mut table = table.as_chunks().0.as_chunks().0.iter();
+        let mut table = table.chunks_exact(RUN);
         loop {
-            let Some([start, end]) = table.next() else {
+            let Some(run) = table.next() else {
                 return misfit();
             };
+            let (start, end) = run.split_at(RUN / 2);
             let (Ok(start), Ok(end)) = (number(start), number(end)) else {
                 return misfit();
             };
@@ -564,8 +567,8 @@ mod pages {
         while at < pages {
             let now = &mut entries[..8 * (pages - at).min(1024)];
             map.read_exact_at(now, 8 * (first + at) as u64).ok()?;
-            for entry in now.as_chunks().0 {
-                let entry = u64::from_le_bytes(*entry);
+            for entry in now.chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
                 let state = match (entry & THERE != 0, entry & SHARED != 0) {
                     (false, _) => State::Absent,
                     (true, true) => State::Shared,

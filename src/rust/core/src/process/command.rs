@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Child, Exit, end_of, listen, read_all, read_some};
-use crate::{runtime, signals};
+use crate::{descriptors, runtime, signals};
 
 /// Starts a command, with `input` to read. [`Child::stderr`] is the end of what it says on
 /// stdout and stderr; the bell rings at its end.
@@ -23,7 +23,7 @@ use crate::{runtime, signals};
 /// # Errors
 /// The command cannot be started.
 pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc<Child>> {
-    let (read, write) = io::pipe()?;
+    let (read, write) = pipe()?;
     let mut command = Command::new(path);
     command
         .args(args)
@@ -31,10 +31,12 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
         .stdin(input.as_ref().map_or_else(Stdio::null, |_| Stdio::piped()))
         .stdout(write.try_clone()?)
         .stderr(write);
-    // SAFETY: setsid() may be called between fork and exec.
+    let limit = descriptors::given_limit();
+    // SAFETY: what is called may be called between fork and exec.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             libc::setsid();
+            limit.inspect(|limit| descriptors::set_limit(*limit));
             Ok(())
         });
     }
@@ -52,10 +54,9 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
     let of_task = child.clone();
     runtime::handle().spawn(async move {
         let child = of_task;
-        let output = OwnedFd::from(read);
-        let output = rustix::io::ioctl_fionbio(&output, true)
+        let output = rustix::io::ioctl_fionbio(&read, true)
             .map_err(io::Error::from)
-            .and_then(|()| runtime::register(output))
+            .and_then(|()| runtime::register(read))
             .ok();
         let exit = tokio::select! {
             biased;
@@ -72,6 +73,19 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
         }
     });
     Ok(child)
+}
+
+/// A pipe whose ends are closed in programs that are started. `std::io::pipe` came with Rust 1.87.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    #[cfg(not(target_vendor = "apple"))]
+    let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    #[cfg(target_vendor = "apple")]
+    let ends = rustix::pipe::pipe()?;
+    #[cfg(target_vendor = "apple")]
+    for end in [&ends.0, &ends.1] {
+        rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
+    }
+    Ok(ends)
 }
 
 #[cfg(test)]

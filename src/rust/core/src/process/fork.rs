@@ -3,10 +3,17 @@
 //! takes tenths of a second.
 //!
 //! The two talk over a socket pair, the server's end being its stdin. A request carries
-//! what the new process shall be like (directory, environment, umask, what to evaluate)
-//! and its stdout and stderr; the answer is its process id. Requests wait in the socket
-//! while the server starts, so nobody waits for it. Should it fail, whatever it has not
-//! answered is started in the ordinary way.
+//! what the new process shall be like (directory, environment, umask, what to evaluate),
+//! its stdout and stderr, and its end of a [`line`](super::line); the answer is its process id.
+//!
+//! Requests are [`Order`]s, which wait in a queue of ours: the I/O thread sends one after the other,
+//! at most [`WINDOW`] ahead of the answers, so that neither the socket nor this process's table of
+//! descriptors has to hold many of them. Nobody waits for that.
+//!
+//! A forked process does nothing before it has heard by its line that it is wanted, which it is told once
+//! the answer is there. So a request is served once or not at all: should the server fail, or be silent for
+//! [`PATIENCE`], the lines of what it has not answered are dropped, by which processes that it may
+//! have forked all the same end at once; and the orders are started in the ordinary way.
 //!
 //! The server's side ([`serve`]) uses no threads and no I/O runtime, because a forked
 //! process has but the one thread that forked.
@@ -14,24 +21,33 @@
 use std::collections::VecDeque;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustc_hash::FxHashMap;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, Semaphore};
 
-use super::{Child, Exit, OnExit, Program, attend, spawn};
+use super::{Child, Exit, OnExit, Program, attend, line, spawn};
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
 use crate::transport::unix;
-use crate::{runtime, signals};
+use crate::{descriptors, runtime, signals};
+
+/// Requests that are sent and not answered at most.
+const WINDOW: usize = 8;
+/// Time for an answer; the first one includes the start of the language runtime.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a new process shall be like. Strings are bytes, as the system has them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,21 +55,22 @@ struct Request {
     directory: Vec<u8>,
     environment: Vec<(Vec<u8>, Vec<u8>)>,
     umask: u32,
+    /// The soft limit of descriptors, if the server has another.
+    descriptors: Option<u64>,
     code: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    Forked {
-        pid: u32,
-    },
-    /// The directory is gone, or there can be no more processes.
-    Failed,
+struct Answer {
+    /// Of the request, counted from 0.
+    number: u64,
+    /// The process. `None`: the directory is gone, or there can be no more processes or descriptors.
+    pid: Option<u32>,
 }
 
-/// A request is a body; an environment can be large.
+/// A request's body is a [`Request`]; an environment can be large.
 const LIMITS: Limits = Limits {
-    meta: 16,
+    meta: 64,
     body: 16 << 20,
 };
 
@@ -75,20 +92,22 @@ fn with_huge_pages(given: Option<OsString>) -> OsString {
     }
 }
 
-struct Waiting {
+/// A process that is asked for.
+struct Order {
     child: Arc<Child>,
     program: Program,
-    stderr: Option<OwnedFd>,
     on_exit: OnExit,
 }
 
-/// The host's end.
-struct Server {
-    socket: Arc<AsyncFd<UnixStream>>,
-    waiting: Arc<Mutex<VecDeque<Waiting>>>,
+/// What the host shares with the I/O thread.
+#[derive(Default)]
+struct Orders {
+    /// Not yet sent, with their [`Request`]s.
+    queue: Mutex<VecDeque<(Order, Vec<u8>)>>,
+    more: Notify,
 }
 
-static SERVER: Mutex<Option<Server>> = Mutex::new(None);
+static SERVER: Mutex<Option<Arc<Orders>>> = Mutex::new(None);
 
 /// Whether the server has been started (and has not failed).
 pub fn is_running() -> bool {
@@ -111,30 +130,35 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    for (name, value) in &program.env {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    super::set_environment(&mut command, program);
     command.env(TUNABLES, with_huge_pages(std::env::var_os(TUNABLES)));
     let mut process = command.spawn()?;
+    // It holds the server's end of the socket.
+    drop(command);
     let socket = {
         let _inside = runtime::handle().enter();
-        Arc::new(runtime::register(ours)?)
+        runtime::register(ours)?
     };
-    let waiting = Arc::<Mutex<VecDeque<Waiting>>>::default();
-    *SERVER.lock() = Some(Server {
-        socket: socket.clone(),
-        waiting: waiting.clone(),
-    });
+    let orders = Arc::<Orders>::default();
+    *SERVER.lock() = Some(orders.clone());
     runtime::handle().spawn(async move {
-        let _ = hear(&socket, &waiting).await;
+        let counter = Counter::new(socket);
+        tokio::select! {
+            biased;
+            _ = counter.hear() => {}
+            _ = counter.hand_out(&orders) => {}
+        }
         // It is of no more use. What it has not answered goes the other way.
         *SERVER.lock() = None;
-        let _ = socket.get_ref().shutdown(std::net::Shutdown::Both);
-        for unanswered in std::mem::take(&mut *waiting.lock()) {
-            start_otherwise(unanswered);
+        let _ = process.kill();
+        // By this, what it may have forked for them ends.
+        let sent = std::mem::take(&mut *counter.sent.lock());
+        let mut unanswered: Vec<_> = sent.into_iter().collect();
+        unanswered.sort_unstable_by_key(|(number, _)| *number);
+        let unanswered = unanswered.into_iter().map(|(_, sent)| sent.order);
+        let unsent = std::mem::take(&mut *orders.queue.lock());
+        for order in unanswered.chain(unsent.into_iter().map(|(order, _)| order)) {
+            start_otherwise(order);
         }
         super::end_of(&mut process).await;
     });
@@ -148,27 +172,154 @@ pub(super) fn try_fork(
     on_exit: OnExit,
 ) -> Result<(), OnExit> {
     let guard = SERVER.lock();
-    let (Some(server), Some(code)) = (guard.as_ref(), &program.code) else {
+    let code = program.code.as_ref().filter(|_| program.attached);
+    let (Some(orders), Some(code)) = (guard.as_ref(), code) else {
         return Err(on_exit);
     };
-    let Ok((request, stdout, stderr, kept)) = prepare(program, code) else {
+    let Ok(request) = request(program, code) else {
         return Err(on_exit);
     };
-    // Before it is sent, so that it is there when the answer comes.
-    server.waiting.lock().push_back(Waiting {
+    let order = Order {
         child: child.clone(),
         program: program.clone(),
-        stderr: kept,
         on_exit,
-    });
-    let head = encode_head(&(), request.len());
-    let fds = [stdout.as_fd(), stderr.as_fd()];
-    if unix::send_all_with(server.socket.get_ref(), &head, &request, &fds).is_err() {
-        // It does not take any more, perhaps in the middle of a request: its end is seen
-        // by the I/O thread, which starts what waits in the ordinary way.
-        let _ = server.socket.get_ref().shutdown(std::net::Shutdown::Both);
-    }
+    };
+    // Under the lock: the I/O thread takes what is left there after it has taken the server away.
+    orders.queue.lock().push_back((order, request));
+    orders.more.notify_one();
     Ok(())
+}
+
+/// Ends orders that are no longer wanted and have not been sent.
+pub(super) fn discard_unwanted() {
+    let Some(orders) = SERVER.lock().clone() else {
+        return;
+    };
+    let unwanted: VecDeque<_> = {
+        let mut queue = orders.queue.lock();
+        let all = std::mem::take(&mut *queue).into_iter();
+        let (unwanted, wanted) = all.partition(|(order, _)| order.child.is_unwanted());
+        *queue = wanted;
+        unwanted
+    };
+    for (order, _) in unwanted {
+        order.child.ended(Exit::Unknown, order.on_exit);
+    }
+}
+
+/// An order that has been sent.
+struct Sent {
+    order: Order,
+    stderr: Option<OwnedFd>,
+    line: UnixStream,
+}
+
+/// Where orders go out and answers come in, on the I/O thread.
+struct Counter {
+    socket: AsyncFd<UnixStream>,
+    /// By their numbers.
+    sent: Mutex<FxHashMap<u64, Sent>>,
+    /// One has been sent.
+    sending: Notify,
+    window: Semaphore,
+}
+
+impl Counter {
+    fn new(socket: AsyncFd<UnixStream>) -> Counter {
+        Counter {
+            socket,
+            sent: Mutex::default(),
+            sending: Notify::new(),
+            window: Semaphore::new(WINDOW),
+        }
+    }
+
+    /// Sends orders, until the server is gone.
+    async fn hand_out(&self, orders: &Orders) -> io::Result<()> {
+        let mut number = 0;
+        loop {
+            let permit = self.window.acquire().await.map_err(io::Error::other)?;
+            let (order, request) = loop {
+                if let Some(next) = orders.queue.lock().pop_front() {
+                    break next;
+                }
+                orders.more.notified().await;
+            };
+            if order.child.is_unwanted() {
+                order.child.ended(Exit::Unknown, order.on_exit);
+                continue;
+            }
+            let opened = match Opened::new(&order.program) {
+                Ok(opened) => opened,
+                Err(e) => {
+                    fail(order, &e);
+                    continue;
+                }
+            };
+            let Opened {
+                stdout,
+                stderr,
+                line,
+                kept,
+                our_line,
+            } = opened;
+            let sent = Sent {
+                order,
+                stderr: kept,
+                line: our_line,
+            };
+            // Before it goes out, so that it is there when the answer comes.
+            self.sent.lock().insert(number, sent);
+            self.sending.notify_one();
+            permit.forget();
+            let pass = [stdout.as_fd(), stderr.as_fd(), line.as_fd()];
+            self.send(&encode_head(&number, request.len()), &request, &pass)
+                .await?;
+            number += 1;
+        }
+    }
+
+    /// Sends a frame, which may be larger than what the socket takes at a time.
+    async fn send(&self, head: &[u8], body: &[u8], pass: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut done = 0;
+        while done < head.len() + body.len() {
+            // Descriptors go with the first byte.
+            let pass = if done == 0 { pass } else { &[] };
+            let send = |socket: &UnixStream| unix::send_some(socket, head, body, done, pass);
+            done += self.socket.async_io(Interest::WRITABLE, send).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the server's answers, to its end.
+    async fn hear(&self) -> io::Result<()> {
+        let mut reader = FrameReader::<Answer>::new(LIMITS);
+        loop {
+            while let Some((answer, _)) = reader.next()? {
+                let sent = self.sent.lock().remove(&answer.number);
+                let sent = sent.ok_or(io::ErrorKind::InvalidData)?;
+                self.window.add_permits(1);
+                match answer.pid {
+                    Some(pid) => follow(sent, pid),
+                    None => start_otherwise(sent.order),
+                }
+            }
+            let mut ready = if self.sent.lock().is_empty() {
+                tokio::select! {
+                    ready = self.socket.readable() => ready?,
+                    () = self.sending.notified() => continue,
+                }
+            } else {
+                tokio::time::timeout(PATIENCE, self.socket.readable()).await??
+            };
+            match ready.try_io(|s| reader.fill(|room| unix::recv(s.get_ref().as_fd(), room))) {
+                Ok(Ok((0, _))) => return Ok(()),
+                Ok(Ok(_)) | Err(_) => {}
+                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(e)) => return Err(e),
+            }
+        }
+    }
 }
 
 /// This process's umask. umask(2) can only be asked by setting it, which other threads
@@ -180,10 +331,8 @@ fn umask() -> io::Result<u32> {
     u32::from_str_radix(mask.trim(), 8).map_err(io::Error::other)
 }
 
-type Prepared = (Vec<u8>, OwnedFd, OwnedFd, Option<OwnedFd>);
-
-/// The request, stdout and stderr for the new process, and our end of its stderr.
-fn prepare(program: &Program, code: &str) -> io::Result<Prepared> {
+/// What the process shall be like, as this one is now.
+fn request(program: &Program, code: &str) -> io::Result<Vec<u8>> {
     let mut environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     for (name, value) in &program.env {
         environment.retain(|(n, _)| n != name);
@@ -196,123 +345,168 @@ fn prepare(program: &Program, code: &str) -> io::Result<Prepared> {
         directory: std::env::current_dir()?.as_os_str().as_bytes().to_vec(),
         environment: environment.into_iter().map(bytes).collect(),
         umask: umask()?,
+        descriptors: descriptors::given_limit(),
         code: code.into(),
     };
-    let request = postcard::to_allocvec(&request).map_err(io::Error::other)?;
-    let (stdout, stderr, kept) = if program.output {
-        let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
-        (
-            copy(io::stdout().as_fd())?,
-            copy(io::stderr().as_fd())?,
-            None,
-        )
-    } else {
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let null = std::fs::File::options().write(true).open("/dev/null")?;
-        (null.into(), write, Some(read))
-    };
-    Ok((request, stdout, stderr, kept))
+    postcard::to_allocvec(&request).map_err(io::Error::other)
 }
 
-/// Takes the server's answers, to its end.
-async fn hear(socket: &AsyncFd<UnixStream>, waiting: &Mutex<VecDeque<Waiting>>) -> io::Result<()> {
-    let mut reader = FrameReader::<Answer>::new(LIMITS);
-    loop {
-        while let Some((answer, _)) = reader.next()? {
-            let Some(next) = waiting.lock().pop_front() else {
-                return Err(io::ErrorKind::InvalidData.into());
-            };
-            match answer {
-                Answer::Forked { pid } => follow(next, pid),
-                Answer::Failed => start_otherwise(next),
-            }
-        }
-        let mut ready = socket.readable().await?;
-        match ready.try_io(|s| reader.fill(|room| unix::recv(s.get_ref().as_fd(), room))) {
-            Ok(Ok((0, _))) => return Ok(()),
-            Ok(Ok(_)) | Err(_) => {}
-            Ok(Err(e)) => return Err(e),
-        }
+/// Descriptors of a new process, and our ends of them.
+struct Opened {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    line: OwnedFd,
+    kept: Option<OwnedFd>,
+    our_line: UnixStream,
+}
+
+impl Opened {
+    fn new(program: &Program) -> io::Result<Opened> {
+        let (our_line, line) = line::pair()?;
+        let (stdout, stderr, kept) = if program.output {
+            let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+            (
+                copy(io::stdout().as_fd())?,
+                copy(io::stderr().as_fd())?,
+                None,
+            )
+        } else {
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            let null = std::fs::File::options().write(true).open("/dev/null")?;
+            (null.into(), write, Some(read))
+        };
+        Ok(Opened {
+            stdout,
+            stderr,
+            line,
+            kept,
+            our_line,
+        })
     }
 }
 
-fn start_otherwise(waiting: Waiting) {
-    let Waiting {
+fn start_otherwise(order: Order) {
+    let Order {
         child,
         program,
         on_exit,
-        ..
-    } = waiting;
-    if let Err((_, on_exit)) = spawn(&child, &program, on_exit) {
-        // There is no process, as if it had ended at once.
+    } = order;
+    if child.is_unwanted() {
         child.ended(Exit::Unknown, on_exit);
+    } else if let Err((e, on_exit)) = spawn(&child, &program, on_exit) {
+        let order = Order {
+            child,
+            program,
+            on_exit,
+        };
+        fail(order, &e);
     }
 }
 
-/// Sees a forked process to its end.
-fn follow(waiting: Waiting, pid: u32) {
-    let Waiting {
+/// There is no process, as if it had said why and ended at once.
+fn fail(order: Order, e: &io::Error) {
+    let Order {
         child,
-        stderr,
+        program,
         on_exit,
-        ..
-    } = waiting;
+    } = order;
+    let path = program.path.display();
+    child.keep(format!("'{path}' cannot be started: {e}").as_bytes());
+    child.ended(Exit::Unknown, on_exit);
+}
+
+/// Sees a forked process to its end.
+fn follow(sent: Sent, pid: u32) {
+    let Sent {
+        order,
+        stderr,
+        line,
+    } = sent;
+    // It does nothing yet, so this is it and no other; it may have been killed, though.
+    let process = Pid::from_raw(pid as i32)
+        .ok_or(io::ErrorKind::InvalidData.into())
+        .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
+        .map(descriptors::out_of_the_way)
+        .and_then(runtime::register);
+    let process = match process {
+        Ok(process) => process,
+        // By the line's end it ends.
+        Err(e) => return fail(order, &e),
+    };
+    let Order { child, on_exit, .. } = order;
     child.pid.store(pid, Ordering::SeqCst);
+    if !child.is_unwanted() {
+        line::tell_wanted(&line);
+    }
     runtime::handle().spawn(async move {
-        let end = async {
-            // That this fails means that it has ended already.
-            if let Some(pid) = Pid::from_raw(pid as i32)
-                && let Ok(end) = pidfd_open(pid, PidfdFlags::empty())
-                && let Ok(end) = runtime::register(end)
-            {
-                let _ = end.readable().await;
-            }
+        let signal = |signal| {
+            let signal = Signal::from_named_raw(signal).unwrap_or(Signal::KILL);
+            // It fails if the process has ended.
+            let _ = pidfd_send_signal(process.get_ref(), signal);
         };
-        attend(&child, stderr, end).await;
+        let end = async {
+            let _ = process.readable().await;
+        };
+        attend(&child, stderr, line, signal, end).await;
         child.ended(Exit::Unknown, on_exit);
     });
 }
 
+/// A process that the server has forked, which does not know yet whether it is wanted.
+#[derive(Debug)]
+pub struct Forked {
+    code: String,
+}
+
+impl Forked {
+    /// What to evaluate. Does not return if the process that asked for this one wants it no more, or is gone.
+    pub fn code_if_wanted(self) -> String {
+        if !line::wait_until_wanted() {
+            // SAFETY: ends the process without running anything of the runtime's, whose files are the
+            // server's.
+            unsafe { libc::_exit(0) };
+        }
+        self.code
+    }
+}
+
 /// The server: takes requests from stdin and forks. Returns `None` at the end of stdin,
-/// in the server; and what to evaluate, in each new process, which is then as the request
+/// in the server; in each new process something else, where it is then as the request
 /// says and knows nothing of the server.
 ///
 /// # Safety
 /// The process has a single thread.
-pub unsafe fn serve() -> Option<String> {
+pub unsafe fn serve() -> Option<Forked> {
+    // Forks are counted from here on.
+    super::Owner::this();
     // Nobody waits for the children here; the host knows their ids.
     // SAFETY: SIG_IGN runs no code.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     // SAFETY: stdin is ours, and is the socket.
     let socket = unsafe { UnixStream::from_raw_fd(0) };
     let host = unix::peer_process(&socket);
-    let mut reader = FrameReader::<()>::new(LIMITS);
+    let mut reader = FrameReader::<u64>::new(LIMITS);
     let mut passed = VecDeque::new();
     loop {
-        while let Ok(Some(((), body))) = reader.next() {
-            let fds = (passed.pop_front(), passed.pop_front());
-            let request = postcard::from_bytes::<Request>(&body);
-            let (Ok(request), (Some(stdout), Some(stderr))) = (request, fds) else {
-                return None;
+        while let Ok(Some((number, body))) = reader.next() {
+            let request = postcard::from_bytes::<Request>(&body).ok()?;
+            let fds = passed.pop_front().map(<[OwnedFd; 3]>::try_from);
+            let pid = match fds {
+                // SAFETY: the process has a single thread, as the caller says.
+                Some(Ok(fds)) => match unsafe { libc::fork() } {
+                    0 => {
+                        // Closed by `become_new`.
+                        std::mem::forget((socket, host, passed));
+                        become_new(&request, fds);
+                        super::is_its_own();
+                        return Some(Forked { code: request.code });
+                    }
+                    pid => u32::try_from(pid).ok(),
+                },
+                // There were no more to be had.
+                _ => None,
             };
-            // SAFETY: the process has a single thread, as the caller says.
-            match unsafe { libc::fork() } {
-                0 => {
-                    // Replaced by `become_new`, which closes it.
-                    std::mem::forget(socket);
-                    std::mem::forget(passed);
-                    become_new(&request, stdout, stderr);
-                    return Some(request.code);
-                }
-                pid => {
-                    let answer = match u32::try_from(pid) {
-                        Ok(pid) => Answer::Forked { pid },
-                        Err(_) => Answer::Failed,
-                    };
-                    let head = encode_head(&answer, 0);
-                    unix::send_all(&socket, &head, &[], None).ok()?;
-                }
-            }
+            unix::send_all(&socket, &encode_head(&Answer { number, pid }, 0), &[], None).ok()?;
         }
         if !unix::wait_readable(&socket, host.as_ref()) {
             return None;
@@ -327,8 +521,7 @@ pub unsafe fn serve() -> Option<String> {
 }
 
 /// Makes this process, just forked, what the request says.
-fn become_new(request: &Request, stdout: OwnedFd, stderr: OwnedFd) {
-    use std::os::fd::AsRawFd;
+fn become_new(request: &Request, [stdout, stderr, line]: [OwnedFd; 3]) {
     // SAFETY: there is a single thread, and nothing else uses the descriptors closed or
     // the environment changed here.
     unsafe {
@@ -340,8 +533,12 @@ fn become_new(request: &Request, stdout: OwnedFd, stderr: OwnedFd) {
             libc::dup2(null.as_raw_fd(), 0);
         }
         drop((stdout, stderr));
-        close_others();
+        close_others(line.as_raw_fd());
+        line::hold(line);
         libc::umask(request.umask);
+        if let Some(limit) = request.descriptors {
+            descriptors::set_limit(limit);
+        }
         libc::clearenv();
         for (name, value) in &request.environment {
             let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).unwrap_or_default();
@@ -354,18 +551,22 @@ fn become_new(request: &Request, stdout: OwnedFd, stderr: OwnedFd) {
     signals::restore_defaults();
 }
 
-/// Closes what the server had open, such as the file with its own script.
+/// Closes what the server had open, such as the file with its own script, but for `kept`.
 ///
 /// # Safety
 /// Nothing else in this process uses a descriptor from 3 on.
-unsafe fn close_others() {
+unsafe fn close_others(kept: RawFd) {
+    let kept = kept as u32;
     // SAFETY: as the caller says.
-    if unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) } == 0 {
+    let close = |from: u32, to: u32| unsafe {
+        from > to || libc::syscall(libc::SYS_close_range, from, to, 0u32) == 0
+    };
+    if close(3, kept - 1) && close(kept + 1, u32::MAX) {
         return;
     }
     // Kernels before 5.9.
-    for fd in 3..1024 {
+    for fd in (3..1024).filter(|fd| *fd != kept) {
         // SAFETY: as the caller says.
-        unsafe { libc::close(fd) };
+        unsafe { libc::close(fd as RawFd) };
     }
 }

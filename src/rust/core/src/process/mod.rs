@@ -1,28 +1,46 @@
 //! Starting processes, keeping what they say until they have connected, and
 //! learning of their end without polling. [`fork`] is the fast way to start one, and
 //! [`command`] is for those that start one elsewhere.
+//!
+//! A process that was started and has not connected is of no use to anybody but us: see
+//! [`end_unconnected`]. How one says that it has connected, and where its files are: see [`line`].
 
 pub mod command;
 #[cfg(target_os = "linux")]
 pub mod fork;
+pub mod line;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
 
+use crate::descriptors::{self, Held};
 use crate::runtime;
 use crate::wait::Bell;
 
 /// The end of what a process wrote to stderr is kept up to this many bytes.
 const KEPT: usize = 16 * 1024;
+
+/// A process that is no longer wanted is sent SIGINT, upon which the language runtime removes its
+/// files, this often and this many times (it may not hear all of them), and then SIGKILL.
+const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
+const INTERRUPTS: u32 = 10;
+/// How long [`end_unconnected`] waits: somewhat longer than that.
+const FAREWELL: Duration = Duration::from_millis(1500);
+
+/// Descriptors for a process that was started, its link and where it connects among them.
+const DESCRIPTORS: usize = 5;
 
 /// A program to start.
 #[derive(Clone, Debug)]
@@ -37,6 +55,9 @@ pub struct Program {
     /// What a process forked by the fork server has to evaluate to become the same
     /// as this program; `None` if only the program itself will do.
     pub code: Option<String>,
+    /// Whether it ends with this process if it has not connected by then. A program that does not has no
+    /// [`line`].
+    pub attached: bool,
 }
 
 /// A process that was started by [`start`] or [`command::run`]. Dropping this does not end it.
@@ -45,12 +66,20 @@ pub struct Child {
     /// 0 until it is known.
     pid: AtomicU32,
     state: Mutex<State>,
+    /// It is no longer wanted: for whoever attends to it.
+    unwanted: Notify,
+    /// Set when `on_exit` has been called.
+    over: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct State {
     stderr: Vec<u8>,
     exit: Option<Exit>,
+    /// Its session directory, as it has said by its [`line`].
+    directory: Option<PathBuf>,
+    connected: bool,
+    unwanted: bool,
 }
 
 /// How a process ended.
@@ -87,9 +116,24 @@ impl Child {
         self.state.lock().exit
     }
 
+    /// Its session directory, if it has said where that is.
+    pub fn directory(&self) -> Option<PathBuf> {
+        self.state.lock().directory.clone()
+    }
+
+    /// Notes that it has connected: from here on it is its link that holds it.
+    pub fn has_connected(&self) {
+        self.state.lock().connected = true;
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.state.lock().unwanted
+    }
+
     fn ended(&self, exit: Exit, on_exit: OnExit) {
         self.state.lock().exit = Some(exit);
         on_exit(self);
+        self.over.send_replace(true);
         Bell::get().ring();
     }
 
@@ -106,8 +150,39 @@ impl Child {
     }
 }
 
-/// How many of this process's forebears have forked it, one from the other, since somebody first asked.
+/// Ends those of these processes that have not connected, at once, whether or not they have been started
+/// yet; waits until they have ended, for a second or so at most. Must not be called on the I/O thread.
+pub fn end_unconnected(children: &[Arc<Child>]) {
+    let unwanted = |child: &&Arc<Child>| {
+        let mut state = child.state.lock();
+        state.unwanted = !state.connected && state.exit.is_none();
+        state.unwanted
+    };
+    let unwanted: Vec<_> = children.iter().filter(unwanted).collect();
+    if unwanted.is_empty() {
+        return;
+    }
+    for child in &unwanted {
+        child.unwanted.notify_one();
+    }
+    #[cfg(target_os = "linux")]
+    fork::discard_unwanted();
+    let all = async {
+        for child in unwanted {
+            let _ = child.over.subscribe().wait_for(|over| *over).await;
+        }
+    };
+    let _ = runtime::handle().block_on(async { tokio::time::timeout(FAREWELL, all).await });
+}
+
+/// Number of forks between the process that first asked and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Has a process just forked count for the one that it was forked from: it is a session of its own.
+#[cfg(target_os = "linux")]
+fn is_its_own() {
+    FORKS.fetch_sub(1, Ordering::Relaxed);
+}
 
 /// Tells a process from those that are forked from it, by `fork(3)` as it runs pthread_atfork(3)'s
 /// handlers, which takes no system call.
@@ -143,8 +218,14 @@ pub fn start(
     program: &Program,
     on_exit: impl FnOnce(&Child) + Send + 'static,
 ) -> io::Result<Arc<Child>> {
+    let held = Held::if_spare(DESCRIPTORS).ok_or_else(|| {
+        io::Error::other("this session is about to have too many open files: see 'ulimit -n'")
+    })?;
     let child = Arc::new(Child::default());
-    let on_exit: OnExit = Box::new(on_exit);
+    let on_exit: OnExit = Box::new(move |child: &Child| {
+        drop(held);
+        on_exit(child);
+    });
     #[cfg(target_os = "linux")]
     let on_exit = match fork::try_fork(&child, program, on_exit) {
         Ok(()) => return Ok(child),
@@ -161,48 +242,159 @@ fn spawn(
     program: &Program,
     on_exit: OnExit,
 ) -> Result<(), (io::Error, OnExit)> {
+    let (mut spawned, line) = match spawn_program(program) {
+        Ok(spawned) => spawned,
+        Err(e) => return Err((e, on_exit)),
+    };
+    let stderr = spawned.stderr.take().map(OwnedFd::from);
+    let pid = spawned.id();
+    child.pid.store(pid, Ordering::SeqCst);
+    let child = child.clone();
+    runtime::handle().spawn(async move {
+        // SAFETY: no pointers. The id stays the process's until `end_of` has reaped it.
+        let signal = |signal| unsafe { libc::kill(pid as libc::pid_t, signal) };
+        let exit = attend(&child, stderr, line, signal, end_of(&mut spawned)).await;
+        child.ended(Exit::Status(exit), on_exit);
+    });
+    Ok(())
+}
+
+fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStream)> {
+    let (ours, theirs) = line::pair()?;
     let mut command = Command::new(&program.path);
     command.args(&program.args).stdin(Stdio::null());
+    set_environment(&mut command, program);
+    let number = theirs.as_raw_fd();
+    let attached = program.attached;
+    if attached {
+        command.env(line::VARIABLE, number.to_string());
+    }
+    if !program.output {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+    }
+    command.process_group(0);
+    let limit = descriptors::given_limit();
+    // Not opened to be inherited: other processes that are started meanwhile would have it, too.
+    // SAFETY: what is called may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            limit.inspect(|limit| descriptors::set_limit(*limit));
+            if attached && libc::fcntl(number, libc::F_SETFD, 0) == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    Ok((command.spawn()?, ours))
+}
+
+fn set_environment(command: &mut Command, program: &Program) {
     for (name, value) in &program.env {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
         };
     }
-    if !program.output {
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
-    }
-    command.process_group(0);
-    let mut spawned = match command.spawn() {
-        Ok(spawned) => spawned,
-        Err(e) => return Err((e, on_exit)),
-    };
-    let stderr = spawned.stderr.take().map(OwnedFd::from);
-    child.pid.store(spawned.id(), Ordering::SeqCst);
-    let child = child.clone();
-    runtime::handle().spawn(async move {
-        let exit = attend(&child, stderr, end_of(&mut spawned)).await;
-        child.ended(Exit::Status(exit), on_exit);
-    });
-    Ok(())
 }
 
 /// Collects what a process says to its end, and returns what `end` does.
-async fn attend<T>(child: &Child, stderr: Option<OwnedFd>, end: impl Future<Output = T>) -> T {
+async fn attend<T, S>(
+    child: &Child,
+    stderr: Option<OwnedFd>,
+    line: UnixStream,
+    signal: impl Fn(libc::c_int) -> S,
+    end: impl Future<Output = T>,
+) -> T {
     let stderr = stderr.and_then(|fd| {
         rustix::io::ioctl_fionbio(&fd, true).ok()?;
-        runtime::register(fd).ok()
+        runtime::register(descriptors::out_of_the_way(fd)).ok()
     });
+    let mut line = Line::new(line);
     let end = tokio::select! {
         biased;
         end = end => end,
         () = listen(child, stderr.as_ref()) => unreachable!("listens for ever"),
+        () = line.hear(child) => unreachable!("hears for ever"),
+        () = end_if_unwanted(child, signal) => unreachable!("waits for ever"),
     };
+    // What it said last may not have been read yet.
+    line.hear_rest(child);
     if let Some(stderr) = &stderr {
-        // What it said last may not have been read yet.
         while read_some(child, stderr.get_ref()).is_ok_and(|n| n > 0) {}
     }
     end
+}
+
+/// Ends the process once it is no longer wanted; never returns.
+async fn end_if_unwanted<S>(child: &Child, signal: impl Fn(libc::c_int) -> S) {
+    child.unwanted.notified().await;
+    for _ in 0..INTERRUPTS {
+        signal(libc::SIGINT);
+        tokio::time::sleep(INTERRUPT_EVERY).await;
+    }
+    signal(libc::SIGKILL);
+    std::future::pending().await
+}
+
+/// Our end of a [`line`], until nothing more comes.
+struct Line {
+    socket: Option<AsyncFd<UnixStream>>,
+    reader: crate::protocol::FrameReader<line::Told>,
+}
+
+impl Line {
+    fn new(socket: UnixStream) -> Line {
+        Line {
+            socket: runtime::register(socket).ok(),
+            reader: line::reader(),
+        }
+    }
+
+    /// Notes what is said; never returns.
+    async fn hear(&mut self, child: &Child) {
+        while let Some(socket) = &self.socket {
+            let Ok(mut ready) = socket.readable().await else {
+                break;
+            };
+            let reader = &mut self.reader;
+            let heard = ready.try_io(|socket| hear_some(child, socket.get_ref(), reader));
+            if matches!(heard, Ok(Ok(0) | Err(_))) {
+                // The descriptor is of use elsewhere.
+                self.socket = None;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn hear_rest(&mut self, child: &Child) {
+        if let Some(socket) = &self.socket {
+            while hear_some(child, socket.get_ref(), &mut self.reader).is_ok_and(|n| n > 0) {}
+        }
+    }
+}
+
+/// Reads once, and notes what is said. 0 at the end.
+fn hear_some(
+    child: &Child,
+    socket: &UnixStream,
+    reader: &mut crate::protocol::FrameReader<line::Told>,
+) -> io::Result<usize> {
+    let recv = |room: &mut [_]| crate::transport::unix::recv(socket.as_fd(), room);
+    let (n, _) = reader.fill(recv)?;
+    while let Some((told, _)) = reader.next()? {
+        match told {
+            // Who is started by the process has no business to say so.
+            line::Told::Directory { pid, path } if pid == child.pid() => {
+                child.state.lock().directory = Some(line::Told::path(path));
+            }
+            line::Told::Directory { .. } => {}
+            line::Told::Connected => {
+                child.has_connected();
+                return Ok(0);
+            }
+        }
+    }
+    Ok(n)
 }
 
 /// Collects stderr; never returns.
@@ -235,6 +427,7 @@ async fn end_of(child: &mut std::process::Child) -> ExitStatus {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     let pid = Pid::from_child(child);
     let end = pidfd_open(pid, PidfdFlags::empty())
+        .map(descriptors::out_of_the_way)
         .map_err(io::Error::from)
         .and_then(runtime::register);
     match end {
@@ -285,6 +478,7 @@ mod tests {
             env: vec![("GIVEN".into(), Some("value".into()))],
             output: false,
             code: None,
+            attached: true,
         }
     }
 

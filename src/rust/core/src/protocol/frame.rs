@@ -433,14 +433,14 @@ mod tests {
             outcome: Done::Value,
             spent: 0,
         };
-        let frames = vec![(done.clone(), body), (ToHost::Leaving, vec![])];
+        let frames = vec![(done.clone(), body), (ToHost::Leaving { begun: 0 }, vec![])];
         let got = read_back(&stream_of(&frames), &[usize::MAX], Limits::LINK).unwrap();
         assert_eq!(got, frames);
     }
 
     #[test]
     fn an_announced_length_beyond_the_limit_is_refused_before_allocating() {
-        let mut bytes = encode_head(&ToHost::Leaving, 0).to_vec();
+        let mut bytes = encode_head(&ToHost::Leaving { begun: 0 }, 0).to_vec();
         bytes[8..16].copy_from_slice(&(1u64 << 63).to_le_bytes());
         for limits in [Limits::HANDSHAKE, Limits::LINK] {
             let err = read_back::<ToHost>(&bytes, &[usize::MAX], limits).unwrap_err();
@@ -450,7 +450,7 @@ mod tests {
 
     #[test]
     fn a_large_announcement_without_bytes_takes_no_memory() {
-        let mut bytes = encode_head(&ToHost::Leaving, 0).to_vec();
+        let mut bytes = encode_head(&ToHost::Leaving { begun: 0 }, 0).to_vec();
         bytes[8..16].copy_from_slice(&(1u64 << 40).to_le_bytes());
         bytes.extend_from_slice(&[7; 100]);
         let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
@@ -486,7 +486,7 @@ mod tests {
                 outcome: Done::Value,
                 spent: 70_000,
             }),
-            Just(ToHost::Leaving),
+            Just(ToHost::Leaving { begun: 0 }),
         ]
     }
 
@@ -515,7 +515,7 @@ mod tests {
 
         #[test]
         fn flipped_bits_never_panic(at in 0usize..40, bit in 0u8..8) {
-            let task = ToDaemon::Task { seq: 3, kind: Kind::Map, stream: Some([1; 6]), constants: Some(7) };
+            let task = ToDaemon::Task { seq: 3, kind: Kind::Map, stream: Some([1; 6]), constants: Some(7), granted: 3 };
             let mut bytes = encode_head(&task, 20).to_vec();
             bytes.extend_from_slice(&[1; 20]);
             let at = at % bytes.len();

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -54,6 +54,8 @@ pub enum ToDaemon {
         stream: Option<Stream>,
         /// Constants that the body needs, sent before.
         constants: Option<u64>,
+        /// See [`Control::Grant`].
+        granted: Seq,
     },
     /// The body is what every daemon should know. It takes the place of an earlier one.
     Configuration,
@@ -77,6 +79,11 @@ pub enum Control {
     /// Give back those of these tasks that have not begun, and answer with
     /// [`ToHost::Returned`].
     Recall { from: Seq, to: Seq },
+    /// Tasks with numbers up to this one may begin. Across the network, those beyond the largest
+    /// number granted so far must not, until they are granted, too: a reply may be lost on its way,
+    /// so the host counts every task as begun that was granted and is not replied to. On the host's own
+    /// machine every task may begin once it has arrived.
+    Grant { to: Seq },
     /// Leave for good, whatever `autoexit` says.
     End,
 }
@@ -109,9 +116,10 @@ pub enum ToHost {
     /// The answer to [`Control::Recall`]: the tasks with these numbers, or none if `from` is
     /// beyond `to`, have not begun and never will on this link.
     Returned { from: Seq, to: Seq },
-    /// The daemon starts no further task. Whatever it holds unanswered has not
-    /// been started and is the host's again.
-    Leaving,
+    /// The daemon begins no further task: those with numbers above this one have not begun and are the
+    /// host's again. It follows the replies to the others, but for one that is still running, which will have
+    /// none.
+    Leaving { begun: Seq },
 }
 
 /// What became of a task on a daemon.

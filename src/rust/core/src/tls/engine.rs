@@ -265,10 +265,10 @@ impl From<io::Error> for Not {
     }
 }
 
-/// One TLS connection.
-struct Conn {
+/// One TLS connection. `W` is [`Wire`] but for the fuzzer.
+struct Conn<W = Wire> {
     tls: Connection,
-    wire: Wire,
+    wire: W,
     failure: Option<Failure>,
     /// The handshake is done.
     open: bool,
@@ -310,8 +310,8 @@ impl Part {
     }
 }
 
-impl Conn {
-    fn new(role: &Role, wire: Wire) -> Result<Self, c_int> {
+impl<W: Read + Write> Conn<W> {
+    fn new(role: &Role, wire: W) -> Result<Self, c_int> {
         let (mut tls, failure) = match role {
             Role::Server(config) => {
                 let tls = ServerConnection::new(config.clone()).map_err(|_| CRYPTO)?;
@@ -477,9 +477,7 @@ impl Conn {
 
     /// Says why to the user, and to the peer by a TLS alert.
     fn fail(&mut self, error: &rustls::Error) -> Not {
-        if let Some(failure) = &self.failure
-            && !self.open
-        {
+        if let (Some(failure), false) = (&self.failure, self.open) {
             failure.set(Some(describe(error)));
         }
         self.broken = Some(CRYPTO);
@@ -495,11 +493,9 @@ impl Conn {
     }
 }
 
-impl Drop for Conn {
+impl<W> Drop for Conn<W> {
     fn drop(&mut self) {
-        if let Some(failure) = &self.failure
-            && !self.open
-        {
+        if let (Some(failure), false) = (&self.failure, self.open) {
             let mut why = failure.0.lock();
             why.get_or_insert_with(|| "the connection ended during the TLS handshake".into());
         }
@@ -753,4 +749,54 @@ unsafe extern "C" {
     fn nng_tls_engine_recv(wire: *mut c_void, buf: *mut u8, size: *mut usize) -> c_int;
     fn nng_tls_config_alloc(config: *mut *mut c_void, mode: c_int) -> c_int;
     fn nng_tls_config_free(config: *mut c_void);
+}
+
+/// For the fuzzer: a host's and a daemon's end of TLS, to which the peer says `input`.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(input: &[u8], identity: &Identity, trust: &Trust) {
+    struct Script<'a>(&'a [u8]);
+
+    impl Read for Script<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            // A few bytes at a time: records arrive in parts.
+            let n = self.0.len().min(buf.len()).min(61);
+            if n == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            buf[..n].copy_from_slice(&self.0[..n]);
+            self.0 = &self.0[n..];
+            Ok(n)
+        }
+    }
+
+    impl Write for Script<'_> {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let server = Role::Server(identity.config().clone());
+    let client = Role::Client {
+        config: trust.config().clone(),
+        name: super::server_name("127.0.0.1").expect("it is an address"),
+        failure: Failure::default(),
+    };
+    for role in [server, client] {
+        let Ok(mut conn) = Conn::new(&role, Script(input)) else {
+            continue;
+        };
+        let mut buf = [0; 512];
+        for _ in 0..64 {
+            match conn.recv(&mut buf) {
+                Ok(_) | Err(Not::Yet) => {}
+                Err(Not::Ever(_)) => break,
+            }
+            let _ = conn.send(b"GET / HTTP/1.1\r\n\r\n");
+        }
+        conn.close();
+    }
 }

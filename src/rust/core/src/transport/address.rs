@@ -140,9 +140,6 @@ impl NetworkUrl {
         if rest.contains(odd) {
             return Err(AddressError::Character(url.into()));
         }
-        if url.len() > LONGEST_URL {
-            return Err(AddressError::TooLong(url.into()));
-        }
         let (authority, path) = match rest.find('/') {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
@@ -176,12 +173,17 @@ impl NetworkUrl {
                 .default_port()
                 .ok_or_else(|| AddressError::NoPort(url.into(), scheme.name()))?,
         };
-        Ok(NetworkUrl {
+        let parsed = NetworkUrl {
             scheme,
             host: if host == "*" { "" } else { host }.into(),
             port,
             path: path.into(),
-        })
+        };
+        // As NNG is given it: with the port, which may be the default one of the scheme.
+        if url.len().max(parsed.to_string().len()) > LONGEST_URL {
+            return Err(AddressError::TooLong(url.into()));
+        }
+        Ok(parsed)
     }
 }
 
@@ -316,6 +318,8 @@ mod tests {
         assert!(bad("tcp://host:1/path").contains("tcp:// has no path"));
         assert!(bad("ws://me@host:1/path").contains("character"));
         assert!(bad("ws://host:1/a b").contains("character"));
+        // Too long once the default port stands in it, as NNG is given it.
+        assert!(bad(&format!("ws://{}", "h".repeat(121))).contains("too long"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub mod address;
 pub mod nng;
 #[cfg(unix)]
 pub mod unix;
-mod websocket;
+pub(crate) mod websocket;
 
 pub use address::{Address, AddressError, NetworkUrl, Scheme, local_url};
 

@@ -8,6 +8,9 @@
 //!
 //! The host writes from whichever thread has something to say, without blocking;
 //! what does not fit waits in an [`Outbox`] for the I/O thread.
+//!
+//! A frame is sent whole or the link ends: there is never a hole in the stream. Where the system has no
+//! memory for a send just now, it is tried again, for a second at most.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -17,10 +20,11 @@ use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use smallvec::SmallVec;
@@ -29,9 +33,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::{Address, Link};
+use crate::descriptors::{are_scarce, out_of_the_way};
 use crate::memory::{Arrival, Inset, MOST_DESCRIPTORS, Parts, Segment};
 use crate::protocol::frame::encode_head_with;
 use crate::protocol::{Control, Frame, FrameReader, Hole};
+
+/// The system has no memory for a send just now: pause before it is tried again, and tries.
+const SCARCE: Duration = Duration::from_millis(10);
+const TRIES: u32 = 100;
+/// This process has no room for descriptors that were passed to it: tries, with the same pause.
+const CROWDED_TRIES: u32 = 3000;
 
 /// Frames put into one system call at most.
 const BATCH: usize = 32;
@@ -186,19 +197,20 @@ pub fn recv_with_fd(
     let mut all = VecDeque::new();
     let got = recv_with_fds(fd, room, &mut all)?;
     // Any beyond the first is closed by being dropped.
-    if let Some(first) = all.pop_front() {
+    if let Some(first) = all.into_iter().flatten().next() {
         passed.get_or_insert(first);
     }
     Ok(got)
 }
 
-/// Reads once and takes descriptors that came along, two at most.
+/// Reads once and takes descriptors that came along, three at most: all of them were sent at a time.
+/// Those that this process had no room for are lost.
 pub fn recv_with_fds(
     fd: BorrowedFd<'_>,
     room: &mut [MaybeUninit<u8>],
-    passed: &mut VecDeque<OwnedFd>,
+    passed: &mut VecDeque<Vec<OwnedFd>>,
 ) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     // recvmsg wants initialised memory; what comes with descriptors is small.
     let mut bytes = [0u8; 4096];
@@ -208,11 +220,15 @@ pub fn recv_with_fds(
     let flags = RecvFlags::CMSG_CLOEXEC;
     #[cfg(not(target_os = "linux"))]
     let flags = RecvFlags::empty();
-    let got = rustix::net::recvmsg(fd, &mut iov, &mut control, flags)?.bytes;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            passed.extend(fds);
-        }
+    let received = rustix::net::recvmsg(fd, &mut iov, &mut control, flags)?;
+    let (got, lost) = (received.bytes, received.flags.contains(ReturnFlags::CTRUNC));
+    let rights = |message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    };
+    let fds: Vec<OwnedFd> = control.drain().filter_map(rights).flatten().collect();
+    if lost || !fds.is_empty() {
+        passed.push_back(fds);
     }
     for (slot, byte) in room.iter_mut().zip(&bytes[..got]) {
         slot.write(*byte);
@@ -220,13 +236,55 @@ pub fn recv_with_fds(
     Ok(got)
 }
 
-/// Reads once, as [`recv`], and takes all descriptors that came along.
+/// Reads once, as [`recv`], and takes all descriptors that came along. With `first_look`, if this process
+/// has no room for all of them, they and the bytes stay where they are ([`is_crowded`]).
 #[cfg(target_os = "linux")]
 fn recv_passing(
     fd: BorrowedFd<'_>,
     room: &mut [MaybeUninit<u8>],
     passed: &mut VecDeque<OwnedFd>,
+    first_look: bool,
 ) -> io::Result<usize> {
+    let mut came = Vec::new();
+    let flags = if first_look { libc::MSG_PEEK } else { 0 };
+    let (got, all) = recv_once(fd, room, &mut came, flags)?;
+    if !all {
+        return Err(if first_look {
+            io::ErrorKind::ResourceBusy.into()
+        } else {
+            // This process may have no more descriptors.
+            io::Error::other("descriptors that a peer has passed are lost")
+        });
+    }
+    if first_look {
+        // The same bytes, from the socket this time; without room for descriptors, which are there already.
+        let mut at = 0;
+        while at < got {
+            at += match rustix::net::recv(fd, &mut room[at..got], RecvFlags::empty()) {
+                Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok((_, n)) => n,
+                Err(rustix::io::Errno::INTR) => 0,
+                Err(e) => return Err(e.into()),
+            };
+        }
+    }
+    passed.extend(came);
+    Ok(got)
+}
+
+/// Whether descriptors could not be taken for want of room. They have not been lost.
+fn is_crowded(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::ResourceBusy
+}
+
+/// What is read, and whether all descriptors that came along could be taken.
+#[cfg(target_os = "linux")]
+fn recv_once(
+    fd: BorrowedFd<'_>,
+    room: &mut [MaybeUninit<u8>],
+    came: &mut Vec<OwnedFd>,
+    flags: libc::c_int,
+) -> io::Result<(usize, bool)> {
     use std::os::fd::{AsRawFd, FromRawFd};
     // As many descriptors as the kernel passes at most, and aligned as it wants it.
     let mut space = [MaybeUninit::<u64>::uninit(); 131];
@@ -240,7 +298,7 @@ fn recv_passing(
     message.msg_iovlen = 1;
     message.msg_control = space.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&space);
-    let flags = libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the header describes memory that is ours to be written to for the call.
     let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
@@ -254,20 +312,15 @@ fn recv_passing(
                     let data = libc::CMSG_DATA(at).cast::<libc::c_int>();
                     let bytes = header.cmsg_len - libc::CMSG_LEN(0) as usize;
                     for i in 0..bytes / size_of::<libc::c_int>() {
-                        passed.push_back(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
+                        came.push(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
                     }
                 }
                 at = libc::CMSG_NXTHDR(&raw const message, at);
             }
         }
-        if message.msg_flags & libc::MSG_CTRUNC != 0 {
-            // This process may have no more descriptors.
-            return Err(io::Error::other(
-                "descriptors that a peer has passed are lost",
-            ));
-        }
     }
-    Ok(got)
+    // Where there was room for none, there is no control message.
+    Ok((got, message.msg_flags & libc::MSG_CTRUNC == 0))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -275,6 +328,7 @@ fn recv_passing(
     fd: BorrowedFd<'_>,
     room: &mut [MaybeUninit<u8>],
     _: &mut VecDeque<OwnedFd>,
+    _: bool,
 ) -> io::Result<usize> {
     recv(fd, room)
 }
@@ -284,6 +338,8 @@ pub struct Incoming<M> {
     reader: FrameReader<M>,
     /// Not yet matched to a frame: that of the first ones has begun to arrive.
     passed: VecDeque<OwnedFd>,
+    /// Many peers may pass some at a time.
+    one_of_many: bool,
 }
 
 impl<M: serde::de::DeserializeOwned> Incoming<M> {
@@ -291,6 +347,7 @@ impl<M: serde::de::DeserializeOwned> Incoming<M> {
         Incoming {
             reader,
             passed: VecDeque::new(),
+            one_of_many: false,
         }
     }
 
@@ -298,7 +355,9 @@ impl<M: serde::de::DeserializeOwned> Incoming<M> {
     pub fn fill(&mut self, fd: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
         let before = self.passed.len();
         let passed = &mut self.passed;
-        let (got, drained) = self.reader.fill(|room| recv_passing(fd, room, passed))?;
+        let first_look = self.one_of_many && are_scarce();
+        let recv = |room: &mut [_]| recv_passing(fd, room, passed, first_look);
+        let (got, drained) = self.reader.fill(recv)?;
         if self.passed.len() > 2 * MOST_DESCRIPTORS {
             return Err(unannounced());
         }
@@ -356,6 +415,7 @@ pub fn send_all(
 
 /// Sends all of a frame, with up to [`MOST_DESCRIPTORS`] descriptors. Blocks if the socket does, and
 /// fails in the middle if that has no room and does not.
+/// After an error, a part may have been sent, and the stream is of no more use.
 pub fn send_all_with(
     stream: &UnixStream,
     head: &[u8],
@@ -363,6 +423,7 @@ pub fn send_all_with(
     pass: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let (mut head, mut body, mut pass) = (head, body, pass);
+    let mut tries = 0;
     while !head.is_empty() || !body.is_empty() {
         let iov = [IoSlice::new(head), IoSlice::new(body)];
         let mut space = [MaybeUninit::uninit(); SPACE];
@@ -376,12 +437,40 @@ pub fn send_all_with(
                 let of_head = sent.min(head.len());
                 head = &head[of_head..];
                 body = &body[sent - of_head..];
+                tries = 0;
             }
             Err(rustix::io::Errno::INTR) => {}
+            Err(e) if is_scarcity(e) && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(SCARCE);
+            }
             Err(e) => return Err(e.into()),
         }
     }
     Ok(())
+}
+
+/// Sends once, what a frame has after `done` bytes, without blocking. How many more are sent then.
+#[cfg(target_os = "linux")]
+pub fn send_some(
+    stream: &UnixStream,
+    head: &[u8],
+    body: &[u8],
+    done: usize,
+    pass: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let of_head = done.min(head.len());
+    let iov = [
+        IoSlice::new(&head[of_head..]),
+        IoSlice::new(&body[done - of_head..]),
+    ];
+    let mut space = [MaybeUninit::uninit(); SPACE];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !pass.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(pass));
+    }
+    let flags = SEND | SendFlags::DONTWAIT;
+    Ok(rustix::net::sendmsg(stream, &iov, &mut control, flags)?)
 }
 
 #[cfg(target_os = "linux")]
@@ -395,7 +484,12 @@ fn descriptors(_: &[Inset]) -> SmallVec<[BorrowedFd<'_>; 4]> {
     SmallVec::new()
 }
 
-/// Sends all of a message and what belongs to it, for the daemon's end.
+/// Whether the same may work a little later. A socket that is full, on the other hand, says when it is not.
+fn is_scarcity(e: rustix::io::Errno) -> bool {
+    matches!(e, rustix::io::Errno::NOBUFS | rustix::io::Errno::NOMEM)
+}
+
+/// Sends all of a message and what belongs to it, for the daemon's end. After an error, the link has ended.
 pub fn send_message<M: serde::Serialize>(
     stream: &UnixStream,
     message: &M,
@@ -403,7 +497,7 @@ pub fn send_message<M: serde::Serialize>(
 ) -> io::Result<()> {
     let head = encode_head_with(message, body.bytes.len(), body.insets);
     let pass = descriptors(body.insets);
-    match send_all_with(stream, &head, body.bytes, &pass) {
+    let sent = match send_all_with(stream, &head, body.bytes, &pass) {
         // Too many are on their way; nothing has been sent.
         Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) && !body.is_plain() => {
             let plain = body.plain();
@@ -411,7 +505,10 @@ pub fn send_message<M: serde::Serialize>(
             send_all_with(stream, &head, &plain, &[])
         }
         sent => sent,
-    }
+    };
+    sent.inspect_err(|_| {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    })
 }
 
 /// Sends as much of the first frames in line as one call takes; `usize` is what of a frame has been
@@ -455,7 +552,7 @@ impl Outbox {
     fn new(fd: OwnedFd) -> io::Result<Outbox> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Outbox {
-            fd: crate::runtime::register(fd)?,
+            fd: crate::runtime::register(out_of_the_way(fd))?,
             queue: Mutex::default(),
             blocked: Notify::new(),
         })
@@ -471,8 +568,9 @@ impl Outbox {
         }
     }
 
-    /// Writes until the queue is empty or the socket is full (`WouldBlock`).
-    /// When the peer is gone the queue is emptied; the reader will notice.
+    /// Writes until the queue is empty, the socket is full (`WouldBlock`), or the system has no memory for it
+    /// (`OutOfMemory`). When the peer is gone, or a frame cannot be sent, the queue is emptied and the link
+    /// ends; the reader will notice.
     fn try_flush(&self) -> io::Result<()> {
         let mut queue = self.queue.lock();
         while !queue.is_empty() {
@@ -497,7 +595,11 @@ impl Outbox {
                         queue.push_front((frame.plain(), 0));
                     }
                 }
-                Err(_) => queue.clear(),
+                Err(e) if is_scarcity(e) => return Err(io::ErrorKind::OutOfMemory.into()),
+                Err(_) => {
+                    queue.clear();
+                    self.shutdown();
+                }
             }
         }
         Ok(())
@@ -507,12 +609,14 @@ impl Outbox {
     async fn drain_when_writable(&self) {
         loop {
             self.blocked.notified().await;
-            let flushed = self
-                .fd
-                .async_io(Interest::WRITABLE, |_| self.try_flush())
-                .await;
-            if flushed.is_err() {
-                return;
+            let mut tries = 0;
+            let write = || self.fd.async_io(Interest::WRITABLE, |_| self.try_flush());
+            while let Err(e) = write().await {
+                if e.kind() != io::ErrorKind::OutOfMemory || tries == TRIES {
+                    return;
+                }
+                tries += 1;
+                tokio::time::sleep(SCARCE).await;
             }
         }
     }
@@ -548,14 +652,25 @@ impl UnixLink {
         mut on_frame: impl FnMut(M, Arrival),
     ) -> io::Result<()> {
         let mut incoming = Incoming::new(reader);
+        incoming.one_of_many = true;
         let reading = async {
+            let mut tries = 0;
             loop {
                 // First: bytes may have come along with the handshake.
                 while let Some((message, body)) = incoming.next_frame()? {
                     on_frame(message, body);
                 }
                 let mut ready = self.data.fd.readable().await?;
-                match ready.try_io(|fd| incoming.fill(fd.as_fd())) {
+                let filled = ready.try_io(|fd| incoming.fill(fd.as_fd()));
+                let crowded = matches!(&filled, Ok(Err(e)) if is_crowded(e));
+                if crowded && tries < CROWDED_TRIES {
+                    // What other links have passed makes room once it is mapped; nobody tells.
+                    tries += 1;
+                    tokio::time::sleep(SCARCE).await;
+                    continue;
+                }
+                tries = 0;
+                match filled {
                     Ok(Ok((0, _))) => return Ok(()),
                     // A short read has emptied the socket; asking again would
                     // only cost a system call to hear so.
@@ -605,19 +720,149 @@ mod tests {
     fn a_descriptor_travels_with_the_first_bytes() {
         let (a, b) = UnixStream::pair().unwrap();
         let (ours, theirs) = control_pair().unwrap();
-        let hello = Frame::bare(&ToHost::Leaving);
+        let hello = Frame::bare(&ToHost::Leaving { begun: 0 });
         send_all(&a, &hello.head, &hello.body, Some(theirs.as_fd())).unwrap();
         let mut reader = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
         let mut passed = None;
         reader
             .fill(|room| recv_with_fd(b.as_fd(), room, &mut passed))
             .unwrap();
-        assert_eq!(reader.next().unwrap().unwrap().0, ToHost::Leaving);
+        assert_eq!(
+            reader.next().unwrap().unwrap().0,
+            ToHost::Leaving { begun: 0 }
+        );
         let theirs = UnixStream::from(passed.expect("descriptor arrived"));
         send_all(&ours, b"x", b"y", None).unwrap();
         let mut got = [0; 2];
         io::Read::read_exact(&mut &theirs, &mut got).unwrap();
         assert_eq!(&got, b"xy");
+    }
+
+    /// Has this thread, and those that it starts from now on, fail to send with an error, as the kernel says.
+    #[cfg(target_os = "linux")]
+    fn cannot_send(errno: libc::c_int) {
+        let step = |code: u32, jt, jf, k| libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        };
+        // Of `seccomp_data`, the number of the system call is first.
+        let mut filter = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            step(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                0,
+                1,
+                libc::SYS_sendmsg as u32,
+            ),
+            step(
+                libc::BPF_RET | libc::BPF_K,
+                0,
+                0,
+                libc::SECCOMP_RET_ERRNO | errno as u32,
+            ),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: the program outlives the call, which copies it.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(
+                libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program),
+                0
+            );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap()
+    }
+
+    /// Posts three frames from a thread that cannot send, to be sent by one that can, or cannot, either.
+    /// What has arrived when the link is over.
+    #[cfg(target_os = "linux")]
+    fn posted_without_memory(errno: libc::c_int, everywhere: bool) -> Vec<usize> {
+        let (host, daemon) = UnixStream::pair().unwrap();
+        let (host_control, _daemon_control) = UnixStream::pair().unwrap();
+        let receiver = std::thread::spawn(move || {
+            let mut reader = FrameReader::<Control>::new(Limits::LINK);
+            let mut sizes = Vec::new();
+            while sizes.len() < 3 {
+                match reader.fill(|room| recv(daemon.as_fd(), room)) {
+                    Ok((0, _)) | Err(_) => break,
+                    Ok(_) => {}
+                }
+                while let Some((Control::Cancel { .. }, body)) = reader.next().unwrap() {
+                    sizes.push(body.len());
+                }
+            }
+            sizes
+        });
+        let serving = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let link = UnixLink::new(host.into(), host_control.into()).unwrap();
+                let post = {
+                    let link = link.clone();
+                    move || {
+                        cannot_send(errno);
+                        for seq in 1..=3 {
+                            let body = vec![0; 100 * seq as usize];
+                            link.post(Frame::new(&Control::Cancel { seq }, body));
+                            link.flush();
+                        }
+                    }
+                };
+                if everywhere {
+                    post();
+                } else {
+                    std::thread::spawn(post).join().unwrap();
+                }
+                let reader = FrameReader::<ToHost>::new(Limits::LINK);
+                let _ = link.serve(reader, |_, _| {}).await;
+                link.close();
+            });
+        });
+        let sizes = receiver.join().unwrap();
+        serving.join().unwrap();
+        sizes
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_the_system_has_no_memory_for_is_sent_later_or_ends_the_link() {
+        for errno in [libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(posted_without_memory(errno, false), [100, 200, 300]);
+        }
+        for errno in [libc::ENOBUFS, libc::EMSGSIZE, libc::EPERM] {
+            assert_eq!(posted_without_memory(errno, true), []);
+        }
+        assert_eq!(posted_without_memory(libc::EMSGSIZE, false), []);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_message_that_cannot_be_sent_ends_the_link() {
+        let (daemon, mut host) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            cannot_send(libc::ENOBUFS);
+            let leaving = ToHost::Leaving { begun: 0 };
+            assert!(send_message(&daemon, &leaving, (&[]).into()).is_err());
+            // As a daemon does that goes on with its next task.
+            assert!(send_message(&daemon, &leaving, (&[]).into()).is_err());
+            let mut end = [0];
+            assert_eq!(io::Read::read(&mut &daemon, &mut end).unwrap(), 0);
+        })
+        .join()
+        .unwrap();
+        let mut end = [0];
+        assert_eq!(io::Read::read(&mut host, &mut end).unwrap(), 0);
     }
 
     #[test]

@@ -174,10 +174,10 @@ impl Routes {
         connection.start_with_request(self.clone());
         runtime::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade())
-                && routes.forget(&connection)
-            {
-                connection.close();
+            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade()) {
+                if routes.forget(&connection) {
+                    connection.close();
+                }
             }
         });
     }
@@ -362,11 +362,10 @@ impl Decoder {
             if self.left == 0 {
                 self.head.push(bytes[at]);
                 at += 1;
-                if self.begins()?
-                    && self.left == 0
-                    && let Some(heard) = self.control_over()
-                {
-                    return Ok((at, Some(heard)));
+                if self.begins()? && self.left == 0 {
+                    if let Some(heard) = self.control_over() {
+                        return Ok((at, Some(heard)));
+                    }
                 }
                 continue;
             }
@@ -380,10 +379,10 @@ impl Decoder {
                 take(piece)?;
             } else {
                 self.control.extend_from_slice(piece);
-                if self.left == 0
-                    && let Some(heard) = self.control_over()
-                {
-                    return Ok((at, Some(heard)));
+                if self.left == 0 {
+                    if let Some(heard) = self.control_over() {
+                        return Ok((at, Some(heard)));
+                    }
                 }
             }
         }
@@ -445,6 +444,36 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
     for (byte, mask) in words.into_remainder().iter_mut().zip(mask.iter().cycle()) {
         *byte ^= mask;
     }
+}
+
+/// For the fuzzer: a request and frames as a client sends them.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let frames = match request(data) {
+        Ok(Request::Whole { length, .. }) => &data[length..],
+        Ok(Request::Partial) | Err(_) => data,
+    };
+    // The same bytes whole and one by one give the same payload, or neither is accepted.
+    let decode = |size: usize| {
+        let mut decoder = Decoder::default();
+        let mut payload = Vec::new();
+        for piece in frames.chunks(size) {
+            let mut piece = piece.to_vec();
+            let mut at = 0;
+            while at < piece.len() {
+                let take = |bytes: &[u8]| {
+                    payload.extend_from_slice(bytes);
+                    Ok(())
+                };
+                match decoder.decode(&mut piece[at..], take) {
+                    Ok((n, _)) => at += n,
+                    Err(_) => return None,
+                }
+            }
+        }
+        Some(payload)
+    };
+    assert_eq!(decode(1), decode(usize::MAX));
 }
 
 #[cfg(test)]

@@ -89,6 +89,19 @@ impl Gate {
         Begin::Evaluate
     }
 
+    /// This daemon has given up its host: nothing begins any more. Returns the last task that was begun, or
+    /// passed over.
+    pub(super) fn stop(&self) -> Seq {
+        let mut state = self.state.lock();
+        state.gone = true;
+        state.last
+    }
+
+    /// The last task that was begun, or passed over.
+    pub(super) fn last(&self) -> Seq {
+        self.state.lock().last
+    }
+
     /// Watcher: the host wants those of these tasks back that have not begun. Returns the
     /// first that it gets.
     pub(super) fn give_back(&self, from: Seq, to: Seq) -> Seq {

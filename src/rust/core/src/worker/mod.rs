@@ -158,6 +158,8 @@ pub struct Worker {
     /// When the last answer was sent, and how long there has been nothing to do since.
     answered: Instant,
     idle: Duration,
+    /// An answer could not be sent. No further task begins: the host would take it for one that has not.
+    mute: bool,
 }
 
 impl Worker {
@@ -217,12 +219,16 @@ impl Worker {
             options: options.clone(),
             answered: Instant::now(),
             idle: Duration::ZERO,
+            mute: false,
         })
     }
 
     /// The next task, unless something else happens first.
     pub fn next(&mut self, until: Option<Instant>, interrupted: impl Fn() -> bool) -> Next {
         loop {
+            if self.mute {
+                return self.lost();
+            }
             match self.wire.next() {
                 Ok(Some((ToDaemon::Configuration, body))) => {
                     return Next::Configuration(body.bytes);
@@ -268,6 +274,7 @@ impl Worker {
                 kind,
                 stream,
                 constants,
+                granted: _,
             } => {
                 let common = constants.and_then(|id| self.constants.get(&id));
                 let content = Content::from(body);
@@ -332,7 +339,9 @@ impl Worker {
             outcome,
             spent: busy.as_micros().try_into().unwrap_or(u32::MAX),
         };
-        self.send(&message, value)
+        let sent = self.send(&message, value);
+        self.mute |= sent.is_err();
+        sent
     }
 
     /// For answering from another thread than the one that reads.
@@ -345,7 +354,8 @@ impl Worker {
     pub fn leave(mut self) {
         // The link that now ends does not mean that the host is gone.
         self.gate.release();
-        if self.send(&ToHost::Leaving, (&[]).into()).is_ok() {
+        let begun = self.gate.last();
+        if !self.mute && self.send(&ToHost::Leaving { begun }, (&[]).into()).is_ok() {
             let until = Some(Instant::now() + PATIENCE);
             while matches!(self.wire.wait(left(until), None), Ok(Polled::Readable)) {
                 while let Ok(Some(_)) = self.wire.next() {}

@@ -142,7 +142,12 @@ impl Place {
 
     /// Without a daemon.
     pub fn empty(scheme: &'static str) -> Place {
-        let host = Host::new(Config::default());
+        Place::with(scheme, Config::default())
+    }
+
+    /// Without a daemon, with these settings.
+    pub fn with(scheme: &'static str, config: Config) -> Place {
+        let host = Host::new(config);
         let (url, trust, pem) = listening(&any_port(scheme), &host);
         Place {
             scheme,

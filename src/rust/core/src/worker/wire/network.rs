@@ -13,13 +13,16 @@ use parking_lot::Mutex;
 use super::super::{DialError, GRACE, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::memory::{Arrival, Parts};
-use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
+use crate::protocol::{Control, Frame, FrameReader, Limits, Seq, ToDaemon, ToHost, VERSION};
 use crate::runtime;
 use crate::signals::Polled;
 use crate::tls::Trust;
 use crate::transport::nng::{self, Connection, Receiver};
 use crate::transport::{Channel, NetworkUrl};
 use crate::wait::{Bell, Waited};
+
+/// Time for the last words to a silent host to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A body up to this is copied, so that the main thread need not wait until it is sent.
 const COPIED: usize = 64 * 1024;
@@ -41,7 +44,20 @@ struct Inbox {
 struct State {
     reader: FrameReader<ToDaemon>,
     ready: VecDeque<(ToDaemon, Vec<u8>)>,
+    /// The last task that may begin.
+    granted: Seq,
     over: bool,
+}
+
+impl State {
+    /// Whether there is something for the main thread: not a task that has not been granted, nor what
+    /// stands behind it.
+    fn has_next(&self) -> bool {
+        match self.ready.front() {
+            Some((ToDaemon::Task { seq, .. }, _)) => *seq <= self.granted,
+            other => other.is_some(),
+        }
+    }
 }
 
 pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn Wire>, DialError> {
@@ -70,6 +86,7 @@ pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn 
         state: Mutex::new(State {
             reader: FrameReader::new(Limits::LINK),
             ready: VecDeque::new(),
+            granted: 0,
             over: false,
         }),
         bell: Bell::new(),
@@ -87,7 +104,8 @@ pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn 
         wire.inbox.hang_up();
     }
     if patience > 0 {
-        keep_alive(&wire.connection, Duration::from_millis(patience.into()));
+        let patience = Duration::from_millis(patience.into());
+        keep_alive(&wire.connection, dialling.gate.clone(), patience);
     }
     Ok(Box::new(wire))
 }
@@ -181,7 +199,12 @@ impl Sender for Arc<Connection> {
 
 impl Wire for NetworkWire {
     fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>> {
-        let next = self.inbox.state.lock().ready.pop_front();
+        let mut state = self.inbox.state.lock();
+        let next = if state.has_next() {
+            state.ready.pop_front()
+        } else {
+            None
+        };
         Ok(next.map(|(message, body)| (message, body.into())))
     }
 
@@ -193,13 +216,13 @@ impl Wire for NetworkWire {
         let inbox = &self.inbox;
         let come = || {
             let state = inbox.state.lock();
-            !state.ready.is_empty() || state.over
+            state.has_next() || state.over
         };
         let interrupted = || interrupted.is_some_and(|i| i());
         Ok(match inbox.bell.wait(most, interrupted, come) {
             Waited::Ready => {
                 let state = inbox.state.lock();
-                if state.ready.is_empty() && state.over {
+                if !state.has_next() && state.over {
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
                 Polled::Readable
@@ -272,7 +295,15 @@ impl Receiver for Inbox {
                         // The host waits for that, as closing it there could overtake the message.
                         return Err(io::ErrorKind::ConnectionAborted.into());
                     }
-                    message => state.ready.push_back((message, body)),
+                    ToDaemon::Control(Control::Grant { to }) => {
+                        state.granted = state.granted.max(to);
+                    }
+                    message => {
+                        if let ToDaemon::Task { granted, .. } = &message {
+                            state.granted = state.granted.max(*granted);
+                        }
+                        state.ready.push_back((message, body));
+                    }
                 }
             }
         }
@@ -290,7 +321,7 @@ impl Receiver for Inbox {
 
 /// Tells the host that this daemon is there, and gives up one that has not been heard for so
 /// long, though it says something more often than that. For as long as the connection lives.
-fn keep_alive(connection: &Arc<Connection>, patience: Duration) {
+fn keep_alive(connection: &Arc<Connection>, gate: Arc<Gate>, patience: Duration) {
     let connection = Arc::downgrade(connection);
     runtime::handle().spawn(async move {
         loop {
@@ -299,8 +330,27 @@ fn keep_alive(connection: &Arc<Connection>, patience: Duration) {
                 return;
             };
             if !connection.keep_alive(patience, || Frame::bare(&ToHost::Pong)) {
+                give_up(connection, &gate);
                 return;
             }
         }
     });
+}
+
+/// Ends a link whose host is silent. The host may only be suspended, and read this when it goes on: so it hears which
+/// of the tasks that it has sent, or is about to send, never began.
+fn give_up(connection: Arc<Connection>, gate: &Gate) {
+    let begun = gate.stop();
+    post(&connection, &ToHost::Leaving { begun }, Bytes::new());
+    let theirs = connection.clone();
+    let sending = std::thread::Builder::new()
+        .name("mirai-farewell".into())
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            let _ = theirs.wait_sent(Some(Instant::now() + FAREWELL));
+            theirs.close();
+        });
+    if sending.is_err() {
+        connection.close();
+    }
 }

@@ -1,0 +1,87 @@
+#' Editions
+#'
+#' A few functions of this package mean one thing in the documents that it was written from, and another in
+#' the 2.x releases that many packages were written for. The *edition* says which: 1, the default, or 2.
+#'
+#' `options(mirai.edition = 2)` sets it for the session, or the environment variable `MIRAI_EDITION` for
+#' all sessions that have it. The option wins. Both are looked at whenever one of these functions is
+#' called, so the edition can be changed at any time, also for the calls of one function. Daemons need not be
+#' set again.
+#'
+#' @details
+#' | | edition 1 | edition 2 |
+#' |---|---|---|
+#' | `status()$connections`, with dispatcher | always 1 | the number of daemons connected |
+#' | `status()$daemons`, with dispatcher | a matrix, a row for each URL | the URL, or the URLs |
+#' | URLs of `daemons(n)` | one for each daemon | one for all |
+#' | `launch_local(2)`, `launch_remote(2)` | a daemon at the second URL | two daemons |
+#' | `host_url(TRUE, 5555)` | arguments `ws`, `tls`, `port` | arguments `tls`, `port`; `ws` by name |
+#' | value of `daemons()` | the number of daemons, or the URL | `TRUE`, or `FALSE` after a reset, invisibly |
+#' | `$stack.trace` of an error | a list of strings | a list of calls |
+#' | `mirai_map()` without daemons | starts one, with a warning | is an error |
+#'
+#' Everything else is the same in both. `vignette("coming-from-2x", "mirai")` has examples.
+#' @examples
+#' old <- options(mirai.edition = 2)
+#' daemons(2)
+#' status()$connections
+#' daemons(0)
+#' options(old)
+#' @name mirai-edition
+#' @aliases mirai.edition MIRAI_EDITION
+NULL
+
+# The edition in force, 1 or 2.
+edition <- function() {
+  given <- getOption("mirai.edition")
+  if (!is.null(given)) {
+    if (is_number(given) && given %in% 1:2) return(as.integer(given))
+    stop("option 'mirai.edition' must be 1 or 2, not ", deparse(given, nlines = 1L)[1L], call. = FALSE)
+  }
+  given <- Sys.getenv("MIRAI_EDITION")
+  if (given %in% c("", "1")) return(1L)
+  if (given == "2") return(2L)
+  stop("environment variable MIRAI_EDITION must be 1 or 2, not \"", given, "\"", call. = FALSE)
+}
+
+# The edition that daemons have been told last: they make stack traces of the kind that is wanted.
+the$told_edition <- 1L
+# On a daemon, the edition of its host; NULL if the host has said nothing.
+the$host_edition <- NULL
+
+# Called when daemons are set, and for each task that has a process of its own.
+tell_edition <- function() {
+  now <- edition()
+  if (now == the$told_edition) return()
+  the$told_edition <- now
+  update_hooks()
+}
+
+# On a daemon, called from daemon.rs with the registry of hooks that the host has sent.
+keep_edition <- function(registry) the$host_edition <- attr(registry, "edition", exact = TRUE)
+
+# Whether a stack trace made here, on a daemon or in a synchronous profile, is one of calls.
+# An edition that is not valid is no reason to fail here, where an error is being recorded.
+traces_calls <- function() {
+  wanted <- if (on_daemon()) the$host_edition else tryCatch(edition(), error = function(e) NULL)
+  identical(wanted, 2L)
+}
+
+# A stack trace as the edition in force has it. The other kind is what daemons made that were told
+# another edition.
+edition_trace <- function(trace) {
+  if (edition() == 1L) {
+    return(lapply(trace, function(call) if (is.character(call)) call else call_text(call)))
+  }
+  lapply(trace, function(call) {
+    if (!is.character(call)) return(call)
+    tryCatch(str2lang(call), error = function(e) as.name(call))
+  })
+}
+
+# A call to be sent in a stack trace: without its source, which would take the whole file with it, and
+# without arguments if they are large.
+trace_call <- function(call) {
+  call <- utils::removeSource(call)
+  if (utils::object.size(call) > 1e5) as.call(list(call[[1L]], quote(...))) else call
+}

@@ -1,0 +1,86 @@
+//! Doors for the fuzzers of `core/fuzz` to what is private. Compiled by cargo-fuzz alone (`cfg(fuzzing)`).
+//!
+//! Each function takes bytes as a hostile peer would send them. It may refuse them in any way but a panic, a hang, or
+//! memory that the bytes do not pay for.
+
+use std::sync::OnceLock;
+
+use crate::protocol::{FrameReader, Limits, ToDaemon, ToHost};
+use crate::tls::{Identity, Trust};
+use crate::transport::{nng, websocket};
+
+/// What a host reads of a daemon: a hello, then replies; and a daemon of its host. The first byte says in pieces of how
+/// many bytes the rest arrives.
+pub fn frames(data: &[u8]) {
+    let Some((size, data)) = data.split_first() else {
+        return;
+    };
+    let size = usize::from(*size).max(1);
+    let mut hello = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
+    let mut at = 0;
+    while at < data.len() {
+        let piece = &data[at..data.len().min(at + size)];
+        let Ok(fed) = nng::feed(&mut hello, piece) else {
+            break;
+        };
+        at += fed;
+        match hello.next() {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                read_all(hello.into_stage::<ToHost>(Limits::LINK), &data[at..], size);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    read_all(FrameReader::<ToDaemon>::new(Limits::LINK), data, size);
+}
+
+fn read_all<M: serde::de::DeserializeOwned>(mut reader: FrameReader<M>, data: &[u8], size: usize) {
+    let mut at = 0;
+    while at < data.len() {
+        let piece = &data[at..data.len().min(at + size)];
+        let Ok(fed) = nng::feed(&mut reader, piece) else {
+            return;
+        };
+        at += fed;
+        loop {
+            match reader.next_with_holes() {
+                Ok(Some((_, body, holes))) => {
+                    assert!(holes.iter().all(|hole| hole.at <= body.len() as u64));
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// What a host reads at a WebSocket URL: a request for an upgrade, then a client's frames.
+pub fn websocket(data: &[u8]) {
+    websocket::fuzz(data);
+}
+
+/// What either end reads on a TLS connection.
+pub fn tls(data: &[u8]) {
+    static ENDS: OnceLock<(Identity, Trust)> = OnceLock::new();
+    let (identity, trust) = ENDS.get_or_init(|| {
+        let identity =
+            Identity::single_use(&["127.0.0.1".into()]).expect("an identity can be made");
+        let trust = Trust::from_pem(identity.for_daemons()).expect("and believed");
+        (identity, trust)
+    });
+    crate::tls::engine::fuzz(data, identity, trust);
+}
+
+/// What a user, or a launch command from elsewhere, gives as URL and as certificates.
+pub fn texts(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(address) = text.parse::<crate::transport::Address>() {
+        let again = address.to_string();
+        assert_eq!(again.parse().ok(), Some(address), "{again}");
+    }
+    let _ = Trust::from_pem(text);
+}
