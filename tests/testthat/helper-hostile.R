@@ -39,7 +39,7 @@ mutate <- function(bytes, others) {
     if (n < 40L) return(bytes)
     # What the header says is mostly left as it is.
     at <- if (runif(1) < 0.02) sample.int(n, 1L) else 23L + sample.int(n - 23L, 1L)
-    word <- min(24L + 4L * ((at - 24L) %/% 4L), n - 3L)
+    word <- max(1L, min(24L + 4L * ((at - 24L) %/% 4L), n - 3L))
     switch(
       sample.int(7L, 1L),
       bytes[at] <- as.raw(sample.int(256L, 1L) - 1L),
