@@ -10,6 +10,7 @@
 //! where tasks are evaluated one after the other. A task that ends in an error leaves that
 //! loop with the error as the value of R's `serve()`; it is answered, and a new loop begins.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -29,7 +30,7 @@ use mirai_core::protocol::Kind;
 use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
-use crate::cleanup::Snapshot;
+use crate::cleanup::{self, Snapshot};
 use crate::profiles::{self, LECUYER};
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
@@ -477,9 +478,16 @@ fn take_snapshot() -> Option<Snapshot> {
 }
 
 fn clean_up(snapshot: &mut Snapshot, what: c_int) {
-    if what != 0 {
-        // SAFETY: in a top-level context, on the main thread.
-        within_r(|| unsafe { snapshot.restore(what) });
+    // Where a step that has failed, and so left by a long jump, can be seen to have begun.
+    let begun = Cell::new(0);
+    while begun.get() < cleanup::STEPS.len() && what != 0 {
+        within_r(|| {
+            while let Some(step) = cleanup::STEPS.get(begun.get()) {
+                begun.set(begun.get() + 1);
+                // SAFETY: in a top-level context, on the main thread.
+                unsafe { snapshot.restore(step & what) };
+            }
+        });
     }
 }
 

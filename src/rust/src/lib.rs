@@ -11,6 +11,7 @@
 
 mod cleanup;
 mod daemon;
+mod events;
 mod launch;
 mod profiles;
 mod promises;
@@ -63,6 +64,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
         tasks::routines(),
         submit::routines(),
         waiting::routines(),
+        events::routines(),
         promises::routines(),
         serialize::routines(),
         daemon::routines(),

@@ -25,6 +25,7 @@ use mirai_core::wait::{Bell, Waited};
 use mirai_core::worker::{AutoExit, DialError, Options, Worker};
 use rustc_hash::FxHashMap;
 
+use crate::events::Events;
 use crate::{promises, r};
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
@@ -258,6 +259,7 @@ fn program(
         env,
         output,
         code: code.map(String::from),
+        attached: true,
     }
 }
 
@@ -558,6 +560,11 @@ fn launch(
     let failed = |e| other(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
         let Some(profile) = session.profiles.get(name) else {
+            // A daemon of a host elsewhere may outlive this session, also before it has connected.
+            let program = Program {
+                attached: false,
+                ..program
+            };
             process::start(&program, |_| {}).map_err(failed)?;
             return Ok(());
         };
@@ -570,8 +577,8 @@ fn launch(
 }
 
 /// Waits until `n` daemons have connected since the profile was set up. `TRUE`
-/// then, `FALSE` if interrupted; if one of the processes launched has ended
-/// before, what there is to say about it.
+/// then, `FALSE` if R has something to do before: call `serve_events`. If one of the processes
+/// launched has ended before, what there is to say about it.
 #[extendr]
 fn wait_connected(name: &str, n: i32) -> Result<Robj> {
     let waited = with_session(|session| {
@@ -580,7 +587,7 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         let children = profile.children.borrow();
         let connected = || host.counts().cumulative >= n as u64;
         let failed = || children.iter().position(|c| c.exit().is_some());
-        let waited = Bell::get().wait(None, r::interrupted, || connected() || failed().is_some());
+        let waited = Bell::get().wait(None, Events::new(), || connected() || failed().is_some());
         if waited == Waited::Interrupted {
             return Ok(std::result::Result::Ok(false));
         }

@@ -45,6 +45,7 @@ extern "C" {
     pub fn R_gc();
     pub fn ALTREP(x: SEXP) -> c_int;
     pub fn R_LockBinding(symbol: SEXP, env: SEXP);
+    pub fn R_unLockBinding(symbol: SEXP, env: SEXP);
     pub fn R_LockEnvironment(env: SEXP, bindings: Rboolean);
     fn Rf_ScalarString(x: SEXP) -> SEXP;
     fn Rf_list4(a: SEXP, b: SEXP, c: SEXP, d: SEXP) -> SEXP;

@@ -16,9 +16,10 @@ use mirai_core::protocol::Kind;
 use mirai_core::task::{Constants, Outcome, Payload};
 use mirai_core::wait::{Bell, Waited};
 
+use crate::events::{self, Events};
 use crate::profiles::{self, Found, FORKED};
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
-use crate::serialize::{buffer, Buffer};
+use crate::serialize::{self, buffer, Buffer};
 use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
@@ -103,13 +104,8 @@ unsafe extern "C-unwind" fn submit(
                 return R_NilValue;
             }
             Err(Refusal::NoRoom) => {
-                if wait_for_room(profile) == Waited::Interrupted {
-                    r::obey_interrupt();
-                    // It has returned: somebody handled the interrupt, in R, and
-                    // may have used the buffer.
-                    if !write_payload(expr, globals, args, profile) {
-                        r::raise("a serialization hook has failed");
-                    }
+                if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
+                    r::raise("a serialization hook has failed");
                 }
             }
             Err(Refusal::Message(text)) => r::raise(text),
@@ -163,15 +159,25 @@ unsafe fn submit_buffer(
     })
 }
 
-unsafe fn wait_for_room(profile: SEXP) -> Waited {
+/// Waits until there is room for what is in the buffer. False if R has done something meanwhile
+/// for which it has used the buffer, which is to be written again.
+unsafe fn wait_for_room(profile: SEXP) -> bool {
     let size = (*buffer()).len() as u64;
-    Bell::get().wait(None, r::interrupted, || {
+    let uses = serialize::uses();
+    let has_room = || {
         profiles::with_current(profile, |current| {
             current
                 .and_then(|p| p.host())
                 .is_none_or(|h| h.has_room(size))
         })
-    })
+    };
+    while Bell::get().wait(None, Events::new(), has_room) == Waited::Interrupted {
+        events::serve();
+        if serialize::uses() != uses {
+            return false;
+        }
+    }
+    true
 }
 
 /// `.Call(submit_map, expr, globals, args, elements, profile)`: a list of mirai, one
@@ -212,11 +218,8 @@ unsafe extern "C-unwind" fn submit_map(
             continue;
         }
         while !submit_element(pointer, keeper, profile) {
-            if wait_for_room(profile) == Waited::Interrupted {
-                r::obey_interrupt();
-                if !Buffer::write(buffer(), element) {
-                    r::raise("a serialization hook has failed");
-                }
+            if !wait_for_room(profile) && !Buffer::write(buffer(), element) {
+                r::raise("a serialization hook has failed");
             }
         }
     }

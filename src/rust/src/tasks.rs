@@ -27,9 +27,9 @@ use extendr_ffi::{
     Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, SEXP, SEXPTYPE,
     TYPEOF,
 };
-use mirai_core::host;
 use mirai_core::memory::Content;
 use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::{heap, host};
 
 use crate::profiles;
 use crate::r::{
@@ -107,6 +107,30 @@ const MOST_ALONE: usize = 1024;
 /// How many mirai share a block.
 const SHARING: usize = 64;
 
+/// Mirai that R holds, and the largest number of them since the heap was trimmed.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// From so many mirai on, some hundred megabytes, the heap is trimmed when most of them are gone.
+const MANY: usize = 100_000;
+
+fn one_more() {
+    let live = LIVE.fetch_add(1, Ordering::Relaxed) + 1;
+    if live > PEAK.load(Ordering::Relaxed) {
+        PEAK.store(live, Ordering::Relaxed);
+    }
+}
+
+fn fewer(gone: usize) {
+    let live = LIVE.fetch_sub(gone, Ordering::Relaxed) - gone;
+    let peak = PEAK.load(Ordering::Relaxed);
+    if peak >= MANY && live < peak / 8 {
+        // Once for these: R is about to free what else they were made of.
+        PEAK.store(live, Ordering::Relaxed);
+        heap::trim_soon(|| LIVE.load(Ordering::Relaxed) < MANY);
+    }
+}
+
 /// A pairlist of one cell that holds the block that has slots left, or `NULL`. No other block gets
 /// a mirai more, so that none can get one while its finalizer is already due.
 static BEGUN: Constant = Constant::new(|| unsafe { Rf_cons(R_NilValue, R_NilValue) });
@@ -142,6 +166,7 @@ impl Block {
     }
 
     fn add(&mut self) -> usize {
+        one_more();
         self.slots.push(Cell::new(std::ptr::null()));
         self.slots.len()
     }
@@ -162,10 +187,9 @@ impl Block {
         // A forked process leaves alone what it shares with its parent's threads: one of
         // them may have held a lock when it was forked.
         if !block.is_null() && !profiles::is_forked() {
-            Box::from_raw(block)
-                .slots
-                .iter()
-                .for_each(|slot| empty(slot));
+            let slots = Box::from_raw(block).slots;
+            slots.iter().for_each(|slot| empty(slot));
+            fewer(slots.len());
         }
         // The next mirai have blocks of their own. Those that share this one do not keep it
         // any longer than they need it.

@@ -329,10 +329,11 @@ fn has_zero(bytes: &[u8]) -> bool {
     // The high bit of each byte that is zero, and perhaps of others if one is.
     let zeros =
         |eight: u64| eight.wrapping_sub(0x0101_0101_0101_0101) & !eight & 0x8080_8080_8080_8080;
-    let (eights, rest) = bytes.as_chunks::<8>();
-    let found = eights
-        .iter()
-        .fold(0, |found, eight| found | zeros(u64::from_ne_bytes(*eight)));
+    let eights = bytes.chunks_exact(8);
+    let rest = eights.remainder();
+    let found = eights.fold(0, |found, eight| {
+        found | zeros(eight.first_chunk().map_or(0, |e| u64::from_ne_bytes(*e)))
+    });
     if let (Some(last), true) = (bytes.last_chunk::<8>(), !rest.is_empty()) {
         return found | zeros(u64::from_ne_bytes(*last)) != 0;
     }

@@ -539,10 +539,10 @@ impl Scan<'_> {
         if flags == SYMBOL {
             return self.symbol();
         }
-        if flags & TYPE == REFERENCE
-            && let (_, Reference::Symbol(name)) = self.referred(flags)?
-        {
-            return Ok(name);
+        if flags & TYPE == REFERENCE {
+            if let (_, Reference::Symbol(name)) = self.referred(flags)? {
+                return Ok(name);
+            }
         }
         self.refuse("a tag is no symbol")
     }
@@ -1241,10 +1241,11 @@ impl Scan<'_> {
                 let (Some(names), Some(size)) = (attributes.dimnames, size) else {
                     continue;
                 };
-                if let Data::Lengths(at) = names.data
-                    && let Some(Some(length)) = self.to.lengths.get(at + i)
-                    && *length != size
-                {
+                let length = match names.data {
+                    Data::Lengths(at) => self.to.lengths.get(at + i).copied().flatten(),
+                    _ => None,
+                };
+                if length.is_some_and(|length| length != size) {
                     return self.refuse("there are not as many names as a dimension has");
                 }
             }
@@ -1289,17 +1290,15 @@ impl Scan<'_> {
             _ => &[],
         };
         let mut times = data
-            .as_chunks()
-            .0
-            .iter()
+            .chunks_exact(8)
+            .filter_map(<[u8]>::first_chunk)
             .map(|time| f64::from_ne_bytes(*time));
         let times = (times.next(), times.next(), times.next());
-        if let (Some(start), Some(end), Some(frequency)) = times
-            && frequency > 0.0
-            && rows > 0
-            && (end - start - (rows - 1) as f64 / frequency).abs() <= 1e-5
-        {
-            return Ok(());
+        if let (Some(start), Some(end), Some(frequency)) = times {
+            let beyond = end - start - (rows - 1) as f64 / frequency;
+            if frequency > 0.0 && rows > 0 && beyond.abs() <= 1e-5 {
+                return Ok(());
+            }
         }
         self.refuse("the times of a time series do not agree with its length")
     }
@@ -1324,7 +1323,8 @@ impl Scan<'_> {
         // In parts, so that it can be done for several at once.
         let fit = data.is_some_and(|data| {
             data.chunks(4096).all(|part| {
-                let wrong = part.as_chunks().0.iter().map(|code| {
+                let codes = part.chunks_exact(4).filter_map(<[u8]>::first_chunk);
+                let wrong = codes.map(|code| {
                     let code = i32::from_ne_bytes(*code);
                     u32::from(code != i32::MIN && (code.wrapping_sub(1) as u32) >= levels)
                 });

@@ -164,9 +164,7 @@ impl Strip<'_> {
                     return Ok(());
                 }
                 self.from.go(at);
-                if let Some(at) = flags_at
-                    && let Some(flags) = self.out.bytes.get_mut(at..at + 4)
-                {
+                if let Some(flags) = flags_at.and_then(|at| self.out.bytes.get_mut(at..at + 4)) {
                     let with_tag =
                         i32::from_ne_bytes([flags[0], flags[1], flags[2], flags[3]]) | HAS_TAG;
                     flags.copy_from_slice(&with_tag.to_ne_bytes());
@@ -366,12 +364,12 @@ impl Strip<'_> {
         self.shared.push(vec![None; n]);
         let emit = self.emit;
         // The attributes are not the expression's.
-        if flags & HAS_ATTRIBUTES != 0
-            && let Some(attributes) = self.to_do.pop()
-        {
-            self.to_do.push(Do::Emit(emit));
-            self.to_do.push(attributes);
-            self.to_do.push(Do::Emit(false));
+        if flags & HAS_ATTRIBUTES != 0 {
+            if let Some(attributes) = self.to_do.pop() {
+                self.to_do.push(Do::Emit(emit));
+                self.to_do.push(attributes);
+                self.to_do.push(Do::Emit(false));
+            }
         }
         self.to_do.push(Do::EndShared);
         self.code(emit);

@@ -268,7 +268,6 @@ impl Buffer {
         object: SEXP,
         collected: Option<*mut hooks::Collected>,
     ) {
-        static USES: AtomicU64 = AtomicU64::new(0);
         loop {
             let this_use = USES.fetch_add(1, Ordering::Relaxed) + 1;
             let clear = || {
@@ -324,6 +323,14 @@ impl Buffer {
         };
         Body::new(bytes, std::mem::take(&mut self.insets))
     }
+}
+
+/// How often something has been serialized: whether what is in a buffer can still be what was
+/// written there.
+static USES: AtomicU64 = AtomicU64::new(0);
+
+pub fn uses() -> u64 {
+    USES.load(Ordering::Relaxed)
 }
 
 /// The one buffer of the main thread. A static rather than a local, so that an R
