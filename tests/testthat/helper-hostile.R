@@ -23,7 +23,7 @@ many_kinds <- function() {
     list(compiled, sum, compiled), compiler::compile(quote(x + 1)), globalenv(), baseenv(), emptyenv(), asNamespace("stats"),
     as.environment("package:stats"), env, list(env, env), y ~ x, iris[c(1, 51, 101), ], factor(c("a", "b", NA)),
     matrix(1:6, 2, dimnames = list(c("a", "b"), NULL)), array(1:8, c(2, 2, 2)), ts(1:10, frequency = 4), as.POSIXlt(Sys.time(), "UTC"),
-    Sys.Date(), structure(list(), class = "x"), structure(1, attribute = quote(a)), 1:1e6, as.numeric(1:1e6) + 0,
+    Sys.Date(), structure(list(), class = "x"), structure(1, attribute = quote(a)), 1:1e6, as.numeric(1:300) + 0,
     as.character(1:1000), seq(2, 1000), sort(c(3L, 1L, 2L)), point, structure(function() 1, class = "f"),
     lapply(1:3, function(i) function(x) x + i), numeric_version("1.2.3"), try(stop("a"), silent = TRUE),
     tryCatch(stop("a"), error = identity), setNames(as.list(1:40), paste0("n", 1:40)), list(quote(expr = ), 1)
@@ -39,7 +39,7 @@ mutate <- function(bytes, others) {
     if (n < 40L) return(bytes)
     # What the header says is mostly left as it is.
     at <- if (runif(1) < 0.02) sample.int(n, 1L) else 23L + sample.int(n - 23L, 1L)
-    word <- min(24L + 4L * ((at - 24L) %/% 4L), n - 3L)
+    word <- max(1L, min(24L + 4L * ((at - 24L) %/% 4L), n - 3L))
     switch(
       sample.int(7L, 1L),
       bytes[at] <- as.raw(sample.int(256L, 1L) - 1L),
@@ -106,22 +106,34 @@ evil_daemon <- function(url, files) {
       while (x > 127L) { out <- c(out, as.raw(x %% 128L + 128L)); x <- x %/% 128L }
       c(out, as.raw(x))
     }
+    # A number at the beginning of bytes, and what follows.
+    number_in <- function(bytes) {
+      n <- which(bytes < 128)[1]
+      list(sum(as.integer(bytes[seq_len(n)]) %% 128 * 128^(seq_len(n) - 1)), bytes[-seq_len(n)])
+    }
     # Hello: version, process id, directory, slots
-    send(as.raw(c(0, 1, 1, 0, 1)))
-    seq <- 0L
-    for (file in c(", files, ")) repeat {
-      head <- readBin(con, 'raw', 16)
-      if (length(head) < 16) quit()
-      lengths <- readBin(head[5:16], 'integer', 2, endian = 'little')
-      meta <- readBin(con, 'raw', lengths[1])
-      body <- readBin(con, 'raw', lengths[2])
-      if (meta[1] == 8) send(as.raw(2)) # a ping
-      if (meta[1] == 3) { # a task
-        seq <- seq + 1L
-        # Done: number, value, time
-        send(c(as.raw(3), varint(seq), as.raw(c(0, 0))), readBin(file, 'raw', file.size(file)))
-        break
+    send(as.raw(c(0, 2, 1, 0, 1)))
+    arrived <- granted <- answered <- 0
+    for (file in c(", files, ")) {
+      while (answered >= min(arrived, granted)) {
+        head <- readBin(con, 'raw', 16)
+        if (length(head) < 16) quit()
+        lengths <- readBin(head[5:16], 'integer', 2, endian = 'little')
+        meta <- readBin(con, 'raw', lengths[1])
+        body <- readBin(con, 'raw', lengths[2])
+        if (meta[1] == 8) send(as.raw(2)) # a ping
+        if (meta[1] == 3) { # a task: its number, kind, stream, constants, up to which number they may begin
+          rest <- number_in(meta[-1])[[2]]
+          stopifnot(rest[2] == 0)
+          rest <- if (rest[3] == 1) number_in(rest[-(1:3)])[[2]] else rest[-(1:3)]
+          arrived <- arrived + 1
+          granted <- max(granted, number_in(rest)[[1]])
+        }
+        if (meta[1] == 7 && meta[2] == 2) granted <- max(granted, number_in(meta[-(1:2)])[[1]])
       }
+      answered <- answered + 1
+      # Done: number, value, time
+      send(c(as.raw(3), varint(answered), as.raw(c(0, 0))), readBin(file, 'raw', file.size(file)))
     }
     # Until the host goes.
     readBin(con, 'raw', 1)

@@ -159,6 +159,7 @@ test_that("an evil daemon's answers are error values, and never stop the rest of
     writeBin(good, files[2 * i])
   }
   p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
+  expect_true(connected(1, profile))
   got <- mirai_map(seq_along(files), function(x) x, .compute = profile)[]
   odd <- seq_along(bad) * 2 - 1
   for (x in got[odd]) {
@@ -180,6 +181,7 @@ test_that("mutants that a daemon answers with are values or error values", {
   files <- file.path(dir, seq_len(200))
   for (file in files) writeBin(mutate(all[[sample.int(length(all), 1L)]], all), file)
   p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
+  expect_true(connected(1, profile))
   got <- suppressWarnings(mirai_map(files, function(x) x, .compute = profile)[])
   expect_length(got, 200)
 })

@@ -84,7 +84,7 @@ enum Data {
     /// In the piece of this number.
     Piece(usize),
     /// From the first on, up or down by one.
-    Sequence(i64, i64),
+    Sequence(i32, i8),
     /// A list: the lengths of its elements are known, from here on in [`Scanner::lengths`].
     Lengths(usize),
 }
@@ -130,9 +130,11 @@ struct Frame {
 #[derive(Clone, Copy)]
 enum Open {
     Elements {
-        vector: Vector,
+        n: usize,
         left: usize,
         flags: i32,
+        /// The lengths of its elements are kept, from here on in [`Scanner::lengths`].
+        lengths: Option<usize>,
     },
     Cells {
         list: Kind,
@@ -140,7 +142,8 @@ enum Open {
         part: Part,
         flags: i32,
     },
-    Attributes(Attributes),
+    /// More is in [`Scanner::attributes`].
+    Attributes,
     Closure(Part),
     Promise(Part),
     Environment {
@@ -201,6 +204,8 @@ enum Next {
 #[derive(Default)]
 pub struct Scanner {
     frames: Vec<Frame>,
+    /// One for each frame of attributes.
+    attributes: Vec<Attributes>,
     references: Vec<Reference>,
     lengths: Vec<Option<usize>>,
 }
@@ -216,6 +221,7 @@ impl Scanner {
     pub const fn new() -> Scanner {
         Scanner {
             frames: Vec::new(),
+            attributes: Vec::new(),
             references: Vec::new(),
             lengths: Vec::new(),
         }
@@ -232,6 +238,7 @@ impl Scanner {
         hooked: &dyn Fn(usize, usize) -> Option<Hooked>,
     ) -> Result<Depth, Error> {
         self.frames.clear();
+        self.attributes.clear();
         self.references.clear();
         self.lengths.clear();
         let scan = Scan {
@@ -243,6 +250,7 @@ impl Scanner {
         };
         let result = scan.run();
         self.frames.shrink_to(KEPT);
+        self.attributes.shrink_to(KEPT);
         self.references.shrink_to(KEPT);
         self.lengths.shrink_to(KEPT);
         result
@@ -608,20 +616,15 @@ impl Scan<'_> {
         if n > self.from.left() / 4 {
             return self.refuse("a vector is longer than the bytes");
         }
-        let data = if watched {
-            Data::Lengths(self.to.lengths.len())
-        } else {
-            Data::Unknown
-        };
-        let class = Class::List;
-        let vector = Vector { class, n, data };
+        let lengths = watched.then_some(self.to.lengths.len());
         if n == 0 {
-            return self.attributes(flags, Kind::Vector(vector));
+            return self.attributes(flags, list_of(n, lengths));
         }
         self.open(Open::Elements {
-            vector,
+            n,
             left: n,
             flags,
+            lengths,
         })
     }
 
@@ -640,7 +643,7 @@ impl Scan<'_> {
             return Ok(Next::Done(owner));
         }
         let depth = self.below(2)?;
-        let open = Open::Attributes(Attributes {
+        self.to.attributes.push(Attributes {
             owner,
             name: Name::Other,
             dim: None,
@@ -650,6 +653,7 @@ impl Scan<'_> {
             is_factor: false,
             lengths: self.to.lengths.len(),
         });
+        let open = Open::Attributes;
         self.to.frames.push(Frame { depth, open });
         self.attribute(flags)
     }
@@ -662,14 +666,12 @@ impl Scan<'_> {
         }
         let found = self.tag()?;
         let mut depth = Depth::default();
-        if let Some(Frame {
-            open: Open::Attributes(attributes),
-            depth: of,
-        }) = self.to.frames.last_mut()
-        {
+        if let Some(attributes) = self.to.attributes.last_mut() {
             attributes.name = found;
-            of.calls += 1;
-            depth = *of;
+        }
+        if let Some(frame) = self.to.frames.last_mut() {
+            frame.depth.calls += 1;
+            depth = frame.depth;
         }
         self.reach(depth)?;
         if found != Name::Dimnames {
@@ -827,7 +829,7 @@ impl Scan<'_> {
             return self.refuse("a sequence is none");
         }
         let data = match class {
-            Class::Integer => Data::Sequence(first as i64, step as i64),
+            Class::Integer => Data::Sequence(first as i32, step as i8),
             _ => Data::Unknown,
         };
         let Ok(n) = usize::try_from(n as u64) else {
@@ -839,11 +841,7 @@ impl Scan<'_> {
     /// A part of an open object is complete.
     fn part(&mut self, frame: Frame, kind: Kind) -> Result<Next, Error> {
         match frame.open {
-            Open::Elements {
-                vector,
-                left,
-                flags,
-            } => self.element(vector, left, flags, kind),
+            Open::Elements { .. } => self.element(frame.open, kind),
             Open::Cells {
                 list,
                 role,
@@ -855,7 +853,7 @@ impl Scan<'_> {
                 }
                 self.cell_value(frame, flags, list, role, kind)
             }
-            Open::Attributes(attributes) => self.attribute_value(attributes, kind),
+            Open::Attributes => self.attribute_value(kind),
             Open::Closure(part) => self.closure(part, kind),
             Open::Promise(part) => self.promise(part, kind),
             Open::Environment {
@@ -887,17 +885,21 @@ impl Scan<'_> {
     }
 
     #[inline]
-    fn element(
-        &mut self,
-        vector: Vector,
-        left: usize,
-        flags: i32,
-        kind: Kind,
-    ) -> Result<Next, Error> {
-        let (mut left, mut kind) = (left, kind);
+    fn element(&mut self, open: Open, kind: Kind) -> Result<Next, Error> {
+        let Open::Elements {
+            n,
+            mut left,
+            flags,
+            lengths,
+        } = open
+        else {
+            return self.refuse("nothing is open");
+        };
+        let mut kind = kind;
         loop {
             self.value(kind)?;
-            if let Data::Lengths(_) = vector.data {
+            left -= 1;
+            if lengths.is_some() {
                 self.to.lengths.push(match kind {
                     Kind::Nil => None,
                     Kind::Vector(Vector {
@@ -907,21 +909,21 @@ impl Scan<'_> {
                     }) => Some(n),
                     _ => return self.refuse("names of dimensions are no strings"),
                 });
-            }
-            left -= 1;
-            if let Data::Unknown = vector.data {
+            } else {
                 left = self.from.pass_single_strings(left);
             }
             if left == 0 {
                 self.to.frames.pop();
-                return self.attributes(flags, Kind::Vector(vector));
+                return self.attributes(flags, list_of(n, lengths));
             }
             // Before anything is opened within it.
-            self.set(Open::Elements {
-                vector,
-                left,
-                flags,
-            });
+            if let Some(Frame {
+                open: Open::Elements { left: of, .. },
+                ..
+            }) = self.to.frames.last_mut()
+            {
+                *of = left;
+            }
             match self.item()? {
                 Next::Done(next) => kind = next,
                 Next::Item => return Ok(Next::Item),
@@ -1132,13 +1134,15 @@ impl Scan<'_> {
         self.attributes_or_none(Kind::Vector(owner))
     }
 
-    fn attribute_value(&mut self, attributes: Attributes, kind: Kind) -> Result<Next, Error> {
+    fn attribute_value(&mut self, kind: Kind) -> Result<Next, Error> {
         self.value(kind)?;
-        let mut attributes = attributes;
+        let Some(mut attributes) = self.to.attributes.pop() else {
+            return self.refuse("nothing is open");
+        };
         self.note(&mut attributes, kind)?;
         let flags = self.from.integer()?;
         if flags != NIL {
-            self.set(Open::Attributes(attributes));
+            self.to.attributes.push(attributes);
             return self.attribute(flags);
         }
         if let Kind::Vector(owner) = attributes.owner {
@@ -1270,7 +1274,9 @@ impl Scan<'_> {
         let data = match vector.data {
             Data::At(at) => self.from.bytes.get(at..)?,
             Data::Piece(number) => self.from.piece_data(number),
-            Data::Sequence(first, step) => return Some(first + step * i as i64),
+            Data::Sequence(first, step) => {
+                return Some(i64::from(first) + i64::from(step) * i as i64);
+            }
             Data::Unknown | Data::Lengths(_) => return None,
         };
         let bytes = data.get(4 * i..)?.first_chunk()?;
@@ -1331,6 +1337,14 @@ impl Scan<'_> {
             self.refuse("a factor has a code without a level")
         }
     }
+}
+
+fn list_of(n: usize, lengths: Option<usize>) -> Kind {
+    Kind::Vector(Vector {
+        class: Class::List,
+        n,
+        data: lengths.map_or(Data::Unknown, Data::Lengths),
+    })
 }
 
 /// Whether this is the name of a package.

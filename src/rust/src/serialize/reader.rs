@@ -19,13 +19,21 @@ use crate::{shared, stack};
 /// Stack that a level of nesting takes at most.
 pub const LEVEL: usize = 512;
 
+/// Where the header tells the writer's version of R.
+const WRITER: std::ops::Range<usize> = 6..10;
+
 /// The object in `bytes`, or `None` if R has to read it. `restored` is what hooks have made:
 /// see [`hooks`](super::hooks).
 ///
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
 pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
-    let rest = source.rest.strip_prefix(header())?;
+    let (start, rest) = source.rest.split_at_checked(header().len())?;
+    // Which version of R wrote it does not matter, as long as format and encoding are the same.
+    let same = |range: std::ops::Range<usize>| start[range.clone()] == header()[range];
+    if !same(0..WRITER.start) || !same(WRITER.end..start.len()) {
+        return None;
+    }
     let mut reader = Reader {
         source: Source { rest, ..source },
         references: [const { MaybeUninit::uninit() }; 256],
