@@ -276,6 +276,31 @@ test_that("what cannot be cleaned up is told once, and stops nothing else", {
   )
 })
 
+test_that("cleanup restores global variables that are promises, evaluated or not", {
+  local_test_daemons(1)
+  everywhere({
+    delayedAssign("late", 42, assign.env = globalenv())
+    delayedAssign("evaluated", 43, assign.env = globalenv())
+    get("evaluated", globalenv())
+  })
+  mirai({
+    assign("late", 0, globalenv())
+    assign("evaluated", 0, globalenv())
+  })[]
+  expect_identical(mirai(c(late, evaluated))[], c(42, 43))
+  mirai(rm(late, evaluated, envir = globalenv()))[]
+  expect_identical(mirai(c(late, evaluated))[], c(42, 43))
+})
+
+test_that("daemons have session directories of their own", {
+  local_test_daemons(3)
+  dirs <- unlist(everywhere(tempdir())[])
+  expect_identical(anyDuplicated(c(dirs, tempdir())), 0L)
+  expect_true(all(dir.exists(dirs)))
+  files <- unlist(everywhere(tempfile())[])
+  expect_identical(dirname(files), dirs)
+})
+
 test_that("cleanup may be a bit mask", {
   left <- function(cleanup) {
     local_test_daemons(1, cleanup = cleanup)

@@ -403,6 +403,27 @@ test_that("memory and descriptors are given back", {
   expect_true(all(vapply(busy, function(m) m$data == 19L, NA)))
 })
 
+test_that("of many mirai, too, the results of those dropped unread are given back", {
+  local_test_daemons(1)
+  x <- real()
+  # Those from the 257th on share what lets their tasks go.
+  many <- lapply(1:300, function(i) mirai(i, i = i))
+  unread <- lapply(1:5, function(i) mirai(x, x = x))
+  more <- lapply(1:300, function(i) mirai(i, i = i))
+  call_mirai(c(many, unread, more))
+  rm(unread)
+  # The others do not keep them once they have been read, nor lose anything themselves.
+  expect_identical(collect_mirai(many), as.list(1:300))
+  gc()
+  expect_identical(collect_mirai(more), as.list(1:300))
+  expect_true(nothing_left())
+  # and when all have been dropped
+  unread <- c(lapply(1:300, function(i) mirai(i, i = i)), lapply(1:5, function(i) mirai(x, x = x)))
+  call_mirai(unread)
+  rm(unread)
+  expect_true(nothing_left())
+})
+
 test_that("garbage that R does not see does not pile up", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]

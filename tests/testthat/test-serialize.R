@@ -29,6 +29,68 @@ test_that("attributes, factors, data frames, dates and matrices survive", {
   expect_round_trip(ts(1:24, start = c(2020, 1), frequency = 12))
 })
 
+# `x` with an attribute that R code cannot set, because R would refuse it or store something else.
+with_odd_attribute <- function(x, name, value) {
+  attr(x, "marker") <- value
+  text <- rawToChar(serialize(x, NULL, ascii = TRUE))
+  unserialize(charToRaw(sub("\n6\nmarker\n", sprintf("\n%d\n%s\n", nchar(name), name), text, fixed = TRUE)))
+}
+
+test_that("attributes that do not fit survive, as R's own reader takes them", {
+  odd <- list(
+    with_odd_attribute(1:2, "names", letters[1:3]),
+    with_odd_attribute(1:2, "names", 1:2),
+    with_odd_attribute(1:2, "names", structure(c("a", "b"), x = 1)),
+    with_odd_attribute(quote(f(x)), "names", c("a", "b")),
+    with_odd_attribute(array(1:2, 2L), "names", c("a", "b")),
+    with_odd_attribute(1:6, "dim", c(2, 3)),
+    with_odd_attribute(1:6, "dim", c(2L, 2L)),
+    with_odd_attribute(1:6, "dim", c(-2L, -3L)),
+    with_odd_attribute(1:6, "dim", integer()),
+    with_odd_attribute(1:2, "dimnames", list(c("a", "b"))),
+    with_odd_attribute(matrix(1:4, 2L), "dimnames", list(c("a", "b", "c"), NULL)),
+    with_odd_attribute(matrix(1:4, 2L), "dimnames", list(c("a", "b"))),
+    with_odd_attribute(matrix(1:4, 2L), "dimnames", list(structure(c("a", "b"), x = 1), 1:2)),
+    with_odd_attribute(matrix(1:4, 2L), "dimnames", list(character(), NULL)),
+    with_odd_attribute("a", "class", "factor"),
+    with_odd_attribute(1:2, "class", "without the object bit"),
+    with_odd_attribute(1:2, "class", 1L),
+    with_odd_attribute(1:2, "class", character()),
+    with_odd_attribute(1:2, "tsp", c(1, 5, 1)),
+    with_odd_attribute(1:2, "tsp", c(1, 2, -1)),
+    with_odd_attribute(1:2, "tsp", c(1L, 2L, 1L)),
+    with_odd_attribute(1:2, "comment", 1),
+    with_odd_attribute(1:2, "comment", character()),
+    with_odd_attribute(list(1:2), "row.names", c(1, 2)),
+    with_odd_attribute(list(1:2), "row.names", list(1, 2))
+  )
+  for (i in seq_along(odd)) {
+    # in the order in which they are, and without anything that looks at what they mean
+    same <- identical(round_trip(odd[[i]]), odd[[i]], attrib.as.set = FALSE)
+    expect_true(same, label = paste("case", i))
+    same <- identical(round_trip(list(odd[[i]], "more")), list(odd[[i]], "more"), attrib.as.set = FALSE)
+    expect_true(same, label = paste("case", i, "in a list"))
+  }
+})
+
+test_that("attributes keep their order and their form", {
+  frames <- list(
+    data.frame(a = 1:3), data.frame(a = 1:3)[c(3, 1), , drop = FALSE], data.frame(a = 1:3, row.names = c("x", "y", "z")),
+    data.frame(), structure(list(a = 1:3), class = "data.frame", row.names = c(2L, 4L, 6L)), as.data.frame(table(c(1, 1, 2)))
+  )
+  others <- list(
+    table(a = c(1, 1, 2), b = c("x", "y", "x")), matrix(0, 0, 3, dimnames = list(NULL, letters[1:3])), array(1:3, 3, list(c("a", "b", "c"))),
+    structure(1:2, class = c("b", "a"), z = 1, names = c("x", "y"), comment = "said"), structure(1L, levels = "a", class = "factor"),
+    ts(matrix(1:6, 3), start = 2000, frequency = 4), structure(function(x) x, class = "f", note = "n"),
+    structure(quote(a + b), class = "call of mine", z = 1),
+    structure(list(1), names = "a", class = "x", more = structure(1, deep = structure(2, deeper = 3))), asS4(1), asS4(list(a = 1))
+  )
+  for (x in c(frames, others)) {
+    expect_true(identical(round_trip(x), x, attrib.as.set = FALSE, ignore.environment = TRUE))
+    expect_identical(isS4(round_trip(x)), isS4(x))
+  }
+})
+
 test_that("strings survive in every encoding", {
   latin <- "fa\xE7ile"
   Encoding(latin) <- "latin1"

@@ -101,9 +101,9 @@ struct Block {
 
 /// Blocks that the collector has not taken.
 static BLOCKS: AtomicUsize = AtomicUsize::new(0);
-/// From so many blocks on, mirai share them. A collection that looks after a thousand finalizers
-/// takes some ten microseconds more than one without any.
-const MOST_ALONE: usize = 1024;
+/// Fewer blocks than this have one mirai each. A finalizer costs every collection some tenths of
+/// a microsecond.
+const MOST_ALONE: usize = 256;
 /// How many mirai share a block.
 const SHARING: usize = 64;
 
