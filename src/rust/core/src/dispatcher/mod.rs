@@ -74,6 +74,9 @@ const ROUND_ROBIN_WINDOW: usize = 16;
 pub const AHEAD: Duration = Duration::from_millis(1);
 pub const MOST_AHEAD: usize = 64;
 
+/// An empty queue keeps the memory of this many tasks; that of more is freed.
+const FEW_PLACES: usize = 4096;
+
 /// A daemon that has not replied for so long is not about to start what else it holds.
 pub const OVERDUE: Duration = Duration::from_millis(5);
 
@@ -508,10 +511,8 @@ impl<J: Clone> Dispatcher<J> {
             Event::Tick => {
                 // Without a queue the daemon is left to run on, as the contract says.
                 let interrupt = self.config.policy == Policy::Queue;
-                while let Some((at, _)) = self.deadlines.first()
-                    && *at <= now
-                    && let Some((_, id)) = self.deadlines.pop_first()
-                {
+                while self.deadlines.first().is_some_and(|(at, _)| *at <= now) {
+                    let (_, id) = self.deadlines.pop_first().expect("there is a first one");
                     self.finish(id, Verdict::TimedOut, interrupt, out);
                 }
                 self.recall_overdue(out);
@@ -908,9 +909,10 @@ impl<J: Clone> Dispatcher<J> {
     /// Assigns the queue to the peers in turn, if there are any.
     fn deal(&mut self, out: &mut Vec<Action<J>>) {
         let mut dealt = 0;
-        while !self.turn.is_empty()
-            && let Some(task) = self.oldest_queued()
-        {
+        while !self.turn.is_empty() {
+            let Some(task) = self.oldest_queued() else {
+                break;
+            };
             self.queue.pop_front();
             self.turn.rotate_left(1);
             let peer = *self.turn.back().expect("turn is not empty");
@@ -1039,6 +1041,9 @@ impl<J: Clone> Dispatcher<J> {
         }
         let task = self.oldest_queued()?;
         self.queue.pop_front();
+        if self.queue.is_empty() && self.queue.capacity() > FEW_PLACES {
+            self.queue = VecDeque::new();
+        }
         if self.config.policy == Policy::Queue {
             self.queued -= 1;
         }

@@ -859,10 +859,10 @@ impl Listener {
                 Ok(_) => {
                     // SAFETY: asked about the operation that has just ended.
                     let stream = unsafe { nng_sys::nng_aio_get_output(aio.nng_aio(), 0) };
-                    if let Some(stream) = NonNull::new(stream.cast())
-                        && let Ok(connection) = Connection::new(Stream(stream), None)
-                    {
-                        accepted(connection);
+                    if let Some(stream) = NonNull::new(stream.cast()) {
+                        if let Ok(connection) = Connection::new(Stream(stream), None) {
+                            accepted(connection);
+                        }
                     }
                     listener.accept(aio);
                 }

@@ -168,9 +168,10 @@ fn watch(
             .stack_size(128 * 1024)
             .spawn(move || {
                 let mut reader = FrameReader::<Control>::new(Limits::HANDSHAKE);
-                while unix::wait_readable(&control, host.as_ref())
-                    && let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room))
-                {
+                while unix::wait_readable(&control, host.as_ref()) {
+                    let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room)) else {
+                        break;
+                    };
                     while let Ok(Some((message, _))) = reader.next() {
                         match message {
                             Control::Cancel { seq } => gate.cancel(seq),
