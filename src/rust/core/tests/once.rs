@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use mirai_core::dispatcher::{Config, MOST_AHEAD, Policy};
-use mirai_core::protocol::frame::encode_head;
+use mirai_core::host::Host;
+use mirai_core::protocol::frame::{encode_head, encode_head_with};
 use mirai_core::protocol::{Control, Done, FrameReader, Kind, Limits, Seq, ToDaemon, ToHost};
 use mirai_core::task::Outcome;
 use mirai_core::transport::nng;
@@ -280,4 +281,114 @@ fn a_daemon_that_leaves_gives_back_what_waits_to_be_granted() {
     assert_eq!(host.hear(), ToHost::Leaving { begun: 1 });
     drop(host);
     leaving.join().unwrap();
+}
+
+/// A daemon on this machine that is killed loses the one task which it has begun and not wholly replied to: replies
+/// before that are read to their end, though tasks lie unread with it, and so are the segments that belong to them.
+#[cfg(target_os = "linux")]
+#[test]
+fn on_one_machine_what_has_been_written_is_heard() {
+    use std::os::fd::AsFd;
+
+    use mirai_core::memory::{Inset, Parts, Segment};
+    use mirai_core::protocol::VERSION;
+    use mirai_core::transport::{Address, local_url, unix};
+
+    let config = Config {
+        policy: Policy::RoundRobin,
+        ..Config::default()
+    };
+    // In the middle of a head, of a body, and of the bytes around a segment.
+    for (part, with_segment) in [(5, false), (60, false), (5, true), (25, true)] {
+        let host = Host::new(config);
+        let address: Address = local_url().parse().unwrap();
+        host.listen(&address).unwrap();
+        let stream = unix::connect(&address).unwrap();
+        let (_control, theirs) = unix::control_pair().unwrap();
+        let hello = ToHost::Hello {
+            version: VERSION,
+            pid: 0,
+            tempdir: String::new(),
+            slots: 1,
+        };
+        let hello = encode_head(&hello, 0);
+        unix::send_all(&stream, &hello, &[], Some(theirs.as_fd())).unwrap();
+        drop(theirs);
+        until(|| host.counts().connections == 1);
+        let tasks: Vec<_> = (0..20u8).map(|i| submit(&host, vec![i])).collect();
+        // Each of its replies is whole before it begins the next task, the fourth.
+        let segment = [Inset {
+            at: 2,
+            segment: Segment::copy_of(&[9; 5000]).unwrap(),
+        }];
+        for seq in 1..4 {
+            let with = seq % 2 == 0 || with_segment;
+            let parts = Parts {
+                bytes: &[seq as u8; 4],
+                insets: if with { &segment } else { &[] },
+            };
+            unix::send_message(&stream, &done(seq), parts).unwrap();
+        }
+        let insets = if with_segment { &segment[..] } else { &[] };
+        let mut bytes = encode_head_with(&done(4), 100, insets).to_vec();
+        bytes.extend_from_slice(&[0; 100]);
+        unix::send_all(&stream, &bytes[..part], &[], None).unwrap();
+        drop(stream);
+        for (i, task) in tasks[..3].iter().enumerate() {
+            let Outcome::Value(value) = outcome(task) else {
+                panic!("{:?}", outcome(task));
+            };
+            assert_eq!(value.plain()[..2], [i as u8 + 1; 2]);
+        }
+        assert_eq!(*outcome(&tasks[3]), Outcome::Reset);
+        let url = host.urls().remove(0);
+        let other = echoing(dial(&url, None));
+        for (i, task) in tasks.iter().enumerate().skip(4) {
+            assert_eq!(*outcome(task), value(vec![i as u8]));
+        }
+        host.close(true);
+        assert_eq!(other.join().unwrap(), 16);
+    }
+}
+
+/// Should the host end such a link by itself, there may be replies that it has not read.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_link_held_that_the_host_has_ended_does_not_run_again() {
+    use std::os::fd::AsFd;
+
+    use mirai_core::protocol::VERSION;
+    use mirai_core::transport::{Address, local_url, unix};
+
+    let config = Config {
+        policy: Policy::RoundRobin,
+        ..Config::default()
+    };
+    let host = Host::new(config);
+    let address: Address = local_url().parse().unwrap();
+    host.listen(&address).unwrap();
+    let stream = unix::connect(&address).unwrap();
+    let (_control, theirs) = unix::control_pair().unwrap();
+    let hello = ToHost::Hello {
+        version: VERSION,
+        pid: 0,
+        tempdir: String::new(),
+        slots: 1,
+    };
+    let hello = encode_head(&hello, 0);
+    unix::send_all(&stream, &hello, &[], Some(theirs.as_fd())).unwrap();
+    until(|| host.counts().connections == 1);
+    let tasks: Vec<_> = (0..20u8).map(|i| submit(&host, vec![i])).collect();
+    // What the host cannot read comes before the replies to tasks that have run.
+    let mut bytes = vec![7; 16];
+    for seq in 1..4 {
+        bytes.extend_from_slice(&encode_head(&done(seq), 0));
+    }
+    unix::send_all(&stream, &bytes, &[], None).unwrap();
+    until(|| host.counts().connections == 0);
+    let other = echoing(dial(&host.urls()[0], None));
+    let lost = tasks.iter().filter(|t| *outcome(t) == Outcome::Reset);
+    assert_eq!(lost.count(), 16, "all that it held");
+    host.close(true);
+    assert_eq!(other.join().unwrap(), 4);
 }

@@ -18,8 +18,9 @@
 //!   lost, has left or was asked to give it back. What is taken back is sent before anything later, but other
 //!   daemons may have started later tasks in the meantime, and hold some. That is bounded: when a task
 //!   is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
-//!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them. [`Policy::RoundRobin`]: tasks are
-//!   assigned in turn to the daemons connected at submission, each of which works in order.
+//!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them.
+//! - [`Policy::RoundRobin`]: tasks are assigned in turn to the daemons connected at submission, each of
+//!   which works in order.
 //! - Without [`Config::retry`], no task is begun twice. What a daemon that is lost may have begun is
 //!   over ([`Verdict::Reset`]); what it held beyond that goes back to where it came from. What it may
 //!   have begun depends on its link ([`Replies`]):
