@@ -87,7 +87,7 @@ daemon <- function(
   code <- .Call(rs_run_daemon, url, settings)
   if (is.character(code)) stop(code)
   if (code < 0L) {
-    .Call(rs_obey_interrupt)
+    .Call(rs_serve_events)
     code <- 0L
   }
   invisible(code)

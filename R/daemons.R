@@ -202,8 +202,7 @@ wait_connected <- function(profile, n, call) {
     ended <- .Call(rs_wait_connected, profile, n)
     if (isTRUE(ended)) return(TRUE)
     if (is.character(ended)) stop(simpleError(ended, call))
-    # Usually does not come back.
-    .Call(rs_obey_interrupt)
+    .Call(rs_serve_events)
   }
 }
 

@@ -49,6 +49,6 @@ dispatcher <- function(
   on.exit(daemons(0L, .compute = profile))
   daemons(n, url, remote, ..., tls = tls, tlscert = tlscert, pass = pass, .compute = profile)
   ended <- with_call(.Call(rs_relay, profile, host, tls_host[1L], asyncdial), sys.call())
-  if (!ended) .Call(rs_obey_interrupt)
+  if (!ended) .Call(rs_serve_events)
   invisible()
 }

@@ -131,9 +131,12 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
     command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call)
     running <- c(running, list(command))
   }
-  while (!.Call(rs_wait_commands, profile, running, enough, seconds)) {
-    # Usually does not come back.
-    .Call(rs_obey_interrupt)
+  now <- function() proc.time()[["elapsed"]]
+  start <- now()
+  repeat {
+    left <- if (!is.null(seconds)) max(0, start + seconds - now())
+    if (.Call(rs_wait_commands, profile, running, enough, left)) break
+    .Call(rs_serve_events)
   }
   states <- lapply(running, function(command) .Call(rs_command_state, command))
   for (i in seq_along(jobs)) {

@@ -24,7 +24,9 @@
 #'
 #' * `x[.flat]` returns a vector rather than a list. It is an error if the values are not all of one type.
 #' * `x[.progress]` shows how far it has come: a bar if package cli is installed (`x[.progress_cli]`
-#'   insists on that), otherwise a line on stderr. `x[.progress = "Fitting"]` labels it; a list, such as
+#'   insists on that), otherwise a line on stderr. Both change when elements resolve, at most ten times a
+#'   second. If stderr is not a terminal, a new line is written instead, each time a further tenth of the
+#'   elements has resolved. `x[.progress = "Fitting"]` labels it; a list, such as
 #'   `x[.progress = list(name = "Fitting", type = "iterator")]`, has arguments of [cli::cli_progress_bar()].
 #' * `x[.stop]` stops at the first failure: the rest is cancelled, and the failure becomes an error here.
 #'
@@ -211,11 +213,10 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   options <- check_options(options, call)
   x <- unclass(x)
   stop_early <- !is.null(options$.stop)
-  wait <- function(timeout = NULL) .Call(rs_wait_some, x, stop_early, timeout)
   if (any(c(".progress", ".progress_cli") %in% names(options))) {
-    with_progress(wait, length(x), options, call, x, stop_early)
+    wait_with_progress(x, stop_early, progress_bar(length(x), options, call))
   } else {
-    wait()
+    .Call(rs_wait_some, x, stop_early)
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
@@ -225,20 +226,12 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   if (is.null(options$.flat)) values else flatten(values, call)
 }
 
-# Shows progress while it waits. The wait ends early only for a look at the clock: ten
-# times a second is as often as anybody can see.
-with_progress <- function(wait, n, options, call, x, stop_early) {
-  bar <- progress_bar(n, options, call)
+wait_with_progress <- function(x, stop_early, bar) {
   on.exit(bar$done())
-  repeat {
-    resolved <- wait(100)
-    bar$set(resolved)
-    if (resolved == n || stop_early && .Call(rs_first_failure, x) > 0L) return()
-  }
+  .Call(rs_wait_showing, x, stop_early, bar$set, bar$step)
 }
 
-progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
-
+# `set` is called with the number that have resolved: when `step` more have than at its last call.
 progress_bar <- function(n, options, call) {
   # A label, or arguments for cli.
   settings <- Find(Negate(is.logical), options[grepl("progress", names(options))])
@@ -246,19 +239,36 @@ progress_bar <- function(n, options, call) {
   if (progress_uses_cli()) {
     fixed <- list(total = n, .auto_close = FALSE)
     arguments <- utils::modifyList(utils::modifyList(list(type = "tasks"), as.list(settings)), fixed)
-    id <- do.call(cli::cli_progress_bar, arguments)
+    # purrr's documentation has all that cli takes in C, and purrr adds its caller: the bar in R has no arguments of these names.
+    after <- arguments$show_after
+    if (!is.null(after)) {
+      old <- options(cli.progress_show_after = after)
+      on.exit(options(old))
+    }
+    id <- do.call(cli::cli_progress_bar, arguments[setdiff(names(arguments), c("show_after", "caller"))])
     return(list(
       set = function(i) cli::cli_progress_update(set = i, id = id),
-      done = function() cli::cli_progress_done(id = id)
+      done = function() cli::cli_progress_done(id = id),
+      step = 1
     ))
   }
   if (!is.null(options$.progress_cli)) stop(simpleError("'.progress_cli' needs package cli, which is not installed", call))
   label <- if (!is.null(settings$name)) paste0(settings$name, " ")
-  list(
-    set = function(i) cat(paste0("\r", label, "["), i, "/", n, "....", "]", file = stderr()),
-    done = function() cat("\n", file = stderr())
-  )
+  line <- function(i) paste0(label, paste("[", i, "/", n, "....", "]"))
+  if (progress_redraws()) {
+    return(list(
+      set = function(i) cat("\r", line(i), sep = "", file = stderr()),
+      done = function() cat("\n", file = stderr()),
+      step = 1
+    ))
+  }
+  # A log keeps every line: no more than ten of them, and the last.
+  list(set = function(i) cat(line(i), "\n", sep = "", file = stderr()), done = function() NULL, step = ceiling(n / 10))
 }
+
+progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
+
+progress_redraws <- function() isatty(stderr())
 
 # The error of the `i`th element of a map, of which `parent` is the element's own condition. The field `message`
 # says where, and the method of conditionMessage() also what: rlang, which prints parents by itself, takes

@@ -78,26 +78,15 @@ settle_with <- function(value, resolve, reject) {
 # with 0 when all have resolved, until it returns TRUE. What it refers to is kept until then. An
 # error in it (a value that cannot be unserialized) is for `reject`.
 when_resolved <- function(x, settle, reject) {
-  event_loop <- later::current_loop()$id
-  key <- the$last_promise + 1L
-  the$last_promise <- key
-  the$promises[[as.character(key)]] <- list(settle, reject)
-  .Call(rs_when_resolved, x, key, event_loop)
+  .Call(rs_when_resolved, x, list(settle, reject), later::current_loop()$id)
 }
 
-the$last_promise <- 0L
-the$promises <- new.env(parent = emptyenv())
-
-# Called from native code.
-settle_promise <- function(key, index) {
-  name <- as.character(key)
-  functions <- the$promises[[name]]
-  if (is.null(functions)) return()
-  settled <- tryCatch(functions[[1L]](index), error = function(cnd) {
+# Called from native code. TRUE: the promise has been settled.
+settle_promise <- function(functions, index) {
+  tryCatch(functions[[1L]](index), error = function(cnd) {
     functions[[2L]](cnd)
     TRUE
   })
-  if (settled) rm(list = name, envir = the$promises)
 }
 
 # Functions to call with the outcome of each element of a map.

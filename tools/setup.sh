@@ -12,10 +12,17 @@ PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 
+# The least R and the least Rust are stated once each, for R CMD INSTALL and for cargo.
+least_r=$(sed -n 's/^ *R (>= \([0-9.]*\)).*/\1/p' "$top/DESCRIPTION")
+least_rust=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$top/Cargo.toml")
+
+# at_least LEAST VERSION
+at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
+
 # need_r [R package ...]: R, a compiler, cargo and these R packages, installed where that can be done.
 need_r() {
   local debian=(r-base-core gcc libc6-dev make cmake procps) package missing
-  for package in "$@"; do debian+=("r-cran-$(tr '[:upper:]' '[:lower:]' <<<"$package")"); done
+  for package in "$@"; do debian+=("$(r_package "$package")"); done
   [[ " $* " != *" rmarkdown "* ]] || debian+=(pandoc)
 
   # Asking dpkg takes milliseconds; what it does not know of may still be there by other means (R built from source).
@@ -23,15 +30,42 @@ need_r() {
     missing=$(not_found "$@")
     if [ -n "$missing" ]; then
       command -v apt-get >/dev/null ||
-        die "Missing: ${missing//$'\n'/, }. Please install these (R in version 4.1 or later) and run this again."
+        die "Missing: ${missing//$'\n'/, }. Please install these (R in version $least_r or later) and run this again."
       debian_install "${debian[@]}"
       missing=$(not_found "$@")
       [ -z "$missing" ] || die "Still missing: ${missing//$'\n'/, }. Is the R that runs here ($(command -v R)) Debian's?"
     fi
   fi
-  command -v cargo >/dev/null ||
-    die "cargo is missing. Get Rust with rustup: https://rustup.rs, or from your system if that has the version that Cargo.toml names."
+  local version
+  version=$(R --version | sed -n '1s/^R version \([0-9.]*\).*/\1/p')
+  # R in development has no number there.
+  [ -z "$version" ] || at_least "$least_r" "$version" ||
+    die "R $version is too old: mirai needs R $least_r or later. This one is $(command -v R)."
+  need_rust
 }
+
+need_rust() {
+  local version rustup="With rustup (https://rustup.rs): rustup update stable."
+  if ! command -v cargo >/dev/null && command -v apt-get >/dev/null; then
+    version=$(candidates cargo | cut -d' ' -f2)
+    [ -z "$version" ] || ! at_least "$least_rust" "$version" || debian_install cargo
+  fi
+  command -v cargo >/dev/null && command -v rustc >/dev/null ||
+    die "cargo or rustc is missing, and Rust $least_rust or later is needed. $rustup"
+  version=$(rustc --version | sed -n 's/^rustc \([0-9.]*\).*/\1/p')
+  [ -n "$version" ] || die "'rustc --version' fails: $(rustc --version 2>&1 | head -n 1)"
+  at_least "$least_rust" "$version" ||
+    die "Rust $version is too old: mirai needs Rust $least_rust or later. This one is $(command -v rustc). $rustup"
+}
+
+# candidates PACKAGE ...: name and version of those that apt could install.
+candidates() {
+  [ -n "$(apt-cache policy base-files | grep http)" ] || debian_update   # this machine has no package lists yet
+  apt-cache policy "$@" |
+    awk '/^[^ ]/ { name = $1; sub(/:.*/, "", name) } $1 == "Candidate:" && $2 != "(none)" { print name, $2 }'
+}
+
+r_package() { tr '[:upper:]' '[:lower:]' <<<"r-cran-$1"; }
 
 debian_has() {
   local installed
@@ -39,25 +73,53 @@ debian_has() {
   ! grep -qvx installed <<<"$installed"
 }
 
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+debian_update() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update >&2; }
+
+# Package lists of the last quarter of an hour are new enough.
+debian_is_updated() { [ -n "$(find /var/lib/apt/lists/partial -maxdepth 0 -mmin -15 2>/dev/null)" ]; }
+
 debian_install() {
-  local package missing=() root=()
+  local package missing=()
   for package in "$@"; do debian_has "$package" || missing+=("$package"); done
-  if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || die "Please have an administrator install: ${missing[*]}"
-    root=(sudo)
-  fi
+  [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "Please have an administrator install: ${missing[*]}"
   say "Installing ${missing[*]}"
-  { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q update &&
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends "${missing[@]}"; } >&2 ||
+  { { debian_is_updated || debian_update; } &&
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=600 install --no-install-recommends "${missing[@]}"; } >&2 ||
     die "apt-get could not install ${missing[*]}"
 }
 
-# Installs R packages, and a browser that tests can drive, if that can be done. Tests that lack them are skipped.
-want_r() { (need_r "$@") || say "Some tests will be skipped."; }
+# Installs R packages if that can be done. Tests that lack them are skipped. Those that this release of Debian does not have
+# are added to $absent: tests of these cannot run here.
+absent=()
+want_r() {
+  local package packages=() available wanted=()
+  if command -v apt-get >/dev/null; then
+    for package in "$@"; do packages+=("$(r_package "$package")"); done
+    available=$(candidates "${packages[@]}")
+    for package in "$@"; do
+      if grep -q "^$(r_package "$package") " <<<"$available"; then wanted+=("$package"); else absent+=("$package"); fi
+    done
+  else
+    wanted=("$@")
+  fi
+  [ ${#absent[@]} = 0 ] || say "This release of Debian does not have the R packages: ${absent[*]}"
+  (need_r "${wanted[@]}") || lacks "R packages"
+}
 
+# lacks WHAT: what could not be installed is an error for tools/test --setup, and otherwise skips tests.
+lacks() {
+  [ -z "${strict:-}" ] || exit 75
+  say "Some tests will be skipped, for want of: $1"
+}
+
+# A browser that tests can drive.
 want_browser() {
   command -v chromium >/dev/null && command -v chromedriver >/dev/null && return
-  ! command -v apt-get >/dev/null || (debian_install chromium chromium-driver) || say "The tests with a browser will be skipped."
+  ! command -v apt-get >/dev/null || (debian_install chromium chromium-driver) || lacks "a browser"
 }
 
 # Servers of SSH and Slurm, to launch daemons with, and what is used to call a service, make networks and certificates.
@@ -68,7 +130,7 @@ want_launchers() {
   done
   [ ${#missing[@]} = 0 ] && return
   ! command -v apt-get >/dev/null || (debian_install openssh-server openssh-client slurm-wlm munge curl iproute2 openssl) ||
-    say "The tests that need ${missing[*]} will be skipped."
+    lacks "${missing[*]}"
 }
 
 # One line for each thing that really is not there.
@@ -89,14 +151,15 @@ need_nextest() {
 # Installs the package into $library and makes R find it there. Nothing is done if its sources are those of last time.
 install_package() {
   local log=$target/install.log stamp=$library/mirai.sources sources
-  mkdir -p "$library"
+  mkdir -p "$library" "$top/target"
   export R_LIBS=$library${R_LIBS:+:$R_LIBS}
-  exec 9>"$target/install.lock"
-  flock 9   # two tools at once: the second waits, and then finds the work done
+  # One lock for all versions of R (tools/on), as all build in src. A second tool waits, and then finds the work done.
+  exec 9>"$top/target/install.lock"
+  flock 9
   sources=$(sources)
   if [ "$sources" != "$(cat "$stamp" 2>/dev/null)" ]; then
     say "Building and installing mirai into $library"
-    rm -f "$stamp"
+    rm -f "$stamp" "$top"/src/*.o "$top"/src/*.so   # which may be for another R
     # The lock above takes the place of R's own, which would outlive an interrupted installation.
     R CMD INSTALL --no-multiarch --no-lock --library="$library" "$top" >"$log" 2>&1 9>&- ||
       { cat "$log" >&2; die "The installation failed; see above, or $log"; }

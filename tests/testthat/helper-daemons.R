@@ -1,6 +1,10 @@
 # Every test has a compute profile of its own, so that tests do not meet in the default
 # one, and ends its daemons when it ends, even by an error.
 
+# Commands that are pasted call `Rscript` by its name alone: that of the R that runs here. R CMD check puts another first
+# on the path, which only fails.
+Sys.setenv(PATH = paste(R.home("bin"), Sys.getenv("PATH"), sep = .Platform$path.sep))
+
 defer <- function(action, frame) {
   do.call(on.exit, list(as.call(list(action)), add = TRUE, after = FALSE), envir = frame)
 }

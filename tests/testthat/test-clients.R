@@ -224,13 +224,14 @@ test_that("data frames that are external pointers arrive, as in the example with
   ))
   out <- run_client(library = library, {
     daemons(2)
-    x <- polars::as_polars_df(iris)
+    polars <- asNamespace("polars")
+    x <- polars$as_polars_df(iris)
     m <- mirai(list(a = head(x), b = "some text"), x = x)
     stopifnot(is_mirai_error(m[]))
     serialization(
       list(
-        function(x) polars::as_polars_df(x)$to_raw_ipc(),
-        polars::pl$read_ipc
+        function(x) asNamespace("polars")$as_polars_df(x)$to_raw_ipc(),
+        polars$pl$read_ipc
       ),
       class = "RPolarsDataFrame"
     )

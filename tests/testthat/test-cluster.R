@@ -257,7 +257,7 @@ test_that("errors and failures of every kind are those of the call, not of the n
     clusterCall(cl, function() structure(19L, class = "errorValue")),
     rep(list(structure(19L, class = "errorValue")), 2)
   )
-  expect_error(clusterCall(cl[1], function() rlang_not_there::f()), "one node produced an error: ")
+  expect_error(clusterCall(cl[1], function() getNamespace("no.such.package")), "one node produced an error: ")
   expect_error(clusterCall(cl[1], function() {
     f <- function() f()
     f()

@@ -180,6 +180,102 @@ test_that("cleanup restores global environment, packages and options", {
   expect_false(mirai(exists("passed"))[])
 })
 
+test_that("each step of the cleanup is done although others fail", {
+  local_test_daemons(1)
+  everywhere({
+    kept <<- "kept"
+    constant <<- "constant"
+    lockBinding("constant", globalenv())
+  })[]
+  state <- function() {
+    mirai(list(
+      sort(setdiff(ls(globalenv(), all.names = TRUE), ".Random.seed")),
+      get("kept", globalenv()),
+      get("constant", globalenv()),
+      bindingIsLocked("kept", globalenv()),
+      bindingIsLocked("constant", globalenv()),
+      search(),
+      options()[c("digits", "warn", "mirai_added")]
+    ))[]
+  }
+  before <- state()
+  expect_identical(before[2:5], list("kept", "constant", FALSE, TRUE))
+  pid <- mirai(Sys.getpid())[]
+  spoil <- function(expr) {
+    expr <- substitute(expr)
+    expect_identical(mirai(expr)[], "done")
+    expect_identical(state(), before)
+  }
+  # locked bindings, with another value or the same; one that has become active
+  spoil({
+    added <<- 1
+    kept <<- "changed"
+    for (name in c("added", "kept")) lockBinding(name, globalenv())
+    unlockBinding("constant", globalenv())
+    constant <<- "changed"
+    "done"
+  })
+  spoil({
+    lockBinding("kept", globalenv())
+    "done"
+  })
+  spoil({
+    rm("kept", envir = globalenv())
+    makeActiveBinding("kept", function(value) stop("not to be assigned"), globalenv())
+    "done"
+  })
+  # warnings that become errors, in hooks, too; a hook that leaves by a jump, and one that leaves something
+  spoil({
+    library(splines)
+    setHook(packageEvent("splines", "detach"), function(...) {
+      options(mirai_added = "by a hook")
+      added <<- "by a hook"
+      warning("by a hook")
+    })
+    attach(list(z = 1), name = "attached")
+    attach(list(z = 2), name = "attached")
+    options(digits = 3, warn = 2)
+    "done"
+  })
+  spoil({
+    library(stats4)
+    env <- list2env(list(z = 1))
+    env$.conflicts.OK <- TRUE
+    attach(env, name = "attached")
+    options(digits = 3, mirai_added = 1)
+    setHook(packageEvent("stats4", "detach"), function(...) invokeRestart("abort"), "replace")
+    added <<- 1
+    "done"
+  })
+  expect_identical(mirai(Sys.getpid())[], pid)
+})
+
+test_that("what cannot be cleaned up is told once, and stops nothing else", {
+  url <- local_url()
+  local_test_daemons(url = url)
+  p <- daemon_process(url, ", output = TRUE", "options(keep.source = FALSE); known <- 1")
+  expect_true(connected(1L))
+  for (i in 1:3) {
+    m <- mirai({
+      if (!environmentIsLocked(globalenv())) assign(paste0("added", i), i, globalenv())
+      known <<- 2
+      options(digits = 3)
+      library(splines)
+      if (i == 2) lockEnvironment(globalenv(), bindings = TRUE)
+      i
+    }, .args = list(i = i))
+    expect_identical(m[], i)
+    left <- mirai(list(get("known", globalenv()), getOption("digits"), "package:splines" %in% search()))[]
+    expect_identical(left, list(1, 7L, FALSE))
+  }
+  daemons(0)
+  told <- grep("the clean-up after a task", words(p), value = TRUE)
+  expect_identical(
+    told,
+    "mirai: the clean-up after a task could not restore the global environment: a task has locked it"
+  )
+})
+
 test_that("cleanup may be a bit mask", {
   left <- function(cleanup) {
     local_test_daemons(1, cleanup = cleanup)
@@ -207,7 +303,7 @@ test_that("cleanup leaves a package the options that it has set when it was load
     depth <- function() getOption("loadsoptions.depth") + 1L
   }), "export(depth)")
   local_test_daemons(1)
-  use <- function() mirai(loads.options::depth())
+  use <- function() mirai(asNamespace("loads.options")$depth())
   everywhere(.libPaths(c(library, .libPaths())), library = library)
   expect_identical(use()[], 4L)
   expect_identical(use()[], 4L)

@@ -217,15 +217,22 @@ test_that("the value of .progress is a label, or configures cli's bar", {
     "library(mirai)",
     "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
     "invisible(daemons(1))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
     "y <- collect_mirai(x, list(.progress = 'A label'))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
     "y <- x[.progress_cli = list(format = 'done: {cli::pb_current} of {cli::pb_total}')]",
+    # as purrr passes it on: with what cli takes in C only
+    "options(cli.progress_show_after = Inf)",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
+    "y <- x[.progress = list(name = 'As purrr', type = 'iterator', show_after = 0, caller = environment())]",
+    "cat('shows after', getOption('cli.progress_show_after'), '\\n')",
     "invisible(daemons(0))"
   ))
   out <- paste(out, collapse = "\n")
   expect_match(out, "A label")
   expect_match(out, "done: [0-9]+ of 10")
+  expect_match(out, "As purrr")
+  expect_match(out, "shows after Inf")
 })
 
 test_that("options need no package attached", {
@@ -313,7 +320,7 @@ test_that(".progress shows a line without cli, and a bar with it", {
     "library(mirai)",
     "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
     "invisible(daemons(1))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))[.progress_cli]",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))[.progress_cli]",
     "y <- mirai_map(1:3, function(x) if (x == 2) stop('no'))",
     "tryCatch(y[.progress_cli, .stop], error = function(e) cat('failed', '\\n'))",
     "cat('end', length(x), length(cli:::clienv$progress), '\\n')",
@@ -323,6 +330,63 @@ test_that(".progress shows a line without cli, and a bar with it", {
   expect_match(out, "[0-9]/10")
   expect_match(out, "failed")
   expect_match(out, "end 10 0")
+})
+
+# A script that shows the progress of `maps` without cli.
+progress_script <- function(...) {
+  c(
+    "ns <- asNamespace('mirai')",
+    "unlockBinding('progress_uses_cli', ns)",
+    "assign('progress_uses_cli', function() FALSE, ns)",
+    "library(mirai)",
+    "invisible(daemons(1))",
+    ...,
+    "invisible(daemons(0))"
+  )
+}
+
+test_that(".progress writes a line for each further tenth where that is kept", {
+  # 40 elements, four at a time: they pause for longer than what is between two lines
+  out <- r_output(progress_script(
+    "x <- mirai_map(1:40, function(i) if (i %% 4 == 1) Sys.sleep(0.15))[.progress]",
+    "x <- mirai_map(1:3, function(i) Sys.sleep(0.5))[.progress]",
+    "x <- mirai_map(1:1000, function(i) i)[.progress]",
+    "x <- mirai_map(list(), identity)[.progress]"
+  ))
+  expect_match(out, "^\\[ [0-9]+ / [0-9]+ [.]{4} \\]$")
+  lines <- split(out, sub(".* / ([0-9]+) .*", "\\1", out))
+  for (n in c("40", "3", "1000")) {
+    expect_identical(anyDuplicated(lines[[n]]), 0L)
+    expect_lte(length(lines[[n]]), 11L)
+    expect_identical(utils::tail(lines[[n]], 1L), paste("[", n, "/", n, ".... ]"))
+  }
+  expect_identical(lines[["0"]], "[ 0 / 0 .... ]")
+})
+
+test_that(".progress redraws a line on a terminal when elements resolve", {
+  skip_on_os("windows")
+  skip_if_not_installed("processx")
+  script <- r_script(progress_script(
+    "x <- mirai_map(1:3, function(i) Sys.sleep(0.5))[.progress]",
+    "cat('end\\n')"
+  ), environment())
+  p <- processx::process$new(
+    file.path(R.home("bin"), "Rscript"),
+    c("--no-init-file", script),
+    pty = TRUE,
+    env = c("current", R_LIBS = paste(.libPaths(), collapse = ":"))
+  )
+  defer(function() p$kill(), environment())
+  out <- ""
+  while (!grepl("end", out) && p$poll_io(30000)[["output"]] == "ready") {
+    out <- paste0(out, p$read_output())
+  }
+  p$wait(10000)
+  steps <- strsplit(out, "\r", fixed = TRUE)[[1L]]
+  steps <- grep("/ 3", steps, value = TRUE)
+  expect_match(out, "\r[ 3 / 3 .... ]\r\n", fixed = TRUE)
+  expect_identical(steps, unique(steps))
+  expect_match(steps, "^\\[ [0-3] / 3 .... \\]$")
 })
 
 test_that("an interrupt while it is collected leaves the map usable", {

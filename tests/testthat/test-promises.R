@@ -7,6 +7,9 @@ is_promising <- function(x) {
   utils::getFromNamespace(paste0("is.promising.", class(x)), "mirai")(x)
 }
 
+# How many promises the package still keeps functions for.
+promises_kept <- function() .Call(mirai:::rs_promises_kept)
+
 test_that("the promise of a mirai is fulfilled with its value", {
   local_test_daemons(1)
   expect_true(is_promising(mirai(1)))
@@ -114,7 +117,7 @@ test_that("that of a map is rejected at the first failure, in order of time", {
   # those that fail afterwards change nothing
   call_mirai(map)
   later::run_now()
-  expect_length(mirai:::the$promises, 0L)
+  expect_identical(promises_kept(), 0L)
 })
 
 test_that("synchronous profiles make promises, too", {
@@ -136,11 +139,12 @@ test_that("an error here, when the value is read, rejects", {
   mirai:::when_resolved(mirai(1), function(i) stop("at home"), function(cnd) reject <<- cnd)
   run_until(function() !is.null(reject))
   expect_identical(conditionMessage(reject), "at home")
-  expect_length(mirai:::the$promises, 0L)
+  expect_identical(promises_kept(), 0L)
 })
 
 test_that("a promise settles although nothing else refers to the mirai", {
   local_test_daemons(1)
+  before <- promises_kept()
   values <- list()
   file <- local_file()
   for (i in 1:3) {
@@ -153,11 +157,11 @@ test_that("a promise settles although nothing else refers to the mirai", {
     )
   }
   invisible(gc())
-  expect_length(mirai:::the$promises, 3L)
+  expect_identical(promises_kept() - before, 3L)
   file.create(file)
   run_until(function() length(values) == 3L)
   expect_identical(values, list(1L, 2L, 3L))
-  expect_length(mirai:::the$promises, 0L)
+  expect_identical(promises_kept(), before)
 })
 
 test_that("a promise settles on the event loop that was current when it was made", {
@@ -182,11 +186,11 @@ test_that("a loop that has been destroyed takes its promises with it", {
   later::destroy_loop(loop)
   expect_identical(m[], "there")
   expect_identical(settled(mirai("next")), list(fulfilled = "next"))
-  rm(list = ls(mirai:::the$promises), envir = mirai:::the$promises)
 })
 
 test_that("ten thousand pending promises cost nothing while pending", {
   local_test_daemons(1)
+  kept <- promises_kept()
   n <- 10000L
   file <- local_file()
   holding <- mirai(while (!file.exists(file)) Sys.sleep(0.01), file = file)
@@ -205,7 +209,26 @@ test_that("ten thousand pending promises cost nothing while pending", {
   file.create(file)
   expect_identical(settled(all), list(fulfilled = as.list(seq_len(n))))
   expect_identical(settled(ps[[2000L]]), list(fulfilled = 2000L))
-  expect_length(mirai:::the$promises, 0L)
+  expect_identical(promises_kept(), kept)
+})
+
+test_that("promises leave nothing behind once they have settled", {
+  local_test_daemons(1)
+  kept <- promises_kept()
+  # R's cells in use: a symbol would be three, for good
+  cells <- function(n) {
+    map <- mirai_map(seq_len(n), identity)
+    left <- n
+    for (m in map) promises::then(m, function(value) left <<- left - 1L)
+    run_until(function() left == 0L)
+    rm(map, m)
+    gc(full = TRUE)
+    gc(full = TRUE)["Ncells", "used"]
+  }
+  first <- cells(3000L)
+  for (i in 1:3) last <- cells(3000L)
+  expect_lt(last - first, 3000)
+  expect_identical(promises_kept(), kept)
 })
 
 test_that("settling is woken by the result itself", {

@@ -30,6 +30,8 @@ test_that("a command that is pasted launches a daemon", {
   local_envvar(R_LIBS = paste(.libPaths(), collapse = ":"))
   p <- processx::process$new("sh", script)
   defer(function() p$kill_tree(), environment())
+  # Without this, a command that launches nothing makes the next line wait for ever.
+  stopifnot(connected(1))
   expect_identical(mirai("from there")[], "from there")
 })
 

@@ -174,3 +174,145 @@ test_that("a wait can be interrupted and the session goes on", {
   host$wait(10000)
   expect_identical(host$get_exit_status(), 0L)
 })
+
+# What has become of `expr` under a time limit: a number if that has not ended it.
+limited <- function(expr) {
+  setTimeLimit(elapsed = 0.2)
+  on.exit(setTimeLimit())
+  tryCatch(
+    {
+      expr
+      0
+    },
+    error = conditionMessage
+  )
+}
+
+test_that("time limits end every wait, and the session goes on", {
+  local_test_daemons(1, memory = 1)
+  file <- local_file()
+  sleeper <- function() mirai(while (!file.exists(file)) Sys.sleep(0.01), file = file)
+  m <- sleeper()
+  ms <- list(m, sleeper())
+  expect_match(limited(m[]), "reached elapsed time limit")
+  expect_match(limited(call_mirai(m)), "reached elapsed time limit")
+  expect_match(limited(collect_mirai(ms)), "reached elapsed time limit")
+  expect_match(limited(race_mirai(ms)), "reached elapsed time limit")
+  map <- mirai_map(1:2, function(i) i)
+  expect_match(limited(map[]), "reached elapsed time limit")
+  expect_match(limited(map[.stop]), "reached elapsed time limit")
+  fill <- function() repeat mirai(0, x = x)
+  x <- raw(1e5)
+  expect_match(limited(fill()), "reached elapsed time limit")
+  sleep <- remote_config("sh", c("-c", shQuote("exec sleep 60"), "."))
+  profile <- test_profile()
+  defer(function() daemons(0, .compute = profile), environment())
+  expect_match(
+    limited(daemons(url = local_url(), remote = sleep, .compute = profile)),
+    "reached elapsed time limit"
+  )
+  expect_false(daemons_set(profile))
+  # none has harmed what was waited for
+  file.create(file)
+  expect_identical(collect_mirai(ms), list(NULL, NULL))
+  expect_identical(map[.flat], 1:2)
+})
+
+# In a process of its own: a host with R's own web server, of which the handler is called by R's event
+# loop, and `get`, by which a daemon asks that server.
+web_host <- function(..., frame = parent.frame()) {
+  r_output(
+    c(
+      "library(mirai)",
+      "port <- suppressMessages(tools::startDynamicHelp(TRUE))",
+      "get <- function(port) {",
+      "  con <- socketConnection(port = port, open = 'r+b', blocking = TRUE, timeout = 20)",
+      "  on.exit(close(con))",
+      "  writeLines('GET /custom/handler HTTP/1.0\r\n\r\n', con, sep = '')",
+      "  utils::tail(readLines(con, warn = FALSE), 1L)",
+      "}",
+      "handle <- function(f) {",
+      "  answer <- function(...) list(payload = f())",
+      "  assign('handler', answer, tools:::.httpd.handlers.env)",
+      "}",
+      ...
+    ),
+    frame
+  )
+}
+
+test_that("R's input handlers are served in a wait, and may use what is waited for", {
+  skip_on_os("windows")
+  out <- web_host(
+    "invisible(daemons(2))",
+    "handle(function() 'served')",
+    "ask <- function() mirai(get(port), get = get, port = port)",
+    "cat(ask()[], ask()[], '\n')",
+    "cat(call_mirai(list(ask()))[[1L]]$data, race_mirai(list(ask())), '\n')",
+    "cat(mirai_map(1:2, function(i) get(port), get = get, port = port)[.flat], '\n')",
+    # waits for the same and for others
+    "handle(function() paste(unresolved(m), mirai(2)[], race_mirai(list(m, done))))",
+    "done <- call_mirai(mirai('done'))",
+    "m <- ask()",
+    "cat(m[], '\n')",
+    "m <- ask()",
+    "cat(collect_mirai(list(m, mirai(3)))[[1L]], '\n')",
+    # waits for the next time limit
+    "handle(function() tryCatch({ setTimeLimit(elapsed = 0.2, transient = TRUE); m[] }, error = function(e) 'limit'))",
+    "m <- ask()",
+    "cat(m[], '\n')",
+    # ends the daemons under those who wait
+    "handle(function() as.character(daemons(0)))",
+    "m <- ask()",
+    "print(m[])",
+    "invisible(daemons(2))",
+    "m <- ask()",
+    "print(collect_mirai(list(m, mirai(Sys.sleep(60)))))"
+  )
+  expect_identical(out, c(
+    "served served ",
+    "served 1 ",
+    "served served ",
+    "TRUE 2 2 ",
+    "TRUE 2 2 ",
+    "limit ",
+    "'errorValue' int 19 | Connection reset",
+    "[[1]]",
+    "'errorValue' int 19 | Connection reset",
+    "",
+    "[[2]]",
+    "'errorValue' int 19 | Connection reset",
+    ""
+  ))
+})
+
+test_that("input handlers are served while a task waits for room", {
+  skip_on_os("windows")
+  out <- web_host(
+    "invisible(daemons(1, memory = 1))",
+    "handle(function() paste('asked', mirai('from the handler', .compute = 'other')[]))",
+    "asking <- mirai(get(port), get = get, port = port)",
+    "x <- list(raw(4e5), 1:3)",
+    "ms <- lapply(1:5, function(i) mirai(list(i, x), i = i, x = x))",
+    "cat(asking[], identical(collect_mirai(ms), lapply(1:5, list, x)), '\n')",
+    "invisible(daemons(0))"
+  )
+  expect_identical(out, "asked from the handler TRUE ")
+})
+
+test_that("a wait with nothing to do, or with a handler that has to wait itself, costs no time", {
+  skip_if_not_installed("later")
+  out <- r_output(c(
+    "library(mirai)",
+    "invisible(daemons(1))",
+    "invisible(mirai(1)[])",
+    "cpu <- function(expr) { t <- system.time(expr); sum(t[1:2]) < t[[3L]] / 4 }",
+    "cat(cpu(mirai(Sys.sleep(2))[]), '\n')",
+    # Package later does nothing before the wait is over.
+    "later::later(function() cat('later\n'))",
+    "cat(cpu(mirai(Sys.sleep(2))[]), '\n')",
+    "later::run_now()",
+    "invisible(daemons(0))"
+  ))
+  expect_identical(out, c("TRUE ", "TRUE ", "later"))
+})

@@ -9,7 +9,7 @@ use std::ffi::c_int;
 
 use extendr_ffi::{
     R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean,
-    Rf_allocVector, Rf_install, Rf_lang1, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
+    Rf_allocVector, Rf_install, Rf_lang1, Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
     PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG, VECTOR_ELT,
 };
 
@@ -36,8 +36,9 @@ pub struct Snapshot {
     /// CHARSXPs are unique, so addresses will do.
     names: Vec<SEXP>,
     known: HashSet<SEXP>,
-    /// What they are.
+    /// What they are, and whether their bindings were locked.
     values: Vec<Variable>,
+    locked: Vec<bool>,
     search: Vec<SEXP>,
     options: Options,
 }
@@ -61,6 +62,11 @@ impl Snapshot {
             .iter()
             .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
             .collect();
+        let locked = names
+            .iter()
+            .zip(&values)
+            .map(|(name, value)| is_locked(Rf_installChar(*name), *value))
+            .collect();
         let search = search_path();
         let all = values.iter().flat_map(|value| value.parts());
         let all = all.chain(search.iter().copied());
@@ -77,49 +83,75 @@ impl Snapshot {
             known: names.iter().copied().collect(),
             names,
             values,
+            locked,
             search,
             options,
         }
     }
 
-    /// Undoes what has changed since.
+    /// Undoes a part of what has changed since.
     ///
     /// # Safety
     /// On R's main thread, within a top-level context: may leave by a long jump.
     pub unsafe fn restore(&mut self, what: c_int) {
-        if what & PACKAGES != 0 {
-            self.restore_search();
-        }
-        if what & OPTIONS != 0 {
-            self.restore_options();
-        }
-        // Last, because the others may have called R code that leaves something.
-        if what & GLOBALS != 0 {
-            self.restore_globals();
-        }
-        if what & GC != 0 {
-            R_gc();
+        match what {
+            PACKAGES => self.restore_search(),
+            OPTIONS => self.restore_options(),
+            GLOBALS => self.restore_globals(),
+            GC => R_gc(),
+            _ => {}
         }
     }
 
     unsafe fn restore_globals(&self) {
+        // No binding can be added to or removed from it then, and nothing can unlock it.
+        let frozen = r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE;
+        let mut incomplete = false;
         let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
         for i in 0..Rf_xlength(ls) {
             let name = STRING_ELT(ls, i);
             if !self.known.contains(&name) {
                 let symbol = Rf_installChar(name);
-                if symbol != SEED.get() {
+                if symbol == SEED.get() {
+                    continue;
+                }
+                if frozen {
+                    incomplete = true;
+                } else {
                     r::R_removeVarFromFrame(symbol, R_GlobalEnv);
                 }
             }
         }
-        for (name, value) in self.names.iter().zip(&self.values) {
+        let before = self.names.iter().zip(&self.values).zip(&self.locked);
+        for ((name, value), locked) in before {
             let symbol = Rf_installChar(*name);
-            if symbol != SEED.get() && !Variable::of(symbol, R_GlobalEnv).is_still(*value) {
-                value.make(symbol, R_GlobalEnv);
+            if symbol == SEED.get() || matches!(value, Variable::Absent | Variable::Active) {
+                continue;
+            }
+            let now = Variable::of(symbol, R_GlobalEnv);
+            if now.is_still(*value) && is_locked(symbol, now) == *locked {
+                continue;
+            }
+            match now {
+                Variable::Absent | Variable::Active if frozen => {
+                    incomplete = true;
+                    continue;
+                }
+                Variable::Absent => {}
+                // To assign would call its function.
+                Variable::Active => r::R_removeVarFromFrame(symbol, R_GlobalEnv),
+                _ if is_locked(symbol, now) => r::R_unLockBinding(symbol, R_GlobalEnv),
+                _ => {}
+            }
+            value.make(symbol, R_GlobalEnv);
+            if *locked {
+                r::R_LockBinding(symbol, R_GlobalEnv);
             }
         }
         Rf_unprotect(1);
+        if incomplete {
+            complain();
+        }
     }
 
     unsafe fn restore_search(&self) {
@@ -212,6 +244,26 @@ impl Drop for Snapshot {
         // SAFETY: preserved in `take`.
         unsafe { R_ReleaseObject(self.kept) };
     }
+}
+
+/// The steps of a clean-up, in order, each to be tried although one before it has failed.
+///
+/// Options first, because they could make errors of warnings; again after packages, of which hooks
+/// may have set some. Globals after everything that calls R code, which may leave something.
+pub const STEPS: [c_int; 5] = [OPTIONS, PACKAGES, OPTIONS, GLOBALS, GC];
+
+/// Says that a locked global environment cannot be cleaned.
+unsafe fn complain() {
+    let call = Rf_lcons(Rf_install(c"warn_of_locked_globals".as_ptr()), R_NilValue);
+    Rf_protect(call);
+    Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(1);
+}
+
+/// Whether the binding of a variable that is this is locked.
+unsafe fn is_locked(symbol: SEXP, variable: Variable) -> bool {
+    !matches!(variable, Variable::Absent)
+        && r::R_BindingIsLocked(symbol, R_GlobalEnv) == Rboolean::TRUE
 }
 
 /// Attached environments between the global and the base one.

@@ -8,6 +8,7 @@ use extendr_api::Result;
 use mirai_core::process::{command, Child, Exit};
 use mirai_core::wait::{Bell, Waited};
 
+use crate::events::Events;
 use crate::profiles::{self, Profile};
 use crate::r;
 
@@ -25,13 +26,14 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
         return Err(profiles::forked());
     }
     let child = command::run(path, &args, input.into_option())
-        .map_err(|e| Error::Other(format!("'{path}' cannot be started: {e}")))?;
+        .map_err(|e| r::error(format!("'{path}' cannot be started: {e}")))?;
     Ok(ExternalPtr::new(Launched(child)).into())
 }
 
 /// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
-/// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if interrupted.
-/// `cumulative` is infinite if the daemons do not connect to the profile.
+/// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if R has something to do before:
+/// call `serve_events`. `cumulative` is infinite if the daemons
+/// do not connect to the profile.
 #[extendr]
 fn wait_commands(
     profile: Robj,
@@ -62,7 +64,7 @@ fn wait_commands(
             || connected()
     };
     let timeout = seconds.into_option().map(Duration::from_secs_f64);
-    Ok(Bell::get().wait(timeout, r::interrupted, settled) != Waited::Interrupted)
+    Ok(Bell::get().wait(timeout, Events::new(), settled) != Waited::Interrupted)
 }
 
 /// What there is to know about a command.

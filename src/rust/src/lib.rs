@@ -11,12 +11,14 @@
 
 mod cleanup;
 mod daemon;
+mod events;
 mod launch;
 mod profiles;
 mod promises;
 mod r;
 mod serialize;
 mod shared;
+mod stack;
 mod submit;
 mod tasks;
 mod waiting;
@@ -62,6 +64,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
         tasks::routines(),
         submit::routines(),
         waiting::routines(),
+        events::routines(),
         promises::routines(),
         serialize::routines(),
         daemon::routines(),

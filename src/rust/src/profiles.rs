@@ -25,6 +25,7 @@ use mirai_core::wait::{Bell, Waited};
 use mirai_core::worker::{AutoExit, DialError, Options, Worker};
 use rustc_hash::FxHashMap;
 
+use crate::events::Events;
 use crate::{promises, r};
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
@@ -32,8 +33,7 @@ use crate::{promises, r};
 pub const LECUYER: i32 = 10407;
 
 /// What a forked process is told.
-pub static FORKED: &std::ffi::CStr =
-    c"mirai cannot be used in a process that was forked from an R session: \
+pub static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
                                     use it in the session itself";
 
 pub struct Profile {
@@ -276,11 +276,11 @@ fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
 
 /// [`FORKED`], for functions that return their errors.
 pub fn forked() -> Error {
-    Error::Other(FORKED.to_string_lossy().into_owned())
+    r::error(FORKED)
 }
 
 fn other(text: impl std::fmt::Display) -> Error {
-    Error::Other(text.to_string())
+    r::error(text)
 }
 
 impl Session {
@@ -577,8 +577,8 @@ fn launch(
 }
 
 /// Waits until `n` daemons have connected since the profile was set up. `TRUE`
-/// then, `FALSE` if interrupted; if one of the processes launched has ended
-/// before, what there is to say about it.
+/// then, `FALSE` if R has something to do before: call `serve_events`. If one of the processes
+/// launched has ended before, what there is to say about it.
 #[extendr]
 fn wait_connected(name: &str, n: i32) -> Result<Robj> {
     let waited = with_session(|session| {
@@ -587,7 +587,7 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
         let children = profile.children.borrow();
         let connected = || host.counts().cumulative >= n as u64;
         let failed = || children.iter().position(|c| c.exit().is_some());
-        let waited = Bell::get().wait(None, r::interrupted, || connected() || failed().is_some());
+        let waited = Bell::get().wait(None, Events::new(), || connected() || failed().is_some());
         if waited == Waited::Interrupted {
             return Ok(std::result::Result::Ok(false));
         }

@@ -3,16 +3,18 @@
 //! by its C interface, and later runs it on R's main thread. While tasks are
 //! pending there is a small callback with each and nothing else.
 //!
-//! What shall happen is R's business. It is known by a number, under which R keeps
-//! a function (see R/promises.R), so nothing of R is held here.
+//! What shall happen is R's business: functions, which are [kept](Kept) until they have been called.
+//! Other threads know them by a [`Key`] only.
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NilValue, Rboolean, Rf_error, Rf_install, Rf_protect, Rf_unprotect,
-    Rf_xlength, SEXP, SEXPTYPE, TYPEOF, VECTOR_ELT,
+    R_CallMethodDef, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean, Rf_allocVector,
+    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    TYPEOF, VECTOR_ELT,
 };
 
 use crate::profiles::{self, FORKED};
@@ -20,7 +22,10 @@ use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_
 use crate::tasks::{task_of, DATA};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
-    vec![r::routine(c"when_resolved", when_resolved as *const (), 3)]
+    vec![
+        r::routine(c"when_resolved", when_resolved as *const (), 3),
+        r::routine(c"promises_kept", promises_kept as *const (), 0),
+    ]
 }
 
 /// later's `execLaterNative2`: may be called from any thread.
@@ -39,9 +44,111 @@ pub fn close() {
     *exec_later() = None;
 }
 
-/// Several tasks that R wants to hear of under one number.
+/// Where functions are kept. A place is used again; then `serial` tells whose it is.
+#[derive(Clone, Copy)]
+struct Key {
+    place: usize,
+    serial: u64,
+}
+
+/// R's functions by number, without a symbol for each, which R would keep for ever.
+struct Kept {
+    /// A list of R's, preserved, or null; grows by doubling.
+    list: SEXP,
+    /// For each place the serial number of what is there; 0: nothing.
+    serials: Vec<u64>,
+    free: Vec<usize>,
+    last: u64,
+}
+
+/// Places in the first list.
+const FIRST: usize = 64;
+
+thread_local! {
+    /// Of R's main thread. Never borrowed while R is called.
+    static KEPT: RefCell<Kept> = const {
+        RefCell::new(Kept { list: std::ptr::null_mut(), serials: Vec::new(), free: Vec::new(), last: 0 })
+    };
+}
+
+impl Kept {
+    /// Keeps an R object, which is protected.
+    unsafe fn keep(object: SEXP) -> Key {
+        while KEPT.with_borrow(|kept| kept.free.is_empty()) {
+            Kept::grow();
+        }
+        KEPT.with_borrow_mut(|kept| {
+            let place = kept.free.pop().unwrap_or_default();
+            kept.last += 1;
+            let serial = kept.last;
+            kept.serials[place] = serial;
+            SET_VECTOR_ELT(kept.list, place as _, object);
+            Key { place, serial }
+        })
+    }
+
+    unsafe fn grow() {
+        let size = KEPT.with_borrow(|kept| kept.serials.len());
+        let larger = (2 * size).max(FIRST);
+        // May leave by a long jump. May also run finalizers, which could come here themselves.
+        let list = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, larger as _));
+        R_PreserveObject(list);
+        Rf_unprotect(1);
+        let unused = KEPT.with_borrow_mut(|kept| {
+            if kept.serials.len() != size {
+                return list;
+            }
+            for place in 0..size {
+                SET_VECTOR_ELT(list, place as _, VECTOR_ELT(kept.list, place as _));
+            }
+            kept.serials.resize(larger, 0);
+            kept.free.extend((size..larger).rev());
+            std::mem::replace(&mut kept.list, list)
+        });
+        if !unused.is_null() {
+            R_ReleaseObject(unused);
+        }
+    }
+
+    /// What is kept there, unless it has been let go.
+    unsafe fn get(key: Key) -> Option<SEXP> {
+        KEPT.with_borrow(|kept| {
+            let there = kept.serials.get(key.place) == Some(&key.serial);
+            there.then(|| VECTOR_ELT(kept.list, key.place as _))
+        })
+    }
+
+    unsafe fn let_go(key: Key) {
+        let unused = KEPT.with_borrow_mut(|kept| {
+            if kept.serials.get(key.place) != Some(&key.serial) {
+                return None;
+            }
+            kept.serials[key.place] = 0;
+            SET_VECTOR_ELT(kept.list, key.place as _, R_NilValue);
+            kept.free.push(key.place);
+            // After many, not for each: a large list is given back once it is empty.
+            let last = kept.free.len() == kept.serials.len() && kept.serials.len() > 16 * FIRST;
+            last.then(|| {
+                kept.serials = Vec::new();
+                kept.free = Vec::new();
+                std::mem::replace(&mut kept.list, std::ptr::null_mut())
+            })
+        });
+        if let Some(list) = unused {
+            R_ReleaseObject(list);
+        }
+    }
+}
+
+/// `.Call(promises_kept)`: how many have not been settled.
+unsafe extern "C-unwind" fn promises_kept() -> SEXP {
+    let n = KEPT.with_borrow(|kept| kept.serials.len() - kept.free.len());
+    Rf_ScalarInteger(n as i32)
+}
+
+/// Several tasks that R wants to hear of by the same functions.
 struct Watch {
-    key: i32,
+    key: Key,
     event_loop: c_int,
     pending: AtomicUsize,
 }
@@ -69,16 +176,17 @@ impl Watch {
 
 /// What R is to be told: which task has failed, or 0 when all have resolved.
 struct Due {
-    key: i32,
+    key: Key,
     index: i32,
 }
 
-/// `.Call(when_resolved, x, key, loop)`: has `settle_promise(key, index)` called from the event
-/// loop of that number, for each mirai in `x` (one, or a list) that fails, with its index
-/// from 1, and with 0 when all have resolved. later's namespace has to be loaded.
-unsafe extern "C-unwind" fn when_resolved(x: SEXP, key: SEXP, event_loop: SEXP) -> SEXP {
+/// `.Call(when_resolved, x, functions, loop)`: has `settle_promise(functions, index)` called from the
+/// event loop of that number, for each mirai in `x` (one, or a list) that fails, with its index
+/// from 1, and with 0 when all have resolved, until it returns `TRUE`. later's namespace has to be
+/// loaded.
+unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
     if profiles::is_forked() {
-        Rf_error(FORKED.as_ptr());
+        r::raise(FORKED);
     }
     // Here, because only the main thread may ask R for it.
     let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
@@ -86,7 +194,7 @@ unsafe extern "C-unwind" fn when_resolved(x: SEXP, key: SEXP, event_loop: SEXP) 
     let list = TYPEOF(x) == SEXPTYPE::VECSXP;
     let n = if list { Rf_xlength(x) } else { 1 };
     let watch = Arc::new(Watch {
-        key: r::as_number(key).unwrap_or_default() as i32,
+        key: Kept::keep(functions),
         event_loop: r::as_number(event_loop).unwrap_or_default() as c_int,
         pending: AtomicUsize::new(n as usize),
     });
@@ -126,9 +234,16 @@ unsafe extern "C" fn run(due: *mut c_void) {
 
 unsafe extern "C" fn settle(due: *mut c_void) {
     let due = &*due.cast::<Due>();
-    let key = Rf_protect(Rf_ScalarInteger(due.key));
+    let Some(functions) = Kept::get(due.key) else {
+        return;
+    };
+    Rf_protect(functions);
     let index = Rf_protect(Rf_ScalarInteger(due.index));
-    let call = Rf_protect(Rf_lang3(Rf_install(c"settle_promise".as_ptr()), key, index));
-    Rf_eval(call, r::NAMESPACE.get());
+    let name = Rf_install(c"settle_promise".as_ptr());
+    let call = Rf_protect(Rf_lang3(name, functions, index));
+    let settled = Rf_eval(call, r::NAMESPACE.get());
+    if TYPEOF(settled) == SEXPTYPE::LGLSXP && Rf_xlength(settled) == 1 && *LOGICAL(settled) == 1 {
+        Kept::let_go(due.key);
+    }
     Rf_unprotect(3);
 }

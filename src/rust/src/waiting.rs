@@ -1,17 +1,21 @@
 //! Waiting for mirai, looking at whether they have resolved, and cancelling them.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use extendr_ffi::{
-    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_error, Rf_getAttrib,
-    Rf_protect, Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
-    TYPEOF, VECTOR_ELT,
+    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_getAttrib, Rf_protect,
+    Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
+    VECTOR_ELT,
 };
 use mirai_core::task::Task;
-use mirai_core::wait::{self, Patience, Waited};
+use mirai_core::wait::{Group, Waited};
 
+use crate::events::{self, Events};
 use crate::profiles::{self, FORKED};
-use crate::r::{self, Rf_ScalarInteger, Rf_inherits};
+use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
 use crate::shared;
-use crate::submit::milliseconds;
 use crate::tasks::{is_mirai, task_of, value_of, DATA};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
@@ -19,12 +23,12 @@ pub fn routines() -> Vec<R_CallMethodDef> {
         r::routine(c"collect", collect as *const (), 1),
         r::routine(c"collect_list", collect_list as *const (), 1),
         r::routine(c"wait_all", wait_all as *const (), 1),
-        r::routine(c"wait_some", wait_some as *const (), 3),
+        r::routine(c"wait_some", wait_some as *const (), 2),
+        r::routine(c"wait_showing", wait_showing as *const (), 4),
         r::routine(c"first_failure", first_failure as *const (), 1),
         r::routine(c"race", race as *const (), 1),
         r::routine(c"pending", pending as *const (), 1),
         r::routine(c"cancel", cancel as *const (), 1),
-        r::routine(c"obey_interrupt", obey_interrupt as *const (), 0),
     ]
 }
 
@@ -45,59 +49,164 @@ unsafe fn each(x: SEXP) -> impl Iterator<Item = SEXP> + Clone {
 
 /// `.Call(wait_all, x)`: waits until all mirai in `x` have resolved; returns `x`.
 unsafe extern "C-unwind" fn wait_all(x: SEXP) -> SEXP {
-    while wait_for(x, Patience::for_all(usize::MAX)) == Waited::Interrupted {
-        r::obey_interrupt();
-    }
+    Wait::new(x, false).run(usize::MAX, None);
     x
 }
 
-/// `.Call(wait_some, x, until_failure, milliseconds)`: waits until all mirai in `x` have
-/// resolved, one has failed (if `until_failure`), or the time is over (unless `NULL`).
-/// The number that have resolved.
-unsafe extern "C-unwind" fn wait_some(x: SEXP, until_failure: SEXP, timeout: SEXP) -> SEXP {
-    let patience = Patience {
-        enough: usize::MAX,
-        until_failure: *LOGICAL(until_failure) == 1,
-        timeout: r::as_number(timeout).map(milliseconds),
-    };
-    while wait_for(x, patience) == Waited::Interrupted {
-        r::obey_interrupt();
-    }
-    let resolved = each(x).filter(|m| !is_pending(*m)).count();
-    Rf_ScalarInteger(resolved as i32)
+/// `.Call(wait_some, x, until_failure)`: waits until all mirai in `x` have resolved, or one has failed
+/// (if `until_failure`); returns `x`.
+unsafe extern "C-unwind" fn wait_some(x: SEXP, until_failure: SEXP) -> SEXP {
+    Wait::new(x, *LOGICAL(until_failure) == 1).run(usize::MAX, None);
+    x
 }
 
-/// Waits as `patience` says, but for no more mirai than there are in `x`.
-unsafe fn wait_for(x: SEXP, patience: Patience) -> Waited {
-    // Nothing resolves in a forked process, and it shares the bell with its parent.
-    if profiles::is_forked() && each(x).any(|m| is_pending(m)) {
-        Rf_error(FORKED.as_ptr());
+/// The shortest time between two calls of `show`: nobody reads faster.
+const SHOW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// `.Call(wait_showing, x, until_failure, show, step)`: waits as `wait_some` does. Meanwhile calls
+/// `show` with the number that have resolved: when `step` more have than at its last call, but not
+/// before [`SHOW_INTERVAL`] is over, and at the end.
+unsafe extern "C-unwind" fn wait_showing(
+    x: SEXP,
+    until_failure: SEXP,
+    show: SEXP,
+    step: SEXP,
+) -> SEXP {
+    let step = r::as_number(step).unwrap_or(1.0).max(1.0) as usize;
+    let mut wait = Wait::new(x, *LOGICAL(until_failure) == 1);
+    let mut shown = 0;
+    loop {
+        let mut over = wait.run(usize::MAX, Some(SHOW_INTERVAL));
+        if !over && wait.resolved < shown + step {
+            over = wait.run(shown + step, None);
+        }
+        shown = wait.resolved;
+        let number = Rf_protect(Rf_ScalarInteger(shown as i32));
+        let call = Rf_protect(Rf_lang2(show, number));
+        Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(2);
+        if over {
+            return x;
+        }
     }
-    // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
-    if patience.timeout.is_none() && shared::is_laden() && each(x).any(|m| is_pending(m)) {
-        shared::collect();
+}
+
+/// A wait for the mirai in `x`. Owns nothing, because R is served in between, which may leave by a
+/// long jump: what is to be kept meanwhile is in [`UNDER_WAY`].
+struct Wait {
+    x: SEXP,
+    /// Whether one that has failed ends it.
+    until_failure: bool,
+    number: u64,
+    /// Mirai in `x`, and those of which the value had been read at the beginning.
+    count: usize,
+    read: usize,
+    /// As last seen: how many have resolved, and whether there is nothing more to wait for.
+    resolved: usize,
+    over: bool,
+}
+
+thread_local! {
+    /// The tasks of the wait of this number. If R waits for others meanwhile, these take the
+    /// place, and the first wait begins anew. After a long jump nobody asks for them again.
+    static UNDER_WAY: Cell<Option<(u64, Group)>> = const { Cell::new(None) };
+}
+
+impl Wait {
+    unsafe fn new(x: SEXP, until_failure: bool) -> Wait {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
+        if shared::is_laden() && each(x).any(|m| is_pending(m)) {
+            shared::collect();
+        }
+        Wait {
+            x,
+            until_failure,
+            number: LAST.fetch_add(1, Ordering::Relaxed),
+            count: 0,
+            read: 0,
+            resolved: 0,
+            over: false,
+        }
     }
-    if TYPEOF(x) == SEXPTYPE::ENVSXP {
-        // The common case, without a list.
-        let patience = Patience {
-            enough: 1,
-            ..patience
+
+    /// Waits until `enough` have resolved, or all, or one has failed (if that ends it), or the time
+    /// is over. Serves R meanwhile. True if there is nothing more to wait for.
+    unsafe fn run(&mut self, enough: usize, timeout: Option<Duration>) -> bool {
+        let end = timeout.and_then(|t| Instant::now().checked_add(t));
+        while self.once(enough, end) == Waited::Interrupted {
+            events::serve();
+        }
+        self.over
+    }
+
+    unsafe fn once(&mut self, enough: usize, end: Option<Instant>) -> Waited {
+        // Nothing resolves in a forked process, and it shares the bell with its parent.
+        if profiles::is_forked() && each(self.x).any(|m| is_pending(m)) {
+            r::raise(FORKED);
+        }
+        let kept = UNDER_WAY
+            .take()
+            .filter(|(number, _)| *number == self.number);
+        let Some(group) = kept.map(|(_, group)| group).or_else(|| self.begin(enough)) else {
+            return Waited::Ready;
         };
-        return match task_of(x) {
-            Some(task) => wait::wait_for(std::iter::once(task), patience, r::interrupted),
-            None => Waited::Ready,
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let waited = group.wait(enough.saturating_sub(self.read), left, Events::new());
+        self.note(group.resolved(), group.len(), group.has_failed());
+        if !self.over {
+            UNDER_WAY.set(Some((self.number, group)));
+        }
+        waited
+    }
+
+    /// The tasks to wait for; `None` if there is no need to wait.
+    unsafe fn begin(&mut self, enough: usize) -> Option<Group> {
+        if TYPEOF(self.x) == SEXPTYPE::ENVSXP {
+            // The common case, without a list.
+            let task = task_of(self.x);
+            self.begin_with(task.as_slice(), usize::from(task.is_none()), enough)
+        } else {
+            let mut tasks: Vec<&Task> = each(self.x).filter_map(|m| task_of(m)).collect();
+            let read = each(self.x).count() - tasks.len();
+            // The same mirai twice is one to wait for.
+            tasks.sort_unstable_by_key(|task| task.id());
+            tasks.dedup_by_key(|task| task.id());
+            self.begin_with(&tasks, read, enough)
+        }
+    }
+
+    unsafe fn begin_with(&mut self, tasks: &[&Task], read: usize, enough: usize) -> Option<Group> {
+        self.read = read;
+        self.count = each(self.x).count();
+        let resolved = tasks.iter().filter(|task| task.is_resolved()).count();
+        let failed = self.until_failure && each(self.x).any(|m| has_failed(m));
+        self.note(resolved, tasks.len(), failed);
+        let wait = !self.over && read + resolved < enough;
+        wait.then(|| Group::new(tasks.iter().copied(), self.until_failure))
+    }
+
+    /// Of so many tasks so many have resolved.
+    fn note(&mut self, resolved: usize, tasks: usize, failed: bool) {
+        let all = resolved == tasks;
+        self.over = all || failed;
+        self.resolved = if all {
+            self.count
+        } else {
+            self.read + resolved
         };
     }
-    let mut tasks: Vec<&Task> = each(x).filter_map(|m| task_of(m)).collect();
-    let read = each(x).count() - tasks.len();
-    // The same mirai twice is one to wait for.
-    tasks.sort_unstable_by_key(|task| task.id());
-    tasks.dedup_by_key(|task| task.id());
-    let patience = Patience {
-        enough: tasks.len().min(patience.enough.saturating_sub(read)),
-        ..patience
-    };
-    wait::wait_for(tasks.iter().copied(), patience, r::interrupted)
+}
+
+/// Whether a mirai has resolved to an error value.
+unsafe fn has_failed(mirai: SEXP) -> bool {
+    match task_of(mirai) {
+        Some(task) => task.has_failed(),
+        None => {
+            let value = r::get_var_in_frame(DATA.get(), mirai);
+            Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
+        }
+    }
 }
 
 /// `.Call(collect_list, x)`: waits for all mirai in a list; a list of their values with
@@ -120,23 +229,14 @@ unsafe extern "C-unwind" fn collect_list(x: SEXP) -> SEXP {
 /// `.Call(first_failure, x)`: index of the first mirai in the list that has resolved to an
 /// error value, 0 if there is none.
 unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
-    let failed = |m| match task_of(m) {
-        Some(task) => task.has_failed(),
-        None => {
-            let value = r::get_var_in_frame(DATA.get(), m);
-            Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
-        }
-    };
-    let first = (0..Rf_xlength(x)).find(|i| failed(VECTOR_ELT(x, *i)));
+    let first = (0..Rf_xlength(x)).find(|i| has_failed(VECTOR_ELT(x, *i)));
     Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
 }
 
 /// `.Call(race, x)`: waits for the first mirai in the list to resolve and returns
 /// its index, 0 for a list without mirai.
 unsafe extern "C-unwind" fn race(x: SEXP) -> SEXP {
-    while wait_for(x, Patience::for_all(1)) == Waited::Interrupted {
-        r::obey_interrupt();
-    }
+    Wait::new(x, false).run(1, None);
     let list = TYPEOF(x) == SEXPTYPE::VECSXP;
     let n = if list { Rf_xlength(x) } else { 1 };
     let first = (0..n).find(|i| {
@@ -191,10 +291,4 @@ unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
     }
     Rf_unprotect(1);
     out
-}
-
-/// `.Call(obey_interrupt)`: after a routine has said that it was interrupted.
-unsafe extern "C-unwind" fn obey_interrupt() -> SEXP {
-    r::obey_interrupt();
-    R_NilValue
 }

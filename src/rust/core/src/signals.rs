@@ -5,8 +5,10 @@
 //! call that lets SIGINT in at the very moment at which it begins to wait.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
 
 /// Runs `f` with every signal blocked; threads started in it inherit that.
 pub(crate) fn with_all_blocked<T>(f: impl FnOnce() -> T) -> T {
@@ -48,22 +50,44 @@ pub(crate) fn restore_defaults() {
     }
 }
 
+/// What ends a wait of the main thread besides the event that it waits for. A closure that tells
+/// whether the user has pressed Ctrl-C is one.
+pub trait Attention {
+    /// Whether the caller wants to stop waiting. Asked with SIGINT blocked.
+    fn is_interrupted(&self) -> bool;
+
+    /// Calls `add` with each descriptor that ends the wait when it becomes readable.
+    fn descriptors(&self, _add: &mut dyn FnMut(RawFd)) {}
+
+    /// When the wait ends at the latest, as if interrupted.
+    fn until(&self) -> Option<Instant> {
+        None
+    }
+}
+
+impl<F: Fn() -> bool> Attention for F {
+    fn is_interrupted(&self) -> bool {
+        self()
+    }
+}
+
 /// How [`poll_in`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Polled {
     Readable,
     TimedOut,
+    /// The [`Attention`] said so, one of its descriptors is readable, or its time has come.
     Interrupted,
 }
 
-/// Waits until `fd` is readable, the time is over, or `interrupted` says so.
+/// Waits until `fd` is readable, the time is over, or `attention` ends it.
 ///
-/// `interrupted` is asked with SIGINT blocked, and the wait lets it in again
+/// [`Attention::is_interrupted`] is asked with SIGINT blocked, and the wait lets it in again
 /// atomically: a SIGINT never falls into the gap between asking and waiting.
 pub(crate) fn poll_in(
     fd: BorrowedFd<'_>,
     timeout: Option<Duration>,
-    interrupted: impl Fn() -> bool,
+    attention: &impl Attention,
 ) -> Polled {
     let mut sigint = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
@@ -73,58 +97,87 @@ pub(crate) fn poll_in(
         sigint.assume_init()
     };
     with_blocked(&sigint, |outer| {
-        if interrupted() {
+        if attention.is_interrupted() {
             return Polled::Interrupted;
         }
-        let timeout = timeout.map(|t| libc::timespec {
+        let mut fds = Descriptors::from_slice(&[fd.as_raw_fd()]);
+        attention.descriptors(&mut |fd| fds.push(fd));
+        let due = attention
+            .until()
+            .map(|until| until.saturating_duration_since(Instant::now()))
+            .filter(|due| timeout.is_none_or(|timeout| *due < timeout));
+        let timeout = due.or(timeout).map(|t| libc::timespec {
             tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: t.subsec_nanos() as _,
         });
-        match wait_readable(fd, timeout.as_ref(), outer) {
-            0 => Polled::TimedOut,
-            n if n > 0 => Polled::Readable,
-            // Some signal: the caller looks again at what it waits for.
-            _ if interrupted() => Polled::Interrupted,
-            _ => Polled::Readable,
+        match wait_readable(&fds, timeout.as_ref(), outer) {
+            Woken::First => Polled::Readable,
+            Woken::Other => Polled::Interrupted,
+            Woken::Timeout if due.is_some() => Polled::Interrupted,
+            Woken::Timeout => Polled::TimedOut,
+            Woken::Signal if attention.is_interrupted() => Polled::Interrupted,
+            // The caller looks again at what it waits for.
+            Woken::Signal => Polled::Readable,
         }
     })
 }
 
+/// The descriptor that is waited for, then those of the [`Attention`].
+type Descriptors = SmallVec<[RawFd; 8]>;
+
+/// How a wait for several descriptors has ended.
+enum Woken {
+    /// The first one is readable, whatever the others are.
+    First,
+    Other,
+    Timeout,
+    Signal,
+}
+
 #[cfg(target_os = "linux")]
-fn wait_readable(
-    fd: BorrowedFd<'_>,
-    timeout: Option<&libc::timespec>,
-    mask: &libc::sigset_t,
-) -> libc::c_int {
-    let mut fds = [libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    }];
+fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
+    let mut fds: SmallVec<[libc::pollfd; 8]> = fds
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: *fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
     let timeout = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: all pointers are valid for the call or null where that is allowed.
-    unsafe { libc::ppoll(fds.as_mut_ptr(), 1, timeout, mask) }
+    let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, mask) };
+    match n {
+        0 => Woken::Timeout,
+        1.. if fds[0].revents != 0 => Woken::First,
+        1.. => Woken::Other,
+        _ => Woken::Signal,
+    }
 }
 
 /// Where there is no ppoll. Descriptors beyond FD_SETSIZE do not fit into a
-/// set; ours is opened early and is small.
+/// set; ours is opened early and is small, and others beyond it are left out.
 #[cfg(not(target_os = "linux"))]
-fn wait_readable(
-    fd: BorrowedFd<'_>,
-    timeout: Option<&libc::timespec>,
-    mask: &libc::sigset_t,
-) -> libc::c_int {
-    let fd = fd.as_raw_fd();
-    assert!((fd as usize) < libc::FD_SETSIZE, "descriptor too large");
+fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
+    let fits = |fd: &RawFd| *fd >= 0 && (*fd as usize) < libc::FD_SETSIZE;
+    assert!(fits(&fds[0]), "descriptor too large");
+    let most = fds.iter().copied().filter(fits).max().unwrap_or_default();
     let mut set = MaybeUninit::uninit();
     let timeout = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: FD_ZERO initialises the set, `fd` is within it, and the other
+    // SAFETY: FD_ZERO initialises the set, the descriptors are within it, and the other
     // pointers are valid or null where that is allowed.
     unsafe {
         libc::FD_ZERO(set.as_mut_ptr());
         let mut set = set.assume_init();
-        libc::FD_SET(fd, &mut set);
+        for fd in fds.iter().filter(|fd| fits(fd)) {
+            libc::FD_SET(*fd, &mut set);
+        }
         let none = std::ptr::null_mut();
-        libc::pselect(fd + 1, &mut set, none, none, timeout, mask)
+        match libc::pselect(most + 1, &mut set, none, none, timeout, mask) {
+            0 => Woken::Timeout,
+            1.. if libc::FD_ISSET(fds[0], &set) => Woken::First,
+            1.. => Woken::Other,
+            _ => Woken::Signal,
+        }
     }
 }

@@ -61,13 +61,13 @@ fn replies_are_lost(scheme: &'static str, policy: Policy, retry: bool) {
     until(|| place.host.counts().connections == 1);
     let tasks: Vec<_> = (0..100u8).map(|i| submit(&place.host, vec![i])).collect();
     let mut sent = Sent::default();
-    for replied in 0..5 {
+    for (replied, task) in tasks[..5].iter().enumerate() {
         while sent.tasks.len() <= replied || sent.granted < sent.tasks[replied].0 {
             sent.note(dies.hear());
         }
         let (seq, body) = sent.tasks[replied].clone();
         dies.tell(&done(seq), &body).unwrap();
-        assert_eq!(*outcome(&tasks[replied]), value(body));
+        assert_eq!(*outcome(task), value(body));
     }
     while sent.granted <= 5 || sent.tasks.last().unwrap().0 < sent.granted {
         sent.note(dies.hear());

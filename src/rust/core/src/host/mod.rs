@@ -725,10 +725,10 @@ impl Shared {
         let peer = self.processes.lock().remove(&child.pid());
         // What it has said is still read, but its link may not end by itself: a
         // process forked from it may hold it open.
-        if let Some(peer) = peer
-            && let Some(Connected { link, .. }) = self.state.lock().links.get(&peer)
-        {
-            link.close();
+        if let Some(peer) = peer {
+            if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
+                link.close();
+            }
         }
         let Some(directory) = child.directory() else {
             return;

@@ -123,10 +123,9 @@ impl Shared {
             });
             visitors.all.insert(visitor.id, visitor.clone());
             visitors.strangers.push_back(visitor.id);
-            while visitors.strangers.len() > STRANGERS
-                && let Some(oldest) = visitors.strangers.pop_front()
-            {
-                if let Some(oldest) = visitors.all.get(&oldest) {
+            while visitors.strangers.len() > STRANGERS {
+                let oldest = visitors.strangers.pop_front();
+                if let Some(oldest) = oldest.and_then(|id| visitors.all.get(&id)) {
                     oldest.connection.close();
                 }
             }
@@ -139,9 +138,10 @@ impl Shared {
         }
         runtime::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            if let Some(visitor) = weak.upgrade()
-                && !matches!(*visitor.stage.lock(), Stage::Peer(..))
-            {
+            let Some(visitor) = weak.upgrade() else {
+                return;
+            };
+            if !matches!(*visitor.stage.lock(), Stage::Peer(..)) {
                 visitor.connection.close();
             }
         });
@@ -175,7 +175,9 @@ impl Shared {
                     continue;
                 }
                 let sign = || Frame::bare(&ToDaemon::Ping);
-                visitor.connection.keep_alive(patience, sign);
+                if !visitor.connection.keep_alive(patience, sign) {
+                    visitor.connection.close();
+                }
             }
         }
     }

@@ -351,14 +351,18 @@ impl Changes {
         let held = Held::receive(fd, usize::MAX)?;
         let mut table = vec![0; held.len.min((MOST_RUNS + 1) * RUN)];
         File::from(held.fd.try_clone()?).read_exact_at(&mut table, 0)?;
-        let number = |bytes: &[u8; RUN / 2]| usize::try_from(u64::from_le_bytes(*bytes));
+        let number = |bytes: &[u8]| {
+            let bytes = bytes.try_into().expect("half of a run");
+            usize::try_from(u64::from_le_bytes(bytes))
+        };
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut size = RUN;
-        let mut table = table.as_chunks().0.as_chunks().0.iter();
+        let mut table = table.chunks_exact(RUN);
         loop {
-            let Some([start, end]) = table.next() else {
+            let Some(run) = table.next() else {
                 return misfit();
             };
+            let (start, end) = run.split_at(RUN / 2);
             let (Ok(start), Ok(end)) = (number(start), number(end)) else {
                 return misfit();
             };
@@ -563,8 +567,8 @@ mod pages {
         while at < pages {
             let now = &mut entries[..8 * (pages - at).min(1024)];
             map.read_exact_at(now, 8 * (first + at) as u64).ok()?;
-            for entry in now.as_chunks().0 {
-                let entry = u64::from_le_bytes(*entry);
+            for entry in now.chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
                 let state = match (entry & THERE != 0, entry & SHARED != 0) {
                     (false, _) => State::Absent,
                     (true, true) => State::Shared,

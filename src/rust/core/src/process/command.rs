@@ -23,7 +23,7 @@ use crate::{descriptors, runtime, signals};
 /// # Errors
 /// The command cannot be started.
 pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc<Child>> {
-    let (read, write) = io::pipe()?;
+    let (read, write) = pipe()?;
     let mut command = Command::new(path);
     command
         .args(args)
@@ -54,10 +54,9 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
     let of_task = child.clone();
     runtime::handle().spawn(async move {
         let child = of_task;
-        let output = OwnedFd::from(read);
-        let output = rustix::io::ioctl_fionbio(&output, true)
+        let output = rustix::io::ioctl_fionbio(&read, true)
             .map_err(io::Error::from)
-            .and_then(|()| runtime::register(output))
+            .and_then(|()| runtime::register(read))
             .ok();
         let exit = tokio::select! {
             biased;
@@ -74,6 +73,19 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
         }
     });
     Ok(child)
+}
+
+/// A pipe whose ends are closed in programs that are started. `std::io::pipe` came with Rust 1.87.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    #[cfg(not(target_vendor = "apple"))]
+    let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    #[cfg(target_vendor = "apple")]
+    let ends = rustix::pipe::pipe()?;
+    #[cfg(target_vendor = "apple")]
+    for end in [&ends.0, &ends.1] {
+        rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
+    }
+    Ok(ends)
 }
 
 #[cfg(test)]

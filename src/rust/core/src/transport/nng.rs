@@ -76,6 +76,12 @@ pub struct Connection {
     /// When the peer was last heard, and sending to it last begun: see [`now`].
     heard: AtomicU64,
     said: AtomicU64,
+    /// When keep-alive last looked, and how long after that it has looked again, unless this process was suspended
+    /// (SIGSTOP, Ctrl-Z). 0 without keep-alive.
+    looked: AtomicU64,
+    look_within: AtomicU64,
+    /// This process was suspended, and nothing is sent until something has been read.
+    held: AtomicBool,
     /// Operations begun on a closed stream would never end: none is begun once this is
     /// set, and it is set before the stream is closed.
     closed: Mutex<bool>,
@@ -175,6 +181,9 @@ impl Connection {
             sending: OnceLock::new(),
             heard: AtomicU64::new(now()),
             said: AtomicU64::new(now()),
+            looked: AtomicU64::new(now()),
+            look_within: AtomicU64::new(0),
+            held: AtomicBool::new(false),
             closed: Mutex::new(false),
             ended: AtomicBool::new(false),
             failure,
@@ -240,7 +249,11 @@ impl Connection {
     fn received(self: &Arc<Self>, result: Result<usize, nng::Error>) {
         let more = result.is_ok_and(|n| {
             self.heard.store(now(), Ordering::Relaxed);
-            self.take(n).is_ok()
+            let taken = self.take(n);
+            if matches!(taken, Ok(true)) {
+                self.release();
+            }
+            taken.is_ok()
         });
         if more {
             self.receive();
@@ -250,15 +263,16 @@ impl Connection {
         }
     }
 
-    /// Deals with the first `n` bytes of the input.
-    fn take(self: &Arc<Self>, n: usize) -> io::Result<()> {
+    /// Deals with the first `n` bytes of the input. Whether they were probably all that there is just now.
+    fn take(self: &Arc<Self>, n: usize) -> io::Result<bool> {
         let mut input = self.input.lock();
         let Input { buffer, envelope } = &mut *input;
         let taken = self.open(&mut buffer[..n], envelope);
-        if n == buffer.len() && n < READ.1 {
+        let drained = n < buffer.len();
+        if !drained && n < READ.1 {
             *buffer = vec![0; READ.1].into_boxed_slice();
         }
-        taken
+        taken.map(|()| drained)
     }
 
     /// Hands bytes to the receiver, without the envelope.
@@ -365,7 +379,35 @@ impl Connection {
         }
     }
 
+    /// Whether this process was suspended, and has not read from the peer since. That may have given up this connection and
+    /// said so: were anything sent to it, the system would answer with a reset, upon which NNG discards
+    /// what it has not read.
+    fn is_held(&self) -> bool {
+        let within = self.look_within.load(Ordering::Relaxed);
+        let looked = self.looked.load(Ordering::Relaxed);
+        if within > 0 && now().saturating_sub(looked) > within {
+            self.held.store(true, Ordering::SeqCst);
+        }
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Something has been read, or there was time enough for it.
+    fn release(&self) {
+        if self.look_within.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        if self.is_held() {
+            self.looked.store(now(), Ordering::Relaxed);
+            self.held.store(false, Ordering::SeqCst);
+            self.flush();
+        }
+    }
+
     fn send_next(&self, output: &mut MutexGuard<'_, Output>) {
+        if self.is_held() {
+            output.sending = false;
+            return;
+        }
         if output.current.is_empty() {
             take_next(output);
         }
@@ -531,15 +573,28 @@ impl Connection {
 
     /// What keep-alive does every so often. Either end says something often enough for the
     /// other to know that it is there: unasked, as a question might be stuck behind a
-    /// large task for longer than the other's patience lasts. Who has not been heard for
-    /// so long is given up; false then.
+    /// large task for longer than the other's patience lasts. False if the peer has not been heard
+    /// for so long: it should be given up.
+    ///
+    /// To be called every quarter of the patience. If that is late, this process was suspended: what has come meanwhile
+    /// is read first, and the peer's silence counts from now on.
     pub fn keep_alive(&self, patience: Duration, sign: impl FnOnce() -> Frame) -> bool {
         let (now, limit) = (now(), patience.as_millis() as u64);
         let age = |of: &AtomicU64| now.saturating_sub(of.load(Ordering::Relaxed));
+        self.look_within.store(limit / 2, Ordering::Relaxed);
+        let late = age(&self.looked) > limit / 2;
+        if late {
+            self.held.store(true, Ordering::SeqCst);
+            self.heard.store(now, Ordering::Relaxed);
+        }
+        self.looked.store(now, Ordering::Relaxed);
+        if late {
+            return true;
+        }
         if age(&self.heard) >= limit {
-            self.close();
             return false;
         }
+        self.release();
         if age(&self.said) >= limit / 8 {
             self.post(Channel::Control, sign());
             self.flush();
@@ -804,10 +859,10 @@ impl Listener {
                 Ok(_) => {
                     // SAFETY: asked about the operation that has just ended.
                     let stream = unsafe { nng_sys::nng_aio_get_output(aio.nng_aio(), 0) };
-                    if let Some(stream) = NonNull::new(stream.cast())
-                        && let Ok(connection) = Connection::new(Stream(stream), None)
-                    {
-                        accepted(connection);
+                    if let Some(stream) = NonNull::new(stream.cast()) {
+                        if let Ok(connection) = Connection::new(Stream(stream), None) {
+                            accepted(connection);
+                        }
                     }
                     listener.accept(aio);
                 }

@@ -174,10 +174,10 @@ impl Routes {
         connection.start_with_request(self.clone());
         runtime::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade())
-                && routes.forget(&connection)
-            {
-                connection.close();
+            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade()) {
+                if routes.forget(&connection) {
+                    connection.close();
+                }
             }
         });
     }
@@ -362,11 +362,10 @@ impl Decoder {
             if self.left == 0 {
                 self.head.push(bytes[at]);
                 at += 1;
-                if self.begins()?
-                    && self.left == 0
-                    && let Some(heard) = self.control_over()
-                {
-                    return Ok((at, Some(heard)));
+                if self.begins()? && self.left == 0 {
+                    if let Some(heard) = self.control_over() {
+                        return Ok((at, Some(heard)));
+                    }
                 }
                 continue;
             }
@@ -380,10 +379,10 @@ impl Decoder {
                 take(piece)?;
             } else {
                 self.control.extend_from_slice(piece);
-                if self.left == 0
-                    && let Some(heard) = self.control_over()
-                {
-                    return Ok((at, Some(heard)));
+                if self.left == 0 {
+                    if let Some(heard) = self.control_over() {
+                        return Ok((at, Some(heard)));
+                    }
                 }
             }
         }

@@ -89,6 +89,14 @@ impl Gate {
         Begin::Evaluate
     }
 
+    /// This daemon has given up its host: nothing begins any more. Returns the last task that was begun, or
+    /// passed over.
+    pub(super) fn stop(&self) -> Seq {
+        let mut state = self.state.lock();
+        state.gone = true;
+        state.last
+    }
+
     /// The last task that was begun, or passed over.
     pub(super) fn last(&self) -> Seq {
         self.state.lock().last

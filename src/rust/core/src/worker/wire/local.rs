@@ -58,13 +58,15 @@ impl Wire for LocalWire {
         interrupted: Option<&dyn Fn() -> bool>,
     ) -> io::Result<Polled> {
         if most.is_some() || interrupted.is_some() {
-            let polled = poll_in(self.data.as_fd(), most, || interrupted.is_some_and(|i| i()));
+            let polled = poll_in(self.data.as_fd(), most, &|| {
+                interrupted.is_some_and(|i| i())
+            });
             if polled != Polled::Readable {
                 return Ok(polled);
             }
             // A signal, too, ends a poll.
             let now = Some(Duration::ZERO);
-            if poll_in(self.data.as_fd(), now, || false) != Polled::Readable {
+            if poll_in(self.data.as_fd(), now, &|| false) != Polled::Readable {
                 return Ok(Polled::Readable);
             }
         }
@@ -166,9 +168,10 @@ fn watch(
             .stack_size(128 * 1024)
             .spawn(move || {
                 let mut reader = FrameReader::<Control>::new(Limits::HANDSHAKE);
-                while unix::wait_readable(&control, host.as_ref())
-                    && let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room))
-                {
+                while unix::wait_readable(&control, host.as_ref()) {
+                    let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room)) else {
+                        break;
+                    };
                     while let Ok(Some((message, _))) = reader.next() {
                         match message {
                             Control::Cancel { seq } => gate.cancel(seq),

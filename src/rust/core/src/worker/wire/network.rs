@@ -21,6 +21,9 @@ use crate::transport::nng::{self, Connection, Receiver};
 use crate::transport::{Channel, NetworkUrl};
 use crate::wait::{Bell, Waited};
 
+/// Time for the last words to a silent host to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// A body up to this is copied, so that the main thread need not wait until it is sent.
 const COPIED: usize = 64 * 1024;
 
@@ -101,7 +104,8 @@ pub(super) fn dial(url: &NetworkUrl, dialling: &Dialling<'_>) -> Result<Box<dyn 
         wire.inbox.hang_up();
     }
     if patience > 0 {
-        keep_alive(&wire.connection, Duration::from_millis(patience.into()));
+        let patience = Duration::from_millis(patience.into());
+        keep_alive(&wire.connection, dialling.gate.clone(), patience);
     }
     Ok(Box::new(wire))
 }
@@ -317,7 +321,7 @@ impl Receiver for Inbox {
 
 /// Tells the host that this daemon is there, and gives up one that has not been heard for so
 /// long, though it says something more often than that. For as long as the connection lives.
-fn keep_alive(connection: &Arc<Connection>, patience: Duration) {
+fn keep_alive(connection: &Arc<Connection>, gate: Arc<Gate>, patience: Duration) {
     let connection = Arc::downgrade(connection);
     runtime::handle().spawn(async move {
         loop {
@@ -326,8 +330,27 @@ fn keep_alive(connection: &Arc<Connection>, patience: Duration) {
                 return;
             };
             if !connection.keep_alive(patience, || Frame::bare(&ToHost::Pong)) {
+                give_up(connection, &gate);
                 return;
             }
         }
     });
+}
+
+/// Ends a link whose host is silent. The host may only be suspended, and read this when it goes on: so it hears which
+/// of the tasks that it has sent, or is about to send, never began.
+fn give_up(connection: Arc<Connection>, gate: &Gate) {
+    let begun = gate.stop();
+    post(&connection, &ToHost::Leaving { begun }, Bytes::new());
+    let theirs = connection.clone();
+    let sending = std::thread::Builder::new()
+        .name("mirai-farewell".into())
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            let _ = theirs.wait_sent(Some(Instant::now() + FAREWELL));
+            theirs.close();
+        });
+    if sending.is_err() {
+        connection.close();
+    }
 }
