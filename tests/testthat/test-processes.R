@@ -42,43 +42,46 @@ test_that("with a large environment, too, every daemon is forked once", {
 test_that("after Ctrl-C in daemons() no process is left, nor a file", {
   for (forks in c(TRUE, FALSE)) {
     mark <- local_mark()
+    file <- local_file()
     p <- r_process(c(
       sprintf("options(mirai.fork_server = %s)", forks),
       "library(mirai)",
       "cat('ready\\n')",
       "tryCatch(daemons(100, asyncdial = TRUE), interrupt = function(e) cat('interrupted\\n'))",
-      "cat('files', length(list.files(Sys.getenv('TMPDIR'), '^Rtmp')), '\\n')",
-      "cat(daemons_set(), '\\n')",
-      "readLines(file('stdin'), 1L)",
+      "cat('in', Sys.getenv('TMPDIR'), daemons_set(), '\\n')",
+      sprintf("while (!file.exists('%s')) Sys.sleep(0.01)", file),
       "cat(mirai('goes on')[], '\\n')"
     ))
     wait_for_line(p, "ready")
-    expect_true(wait_until(function() length(marked(mark)) > 10L))
+    expect_true(wait_until(function() length(marked(mark)) > 10L, 20))
     p$interrupt()
-    wait_for_line(p, "interrupted")
     # itself and the fork server
     left <- if (forks) 2L else 1L
-    expect_true(wait_until(function() length(marked(mark)) <= left, 2))
-    wait_for_line(p, paste("files", left))
-    wait_for_line(p, "FALSE")
+    dir <- wait_for_match(p, "^in ([^ ]+) FALSE")
+    expect_true(wait_until(function() length(marked(mark)) <= left, 5))
+    expect_true(wait_until(function() length(list.files(dir, "^Rtmp")) <= left))
+    file.create(file)
+    expect_identical(words(p), "goes on ")
   }
 })
 
 test_that("what daemons() has started does not outlive its session", {
   mark <- local_mark()
+  file <- local_file()
   p <- r_process(c(
     "library(mirai)",
     "d <- daemons(url = local_url(), autoexit = FALSE)",
     # nobody listens there
     "launch_local(rep(local_url(), 30), asyncdial = TRUE)",
     "cat('launched\\n')",
-    "invisible(readLines(file('stdin'), 1L))"
+    sprintf("while (!file.exists('%s')) Sys.sleep(0.01)", file)
   ))
   wait_for_line(p, "launched")
-  expect_true(wait_until(function() length(marked(mark)) > 5L))
+  expect_true(wait_until(function() length(marked(mark)) > 5L, 20))
+  file.create(file)
   p$wait(20000)
   expect_false(p$is_alive())
-  expect_true(wait_until(function() !length(marked(mark)), 2))
+  expect_true(wait_until(function() !length(marked(mark)), 5))
 })
 
 test_that("a daemon across the network that was launched here and is killed leaves no files", {

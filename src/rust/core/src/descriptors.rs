@@ -22,14 +22,14 @@ const BEYOND_SELECT: i32 = 1024;
 /// As many are enough for whatever comes and goes.
 const PLENTY: usize = 4096;
 
-/// The soft limit that this process was started with, if it has another one now.
-static GIVEN: OnceLock<Option<u64>> = OnceLock::new();
+/// The soft limit that this process had, and the one that it was raised to.
+static RAISED: OnceLock<Option<(u64, u64)>> = OnceLock::new();
 /// Descriptors that are held for long, without those of segments.
 static OURS: AtomicUsize = AtomicUsize::new(0);
 
 /// Raises the limit as far as that is allowed.
 pub(crate) fn raise_limit() {
-    GIVEN.get_or_init(|| {
+    RAISED.get_or_init(|| {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let given = current?;
         let most = maximum.map_or(MOST, |maximum| maximum.min(MOST));
@@ -37,14 +37,17 @@ pub(crate) fn raise_limit() {
             current: Some(most),
             maximum,
         };
-        (given < most && setrlimit(Resource::Nofile, raised).is_ok()).then_some(given)
+        (given < most && setrlimit(Resource::Nofile, raised).is_ok()).then_some((given, most))
     });
     ask_limit();
 }
 
-/// The soft limit for processes that are started here, if it is not this process's own.
+/// The soft limit for processes that are started here, if it is not this process's own. One that
+/// somebody has set since it was raised is the user's.
 pub(crate) fn given_limit() -> Option<u64> {
-    GIVEN.get().copied().flatten()
+    let now = ask_limit() as u64;
+    let raised = RAISED.get().copied().flatten();
+    raised.and_then(|(given, to)| (now == to).then_some(given))
 }
 
 /// Sets the soft limit of this process; may be called between fork and exec.

@@ -33,10 +33,12 @@ use crate::wait::Bell;
 const KEPT: usize = 16 * 1024;
 
 /// A process that is no longer wanted is sent SIGINT, upon which the language runtime removes its
-/// files, this often and this many times (it may not hear all of them), and then SIGKILL.
+/// files, this often and this many times (it may not hear all of them), and then SIGKILL. It gets more time
+/// while nobody else could remove its files, not knowing them.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 const INTERRUPTS: u32 = 10;
-/// How long [`end_unconnected`] waits: somewhat longer than that.
+const INTERRUPTS_WITHOUT_DIRECTORY: u32 = 50;
+/// How long [`end_unconnected`] waits: mostly somewhat longer than that.
 const FAREWELL: Duration = Duration::from_millis(1500);
 
 /// Descriptors for a process that was started, its link and where it connects among them.
@@ -328,7 +330,10 @@ async fn attend<T, S>(
 /// Ends the process once it is no longer wanted; never returns.
 async fn end_if_unwanted<S>(child: &Child, signal: impl Fn(libc::c_int) -> S) {
     child.unwanted.notified().await;
-    for _ in 0..INTERRUPTS {
+    for sent in 0..INTERRUPTS_WITHOUT_DIRECTORY {
+        if sent >= INTERRUPTS && child.directory().is_some() {
+            break;
+        }
         signal(libc::SIGINT);
         tokio::time::sleep(INTERRUPT_EVERY).await;
     }
