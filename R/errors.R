@@ -162,3 +162,8 @@ failure_value <- function(text) {
   message <- sub("^(Error[^:\n]*:\\s+)+", "", trimws(text))
   new_mirai_error(simpleError(message), list())
 }
+
+# The value of a task whose value ends in an R error when it is read here: called from tasks.rs.
+unreadable_value <- function(cnd) {
+  new_mirai_error(simpleError(conditionMessage(cnd)), list())
+}

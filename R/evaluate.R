@@ -49,24 +49,33 @@ detach_others <- function(known) {
   at <- 2L
   while (at < length(search())) {
     env <- as.environment(at)
-    if (!any(vapply(known, identical, NA, env))) {
-      # It may be one that another package there needs, which goes as well.
-      clean_up(search()[[at]], detach(pos = at, character.only = TRUE, force = TRUE))
-    }
+    if (!any(vapply(known, identical, NA, env))) detach_at(at)
     if (at < length(search()) && identical(as.environment(at), env)) at <- at + 1L
   }
+}
+
+detach_at <- function(at) {
+  name <- search()[[at]]
+  # By force, because a package that needs this one may be about to go as well.
+  step <- quote(detach(pos = at, character.only = TRUE, force = TRUE))
+  why <- failure(eval(step))
+  if (is.null(why)) return()
+  # A hook that a task has set may be what fails.
+  setHook(packageEvent(sub("^package:", "", name), "detach"), list(), "replace")
+  warn_of_cleanup(name, failure(eval(step)))
 }
 
 # Returns whether there are added options that stay: a package sets its own when it is loaded, once in a process, and
 # would be broken without them for the next task, which finds it loaded. `namespaces` were loaded before.
 reset_options <- function(names, values, namespaces) {
   now <- options()
+  reset <- function(name, value) warn_of_cleanup(name, failure(options(structure(list(value), names = name))))
   for (i in seq_along(names)) {
-    if (!identical(now[[names[[i]]]], values[[i]])) clean_up(names[[i]], options(structure(values[i], names = names[[i]])))
+    if (!identical(now[[names[[i]]]], values[[i]])) reset(names[[i]], values[[i]])
   }
   added <- setdiff(names(now), names)
   own <- vapply(added, is_package_option, NA, setdiff(loadedNamespaces(), namespaces))
-  for (name in added[!own]) clean_up(name, options(structure(list(NULL), names = name)))
+  for (name in added[!own]) reset(name, NULL)
   any(own)
 }
 
@@ -76,16 +85,25 @@ is_package_option <- function(name, packages) {
   any(startsWith(plain(name), plain(packages)))
 }
 
-# Tries one step of many.
-clean_up <- function(what, step) {
-  tryCatch(step, error = function(cnd) warn_of_cleanup(what, conditionMessage(cnd)))
+# Tries one step of many. What there is to say if it fails; otherwise NULL.
+failure <- function(step) {
+  withRestarts(
+    tryCatch(
+      {
+        step
+        NULL
+      },
+      error = conditionMessage
+    ),
+    abort = function() "it was aborted"
+  )
 }
 
 warn_of_locked_globals <- function() warn_of_cleanup("the global environment", "a task has locked it")
 
-# On this daemon's stderr, once for each thing.
+# On this daemon's stderr, once for each thing; not if there is nothing to say.
 warn_of_cleanup <- function(what, why) {
-  if (what %in% the$not_cleaned) return()
+  if (is.null(why) || what %in% the$not_cleaned) return()
   the$not_cleaned <- c(the$not_cleaned, what)
   cat("mirai: the clean-up after a task could not restore ", what, ": ", why, "\n", sep = "", file = stderr())
 }

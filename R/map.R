@@ -239,7 +239,13 @@ progress_bar <- function(n, options, call) {
   if (progress_uses_cli()) {
     fixed <- list(total = n, .auto_close = FALSE)
     arguments <- utils::modifyList(utils::modifyList(list(type = "tasks"), as.list(settings)), fixed)
-    id <- do.call(cli::cli_progress_bar, arguments)
+    # purrr's documentation has all that cli takes in C, and purrr adds its caller: the bar in R has no arguments of these names.
+    after <- arguments$show_after
+    if (!is.null(after)) {
+      old <- options(cli.progress_show_after = after)
+      on.exit(options(old))
+    }
+    id <- do.call(cli::cli_progress_bar, arguments[setdiff(names(arguments), c("show_after", "caller"))])
     return(list(
       set = function(i) cli::cli_progress_update(set = i, id = id),
       done = function() cli::cli_progress_done(id = id),

@@ -217,15 +217,22 @@ test_that("the value of .progress is a label, or configures cli's bar", {
     "library(mirai)",
     "options(cli.progress_show_after = 0, cli.dynamic = TRUE, cli.progress_handlers_only = NULL)",
     "invisible(daemons(1))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
     "y <- collect_mirai(x, list(.progress = 'A label'))",
-    "x <- mirai_map(1:10, function(x) Sys.sleep(0.03))",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
     "y <- x[.progress_cli = list(format = 'done: {cli::pb_current} of {cli::pb_total}')]",
+    # as purrr passes it on: with what cli takes in C only
+    "options(cli.progress_show_after = Inf)",
+    "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
+    "y <- x[.progress = list(name = 'As purrr', type = 'iterator', show_after = 0, caller = environment())]",
+    "cat('shows after', getOption('cli.progress_show_after'), '\\n')",
     "invisible(daemons(0))"
   ))
   out <- paste(out, collapse = "\n")
   expect_match(out, "A label")
   expect_match(out, "done: [0-9]+ of 10")
+  expect_match(out, "As purrr")
+  expect_match(out, "shows after Inf")
 })
 
 test_that("options need no package attached", {

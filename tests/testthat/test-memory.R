@@ -541,3 +541,30 @@ test_that("vectors of more than 2^31 elements and bytes are mapped there and bac
   rm(x)
   gc()
 })
+
+test_that("what a large queue has taken goes back to the system", {
+  skip_if_not(file.exists("/proc/self/statm"), "there is no /proc")
+  skip_if_not(grepl("glibc", extSoftVersion()[["iconv"]]), "the allocator is not glibc's")
+  out <- r_output(c(
+    "library(mirai)",
+    "invisible(daemons(1))",
+    "megabytes <- function() {",
+    "  invisible(gc(full = TRUE))",
+    "  pages <- scan('/proc/self/statm', 0, quiet = TRUE)[[2L]]",
+    "  pages * 4096 / 2^20",
+    "}",
+    "mirai(1)[]",
+    "before <- megabytes()",
+    "for (i in 1:2) {",
+    "  map <- mirai_map(seq_len(150000L), identity)",
+    "  call_mirai(map)",
+    "  cat(megabytes() - before > 80, '')",
+    "  rm(map)",
+    "  end <- Sys.time() + 20",
+    "  while (megabytes() - before > 50 && Sys.time() < end) Sys.sleep(0.1)",
+    "  cat(megabytes() - before < 50, '\n')",
+    "}",
+    "invisible(daemons(0))"
+  ))
+  expect_identical(utils::tail(out, 2L), c("TRUE TRUE ", "TRUE TRUE "))
+})

@@ -7,7 +7,8 @@ expect_round_trip <- function(x) {
   bytes <- .Call(rs_encode, x)
   expect_identical(.Call(rs_decode, bytes), x)
   expect_identical(unserialize(bytes), x)
-  expect_identical(.Call(rs_decode, serialize(x, NULL, xdr = FALSE)), x)
+  # In R's own streams there may be byte code, which is not read here: see test-hostile.R.
+  if (!is.function(x) || is.primitive(x)) expect_identical(.Call(rs_decode, serialize(x, NULL, xdr = FALSE)), x)
 }
 
 test_that("vectors of all types survive, with what is missing in them", {

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
-    R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_error, Rf_getAttrib,
-    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, STRING_ELT,
+    R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
+    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
     VECTOR_ELT,
 };
 use mirai_core::process::line;
@@ -66,7 +66,7 @@ unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
     #[cfg(target_os = "linux")]
     {
         if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
-            extendr_ffi::Rf_error(c"the session directory cannot be given up".as_ptr());
+            r::raise("the session directory cannot be given up");
         }
         if let Some(forked) = mirai_core::process::fork::serve() {
             // Had the server been interrupted, that would not be for this process.
@@ -121,7 +121,7 @@ enum End {
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
     if profiles::is_forked_from_session() {
         // It shares R's session directory, and a host would have it removed with this process.
-        Rf_error(profiles::FORKED.as_ptr());
+        r::raise(profiles::FORKED);
     }
     match run(read_settings(url, settings)) {
         Ok(end) => r::Rf_ScalarInteger(end as i32),
@@ -322,7 +322,7 @@ struct Session<'a> {
 unsafe extern "C-unwind" fn serve_tasks(session: SEXP, frame: SEXP) -> SEXP {
     let session = R_ExternalPtrAddr(session).cast::<Session<'_>>();
     if session.is_null() {
-        extendr_ffi::Rf_error(c"the link is no longer served".as_ptr());
+        r::raise("the link is no longer served");
     }
     while (*session).begin(frame) {
         let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
@@ -496,7 +496,9 @@ fn configure(bytes: &[u8]) {
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| unsafe {
         let registry = Rf_protect(read(bytes.into()));
-        hooks::set(registry);
+        if !hooks::set(registry) {
+            r::raise("what the host has sent are no hooks");
+        }
         let call = Rf_lang2(Rf_install(c"keep_edition".as_ptr()), registry);
         Rf_eval(Rf_protect(call), r::NAMESPACE.get());
         Rf_unprotect(2);
@@ -525,11 +527,7 @@ fn finish(worker: &Worker) {
 
 /// Reads an object that was sent.
 unsafe fn read(source: Source<'_>) -> SEXP {
-    match serialize::read(source) {
-        Some(object) => object,
-        // A hook has failed, and its error is R's last.
-        None => extendr_ffi::Rf_error(c"%s".as_ptr(), r::last_error().as_ptr()),
-    }
+    serialize::read_or_raise(source)
 }
 
 /// Puts a task's objects in place, and into `frame` what to evaluate and where.
@@ -540,6 +538,10 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) {
         .as_ref()
         .map(|c| Source::new(&c.bytes, &c.pieces).common());
     let payload = Rf_protect(read(common.unwrap_or(own)));
+    // R does not check an index.
+    if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
+        r::raise("what the host has sent is no task");
+    }
     if let Some([a, b, c, d, e, f]) = task.stream {
         let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
@@ -571,6 +573,10 @@ static TASK_CALL: Constant = Constant::new(|| unsafe {
 /// Assigns the elements of a named list, which is empty afterwards.
 unsafe fn define_all(list: SEXP, env: SEXP) {
     let names = Rf_getAttrib(list, R_NamesSymbol);
+    let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
+    if !is_named && Rf_xlength(list) > 0 {
+        r::raise("what the host has sent is no task");
+    }
     for i in 0..Rf_xlength(list) {
         Rf_defineVar(
             Rf_installChar(STRING_ELT(names, i)),
@@ -589,6 +595,9 @@ unsafe fn failure(stage: Stage) -> SEXP {
         // A jump to top level, such as by the abort restart. What is there without an
         // end of line is the message of an error that was handled before.
         R_NilValue
+    } else if stage == Stage::Writing && serialize::TOO_DEEP.load(Ordering::Relaxed) {
+        // R has words about its stack for that.
+        r::string("the value is nested too deeply to be sent")
     } else {
         // Errors of a full stack, too, get here: R shows them to no calling handler.
         r::string(&text)

@@ -10,6 +10,7 @@ use mirai_core::wait::{Bell, Waited};
 
 use crate::events::Events;
 use crate::profiles::{self, Profile};
+use crate::r;
 
 /// A command that is running, or has ended.
 struct Launched(Arc<Child>);
@@ -25,7 +26,7 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
         return Err(profiles::forked());
     }
     let child = command::run(path, &args, input.into_option())
-        .map_err(|e| Error::Other(format!("'{path}' cannot be started: {e}")))?;
+        .map_err(|e| r::error(format!("'{path}' cannot be started: {e}")))?;
     Ok(ExternalPtr::new(Launched(child)).into())
 }
 

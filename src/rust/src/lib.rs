@@ -18,6 +18,7 @@ mod promises;
 mod r;
 mod serialize;
 mod shared;
+mod stack;
 mod submit;
 mod tasks;
 mod waiting;

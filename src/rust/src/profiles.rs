@@ -33,8 +33,7 @@ use crate::{promises, r};
 pub const LECUYER: i32 = 10407;
 
 /// What a forked process is told.
-pub static FORKED: &std::ffi::CStr =
-    c"mirai cannot be used in a process that was forked from an R session: \
+pub static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
                                     use it in the session itself";
 
 pub struct Profile {
@@ -260,6 +259,7 @@ fn program(
         env,
         output,
         code: code.map(String::from),
+        attached: true,
     }
 }
 
@@ -276,11 +276,11 @@ fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
 
 /// [`FORKED`], for functions that return their errors.
 pub fn forked() -> Error {
-    Error::Other(FORKED.to_string_lossy().into_owned())
+    r::error(FORKED)
 }
 
 fn other(text: impl std::fmt::Display) -> Error {
-    Error::Other(text.to_string())
+    r::error(text)
 }
 
 impl Session {
@@ -560,6 +560,11 @@ fn launch(
     let failed = |e| other(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
         let Some(profile) = session.profiles.get(name) else {
+            // A daemon of a host elsewhere may outlive this session, also before it has connected.
+            let program = Program {
+                attached: false,
+                ..program
+            };
             process::start(&program, |_| {}).map_err(failed)?;
             return Ok(());
         };

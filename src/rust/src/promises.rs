@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extendr_ffi::{
     R_CallMethodDef, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean, Rf_allocVector,
-    Rf_error, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, TYPEOF, VECTOR_ELT,
+    Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    TYPEOF, VECTOR_ELT,
 };
 
 use crate::profiles::{self, FORKED};
@@ -186,7 +186,7 @@ struct Due {
 /// loaded.
 unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
     if profiles::is_forked() {
-        Rf_error(FORKED.as_ptr());
+        r::raise(FORKED);
     }
     // Here, because only the main thread may ask R for it.
     let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());

@@ -33,6 +33,12 @@ extern "C" {
         cleanup_data: *mut c_void,
     ) -> SEXP;
     pub fn R_MakeActiveBinding(symbol: SEXP, function: SEXP, env: SEXP);
+    pub fn R_tryCatchError(
+        body: Option<unsafe extern "C" fn(*mut c_void) -> SEXP>,
+        data: *mut c_void,
+        handler: Option<unsafe extern "C" fn(SEXP, *mut c_void) -> SEXP>,
+        handler_data: *mut c_void,
+    ) -> SEXP;
     pub fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);
     pub fn R_lsInternal3(env: SEXP, all: Rboolean, sorted: Rboolean) -> SEXP;
     pub fn R_ClosureExpr(function: SEXP) -> SEXP;
@@ -63,6 +69,67 @@ extern "C" {
     pub fn R_GetCCallable(package: *const c_char, name: *const c_char) -> extendr_ffi::DL_FUNC;
     fn R_CheckUserInterrupt();
     fn R_FindNamespace(info: SEXP) -> SEXP;
+}
+
+/// Text for `Rf_error()`: on the stack, because a long jump leaves it there.
+struct Line {
+    bytes: [u8; 1024],
+    length: usize,
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for char in text
+            .chars()
+            .map(|char| if char == '\0' { '\u{fffd}' } else { char })
+        {
+            let mut buffer = [0; 4];
+            let char = char.encode_utf8(&mut buffer).as_bytes();
+            // The last byte stays zero.
+            let end = self.length + char.len();
+            if end >= self.bytes.len() {
+                return Err(std::fmt::Error);
+            }
+            self.bytes[self.length..end].copy_from_slice(char);
+            self.length = end;
+        }
+        Ok(())
+    }
+}
+
+/// Raises an R error. This is the only way in which it is done here: the text, which may hold what a
+/// peer has sent, is never R's format; a zero in it is replaced, and it is cut if it is long.
+/// `text` is dropped first.
+///
+/// # Safety
+/// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
+pub unsafe fn raise(text: impl std::fmt::Display) -> ! {
+    let mut line = Line {
+        bytes: [0; 1024],
+        length: 0,
+    };
+    // It fails where the text is cut.
+    let _ = std::fmt::Write::write_fmt(&mut line, format_args!("{text}"));
+    drop(text);
+    extendr_ffi::Rf_error(c"%s".as_ptr(), line.bytes.as_ptr())
+}
+
+/// Raises R's last error again.
+///
+/// # Safety
+/// As [`raise`].
+pub unsafe fn raise_again() -> ! {
+    extendr_ffi::Rf_error(c"%s".as_ptr(), last_error().as_ptr())
+}
+
+/// An error of an extendr function. extendr passes its text to `Rf_error()` as the format, and panics
+/// if it holds a zero.
+pub fn error(text: impl std::fmt::Display) -> extendr_api::Error {
+    let text = text
+        .to_string()
+        .replace('%', "%%")
+        .replace('\0', "\u{fffd}");
+    extendr_api::Error::Other(text)
 }
 
 /// A `.Call` routine of `n` arguments, for the table.
@@ -190,6 +257,8 @@ pub unsafe fn string(text: &str) -> SEXP {
 pub unsafe fn strings(texts: &[&str]) -> SEXP {
     let out = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, texts.len() as _));
     for (i, text) in texts.iter().enumerate() {
+        // R has no strings with a zero in them.
+        let text = text.split('\0').next().unwrap_or_default();
         let char = Rf_mkCharLenCE(
             text.as_ptr().cast(),
             text.len() as _,

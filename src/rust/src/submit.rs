@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
-    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_error,
-    Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, Rf_xlengthgets, INTEGER, LOGICAL,
-    SET_VECTOR_ELT, SEXP, SEXPTYPE, VECTOR_ELT,
+    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons,
+    Rf_protect, Rf_unprotect, Rf_xlength, Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
@@ -85,7 +85,7 @@ unsafe extern "C-unwind" fn submit(
         Found::Host => R_NilValue,
         Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     };
     Rf_protect(launch);
     let (env, pointer) = new_pending();
@@ -105,10 +105,10 @@ unsafe extern "C-unwind" fn submit(
             }
             Err(Refusal::NoRoom) => {
                 if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
-                    raise("a serialization hook has failed".into());
+                    r::raise("a serialization hook has failed");
                 }
             }
-            Err(Refusal::Message(text)) => raise(text),
+            Err(Refusal::Message(text)) => r::raise(text),
         }
     }
     Rf_unprotect(2);
@@ -119,15 +119,6 @@ unsafe extern "C-unwind" fn submit(
 static LAUNCH: Constant = Constant::new(|| unsafe {
     Rf_lcons(extendr_ffi::Rf_install(c"single_use".as_ptr()), R_NilValue)
 });
-
-/// Raises an R error with a message that is let go first.
-unsafe fn raise(text: String) -> ! {
-    let mut line = [0u8; 1024];
-    let n = text.len().min(line.len() - 1);
-    line[..n].copy_from_slice(&text.as_bytes()[..n]);
-    drop(text);
-    Rf_error(c"%s".as_ptr(), line.as_ptr())
-}
 
 /// Makes a task of what is in the buffer and hands it to the profile's host.
 /// Nothing of R is called here but plain reading, so Rust values may live.
@@ -201,9 +192,9 @@ unsafe extern "C-unwind" fn submit_map(
 ) -> SEXP {
     match profiles::find(profile) {
         Found::Host => {}
-        Found::Nothing => Rf_error(c"no daemons set".as_ptr()),
+        Found::Nothing => r::raise("no daemons set"),
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let n = Rf_xlength(elements);
     let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
@@ -228,7 +219,7 @@ unsafe extern "C-unwind" fn submit_map(
         }
         while !submit_element(pointer, keeper, profile) {
             if !wait_for_room(profile) && !Buffer::write(buffer(), element) {
-                raise("a serialization hook has failed".into());
+                r::raise("a serialization hook has failed");
             }
         }
     }
@@ -307,7 +298,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
         Found::Host => {}
         Found::Nothing => return R_NilValue,
         Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let min = r::as_number(min).unwrap_or(1.0) as usize;
     let mut n = profiles::with_current(profile, |p| {
@@ -386,7 +377,7 @@ unsafe extern "C-unwind" fn submit_to(
     match profiles::find(profile) {
         Found::Host => {}
         Found::Nothing | Found::Sync => return R_NilValue,
-        Found::Forked => Rf_error(FORKED.as_ptr()),
+        Found::Forked => r::raise(FORKED),
     }
     let (env, pointer) = new_pending();
     Rf_protect(env);

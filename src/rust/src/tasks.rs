@@ -27,14 +27,15 @@ use extendr_ffi::{
     Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, SEXP, SEXPTYPE,
     TYPEOF,
 };
-use mirai_core::host;
+use mirai_core::memory::Content;
 use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::{heap, host};
 
 use crate::profiles;
 use crate::r::{
     self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_lang2, Rf_list3,
 };
-use crate::serialize;
+use crate::serialize::{self, Unread};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -106,6 +107,30 @@ const MOST_ALONE: usize = 1024;
 /// How many mirai share a block.
 const SHARING: usize = 64;
 
+/// Mirai that R holds, and the largest number of them since the heap was trimmed.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// From so many mirai on, some hundred megabytes, the heap is trimmed when most of them are gone.
+const MANY: usize = 100_000;
+
+fn one_more() {
+    let live = LIVE.fetch_add(1, Ordering::Relaxed) + 1;
+    if live > PEAK.load(Ordering::Relaxed) {
+        PEAK.store(live, Ordering::Relaxed);
+    }
+}
+
+fn fewer(gone: usize) {
+    let live = LIVE.fetch_sub(gone, Ordering::Relaxed) - gone;
+    let peak = PEAK.load(Ordering::Relaxed);
+    if peak >= MANY && live < peak / 8 {
+        // Once for these: R is about to free what else they were made of.
+        PEAK.store(live, Ordering::Relaxed);
+        heap::trim_soon(|| LIVE.load(Ordering::Relaxed) < MANY);
+    }
+}
+
 /// A pairlist of one cell that holds the block that has slots left, or `NULL`. No other block gets
 /// a mirai more, so that none can get one while its finalizer is already due.
 static BEGUN: Constant = Constant::new(|| unsafe { Rf_cons(R_NilValue, R_NilValue) });
@@ -141,6 +166,7 @@ impl Block {
     }
 
     fn add(&mut self) -> usize {
+        one_more();
         self.slots.push(Cell::new(std::ptr::null()));
         self.slots.len()
     }
@@ -161,10 +187,9 @@ impl Block {
         // A forked process leaves alone what it shares with its parent's threads: one of
         // them may have held a lock when it was forked.
         if !block.is_null() && !profiles::is_forked() {
-            Box::from_raw(block)
-                .slots
-                .iter()
-                .for_each(|slot| empty(slot));
+            let slots = Box::from_raw(block).slots;
+            slots.iter().for_each(|slot| empty(slot));
+            fewer(slots.len());
         }
         // The next mirai have blocks of their own. Those that share this one do not keep it
         // any longer than they need it.
@@ -254,7 +279,17 @@ pub unsafe fn is_mirai(x: SEXP) -> bool {
 
 /// The error value for R's last error.
 pub unsafe fn failure() -> SEXP {
-    let text = r::string(&r::last_error().to_string_lossy());
+    failure_with(r::string(&r::last_error().to_string_lossy()))
+}
+
+unsafe fn failure_of(unread: Unread) -> SEXP {
+    let text = unread.to_string();
+    let string = r::string(&text);
+    drop(text);
+    failure_with(string)
+}
+
+unsafe fn failure_with(text: SEXP) -> SEXP {
     let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
     let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
     let value = Rf_eval(call, r::NAMESPACE.get());
@@ -304,14 +339,55 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
 
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
     match (*task.cast::<Task>()).outcome() {
-        Some(Outcome::Value(content) | Outcome::Error(content)) => {
-            serialize::read(content).unwrap_or_else(|| failure())
-        }
+        Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
         Some(Outcome::TimedOut) => error_value(5),
         Some(Outcome::Closed) => error_value(7),
         Some(Outcome::Reset) => error_value(19),
         Some(Outcome::Canceled) | None => error_value(20),
     }
+}
+
+/// The value that a daemon has sent; an error value if it cannot be read. A long jump leaves this only
+/// for an interrupt, and then the value can be read again.
+unsafe fn value(content: &Content) -> SEXP {
+    let mut reading = Reading {
+        content,
+        unread: None,
+    };
+    match serialize::read_plain(content) {
+        Some(Ok(value)) => return value,
+        Some(Err(unread)) => return failure_of(unread),
+        // Being ready for R's errors takes longer than reading a small value.
+        None => {}
+    }
+    let data = std::ptr::from_mut(&mut reading).cast();
+    let value = r::R_tryCatchError(Some(read_content), data, Some(unreadable), data);
+    match reading.unread {
+        None => value,
+        Some(unread) => failure_of(unread),
+    }
+}
+
+struct Reading<'a> {
+    content: &'a Content,
+    unread: Option<Unread>,
+}
+
+unsafe extern "C" fn read_content(reading: *mut c_void) -> SEXP {
+    let reading = &mut *reading.cast::<Reading<'_>>();
+    serialize::read(reading.content).unwrap_or_else(|unread| {
+        reading.unread = Some(unread);
+        R_NilValue
+    })
+}
+
+/// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
+unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
+    let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
+    let call = Rf_protect(Rf_lang2(name, condition));
+    let value = Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(1);
+    value
 }
 
 unsafe extern "C" fn drop_task(task: *mut c_void) {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_error, Rf_getAttrib,
-    Rf_protect, Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
-    TYPEOF, VECTOR_ELT,
+    R_CallMethodDef, R_NamesSymbol, R_NilValue, Rboolean, Rf_allocVector, Rf_getAttrib, Rf_protect,
+    Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
+    VECTOR_ELT,
 };
 use mirai_core::task::Task;
 use mirai_core::wait::{Group, Waited};
@@ -143,7 +143,7 @@ impl Wait {
     unsafe fn once(&mut self, enough: usize, end: Option<Instant>) -> Waited {
         // Nothing resolves in a forked process, and it shares the bell with its parent.
         if profiles::is_forked() && each(self.x).any(|m| is_pending(m)) {
-            Rf_error(FORKED.as_ptr());
+            r::raise(FORKED);
         }
         let kept = UNDER_WAY
             .take()
@@ -208,6 +208,7 @@ unsafe fn has_failed(mirai: SEXP) -> bool {
         }
     }
 }
+
 /// `.Call(collect_list, x)`: waits for all mirai in a list; a list of their values with
 /// the same names.
 unsafe extern "C-unwind" fn collect_list(x: SEXP) -> SEXP {

@@ -15,12 +15,14 @@
 //! - [`host`]: all of it put together on the host's side.
 //! - [`worker`]: the daemon's side.
 //! - [`relay`]: a daemon that is a host to others.
+//! - [`heap`]: freed memory back to the system.
 //! - [`stream`]: L'Ecuyer-CMRG random number streams.
 
 mod descriptors;
 pub mod dispatcher;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod heap;
 pub mod host;
 pub mod memory;
 pub mod process;

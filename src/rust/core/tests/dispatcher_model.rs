@@ -37,6 +37,8 @@ struct Task {
     place: Place,
     /// How often a daemon has begun with it.
     starts: u32,
+    /// It has been with a daemon that gave it back, left or was lost.
+    came_back: bool,
 }
 
 /// How far a daemon has come with a task.
@@ -63,6 +65,8 @@ struct Daemon {
     slots: usize,
     replies: Replies,
     held: VecDeque<Held>,
+    /// The latest submitted of the tasks for any daemon that it has begun.
+    latest: TaskId,
     /// The last task that it has begun, and the last one that it may.
     begun: u64,
     granted: u64,
@@ -201,6 +205,7 @@ impl World {
             target,
             place: Place::Waiting,
             starts: 0,
+            came_back: false,
         };
         self.tasks.insert(id, task);
         let mut over = Vec::new();
@@ -252,6 +257,7 @@ impl World {
             slots,
             replies,
             held: VecDeque::new(),
+            latest: 0,
             begun: 0,
             granted: 0,
             on_their_way: VecDeque::new(),
@@ -313,6 +319,11 @@ impl World {
             assert!(!pinned || behind.id > id, "{} is behind {id}", behind.id);
         }
         let task = self.tasks.get_mut(&id).unwrap();
+        if task.target == Target::Any {
+            let in_turn = id > daemon.latest || task.came_back;
+            assert!(in_turn, "task {id} began after {}", daemon.latest);
+            daemon.latest = daemon.latest.max(id);
+        }
         task.starts += 1;
         let again = self.config.retry && task.target == Target::Any;
         assert!(task.starts == 1 || again, "task {id} was started twice");
@@ -387,7 +398,8 @@ impl World {
         let free = |id: &TaskId| self.tasks[id].target == Target::Any;
         let (free, pinned): (Vec<_>, Vec<_>) = back.iter().partition(|id| free(id));
         for id in back {
-            self.tasks.get_mut(&id).unwrap().place = Place::Waiting;
+            let task = self.tasks.get_mut(&id).unwrap();
+            (task.place, task.came_back) = (Place::Waiting, true);
         }
         let daemon = self.daemons.get_mut(&peer).unwrap();
         for id in pinned.into_iter().rev() {
@@ -546,8 +558,9 @@ impl World {
             .filter(|h| h.wanted)
             .map(|h| h.id)
             .collect();
-        for id in &held {
-            self.tasks.get_mut(id).unwrap().place = Place::Waiting;
+        for id in held.iter().chain(&assigned) {
+            let task = self.tasks.get_mut(id).unwrap();
+            (task.place, task.came_back) = (Place::Waiting, true);
         }
         let free = |id: &TaskId| self.tasks[id].target == Target::Any;
         let (mut back, bound): (Vec<_>, Vec<_>) = held.into_iter().partition(free);

@@ -859,6 +859,7 @@ fn a_process_that_never_connects_ends_its_task() {
     let host = Host::new(Config::default());
     let program = Program {
         code: None,
+        attached: true,
         path: "/bin/true".into(),
         args: vec![],
         env: vec![],
@@ -890,6 +891,7 @@ fn a_process_started_for_a_task_is_sent_away_if_that_is_no_longer_wanted() {
     assert!(made.unwrap().success());
     let program = Program {
         code: None,
+        attached: true,
         path: "/bin/cat".into(),
         args: vec![pipe.clone().into()],
         env: vec![],
@@ -927,6 +929,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
     let host = Host::new(Config::default());
     let program = Program {
         code: None,
+        attached: true,
         path: "/nowhere/to/be/found".into(),
         args: vec![],
         env: vec![],

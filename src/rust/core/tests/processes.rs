@@ -107,6 +107,7 @@ fn myself(role: &str) -> Program {
         env: vec![(ROLE.into(), Some(role.into()))],
         output: false,
         code: None,
+        attached: true,
     }
 }
 

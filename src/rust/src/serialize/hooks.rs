@@ -14,14 +14,14 @@ use std::cell::Cell;
 
 use extendr_ffi::{
     R_NilValue, R_PreserveObject, R_ReleaseObject, R_tryEvalSilent, Rboolean, Rf_allocVector,
-    Rf_error, Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, R_CHAR,
+    Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, R_CHAR,
     SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 
 use super::{Buffer, Source};
 use crate::r;
 
-const MAGIC: &[u8; 8] = b"miraihk\n";
+pub const MAGIC: &[u8; 8] = b"miraihk\n";
 
 struct Registry(Cell<SEXP>);
 
@@ -32,11 +32,26 @@ unsafe impl Sync for Registry {}
 /// it is for reference objects only.
 static REGISTRY: Registry = Registry(Cell::new(std::ptr::null_mut()));
 
-/// Makes these the registrations of this process.
+/// Makes these the registrations of this process, unless they are not as R/serial.R makes them.
 ///
 /// # Safety
-/// `registry` is a list of registrations as R/serial.R makes them.
-pub unsafe fn set(registry: SEXP) {
+/// On R's main thread.
+pub unsafe fn set(registry: SEXP) -> bool {
+    let is_list = |x: SEXP| TYPEOF(x) == SEXPTYPE::VECSXP;
+    let is_sound = |i| {
+        let registration = VECTOR_ELT(registry, i);
+        is_list(registration) && Rf_xlength(registration) > 1 && {
+            let holds = |i, kind| {
+                let x = VECTOR_ELT(registration, i);
+                TYPEOF(x) == kind && Rf_xlength(x) > 0
+            };
+            holds(0, SEXPTYPE::STRSXP) && holds(1, SEXPTYPE::LGLSXP)
+        }
+    };
+    let n = Rf_xlength(registry);
+    if n > 0 && !(is_list(registry) && (0..n).all(is_sound)) {
+        return false;
+    }
     let before = REGISTRY.0.replace(std::ptr::null_mut());
     if !before.is_null() {
         R_ReleaseObject(before);
@@ -45,6 +60,7 @@ pub unsafe fn set(registry: SEXP) {
         R_PreserveObject(registry);
         REGISTRY.0.set(registry);
     }
+    true
 }
 
 pub fn any() -> bool {
@@ -126,7 +142,7 @@ pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
     let main = std::mem::take(&mut (*buffer).bytes);
     let mut insets = std::mem::take(&mut (*buffer).insets);
     let objects = Rf_protect(std::mem::take(&mut *collected).as_list());
-    let Some(made) = call(c"write_hooked", objects) else {
+    let Some(made) = make(objects) else {
         Rf_unprotect(1);
         return false;
     };
@@ -160,14 +176,18 @@ pub unsafe extern "C" fn collect_one(object: SEXP, _: SEXP) -> SEXP {
     r::strings(&[&i, &j])
 }
 
-/// Calls a function of R/serial.R; `None` if that ends in an error.
-unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> Option<SEXP> {
+/// The call of a function of R/serial.R.
+unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> SEXP {
     let registry = match REGISTRY.0.get() {
         none if none.is_null() => R_NilValue,
         registry => registry,
     };
-    let call = r::Rf_lang3(Rf_install(function.as_ptr()), x, registry);
-    Rf_protect(call);
+    r::Rf_lang3(Rf_install(function.as_ptr()), x, registry)
+}
+
+/// Has the hooks make raw vectors of objects; `None` if that ends in an error.
+unsafe fn make(objects: SEXP) -> Option<SEXP> {
+    let call = Rf_protect(call(c"write_hooked", objects));
     let mut failed = 0;
     let value = R_tryEvalSilent(call, r::NAMESPACE.get(), &mut failed);
     Rf_unprotect(1);
@@ -183,11 +203,12 @@ pub fn split(source: Source<'_>) -> Option<(Source<'_>, Source<'_>)> {
     Some((made.into(), Source { rest, ..source }))
 }
 
-/// Has the hooks make objects of what they made of them.
-pub unsafe fn restore(made: SEXP) -> Option<SEXP> {
+/// Has the hooks make objects of what they made of them. Leaves by a long jump if they fail.
+pub unsafe fn restore(made: SEXP) -> SEXP {
     Rf_protect(made);
-    let restored = call(c"read_hooked", made);
-    Rf_unprotect(1);
+    let call = Rf_protect(call(c"read_hooked", made));
+    let restored = r::Rf_eval(call, r::NAMESPACE.get());
+    Rf_unprotect(2);
     restored
 }
 
@@ -214,6 +235,6 @@ pub unsafe extern "C" fn restore_one(place: SEXP, data: SEXP) -> SEXP {
     };
     match object {
         Some(object) => object,
-        None => Rf_error(c"a hooked object is missing".as_ptr()),
+        None => r::raise("a hooked object is missing"),
     }
 }

@@ -21,20 +21,23 @@ pub mod text;
 mod writer;
 
 pub use routines::routines;
+pub use writer::TOO_DEEP;
 
-use std::ffi::{c_int, c_void, CStr};
+use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use extendr_ffi::{
     R_NilValue, R_Serialize, R_Unserialize, R_inpstream_st, R_inpstream_t, R_outpstream_st,
-    R_outpstream_t, R_pstream_format_t, Rf_error, Rf_protect, Rf_unprotect, SEXP,
+    R_outpstream_t, R_pstream_format_t, Rf_protect, Rf_unprotect, SEXP,
 };
 use mirai_core::memory::{
     prefer_huge_pages, Body, Content, Draft, Inset, Parts, Piece, Segment, MOST_DESCRIPTORS,
 };
 
-use crate::shared;
+use mirai_scan::{Depth, Hooked, Scanner};
+
+use crate::{r, shared, stack};
 
 /// Version 3 knows of ALTREP and of the native encoding; R has it since 3.5.
 const VERSION: c_int = 3;
@@ -285,6 +288,24 @@ impl Buffer {
         }
     }
 
+    /// Takes out the byte code that R has written, which no receiver reads.
+    fn strip(&mut self) {
+        let place = |inset: &Inset| mirai_scan::Piece {
+            at: inset.at,
+            data: &[],
+        };
+        let places: Vec<_> = self.insets.iter().map(place).collect();
+        // If it fails, the receiver will say why.
+        if let Ok(Some(stripped)) = mirai_scan::strip(&self.bytes, &places) {
+            self.bytes = stripped.bytes;
+            let inset = |(number, at): &(usize, usize)| Inset {
+                at: *at,
+                segment: self.insets[*number].segment.clone(),
+            };
+            self.insets = stripped.pieces.iter().map(inset).collect();
+        }
+    }
+
     /// Forgets what was written and gives back the memory, unless that is little.
     pub fn let_go(&mut self) {
         self.clear();
@@ -339,11 +360,12 @@ unsafe fn write_by_r(buffer: *mut Buffer, object: SEXP, hook: Option<Hook>) {
     };
     R_Serialize(object, &mut stream);
     if !(*buffer).end_run() {
-        Rf_error(NO_MEMORY.as_ptr());
+        r::raise(NO_MEMORY);
     }
+    (*buffer).strip();
 }
 
-const NO_MEMORY: &CStr = c"cannot allocate memory to serialize an object";
+const NO_MEMORY: &str = "cannot allocate memory to serialize an object";
 
 unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
     let mut byte = c as u8;
@@ -353,13 +375,15 @@ unsafe extern "C" fn out_char(stream: R_outpstream_t, c: c_int) {
 unsafe extern "C" fn out_bytes(stream: R_outpstream_t, bytes: *mut c_void, n: c_int) {
     let bytes = std::slice::from_raw_parts(bytes.cast::<u8>(), n as usize);
     if !(*(*stream).data.cast::<Buffer>()).append_part(bytes) {
-        Rf_error(NO_MEMORY.as_ptr());
+        r::raise(NO_MEMORY);
     }
 }
 
 /// Bytes to read, and where among them there are pieces of shared memory.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
+    /// All of them, apart from pieces.
+    bytes: &'a [u8],
     /// Up to the next piece.
     rest: &'a [u8],
     /// From there on, apart from pieces.
@@ -376,6 +400,7 @@ pub struct Source<'a> {
 impl<'a> Source<'a> {
     pub fn new(bytes: &'a [u8], pieces: &'a [Piece]) -> Source<'a> {
         let mut source = Source {
+            bytes,
             rest: &[],
             tail: bytes,
             tail_at: 0,
@@ -398,7 +423,7 @@ impl<'a> Source<'a> {
     /// Makes the bytes up to the next piece the ones to be read.
     fn advance(&mut self) {
         let until = match self.pieces.first() {
-            Some(piece) => (piece.at() - self.tail_at).min(self.tail.len()),
+            Some(piece) => piece.at().saturating_sub(self.tail_at).min(self.tail.len()),
             None => self.tail.len(),
         };
         (self.rest, self.tail) = self.tail.split_at(until);
@@ -462,27 +487,127 @@ impl<'a> From<&'a Content> for Source<'a> {
     }
 }
 
-/// Makes the object again that `bytes` were made from. `None` if a hook has failed: R's
-/// error buffer says how.
+/// Makes the object again that `bytes` were made from. They are whatever a peer has sent, so
+/// they are [checked](mirai_scan) first.
 ///
 /// # Safety
-/// On R's main thread. Leaves by a long jump if the bytes are not an R object;
-/// `bytes` must stay where they are until this returns.
-pub unsafe fn read<'a>(source: impl Into<Source<'a>>) -> Option<SEXP> {
+/// On R's main thread. Leaves by a long jump if R runs out of memory, or cannot read the bytes, or
+/// a hook fails, or R is interrupted; `bytes` must stay where they are until this returns.
+pub unsafe fn read<'a>(source: impl Into<Source<'a>>) -> Result<SEXP, Unread> {
     let source = source.into();
     match hooks::split(source) {
-        None => Some(read_with(source, R_NilValue)),
+        None => read_with(source, R_NilValue),
         Some((made, rest)) => {
-            let restored = Rf_protect(hooks::restore(read_with(made, R_NilValue))?);
+            let made = read_with(made, R_NilValue)?;
+            let restored = Rf_protect(hooks::restore(made));
             let object = read_with(rest, restored);
             Rf_unprotect(1);
-            Some(object)
+            object
         }
     }
 }
 
-unsafe fn read_with(source: Source<'_>, restored: SEXP) -> SEXP {
-    reader::read(source, restored).unwrap_or_else(|| read_by_r(source, restored))
+/// The same where an R error is to say why it cannot be done.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn read_or_raise<'a>(source: impl Into<Source<'a>>) -> SEXP {
+    match read(source) {
+        Ok(object) => object,
+        Err(unread) => r::raise(unread),
+    }
+}
+
+/// Why bytes are not read. Owns nothing, so that a long jump may leave it.
+#[derive(Clone, Copy)]
+pub enum Unread {
+    TooDeep,
+    Empty,
+    Refused(mirai_scan::Error),
+}
+
+impl std::fmt::Display for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unread::TooDeep => f.write_str("the value is nested too deeply to be read"),
+            Unread::Empty => {
+                f.write_str("the value could not be sent, most likely for lack of memory")
+            }
+            Unread::Refused(error) => write!(f, "the value cannot be read: {error}"),
+        }
+    }
+}
+
+/// Stack that `R_Unserialize()` takes for each of its calls.
+const R_CALL: usize = 512;
+
+/// For the main thread, so that most scans need no memory.
+static mut SCANNER: Scanner = Scanner::new();
+
+/// The same without a need to be ready for R's errors; `None` if they have to be expected, because R
+/// itself reads, or needs much memory.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn read_plain<'a>(source: impl Into<Source<'a>>) -> Option<Result<SEXP, Unread>> {
+    /// Up to here R runs out of memory as easily by anything else.
+    const LITTLE: usize = 1 << 20;
+    let source = source.into();
+    if source.bytes.len() > LITTLE
+        || !source.pieces.is_empty()
+        || source.rest.starts_with(hooks::MAGIC)
+    {
+        return None;
+    }
+    match scan(source, R_NilValue) {
+        Ok(_) => reader::read(source, R_NilValue).map(Ok),
+        Err(unread) => Some(Err(unread)),
+    }
+}
+
+unsafe fn read_with(source: Source<'_>, restored: SEXP) -> Result<SEXP, Unread> {
+    let depth = scan(source, restored)?;
+    if let Some(object) = reader::read(source, restored) {
+        return Ok(object);
+    }
+    if depth.calls > stack::levels(R_CALL) {
+        return Err(Unread::TooDeep);
+    }
+    Ok(read_by_r(source, restored))
+}
+
+/// Checks what is to be read. R is not called but for what hooks have made.
+unsafe fn scan(source: Source<'_>, restored: SEXP) -> Result<Depth, Unread> {
+    let start = source.bytes.len() - source.rest.len() - source.tail.len();
+    let bytes = &source.bytes[start..];
+    if bytes.is_empty() {
+        return Err(Unread::Empty);
+    }
+    let mut pieces = Vec::new();
+    for piece in source.pieces {
+        pieces.push(mirai_scan::Piece {
+            at: piece.at().saturating_sub(start),
+            data: Source::bytes_of(piece),
+        });
+    }
+    // More than these neither reader can read.
+    let deepest = stack::levels(R_CALL.min(reader::LEVEL));
+    let hooked = |i, j| {
+        // SAFETY: on R's main thread.
+        let object = unsafe { hooks::restored(restored, [i, j]) }?;
+        // SAFETY: as above.
+        Some(match unsafe { extendr_ffi::TYPEOF(object) } {
+            extendr_ffi::SEXPTYPE::ENVSXP => Hooked::Environment,
+            _ => Hooked::Other,
+        })
+    };
+    let scanner = &mut *std::ptr::addr_of_mut!(SCANNER);
+    scanner
+        .scan(bytes, &pieces, deepest, &hooked)
+        .map_err(|error| match error.is_too_deep() {
+            true => Unread::TooDeep,
+            false => Unread::Refused(error),
+        })
 }
 
 unsafe fn read_by_r(source: Source<'_>, restored: SEXP) -> SEXP {
@@ -509,7 +634,9 @@ unsafe extern "C" fn in_char(stream: R_inpstream_t) -> c_int {
 
 unsafe extern "C" fn in_bytes(stream: R_inpstream_t, to: *mut c_void, n: c_int) {
     let source = &mut *(*stream).data.cast::<Source<'_>>();
-    if !source.copy(to.cast(), n as usize) {
-        Rf_error(c"serialized object is truncated".as_ptr());
+    // The scan has seen to that, which need not be believed here.
+    let copied = usize::try_from(n).is_ok_and(|n| source.copy(to.cast(), n));
+    if !copied {
+        r::raise("serialized object is truncated");
     }
 }

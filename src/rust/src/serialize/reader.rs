@@ -14,9 +14,10 @@ use super::format::*;
 use super::text::Text;
 use super::Source;
 use crate::r::{self, Attributes};
-use crate::shared;
+use crate::{shared, stack};
 
-const DEEPEST: u32 = 400;
+/// Stack that a level of nesting takes at most.
+pub const LEVEL: usize = 512;
 
 /// The object in `bytes`, or `None` if R has to read it. `restored` is what hooks have made:
 /// see [`hooks`](super::hooks).
@@ -32,6 +33,7 @@ pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
         protected: 0,
         environments: R_NilValue,
         restored,
+        deepest: stack::levels(LEVEL) as u32,
     };
     reader.environments = reader.protect(Rf_cons(R_NilValue, R_NilValue));
     let object = reader.item(0);
@@ -51,6 +53,8 @@ struct Reader<'a> {
     /// Objects on R's protection stack.
     protected: i32,
     restored: SEXP,
+    /// Levels for which there is room on the stack.
+    deepest: u32,
 }
 
 impl Reader<'_> {
@@ -88,7 +92,7 @@ impl Reader<'_> {
     }
 
     unsafe fn item_of(&mut self, flags: i32, depth: u32) -> Option<SEXP> {
-        if depth > DEEPEST {
+        if depth > self.deepest {
             return None;
         }
         Some(match flags & 0xff {

@@ -1,7 +1,7 @@
 //! Serialization as R sees it: registering hooks, and the two ends for tests.
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NilValue, Rf_allocVector, Rf_error, Rf_xlength, SEXP, SEXPTYPE, TYPEOF,
+    R_CallMethodDef, R_NilValue, Rf_allocVector, Rf_xlength, SEXP, SEXPTYPE, TYPEOF,
 };
 
 use super::{buffer, hooks, Buffer};
@@ -19,7 +19,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
     (*buffer()).share(false);
     if !Buffer::write(buffer(), x) {
-        Rf_error(c"%s".as_ptr(), r::last_error().as_ptr());
+        r::raise_again();
     }
     // Taken, because allocation may run a finalizer that uses the buffer.
     let bytes = (*buffer()).take().bytes;
@@ -32,14 +32,11 @@ unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
 /// `.Call(decode, raw)`: the object that was sent.
 unsafe extern "C-unwind" fn decode(raw: SEXP) -> SEXP {
     if TYPEOF(raw) != SEXPTYPE::RAWSXP {
-        Rf_error(c"not a raw vector".as_ptr());
+        r::raise("not a raw vector");
     }
     let n = Rf_xlength(raw) as usize;
     let bytes = std::slice::from_raw_parts(extendr_ffi::RAW(raw), n);
-    match super::read(bytes) {
-        Some(object) => object,
-        None => Rf_error(c"%s".as_ptr(), r::last_error().as_ptr()),
-    }
+    super::read_or_raise(bytes)
 }
 
 /// `.Call(set_hooks, registry)`: registers serialization hooks, here and on all daemons,
@@ -49,7 +46,7 @@ unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
     // Without hooks, because it holds the hooks.
     (*buffer()).share(false);
     if !Buffer::write(buffer(), registry) {
-        Rf_error(c"%s".as_ptr(), r::last_error().as_ptr());
+        r::raise_again();
     }
     hooks::set(registry);
     profiles::configure((*buffer()).take().bytes);

@@ -9,6 +9,8 @@
 //!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use extendr_ffi::{
     cetype_t, R_BaseEnv, R_BaseNamespace, R_BlankString, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv,
     R_MissingArg, R_NaString, R_NamespaceEnvSpec, R_NilValue, Rboolean, Rf_protect, Rf_unprotect,
@@ -22,12 +24,16 @@ use super::format::*;
 use super::hooks::Collected;
 use super::Buffer;
 use crate::r::{self, Variable};
-use crate::shared;
+use crate::{shared, stack};
 
-/// Beyond this R looks after its stack better than we do.
-const DEEPEST: u32 = 400;
+/// Stack that a level of nesting takes at most. If there is no room for another one, it is left to R,
+/// which says so if it has none, either.
+const LEVEL: usize = 512;
 /// A compact vector (such as `1:10`) up to this many elements is written out.
 const SMALL_COMPACT: isize = 256;
+
+/// Whether the last object was too deep.
+pub static TOO_DEEP: AtomicBool = AtomicBool::new(false);
 
 /// Up to here a linear search finds a reference as fast as a table would.
 const FEW: usize = 24;
@@ -85,12 +91,14 @@ pub unsafe fn write(
     hooks: Option<*mut Collected>,
     object: SEXP,
 ) -> bool {
+    TOO_DEEP.store(false, Ordering::Relaxed);
     (*references).clear();
     (*out).bytes.extend_from_slice(header());
     Writer {
         out,
         references,
         hooks,
+        deepest: stack::levels(LEVEL) as u32,
     }
     .item(object, 0)
 }
@@ -101,6 +109,7 @@ struct Writer {
     out: *mut Buffer,
     references: *mut References,
     hooks: Option<*mut Collected>,
+    deepest: u32,
 }
 
 impl Writer {
@@ -140,7 +149,8 @@ impl Writer {
     }
 
     unsafe fn item(&mut self, object: SEXP, depth: u32) -> bool {
-        if depth > DEEPEST {
+        if depth > self.deepest {
+            TOO_DEEP.store(true, Ordering::Relaxed);
             return false;
         }
         let mut object = object;

@@ -6,6 +6,10 @@
 //! they are made when they are asked for: single ones as they are, and all of them once they
 //! have become more than a few, or R wants to have them in a row or to change one. From then on
 //! it is an ordinary vector in all but name, and the memory is given back.
+//!
+//! To make a string allocates, and an R that is built with immediate finalizers then runs those, which may
+//! read or change the same vector. Therefore no reference to [`Strings`] is held across it, and the memory stays for as
+//! long as anybody [uses](Strings::users) it.
 
 use std::ffi::{c_int, c_void};
 
@@ -49,6 +53,11 @@ struct Strings {
     next: (usize, usize),
     /// How many more are made one by one.
     left: usize,
+    /// Calls that make strings of the memory. One that is left by a long jump counts for ever; then the
+    /// memory goes with the vector.
+    users: usize,
+    /// All are made: the vector's second field counts, and the memory goes with its last user.
+    done: bool,
 }
 
 /// The vector of `n` strings that are in a piece; `None` if they are not. For `common` see
@@ -83,6 +92,8 @@ impl Strings {
             places,
             next: (0, 0),
             left: FEW,
+            users: 0,
+            done: false,
         })
     }
 
@@ -116,68 +127,106 @@ pub unsafe fn is_one(vector: SEXP) -> bool {
 }
 
 /// The strings of a vector in R's format, if it is of this class and not all of them are made.
+/// Borrowed until R is called.
 pub unsafe fn unasked<'a>(vector: SEXP) -> Option<&'a [u8]> {
-    let strings = is_one(vector).then(|| strings(vector))??;
-    Some(bytes(&strings.held))
+    let strings = is_one(vector).then(|| pending(vector))??;
+    Some(bytes(&(*strings).held))
 }
 
-unsafe fn strings<'a>(vector: SEXP) -> Option<&'a mut Strings> {
-    R_ExternalPtrAddr(R_altrep_data1(vector))
-        .cast::<Strings>()
-        .as_mut()
+/// What there is of a vector's strings, unless all are made. To be asked for again whenever R has been
+/// called.
+unsafe fn pending(vector: SEXP) -> Option<*mut Strings> {
+    let strings = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Strings>();
+    (!strings.is_null() && !(*strings).done).then_some(strings)
 }
 
 /// The vector of those that are made, of which there may be none.
 unsafe fn begun(vector: SEXP, n: usize) -> SEXP {
     if R_altrep_data2(vector) == R_NilValue {
-        R_set_altrep_data2(vector, Rf_allocVector(SEXPTYPE::STRSXP, n as isize));
+        let made = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n as isize));
+        // A finalizer may have begun meanwhile.
+        if R_altrep_data2(vector) == R_NilValue {
+            R_set_altrep_data2(vector, made);
+        }
+        Rf_unprotect(1);
     }
     R_altrep_data2(vector)
+}
+
+/// Calls `f`, which may call R, with the memory kept meanwhile. `strings` are those of `vector`, which is
+/// protected.
+unsafe fn using<T>(vector: SEXP, strings: *mut Strings, f: impl FnOnce() -> T) -> T {
+    (*strings).users += 1;
+    let value = f();
+    (*strings).users -= 1;
+    if (*strings).users == 0 && (*strings).done {
+        let_go::<Strings>(R_altrep_data1(vector));
+    }
+    value
 }
 
 /// Makes those that are not made, and lets the memory go.
 unsafe fn all(vector: SEXP) -> SEXP {
     Rf_protect(vector);
-    if let Some(strings) = strings(vector) {
-        let made = begun(vector, strings.n);
-        let mut rest = bytes(&strings.held);
-        for i in 0..strings.n as isize {
-            if let Some(text) = Text::take(&mut rest) {
-                SET_STRING_ELT(made, i, text.make());
+    if let Some(strings) = pending(vector) {
+        using(vector, strings, || {
+            let n = (*strings).n;
+            let made = begun(vector, n);
+            let mut rest = bytes(&(*strings).held);
+            for i in 0..n as isize {
+                let Some(text) = Text::take(&mut rest) else {
+                    break;
+                };
+                let string = text.make();
+                // A finalizer may have made all, and changed some since.
+                if (*strings).done {
+                    break;
+                }
+                SET_STRING_ELT(made, i, string);
             }
-        }
-        let_go::<Strings>(R_altrep_data1(vector));
+            (*strings).done = true;
+        });
     }
     Rf_unprotect(1);
     R_altrep_data2(vector)
 }
 
 unsafe extern "C" fn length(vector: SEXP) -> R_xlen_t {
-    match strings(vector) {
-        Some(strings) => strings.n as R_xlen_t,
+    match pending(vector) {
+        Some(strings) => (*strings).n as R_xlen_t,
         None => Rf_xlength(R_altrep_data2(vector)),
     }
 }
 
 /// R has checked the index.
 unsafe extern "C" fn element(vector: SEXP, i: R_xlen_t) -> SEXP {
-    let Some(strings) = strings(vector) else {
+    let Some(strings) = pending(vector) else {
         return STRING_ELT(R_altrep_data2(vector), i);
     };
-    let made = begun(vector, strings.n);
-    let string = STRING_ELT(made, i);
-    if string != R_BlankString {
-        return string;
+    Rf_protect(vector);
+    let all_at_once = using(vector, strings, || {
+        let made = begun(vector, (*strings).n);
+        if (*strings).done || STRING_ELT(made, i) != R_BlankString {
+            return false;
+        }
+        if (*strings).left == 0 {
+            return true;
+        }
+        (*strings).left -= 1;
+        if let Some((text, next)) = (*strings).get(i as usize) {
+            let string = text.make();
+            if !(*strings).done {
+                SET_STRING_ELT(made, i, string);
+                (*strings).next = (i as usize + 1, next);
+            }
+        }
+        false
+    });
+    if all_at_once {
+        all(vector);
     }
-    if strings.left == 0 {
-        return STRING_ELT(all(vector), i);
-    }
-    strings.left -= 1;
-    if let Some((text, next)) = strings.get(i as usize) {
-        SET_STRING_ELT(made, i, text.make());
-        strings.next = (i as usize + 1, next);
-    }
-    STRING_ELT(made, i)
+    Rf_unprotect(1);
+    STRING_ELT(R_altrep_data2(vector), i)
 }
 
 unsafe extern "C" fn set_element(vector: SEXP, i: R_xlen_t, string: SEXP) {
@@ -189,7 +238,7 @@ unsafe extern "C" fn data(vector: SEXP, _writable: Rboolean) -> *mut c_void {
 }
 
 unsafe extern "C" fn data_or_null(vector: SEXP) -> *const c_void {
-    match strings(vector) {
+    match pending(vector) {
         Some(_) => std::ptr::null(),
         None => STRING_PTR_RO(R_altrep_data2(vector)).cast(),
     }
@@ -202,9 +251,9 @@ unsafe extern "C" fn inspect(
     _: c_int,
     _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
 ) -> Rboolean {
-    let Some(strings) = strings(vector) else {
+    let Some(strings) = pending(vector) else {
         return Rboolean::FALSE;
     };
-    say(bytes(&strings.held).len());
+    say(bytes(&(*strings).held).len());
     Rboolean::TRUE
 }

@@ -12,7 +12,13 @@
 //! - [`Policy::Queue`]: first in, first out; a task is sent only to a daemon that
 //!   can start it at once, that is, within [`AHEAD`] by the time that its tasks have taken
 //!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
-//!   started is recalled to where it stood in the queue. [`Policy::RoundRobin`]: tasks are
+//!   started is recalled to where it stood in the queue.
+//!
+//!   So no daemon starts a task after a later one, unless that task was taken back from another daemon, which was
+//!   lost, has left or was asked to give it back. What is taken back is sent before anything later, but other
+//!   daemons may have started later tasks in the meantime, and hold some. That is bounded: when a task
+//!   is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
+//!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them. [`Policy::RoundRobin`]: tasks are
 //!   assigned in turn to the daemons connected at submission, each of which works in order.
 //! - Without [`Config::retry`], no task is begun twice. What a daemon that is lost may have begun is
 //!   over ([`Verdict::Reset`]); what it held beyond that goes back to where it came from. What it may
@@ -66,6 +72,9 @@ const ROUND_ROBIN_WINDOW: usize = 16;
 /// that it need not wait for the host after each task: in time, and in tasks.
 pub const AHEAD: Duration = Duration::from_millis(1);
 pub const MOST_AHEAD: usize = 64;
+
+/// An empty queue keeps the memory of this many tasks; that of more is freed.
+const FEW_PLACES: usize = 4096;
 
 /// A daemon that has not replied for so long is not about to start what else it holds.
 pub const OVERDUE: Duration = Duration::from_millis(5);
@@ -1031,6 +1040,9 @@ impl<J: Clone> Dispatcher<J> {
         }
         let task = self.oldest_queued()?;
         self.queue.pop_front();
+        if self.queue.is_empty() && self.queue.capacity() > FEW_PLACES {
+            self.queue = VecDeque::new();
+        }
         if self.config.policy == Policy::Queue {
             self.queued -= 1;
         }

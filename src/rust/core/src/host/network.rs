@@ -138,9 +138,10 @@ impl Shared {
         }
         runtime::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            if let Some(visitor) = weak.upgrade()
-                && !matches!(*visitor.stage.lock(), Stage::Peer(..))
-            {
+            let Some(visitor) = weak.upgrade() else {
+                return;
+            };
+            if !matches!(*visitor.stage.lock(), Stage::Peer(..)) {
                 visitor.connection.close();
             }
         });

@@ -172,7 +172,8 @@ pub(super) fn try_fork(
     on_exit: OnExit,
 ) -> Result<(), OnExit> {
     let guard = SERVER.lock();
-    let (Some(orders), Some(code)) = (guard.as_ref(), &program.code) else {
+    let code = program.code.as_ref().filter(|_| program.attached);
+    let (Some(orders), Some(code)) = (guard.as_ref(), code) else {
         return Err(on_exit);
     };
     let Ok(request) = request(program, code) else {

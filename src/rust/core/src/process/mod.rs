@@ -55,6 +55,9 @@ pub struct Program {
     /// What a process forked by the fork server has to evaluate to become the same
     /// as this program; `None` if only the program itself will do.
     pub code: Option<String>,
+    /// Whether it ends with this process if it has not connected by then. A program that does not has no
+    /// [`line`].
+    pub attached: bool,
 }
 
 /// A process that was started by [`start`] or [`command::run`]. Dropping this does not end it.
@@ -262,7 +265,10 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
     command.args(&program.args).stdin(Stdio::null());
     set_environment(&mut command, program);
     let number = theirs.as_raw_fd();
-    command.env(line::VARIABLE, number.to_string());
+    let attached = program.attached;
+    if attached {
+        command.env(line::VARIABLE, number.to_string());
+    }
     if !program.output {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
@@ -273,10 +279,10 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
     unsafe {
         command.pre_exec(move || {
             limit.inspect(|limit| descriptors::set_limit(*limit));
-            match libc::fcntl(number, libc::F_SETFD, 0) {
-                -1 => Err(io::Error::last_os_error()),
-                _ => Ok(()),
+            if attached && libc::fcntl(number, libc::F_SETFD, 0) == -1 {
+                return Err(io::Error::last_os_error());
             }
+            Ok(())
         });
     }
     Ok((command.spawn()?, ours))
@@ -472,6 +478,7 @@ mod tests {
             env: vec![("GIVEN".into(), Some("value".into()))],
             output: false,
             code: None,
+            attached: true,
         }
     }
 

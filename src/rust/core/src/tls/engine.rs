@@ -477,9 +477,7 @@ impl<W: Read + Write> Conn<W> {
 
     /// Says why to the user, and to the peer by a TLS alert.
     fn fail(&mut self, error: &rustls::Error) -> Not {
-        if let Some(failure) = &self.failure
-            && !self.open
-        {
+        if let (Some(failure), false) = (&self.failure, self.open) {
             failure.set(Some(describe(error)));
         }
         self.broken = Some(CRYPTO);
@@ -497,9 +495,7 @@ impl<W: Read + Write> Conn<W> {
 
 impl<W> Drop for Conn<W> {
     fn drop(&mut self) {
-        if let Some(failure) = &self.failure
-            && !self.open
-        {
+        if let (Some(failure), false) = (&self.failure, self.open) {
             let mut why = failure.0.lock();
             why.get_or_insert_with(|| "the connection ended during the TLS handshake".into());
         }

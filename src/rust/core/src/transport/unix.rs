@@ -662,10 +662,8 @@ impl UnixLink {
                 }
                 let mut ready = self.data.fd.readable().await?;
                 let filled = ready.try_io(|fd| incoming.fill(fd.as_fd()));
-                if let Ok(Err(e)) = &filled
-                    && is_crowded(e)
-                    && tries < CROWDED_TRIES
-                {
+                let crowded = matches!(&filled, Ok(Err(e)) if is_crowded(e));
+                if crowded && tries < CROWDED_TRIES {
                     // What other links have passed makes room once it is mapped; nobody tells.
                     tries += 1;
                     tokio::time::sleep(SCARCE).await;

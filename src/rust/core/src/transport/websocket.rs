@@ -174,10 +174,10 @@ impl Routes {
         connection.start_with_request(self.clone());
         runtime::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade())
-                && routes.forget(&connection)
-            {
-                connection.close();
+            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade()) {
+                if routes.forget(&connection) {
+                    connection.close();
+                }
             }
         });
     }

@@ -1,0 +1,129 @@
+# Peers that send what they should not: values of all kinds as bytes, what can be made of these, and a
+# daemon that answers with any bytes. Also for tools/mutate.R.
+
+# Values of every kind that R can serialize.
+many_kinds <- function() {
+  env <- new.env()
+  env$self <- env
+  local({
+    a <- 1
+    f <- function(x, ...) x + a
+    delayedAssign("later", stop("not evaluated"))
+    makeActiveBinding("active", function() a, environment())
+    g <- function(...) environment()
+    dots <- g(a, b = 2)
+    lockBinding("a", environment())
+  }, env)
+  compiled <- compiler::cmpfun(function(x, y = 2) { z <- x + y; for (i in 1:3) z <- z * i; z })
+  setClass("HostilePoint", representation(x = "numeric", y = "numeric"), where = env)
+  point <- methods::new(methods::getClass("HostilePoint", where = env), x = 1, y = 2)
+  list(
+    NULL, NA, 1:10, c(1.5, NA), 1i, as.raw(1:9), c("a", NA, "\u00fc"), letters, list(1, "a", NULL), expression(a + b, 1),
+    quote(f(x, y = 2)[[1]]), as.name("a"), as.pairlist(list(a = 1, 2)), function(x, y = 1, ...) x, sum, `if`, compiled,
+    list(compiled, sum, compiled), compiler::compile(quote(x + 1)), globalenv(), baseenv(), emptyenv(), asNamespace("stats"),
+    as.environment("package:stats"), env, list(env, env), y ~ x, iris[c(1, 51, 101), ], factor(c("a", "b", NA)),
+    matrix(1:6, 2, dimnames = list(c("a", "b"), NULL)), array(1:8, c(2, 2, 2)), ts(1:10, frequency = 4), as.POSIXlt(Sys.time(), "UTC"),
+    Sys.Date(), structure(list(), class = "x"), structure(1, attribute = quote(a)), 1:1e6, as.numeric(1:1e6) + 0,
+    as.character(1:1000), seq(2, 1000), sort(c(3L, 1L, 2L)), point, structure(function() 1, class = "f"),
+    lapply(1:3, function(i) function(x) x + i), numeric_version("1.2.3"), try(stop("a"), silent = TRUE),
+    tryCatch(stop("a"), error = identity), setNames(as.list(1:40), paste0("n", 1:40)), list(quote(expr = ), 1)
+  )
+}
+
+payloads <- function() lapply(many_kinds(), function(x) suppressWarnings(.Call(mirai:::rs_encode, x)))
+
+# A few changes of the bytes: other bytes, other numbers, parts left out, repeated, or taken from elsewhere.
+mutate <- function(bytes, others) {
+  for (i in seq_len(sample.int(3L, 1L))) {
+    n <- length(bytes)
+    if (n < 40L) return(bytes)
+    # What the header says is mostly left as it is.
+    at <- if (runif(1) < 0.02) sample.int(n, 1L) else 23L + sample.int(n - 23L, 1L)
+    word <- min(24L + 4L * ((at - 24L) %/% 4L), n - 3L)
+    switch(
+      sample.int(7L, 1L),
+      bytes[at] <- as.raw(sample.int(256L, 1L) - 1L),
+      bytes[at] <- xor(bytes[at], as.raw(2L^(sample.int(8L, 1L) - 1L))),
+      bytes[at + 0:3 - max(0L, at + 3L - n)] <- writeBin(strange_number(), raw(), endian = .Platform$endian),
+      bytes[word + 0:3] <- writeBin(strange_number(), raw(), endian = .Platform$endian),
+      bytes <- bytes[-(at:min(n, at + sample.int(12L, 1L)))],
+      {
+        other <- others[[sample.int(length(others), 1L)]]
+        from <- sample.int(length(other), 1L)
+        part <- other[from:min(length(other), from + sample.int(60L, 1L))]
+        bytes <- append(bytes, part, at)
+      },
+      bytes <- append(bytes, bytes[at:min(n, at + sample.int(24L, 1L))], at)
+    )
+  }
+  bytes
+}
+
+# Types, flags, references, lengths.
+strange_number <- function() {
+  switch(
+    sample.int(6L, 1L),
+    sample.int(256L, 1L) - 1L,
+    sample.int(30L, 1L) + 256L * (sample.int(8L, 1L) - 1L),
+    255L + 256L * sample.int(12L, 1L),
+    sample(c(-1L, -2L, 0L, 1L, 2L, 3L, .Machine$integer.max, -.Machine$integer.max, 65536L, 1e6L, NA), 1L),
+    sample.int(26L, 1L) + as.integer(2^(11L + sample.int(16L, 1L))),
+    sample.int(.Machine$integer.max, 1L)
+  )
+}
+
+# Reads mutants of real payloads; returns how many of them R got to see. That this returns at all is
+# what counts.
+read_mutants <- function(n, seed) {
+  set.seed(seed)
+  all <- payloads()
+  read <- 0L
+  for (i in seq_len(n)) {
+    bytes <- mutate(all[[sample.int(length(all), 1L)]], all)
+    value <- tryCatch(suppressWarnings(list(.Call(mirai:::rs_decode, bytes))), error = function(e) NULL)
+    if (is.null(value)) next
+    read <- read + 1L
+    # All of it is looked at.
+    tryCatch(suppressWarnings(serialize(value, NULL)), error = function(e) NULL)
+  }
+  gc()
+  read
+}
+
+# Code of a process that connects to `url` as a daemon does, and answers tasks with the contents of `files`, one
+# after the other. It speaks the protocol of core/src/protocol by hand.
+evil_daemon <- function(url, files) {
+  port <- sub(".*:", "", url)
+  files <- paste(encodeString(files, quote = "\""), collapse = ", ")
+  paste0("
+    con <- socketConnection('127.0.0.1', ", port, ", blocking = TRUE, open = 'r+b', timeout = 60)
+    number <- function(x) writeBin(as.integer(x), raw(), endian = 'little')
+    send <- function(meta, body = raw()) {
+      writeBin(c(charToRaw('mira'), number(c(length(meta), length(body), 0L)), meta, body), con)
+    }
+    varint <- function(x) {
+      out <- raw()
+      while (x > 127L) { out <- c(out, as.raw(x %% 128L + 128L)); x <- x %/% 128L }
+      c(out, as.raw(x))
+    }
+    # Hello: version, process id, directory, slots
+    send(as.raw(c(0, 1, 1, 0, 1)))
+    seq <- 0L
+    for (file in c(", files, ")) repeat {
+      head <- readBin(con, 'raw', 16)
+      if (length(head) < 16) quit()
+      lengths <- readBin(head[5:16], 'integer', 2, endian = 'little')
+      meta <- readBin(con, 'raw', lengths[1])
+      body <- readBin(con, 'raw', lengths[2])
+      if (meta[1] == 8) send(as.raw(2)) # a ping
+      if (meta[1] == 3) { # a task
+        seq <- seq + 1L
+        # Done: number, value, time
+        send(c(as.raw(3), varint(seq), as.raw(c(0, 0))), readBin(file, 'raw', file.size(file)))
+        break
+      }
+    }
+    # Until the host goes.
+    readBin(con, 'raw', 1)
+  ")
+}

@@ -1,0 +1,217 @@
+# What peers send that is not what it should be, and values that cannot be read, for whatever reason.
+
+decode <- function(bytes) .Call(mirai:::rs_decode, bytes)
+encode <- function(x) .Call(mirai:::rs_encode, x)
+int <- function(...) writeBin(as.integer(c(...)), raw(), endian = .Platform$endian)
+
+# A stream with these contents.
+stream <- function(...) c(charToRaw("B\n"), int(3L, 0x40202L, 0x30500L, 5L), charToRaw("UTF-8"), ...)
+
+calls <- function(n) Reduce(function(x, i) call("f", x), seq_len(n), quote(x))
+lists <- function(n) {
+  x <- NULL
+  for (i in seq_len(n)) x <- list(x)
+  x
+}
+
+test_that("mutants of real values do not crash R", {
+  helper <- normalizePath("helper-hostile.R")
+  frame <- environment()
+  read <- function(seed) {
+    code <- paste0("source(", encodeString(helper, quote = "\""), "); cat('read', read_mutants(10000, ", seed, "), 'values')")
+    r_process(code, frame)
+  }
+  processes <- lapply(1:2, read)
+  for (p in processes) {
+    out <- paste(p$read_all_output_lines(), collapse = "\n")
+    expect_match(out, "read [0-9]+ values")
+  }
+})
+
+test_that("lengths that a stream claims are not believed", {
+  # These have overrun R's stack.
+  long <- function(n) c(charToRaw("B\n"), int(3L, 0x40202L, 0x30500L, n), as.raw(rep(0x41, 4000)))
+  expect_error(decode(long(-1L)), "cannot be read")
+  expect_error(decode(long(-1000L)), "cannot be read")
+  expect_error(decode(stream(int(8L, -5L), as.raw(rep(0x41, 4000)))), "cannot be read")
+  expect_error(decode(stream(int(13L, -1L, 1L, 0L), as.raw(rep(0x41, 4000)))), "cannot be read")
+  # A length that is there
+  expect_identical(decode(stream(int(13L, 2L, 7L, 8L))), c(7L, 8L))
+})
+
+test_that("fields of R's objects hold what R expects there", {
+  nil <- 254L
+  # An environment whose parent is a number, one that is its own parent, a closure without environment
+  expect_error(decode(stream(int(4L, 0L, 13L, 1L, 1L, nil, nil, nil))), "an environment was expected")
+  expect_error(decode(stream(int(4L, 0L, 511L, nil, nil, nil))), "own ancestor")
+  expect_error(decode(stream(int(3L + 1024L, 13L, 1L, 1L, nil, nil))), "an environment was expected")
+  # Names that are too few, of which R reads more
+  names <- c(int(1L, 262153L, 5L), charToRaw("names"))
+  expect_error(decode(stream(int(13L + 512L, 3L, 1:3, 1026L), names, int(16L, 0L, nil))), "as many names")
+  # sum() is the same object in all of the session
+  builtin <- c(int(8L + 512L + 256L, 3L), charToRaw("sum"), int(1026L), names, int(nil, nil))
+  expect_error(decode(stream(builtin)), "no such type")
+  expect_null(attributes(sum))
+})
+
+test_that("byte code is not sent, and not read", {
+  f <- function(x, y = 2) { z <- x + y; for (i in 1:3) z <- z * i; z }
+  environment(f) <- globalenv()
+  f <- compiler::cmpfun(f)
+  # Of these R writes the byte code: the others are written here.
+  x <- list(f, sum, f, quote(z))
+  expect_error(decode(serialize(x, NULL, xdr = FALSE)), "byte code")
+  back <- decode(encode(x))
+  expect_false(any(grepl("bytecode", utils::capture.output(print(back[[1]])))))
+  expect_identical(back, x)
+  expect_identical(back[[1]](1, 1), 12)
+  expect_identical(eval(decode(encode(compiler::compile(quote(1 + 1))))), 2)
+  # An active binding takes it to R as well. Compiled functions share their code.
+  adders <- compiler::cmpfun(function() lapply(1:3, function(i) function(x) x + i))()
+  env <- list2env(list(adders = adders, f = f))
+  makeActiveBinding("active", function() 42, env)
+  back <- decode(encode(env))
+  expect_identical(vapply(back$adders, function(f) f(10), 0), c(11, 12, 13))
+  expect_identical(back$active, 42)
+  local_test_daemons(1)
+  expect_identical(mirai(list(f(1, 1), sum, env$active), f = f, env = env)[], list(12, sum, 42))
+})
+
+test_that("values of all kinds come back", {
+  for (x in many_kinds()) {
+    # The search path of the receiver may be another.
+    back <- suppressWarnings(decode(encode(x)))
+    expect_identical(typeof(back), if (typeof(x) == "bytecode") "language" else typeof(x))
+    expect_identical(class(back), if (typeof(x) == "bytecode") "call" else class(x))
+    if (is.atomic(x)) expect_identical(back, x)
+  }
+})
+
+test_that("a value that is nested too deeply is an error value, and the next one is read", {
+  local_test_daemons(1)
+  for (make in list(calls, lists)) {
+    x <- mirai(make(n), make = make, n = 200000)[]
+    expect_s3_class(x, "miraiError")
+    expect_match(attr(x, "message"), "nested too deeply")
+    expect_identical(mirai(1)[], 1)
+    # What is not too deep for R is not too deep here.
+    x <- mirai(make(n), make = make, n = 5000)[]
+    expect_false(is_error_value(x))
+    depth <- 0
+    while (is.recursive(x) && length(x)) {
+      x <- x[[length(x)]]
+      depth <- depth + 1
+    }
+    expect_identical(depth, 5000)
+  }
+  # Along an attribute
+  x <- mirai({
+    x <- 1
+    for (i in 1:100000) x <- structure(1, a = x)
+    x
+  })[]
+  expect_match(attr(x, "message"), "nested too deeply")
+  expect_identical(mirai(1)[], 1)
+})
+
+test_that("what is too deep to be read does not crash R", {
+  deep <- function(n, ...) stream(rep(int(...), n), int(254L))
+  expect_error(decode(deep(1e6, 19L, 1L)), "nested too deeply")
+  expect_error(decode(deep(1e6, 2L, 254L)), NA)
+  # Something that only R can read in front: then it is R that would have to go so deep
+  builtin <- c(int(19L, 2L, 8L, 3L), charToRaw("sum"))
+  expect_error(decode(stream(builtin, rep(int(19L, 1L), 1e6), int(254L))), "nested too deeply")
+  expect_error(decode(stream(builtin, rep(int(2L, 254L), 1e6), int(254L))), "nested too deeply")
+  depth <- function(n) decode(stream(builtin, rep(int(19L, 1L), n), int(254L)))
+  expect_identical(depth(1000)[[1]], sum)
+  # Whatever depth is allowed is one that R can do.
+  nil <- 254L
+  a <- c(int(1L, 262153L, 1L), charToRaw("a"))
+  nested <- list(
+    depth,
+    function(n) decode(deep(n, 19L, 1L)),
+    # Calls, closures, environments, attributes
+    function(n) decode(stream(rep(c(int(6L), a, int(2L)), n), int(nil), rep(int(nil), n))),
+    function(n) decode(stream(rep(int(1027L, 253L, nil), n), int(nil))),
+    function(n) decode(stream(rep(int(4L, 0L), n), int(242L), rep(int(nil, nil, nil), n))),
+    function(n) decode(stream(rep(c(int(525L, 0L, 1026L), a), n), int(nil), rep(int(nil), n))),
+    function(n) decode(stream(rep(c(int(781L, 0L, 1026L), a), n), builtin, rep(int(nil), n + 1)))
+  )
+  for (f in nested) for (n in seq(1000, 40000, by = 3000)) try(f(n), silent = TRUE)
+  succeed()
+})
+
+test_that("an evil daemon's answers are error values, and never stop the rest of a map", {
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), environment())
+  daemons(url = "tcp://127.0.0.1:0", .compute = profile)
+  good <- encode("good")
+  bad <- list(
+    raw(), as.raw(1:100), good[1:30], c(good, good), c(charToRaw("B\n"), int(3L, 0L, 0L, -1L), as.raw(rep(0x41, 4000))),
+    stream(rep(int(19L, 1L), 1e6), int(254L)), serialize(1, NULL), serialize(1, NULL, ascii = TRUE),
+    stream(int(16L, 1L, 9L, 3L), as.raw(c(97, 0, 98)))
+  )
+  dir <- local_file("payloads")
+  dir.create(dir)
+  files <- file.path(dir, seq_len(2 * length(bad)))
+  for (i in seq_along(bad)) {
+    writeBin(bad[[i]], files[2 * i - 1])
+    writeBin(good, files[2 * i])
+  }
+  p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
+  got <- mirai_map(seq_along(files), function(x) x, .compute = profile)[]
+  odd <- seq_along(bad) * 2 - 1
+  for (x in got[odd]) {
+    expect_s3_class(x, "miraiError")
+    expect_match(attr(x, "message"), "cannot be read|nested too deeply|could not be sent")
+  }
+  expect_identical(got[-odd], rep(list("good"), length(bad)))
+})
+
+test_that("mutants that a daemon answers with are values or error values", {
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), environment())
+  daemons(url = "tcp://127.0.0.1:0", .compute = profile)
+  dir <- local_file("payloads")
+  dir.create(dir)
+  # The same ones each time: a failure can be looked into.
+  set.seed(20)
+  all <- payloads()
+  files <- file.path(dir, seq_len(200))
+  for (file in files) writeBin(mutate(all[[sample.int(length(all), 1L)]], all), file)
+  p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
+  got <- suppressWarnings(mirai_map(files, function(x) x, .compute = profile)[])
+  expect_length(got, 200)
+})
+
+test_that("an interrupted read leaves the mirai to be read again", {
+  out <- r_output('
+    library(mirai)
+    daemons(1)
+    counter <- structure(new.env(), class = "counter")
+    times <- 0
+    serialization(list(
+      function(x) raw(1),
+      function(x) {
+        times <<- times + 1
+        if (times == 1) { tools::pskill(Sys.getpid(), 2L); for (i in 1:1e7) i }
+        "read"
+      }
+    ), "counter")
+    m <- mirai(structure(new.env(), class = "counter"))
+    call_mirai(m)
+    cat("got:", tryCatch(m$data, interrupt = function(e) "interrupted"), "\\n")
+    cat("got:", m$data, "\\n")
+    daemons(0)
+  ')
+  expect_identical(trimws(grep("^got", out, value = TRUE)), c("got: interrupted", "got: read"))
+})
+
+test_that("texts of errors are no formats", {
+  expect_error(daemons(url = "ws://127.0.0.1:5555/my%20session"), "my%20session", fixed = TRUE)
+  for (text in c("%n%s%d", "100%")) {
+    out <- tryCatch(.Call(mirai:::rs_with_tokens, paste0("ftp://", text)), error = conditionMessage)
+    expect_match(out, text, fixed = TRUE)
+  }
+  expect_error(decode(charToRaw("%n%s%n%s")), "cannot be read")
+})
