@@ -13,7 +13,7 @@ say() { printf '%s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 
 # The least R and the least Rust are stated once each, for R CMD INSTALL and for cargo.
-least_r=$(sed -n 's/^ *R (>= \([0-9.]*\)).*/\1/p' "$top/DESCRIPTION")
+least_r=$(sed -n 's/^\(Depends:\)\{0,1\} *R (>= \([0-9.]*\)).*/\2/p' "$top/DESCRIPTION")
 least_rust=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$top/Cargo.toml")
 
 # at_least LEAST VERSION
