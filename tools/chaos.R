@@ -109,6 +109,15 @@ wait_connected <- function(n, seconds = 60) {
   }
 }
 
+# Waits until the tasks have resolved, or for so many seconds.
+wait_for <- function(tasks, seconds) {
+  setTimeLimit(elapsed = seconds)
+  on.exit(setTimeLimit())
+  tryCatch(call_mirai(tasks), error = function(e) {
+    if (!grepl("time limit", conditionMessage(e))) stop(e)
+  })
+}
+
 # ---- Tasks
 
 kinds <- c("tiny", "busy", "large", "error", "sleep")
@@ -186,7 +195,7 @@ run_round <- function(round, seed, n_tasks) {
     if (fault == "cut" && (is.null(set$port) || !can_cut())) fault <- "kill"
     switch(
       fault,
-      wait = .Call(mirai:::rs_wait_some, tasks[seq_len(i)], FALSE, 200),
+      wait = wait_for(tasks[seq_len(i)], 0.2),
       kill = {
         pid <- a_daemon(marks)
         if (!is.null(pid) && tools::pskill(pid, tools::SIGKILL)) {
@@ -220,11 +229,12 @@ run_round <- function(round, seed, n_tasks) {
   for (pid in stopped) tools::pskill(pid, tools::SIGCONT)
   if (runif(1L) < 0.2) {
     # The end in the middle of the work: what is pending is reset.
-    .Call(mirai:::rs_wait_some, tasks, FALSE, 2000)
+    wait_for(tasks, 2)
     did[["reset"]] <- 1L
     daemons(0)
   }
-  resolved <- .Call(mirai:::rs_wait_some, tasks, FALSE, 120000)
+  wait_for(tasks, 120)
+  resolved <- sum(!vapply(tasks, unresolved, NA))
   values <- lapply(tasks, function(m) m$data)
   daemons(NULL)
   # What was begun is known once the last daemon is gone.

@@ -174,7 +174,7 @@ sources() {
   (
     cd "$top"
     find DESCRIPTION NAMESPACE LICENSE NEWS.md README.md R man inst Cargo.toml Cargo.lock configure src \
-      \( -path src/rust/vendor -o -path src/.cargo -o -path src/rust/core/tests -o -path src/rust/bench -o -path src/rust/core/examples \) -prune -o \
+      \( -path src/rust/vendor -o -path src/.cargo -o -path src/rust/core/tests -o -path src/rust/bench -o -path src/rust/core/examples -o -path src/rust/core/fuzz -o -path src/rust/scan/examples -o -path src/rust/scan/fuzz \) -prune -o \
       -type f ! -name '*.o' ! -name '*.so' ! -name Makevars -exec cksum {} + 2>/dev/null | LC_ALL=C sort -k 3
   ) || :   # some of these are optional
 }
