@@ -39,6 +39,11 @@ local_envvar <- function(..., frame = parent.frame()) {
   do.call(Sys.setenv, as.list(new))
 }
 
+local_options <- function(..., frame = parent.frame()) {
+  old <- options(...)
+  defer(function() options(old), frame)
+}
+
 local_file <- function(..., frame = parent.frame()) {
   path <- tempfile(...)
   defer(function() unlink(path, recursive = TRUE), frame)

@@ -187,7 +187,7 @@ test_that("strings stay while the collector runs at any time", {
   got <- echo(x)
   expect_true(is_shared(got))
   gctorture(TRUE)
-  on.exit(gctorture(FALSE))
+  defer(function() gctorture(FALSE), environment())
   some <- got[c(40, 1, 7)]
   back <- mirai({ gctorture(TRUE); y <- x; y[2] <- "changed"; gctorture(FALSE); list(x, y) }, x = got)[]
   all <- paste(got)

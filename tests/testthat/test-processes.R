@@ -86,8 +86,7 @@ test_that("what daemons() has started does not outlive its session", {
 
 test_that("a daemon across the network that was launched here and is killed leaves no files", {
   for (forks in c(TRUE, FALSE)) {
-    old <- options(mirai.fork_server = forks)
-    on.exit(options(old))
+    local_options(mirai.fork_server = forks)
     local_tmpdir()
     dir <- Sys.getenv("TMPDIR")
     local_test_daemons(url = "tcp://127.0.0.1:0")
@@ -101,8 +100,7 @@ test_that("a daemon across the network that was launched here and is killed leav
 
 test_that("what starts a daemon is not to be found in its environment", {
   for (forks in c(TRUE, FALSE)) {
-    old <- options(mirai.fork_server = forks)
-    on.exit(options(old))
+    local_options(mirai.fork_server = forks)
     local_test_daemons(1)
     expect_identical(mirai(grep("LINE", names(Sys.getenv()), value = TRUE))[], character())
   }

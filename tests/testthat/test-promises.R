@@ -167,7 +167,7 @@ test_that("a promise settles although nothing else refers to the mirai", {
 test_that("a promise settles on the event loop that was current when it was made", {
   local_test_daemons(1)
   loop <- later::create_loop(parent = NULL)
-  on.exit(later::destroy_loop(loop))
+  defer(function() later::destroy_loop(loop), environment())
   value <- NULL
   m <- mirai("there")
   later::with_loop(loop, promises::then(m, function(x) value <<- x))

@@ -269,6 +269,7 @@ impl Visitor {
             .lock()
             .strangers
             .retain(|id| *id != self.id);
+        self.connection.begin_keep_alive(host.patience);
         let link = NngLink::new(self.connection.clone());
         let peer = host.join(link, self.endpoint, hello);
         Ok(Stage::Peer(reader.into_stage(Limits::LINK), peer))

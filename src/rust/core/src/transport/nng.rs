@@ -60,6 +60,9 @@ pub trait Receiver: Send + Sync {
     fn ended(&self);
 }
 
+/// How long a process that was suspended reads before it sends.
+const SETTLE: Duration = Duration::from_millis(200);
+
 /// A connection across the network, at either end.
 pub struct Connection {
     /// `None` only while it is dropped.
@@ -249,11 +252,7 @@ impl Connection {
     fn received(self: &Arc<Self>, result: Result<usize, nng::Error>) {
         let more = result.is_ok_and(|n| {
             self.heard.store(now(), Ordering::Relaxed);
-            let taken = self.take(n);
-            if matches!(taken, Ok(true)) {
-                self.release();
-            }
-            taken.is_ok()
+            self.take(n).is_ok()
         });
         if more {
             self.receive();
@@ -263,16 +262,15 @@ impl Connection {
         }
     }
 
-    /// Deals with the first `n` bytes of the input. Whether they were probably all that there is just now.
-    fn take(self: &Arc<Self>, n: usize) -> io::Result<bool> {
+    /// Deals with the first `n` bytes of the input.
+    fn take(self: &Arc<Self>, n: usize) -> io::Result<()> {
         let mut input = self.input.lock();
         let Input { buffer, envelope } = &mut *input;
         let taken = self.open(&mut buffer[..n], envelope);
-        let drained = n < buffer.len();
-        if !drained && n < READ.1 {
+        if n == buffer.len() && n < READ.1 {
             *buffer = vec![0; READ.1].into_boxed_slice();
         }
-        taken.map(|()| drained)
+        taken
     }
 
     /// Hands bytes to the receiver, without the envelope.
@@ -379,9 +377,9 @@ impl Connection {
         }
     }
 
-    /// Whether this process was suspended, and has not read from the peer since. That may have given up this connection and
-    /// said so: were anything sent to it, the system would answer with a reset, upon which NNG discards
-    /// what it has not read.
+    /// Whether this process was suspended, and has not had [`SETTLE`] since to read from the peer. That may have given up
+    /// this connection and said so: were anything sent to it, the system would answer with a reset, upon which
+    /// NNG discards what it has not read.
     fn is_held(&self) -> bool {
         let within = self.look_within.load(Ordering::Relaxed);
         let looked = self.looked.load(Ordering::Relaxed);
@@ -391,7 +389,7 @@ impl Connection {
         self.held.load(Ordering::SeqCst)
     }
 
-    /// Something has been read, or there was time enough for it.
+    /// There was time to read what had come.
     fn release(&self) {
         if self.look_within.load(Ordering::Relaxed) == 0 {
             return;
@@ -571,17 +569,23 @@ impl Connection {
         unsafe { nng_sys::nng_stream_close(self.raw()) };
     }
 
+    /// From now on, [`keep_alive`](Self::keep_alive) is called every quarter of `patience`.
+    pub fn begin_keep_alive(&self, patience: Duration) {
+        self.looked.store(now(), Ordering::Relaxed);
+        let within = patience.as_millis() as u64 / 2;
+        self.look_within.store(within, Ordering::Relaxed);
+    }
+
     /// What keep-alive does every so often. Either end says something often enough for the
     /// other to know that it is there: unasked, as a question might be stuck behind a
     /// large task for longer than the other's patience lasts. False if the peer has not been heard
     /// for so long: it should be given up.
     ///
     /// To be called every quarter of the patience. If that is late, this process was suspended: what has come meanwhile
-    /// is read first, and the peer's silence counts from now on.
-    pub fn keep_alive(&self, patience: Duration, sign: impl FnOnce() -> Frame) -> bool {
+    /// is read first, for [`SETTLE`], and the peer's silence counts from now on.
+    pub fn keep_alive(self: &Arc<Self>, patience: Duration, sign: impl FnOnce() -> Frame) -> bool {
         let (now, limit) = (now(), patience.as_millis() as u64);
         let age = |of: &AtomicU64| now.saturating_sub(of.load(Ordering::Relaxed));
-        self.look_within.store(limit / 2, Ordering::Relaxed);
         let late = age(&self.looked) > limit / 2;
         if late {
             self.held.store(true, Ordering::SeqCst);
@@ -589,6 +593,14 @@ impl Connection {
         }
         self.looked.store(now, Ordering::Relaxed);
         if late {
+            // A single read is no sign that all has been read: it may have been done before the suspension.
+            let this = Arc::downgrade(self);
+            runtime::handle().spawn(async move {
+                tokio::time::sleep(SETTLE).await;
+                if let Some(this) = this.upgrade() {
+                    this.release();
+                }
+            });
             return true;
         }
         if age(&self.heard) >= limit {

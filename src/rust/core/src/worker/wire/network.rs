@@ -322,6 +322,7 @@ impl Receiver for Inbox {
 /// Tells the host that this daemon is there, and gives up one that has not been heard for so
 /// long, though it says something more often than that. For as long as the connection lives.
 fn keep_alive(connection: &Arc<Connection>, gate: Arc<Gate>, patience: Duration) {
+    connection.begin_keep_alive(patience);
     let connection = Arc::downgrade(connection);
     runtime::handle().spawn(async move {
         loop {
