@@ -3,9 +3,9 @@
 //! R has no event loop of its own there. So a wait ends, as if interrupted, when
 //!
 //! - the user presses Ctrl-C,
-//! - a descriptor of R's input handlers is readable (those of packages later and httpgd, X11
-//!   windows and the like: see `R_ext/eventloop.h`),
-//! - [`PERIOD`] is over: for `setTimeLimit()` and for handlers that R polls (`R_PolledEvents`, such
+//! - from R 4.5 on, a descriptor of R's input handlers is readable (those of packages later and httpgd,
+//!   X11 windows and the like: see `R_ext/eventloop.h`),
+//! - [`PERIOD`] is over: for `setTimeLimit()`, for input handlers before R 4.5, and for handlers that R polls (`R_PolledEvents`, such
 //!   as Tcl/Tk's), which give no sign and tell nobody when they are due.
 //!
 //! Its caller then calls [`serve`] and waits again. That may run any R code, which may use the
@@ -13,7 +13,9 @@
 //! nothing then, and must look at everything anew.
 
 use std::cell::Cell;
-use std::ffi::{c_int, c_void};
+#[cfg(all(unix, r_4_5))]
+use std::ffi::c_int;
+use std::ffi::c_void;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -29,12 +31,13 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 /// How long a wait lasts at most before [`serve`] is called. It takes some microseconds.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// How long the input handlers rest of which one has left something to read, so that one which
+/// How long the input handlers rest, from R 4.5 on, of which one has left something to read, so that one which
 /// never reads does not take the whole processor.
+#[cfg(all(unix, r_4_5))]
 const REST: Duration = Duration::from_millis(10);
 
-/// `InputHandler` of R_ext/eventloop.h.
-#[cfg(unix)]
+/// `InputHandler` of R_ext/eventloop.h, whose list is part of R's API from R 4.5 on.
+#[cfg(all(unix, r_4_5))]
 #[repr(C)]
 struct InputHandler {
     activity: c_int,
@@ -45,12 +48,13 @@ struct InputHandler {
     data: *mut c_void,
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, r_4_5))]
 extern "C" {
     static mut R_InputHandlers: *mut InputHandler;
 }
 
 /// Of a handler for the terminal: while R waits, nobody reads what is typed.
+#[cfg(all(unix, r_4_5))]
 const STDIN: c_int = 2;
 
 struct State {
@@ -117,14 +121,35 @@ unsafe extern "C-unwind" fn serve_events() -> SEXP {
     R_NilValue
 }
 
-#[cfg(not(unix))]
+#[cfg(not(all(unix, r_4_5)))]
 fn each_input(_f: impl FnMut(*mut c_void, RawFd)) {}
 
 #[cfg(not(unix))]
 unsafe fn run_input_handlers() {}
 
+/// The API of older R has no other way to its input handlers than to sleep. That ends at once, and calls
+/// them, if the descriptor of one is readable, and takes a millisecond if not, once in a [`PERIOD`].
+#[cfg(all(unix, not(r_4_5)))]
+unsafe fn run_input_handlers() {
+    if !STATE.busy.replace(true) {
+        let null = std::ptr::null_mut();
+        r::R_ExecWithCleanup(Some(sleep), null, Some(end_handler), null);
+    }
+}
+
+#[cfg(all(unix, not(r_4_5)))]
+unsafe extern "C" fn sleep(_: *mut c_void) -> SEXP {
+    use extendr_ffi::{R_BaseEnv, Rf_allocVector, Rf_install, Rf_protect, Rf_unprotect, SEXPTYPE};
+    let seconds = Rf_protect(Rf_allocVector(SEXPTYPE::REALSXP, 1));
+    *extendr_ffi::REAL(seconds) = 0.001;
+    let call = Rf_protect(r::Rf_lang2(Rf_install(c"Sys.sleep".as_ptr()), seconds));
+    let value = r::Rf_eval(call, R_BaseEnv);
+    Rf_unprotect(2);
+    value
+}
+
 /// Calls `f`, which must not change the list, with each input handler and its descriptor.
-#[cfg(unix)]
+#[cfg(all(unix, r_4_5))]
 fn each_input(mut f: impl FnMut(*mut InputHandler, RawFd)) {
     // SAFETY: R's list, which only its main thread reads and changes.
     unsafe {
@@ -139,7 +164,7 @@ fn each_input(mut f: impl FnMut(*mut InputHandler, RawFd)) {
 }
 
 /// Calls the handlers of all descriptors that are readable now.
-#[cfg(unix)]
+#[cfg(all(unix, r_4_5))]
 unsafe fn run_input_handlers() {
     let now = Instant::now();
     if STATE.busy.get() || STATE.rest.get().is_some_and(|rest| rest > now) {
@@ -179,7 +204,7 @@ unsafe fn run_input_handlers() {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, r_4_5))]
 unsafe extern "C" fn call_handler(input: *mut c_void) -> SEXP {
     let input = input.cast::<InputHandler>();
     if let Some(handler) = (*input).handler {
@@ -194,7 +219,7 @@ unsafe extern "C" fn end_handler(_: *mut c_void) {
 }
 
 /// Also true of one that has been closed: its handler shall see to that.
-#[cfg(unix)]
+#[cfg(all(unix, r_4_5))]
 fn is_readable(fd: RawFd) -> bool {
     let mut poll = libc::pollfd {
         fd,
