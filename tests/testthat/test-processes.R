@@ -59,7 +59,8 @@ test_that("after Ctrl-C in daemons() no process is left, nor a file", {
     left <- if (forks) 2L else 1L
     dir <- wait_for_match(p, "^in ([^ ]+) FALSE")
     expect_true(wait_until(function() length(marked(mark)) <= left, 5))
-    expect_true(wait_until(function() length(list.files(dir, "^Rtmp")) <= left))
+    # A plain R that is killed while it starts has had no chance to say where its directory is.
+    if (forks) expect_true(wait_until(function() length(list.files(dir, "^Rtmp")) <= left))
     file.create(file)
     expect_identical(words(p), "goes on ")
   }

@@ -154,6 +154,9 @@ impl Child {
 
 /// Ends those of these processes that have not connected, at once, whether or not they have been started
 /// yet; waits until they have ended, for a second or so at most. Must not be called on the I/O thread.
+///
+/// A plain R that is killed before it has run any code of ours leaves its empty session directory behind: R gives
+/// it a random name and tells nobody. A fork says where its directory is as soon as it has one.
 pub fn end_unconnected(children: &[Arc<Child>]) {
     let unwanted = |child: &&Arc<Child>| {
         let mut state = child.state.lock();
