@@ -327,6 +327,20 @@ test_that("a forked child leaves the promises to the session", {
   expect_identical(values, "value")
 })
 
+test_that("a child that is forked while promises settle can use later", {
+  skip_on_os("windows")
+  local_test_daemons(2)
+  for (i in 1:50) {
+    promises <- lapply(1:20, function(j) promises::then(mirai(j), identity))
+    child <- parallel::mcparallel(later::run_now())
+    done <- parallel::mccollect(child, wait = FALSE, timeout = 20)
+    if (is.null(done)) tools::pskill(child$pid, tools::SIGKILL)
+    expect_false(is.null(done))
+    parallel::mccollect(child)
+    for (p in promises) settled(p)
+  }
+})
+
 test_that("a session can end while promises are pending or about to settle", {
   for (i in 1:3) {
     host <- r_process(c(

@@ -6,10 +6,10 @@
 //! What shall happen is R's business: functions, which are [kept](Kept) until they have been called.
 //! Other threads know them by a [`Key`] only.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, UnsafeCell};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use extendr_ffi::{
     R_CallMethodDef, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean, Rf_allocVector,
@@ -37,6 +37,29 @@ static EXEC_LATER: Mutex<Option<ExecLater>> = Mutex::new(None);
 
 fn exec_later() -> MutexGuard<'static, Option<ExecLater>> {
     EXEC_LATER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own lock at
+/// that moment, and the child would wait for it for ever as soon as it used later.
+struct HeldByFork(UnsafeCell<Option<MutexGuard<'static, Option<ExecLater>>>>);
+
+// SAFETY: only used by the handlers below, of which fork(3) runs one after the other on the thread that forks.
+unsafe impl Sync for HeldByFork {}
+
+static HELD_BY_FORK: HeldByFork = HeldByFork(UnsafeCell::new(None));
+
+fn hold_during_forks() {
+    static ONCE: Once = Once::new();
+    unsafe extern "C" fn before() {
+        *HELD_BY_FORK.0.get() = Some(exec_later());
+    }
+    unsafe extern "C" fn after() {
+        *HELD_BY_FORK.0.get() = None;
+    }
+    // SAFETY: the handlers call nothing that may not be called around a fork.
+    ONCE.call_once(|| unsafe {
+        libc::pthread_atfork(Some(before), Some(after), Some(after));
+    });
 }
 
 /// From now on nothing is scheduled.
@@ -188,6 +211,8 @@ unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: 
     if profiles::is_forked() {
         r::raise(FORKED);
     }
+    #[cfg(unix)]
+    hold_during_forks();
     // Here, because only the main thread may ask R for it.
     let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
     *exec_later() = std::mem::transmute::<extendr_ffi::DL_FUNC, Option<ExecLater>>(function);
