@@ -133,6 +133,12 @@ want_launchers() {
     lacks "${missing[*]}"
 }
 
+# What R CMD check --as-cran looks for.
+want_check_tools() {
+  command -v qpdf >/dev/null && command -v checkbashisms >/dev/null && return
+  ! command -v apt-get >/dev/null || (debian_install qpdf devscripts) || lacks "qpdf or checkbashisms"
+}
+
 # One line for each thing that really is not there.
 not_found() {
   local tool

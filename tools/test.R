@@ -25,7 +25,7 @@ impossible <- paste(
   collapse = "|"
 )
 reason <- vapply(results, function(result) {
-  skips <- Filter(function(x) inherits(x, "skip"), result$results)
+  skips <- Filter(function(x) inherits(x, c("skip", "expectation_skip")), result$results)
   if (length(skips)) sub("^Reason: ", "", conditionMessage(skips[[1L]])) else NA_character_
 }, "")
 not_here <- grepl(impossible, reason)

@@ -387,3 +387,30 @@ test_that("bad arguments are errors", {
     daemon("abstract://x", rs = 1:3)
   }))
 })
+
+test_that("a daemon that was started in the background of a script, where Ctrl-C is ignored, can be interrupted", {
+  skip_on_os("windows")
+  local_tmpdir()
+  url <- local_url()
+  local_test_daemons(url = url)
+  code <- sprintf(".libPaths(c(%s)); mirai::daemon('%s')", paste0("'", .libPaths(), "'", collapse = ","), url)
+  rscript <- file.path(R.home("bin"), "Rscript")
+  system2("sh", c("-c", shQuote(paste("trap '' INT; exec", rscript, "-e", shQuote(code)))), wait = FALSE)
+  expect_true(connected(1))
+  pid <- mirai(Sys.getpid())[]
+  defer(function() tools::pskill(pid, tools::SIGKILL), environment())
+  file <- local_file()
+  for (sleeping in c(TRUE, FALSE)) {
+    m <- mirai(
+      {
+        file.create(file)
+        if (sleeping) Sys.sleep(60) else repeat NULL
+      },
+      .args = list(file = file, sleeping = sleeping)
+    )
+    expect_true(wait_until(function() file.exists(file)))
+    unlink(file)
+    expect_true(stop_mirai(m))
+    expect_identical(call_mirai(mirai(Sys.getpid(), .timeout = 20000))$data, pid)
+  }
+})

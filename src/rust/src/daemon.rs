@@ -15,7 +15,7 @@ use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,6 +180,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
         main: unsafe { libc::pthread_self() },
         tempdir: settings.dial.tempdir.clone().into(),
     });
+    obey_the_watcher();
     // Taken before any task, kept across reconnections.
     let mut snapshot = take_snapshot().ok_or("the session's state cannot be read")?;
     let mut limits = Limits::new(&settings);
@@ -610,6 +611,31 @@ unsafe fn failure(stage: Stage) -> SEXP {
     value
 }
 
+/// Whether the watcher has sent a SIGINT: see [`obey_the_watcher`].
+static ASKED_TO_INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+/// Where SIGINT is ignored, R 4.6 leaves it so but while it sleeps, and other tasks could not be interrupted. That is how a shell starts
+/// what a script runs in the background (`Rscript -e 'mirai::daemon(...)' &`), so that the Ctrl-C for the script does
+/// not reach it. Such a daemon goes on to ignore Ctrl-C, but not its watcher.
+fn obey_the_watcher() {
+    extern "C" fn handle(_: c_int) {
+        if ASKED_TO_INTERRUPT.swap(false, Ordering::SeqCst) {
+            r::set_interrupt();
+        }
+    }
+    // SAFETY: the structures are C's, for which all zeros are valid; the handler only stores two numbers.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGINT, std::ptr::null(), &raw mut now);
+        if now.sa_sigaction == libc::SIG_IGN {
+            let mut new: libc::sigaction = std::mem::zeroed();
+            new.sa_sigaction = handle as extern "C" fn(c_int) as libc::sighandler_t;
+            // Without SA_RESTART: what the task waits for in the system ends.
+            libc::sigaction(libc::SIGINT, &raw const new, std::ptr::null_mut());
+        }
+    }
+}
+
 /// What the watcher may do to this R session.
 struct RSession {
     main: libc::pthread_t,
@@ -624,6 +650,7 @@ unsafe impl Sync for RSession {}
 
 impl Runtime for RSession {
     fn interrupt(&self) {
+        ASKED_TO_INTERRUPT.store(true, Ordering::SeqCst);
         // SAFETY: the main thread lives.
         unsafe { libc::pthread_kill(self.main, libc::SIGINT) };
     }

@@ -151,6 +151,12 @@ pub fn interrupted() -> bool {
     }
 }
 
+/// What R's handler does upon Ctrl-C. From a signal handler.
+pub fn set_interrupt() {
+    // SAFETY: as above.
+    unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(1) }
+}
+
 /// Forgets a pending Ctrl-C.
 pub fn clear_interrupt() {
     // SAFETY: as above.
