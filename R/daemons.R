@@ -19,12 +19,13 @@
 #' @param pass the password of an encrypted key in `tls`.
 #' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, and go to a daemon when
 #'   it can start them at once. `FALSE`: they are assigned right away, to the connected daemons in
-#'   turn.
+#'   turn. Earlier releases wrote `"process"` or `"thread"` for `TRUE`, and `"none"` for `FALSE`.
 #' @param ... options for the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`,
 #'   `maxtasks`, `idletime`, `walltime`, `timerstart`, `asyncdial`. And for the dispatch: `retry`,
 #'   `TRUE` to run a task again, on the next free daemon, when its daemon has ended in the middle of it
 #'   (so a task that ends every daemon does end all of them, and then waits for the next);
-#'   `token`, `TRUE` to add a random path to `url`. Anything else, and a value of the wrong type, is ignored with
+#'   `token`, `TRUE` to add a random path to `url`; `force`, `FALSE` for an error where daemons are set already,
+#'   instead of taking their place. Anything else, and a value of the wrong type, is ignored with
 #'   a warning.
 #' @param sync `TRUE` to evaluate in this process, at the call of `mirai()`: for debugging with
 #'   [browser()], and for tests.
@@ -96,7 +97,7 @@ daemons <- function(
     stop_argument("seed", "a single whole number, or NULL", call)
   }
   if (!is.null(memory)) check_positive(memory, "memory", "a single positive number of megabytes")
-  check_flag(dispatcher, "dispatcher")
+  dispatcher <- as_dispatcher(dispatcher, call)
   check_serial(serial, call)
   if (!is.null(remote)) check_remote(remote, call)
   if (!is.null(remote) && is.null(url)) stop_argument("url", "given with 'remote': it is where daemons connect", call)
@@ -104,6 +105,10 @@ daemons <- function(
   check_identity(tls, pass, call)
   settings <- daemons_settings(...)
   edition()
+  resets <- is.null(url) && !sync && (is.null(n) || n == 0L)
+  if (!resets && !settings$force && daemons_set(profile)) {
+    stop_argument("force", "TRUE where daemons are set already, or daemons(0) called first", call)
+  }
 
   the$globals[[profile]] <- NULL
   the$setup_streams[[profile]] <- NULL
@@ -119,7 +124,7 @@ daemons <- function(
     the$globals[[profile]] <- if (!is.null(stream)) list(.Random.seed = stream)
     return(new_daemons(1L, profile))
   }
-  if (is.null(url) && (is.null(n) || n == 0L)) {
+  if (resets) {
     .Call(rs_close_profile, profile, is.null(n))
     return(new_daemons(0L, profile))
   }
@@ -159,6 +164,15 @@ new_daemons <- function(n, profile, value = n) {
 }
 
 as_seed <- function(seed) if (!is.null(seed)) as.integer(seed)
+
+# "process", "thread" and "none" are how early releases said it, and packages of that time still do.
+as_dispatcher <- function(x, call) {
+  if (is_flag(x)) return(x)
+  if (!is.character(x) || length(x) != 1L || !x %in% c("process", "thread", "none")) {
+    stop_argument("dispatcher", "TRUE or FALSE", call)
+  }
+  x != "none"
+}
 
 # Starts local daemons, all or none. Each has a URL of its own, or all have the same.
 set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_urls = dispatcher && edition() == 1L) {

@@ -273,8 +273,13 @@ daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formal
     }
   }
   given <- given[kept]
-  dispatch <- names(given) %in% c("retry", "token")
-  list(daemon = given[!dispatch], retry = isTRUE(given$retry), token = isTRUE(given$token))
+  dispatch <- names(given) %in% c("retry", "token", "force")
+  list(
+    daemon = given[!dispatch],
+    retry = isTRUE(given$retry),
+    token = isTRUE(given$token),
+    force = !isFALSE(given$force)
+  )
 }
 
 warn_option <- function(text, call) {
@@ -317,7 +322,8 @@ daemon_options <- list(
   timerstart = list(fits = is_count, expected = "a single whole number, zero or greater"),
   dispatcher = list(fits = is_flag, expected = "TRUE or FALSE"),
   retry = list(fits = is_flag, expected = "TRUE or FALSE"),
-  token = list(fits = is_flag, expected = "TRUE or FALSE")
+  token = list(fits = is_flag, expected = "TRUE or FALSE"),
+  force = list(fits = is_flag, expected = "TRUE or FALSE")
 )
 
 # With `awaited`, wait_connected() will see whether it fails.

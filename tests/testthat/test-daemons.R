@@ -378,7 +378,7 @@ test_that("bad arguments are errors", {
     daemons(url = "gopher://host")
     daemons(url = c(local_url(), local_url()), dispatcher = FALSE)
     daemons(url = "ipc:///not/there/at/all", .compute = "broken")
-    daemons(1, dispatcher = "process")
+    daemons(1, dispatcher = "all")
     daemons(1, dispatcher = NA)
     daemons(1, sync = NA)
     daemons(1, seed = "a")

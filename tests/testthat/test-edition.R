@@ -82,6 +82,23 @@ test_that("in edition 2, daemons() returns TRUE or FALSE, invisibly", {
   expect_s3_class(daemons(.compute = profile), NA)
 })
 
+test_that("the arguments of early releases still work, in both editions", {
+  profile <- test_profile()
+  defer(function() daemons(0, .compute = profile), environment())
+  daemons(1, dispatcher = "none", force = FALSE, .compute = profile)
+  url <- nextget("urls", .compute = profile)
+  expect_identical(mirai(1 + 1, .compute = profile)[], 2)
+  expect_error(daemons(2, force = FALSE, .compute = profile), "'force'.*daemons\\(0\\)")
+  expect_error(daemons(url = local_url(), force = FALSE, .compute = profile), "'force'")
+  expect_error(daemons(sync = TRUE, force = FALSE, .compute = profile), "'force'")
+  expect_identical(nextget("urls", .compute = profile), url)
+  daemons(1, dispatcher = "process", force = TRUE, .compute = profile)
+  expect_true("awaiting" %in% names(status(profile)$mirai))
+  daemons(0, force = FALSE, .compute = profile)
+  expect_false(daemons_set(profile))
+  expect_error(daemons(1, dispatcher = "all", .compute = profile), "'dispatcher' must be TRUE or FALSE")
+})
+
 test_that("a number is how many to launch in edition 2, and `n` always", {
   local_tmpdir()
   local_test_daemons(url = c(local_url(), local_url()))
