@@ -2,7 +2,7 @@
 # is that of the function the user called.
 
 stop_argument <- function(name, expected, call) {
-  stop(simpleError(paste0("'", name, "' must be ", expected), call))
+  stop_error(paste0("'", name, "' must be ", expected), call, "mirai_error_argument")
 }
 
 check_string <- function(x, name, call = sys.call(-1L)) {

@@ -169,7 +169,7 @@ sendData.miraiNode <- function(node, data) {
   m <- if (node$open) {
     .Call(rs_submit_to, node_call, data$data[c("fun", "args")], node$rank, node$cluster$profile)
   }
-  if (is.null(m)) stop("cluster ", node$cluster$id, " has been stopped", call. = FALSE)
+  if (is.null(m)) stop_error(paste0("cluster ", node$cluster$id, " has been stopped"))
   node$pending <- list(m = m, tag = data$data$tag)
   invisible()
 }
@@ -194,7 +194,7 @@ recvOneData.miraiCluster <- function(cl) {
   list(node = i, value = reply)
 }
 
-stop_not_called <- function() stop("no call has been sent to wait for", call. = FALSE)
+stop_not_called <- function() stop_error("no call has been sent to wait for")
 
 abandon <- function(node) {
   if (!is.null(node$pending)) stop_mirai(node$pending$m)
@@ -221,7 +221,7 @@ stop_lost <- function(node, value) {
   pid <- node$pid$data
   process <- if (is.integer(pid) && !is_error_value(pid)) paste0(" (process ", pid, ")")
   text <- paste0("node ", node$rank, " of cluster ", node$cluster$id, process, " has been lost: ", error_text(value))
-  stop(text, call. = FALSE)
+  stop_error(text)
 }
 
 # All nodes that are left, or some of them.
@@ -262,7 +262,7 @@ closeNode.miraiNode <- function(node) {
 register_cluster <- function(default = TRUE) {
   check_flag(default, "default")
   register <- parallel_function("registerClusterType")
-  if (is.null(register)) stop("cluster types can be registered in R 4.5 and later only")
+  if (is.null(register)) stop_error("cluster types can be registered in R 4.5 and later only", sys.call())
   register("MIRAI", make_cluster, make.default = default)
   invisible()
 }

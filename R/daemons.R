@@ -24,8 +24,8 @@
 #'   `maxtasks`, `idletime`, `walltime`, `timerstart`, `asyncdial`. And for the dispatch: `retry`,
 #'   `TRUE` to run a task again, on the next free daemon, when its daemon has ended in the middle of it
 #'   (so a task that ends every daemon does end all of them, and then waits for the next);
-#'   `token`, `TRUE` to add a random path to `url`; `force`, `FALSE` for an error where daemons are set already,
-#'   instead of taking their place. Anything else, and a value of the wrong type, is ignored with
+#'   `token`, `TRUE` to add a random path to `url`; `force`, `FALSE` to leave daemons that are set already as they are,
+#'   instead of replacing them. Anything else, and a value of the wrong type, is ignored with
 #'   a warning.
 #' @param sync `TRUE` to evaluate in this process, at the call of `mirai()`: for debugging with
 #'   [browser()], and for tests.
@@ -106,9 +106,7 @@ daemons <- function(
   settings <- daemons_settings(...)
   edition()
   resets <- is.null(url) && !sync && (is.null(n) || n == 0L)
-  if (!resets && !settings$force && daemons_set(profile)) {
-    stop_argument("force", "TRUE where daemons are set already, or daemons(0) called first", call)
-  }
+  if (!resets && !settings$force && daemons_set(profile)) return(new_daemons(the$numbers[[profile]], profile))
 
   the$globals[[profile]] <- NULL
   the$setup_streams[[profile]] <- NULL
@@ -129,7 +127,7 @@ daemons <- function(
     return(new_daemons(0L, profile))
   }
   if (.Call(rs_daemon_state) == 2L && is.null(url)) {
-    stop("local daemons cannot be set on a daemon from within mirai_map()")
+    stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
   }
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
@@ -153,7 +151,7 @@ daemons <- function(
 extend_urls <- function(url, n, call) {
   if (is.null(n) || n == length(url)) return(url)
   if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
-  with_call(.Call(rs_extend_url, url, as.integer(n)), call)
+  with_call(.Call(rs_extend_url, url, as.integer(n)), call, "mirai_error_argument")
 }
 
 # The value of daemons(), where `n` are set.
@@ -192,7 +190,8 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
       if (settings$token) urls <- .Call(rs_with_tokens, urls)
       .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
     },
-    call
+    call,
+    "mirai_error_connect"
   )
   the$settings[[profile]] <- settings
   start_setup_streams(profile, seed)
@@ -204,7 +203,7 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
 patience <- function() {
   given <- getOption("mirai.keepalive", 30000)
   if (!is_number(given) || given < 100) {
-    stop("option 'mirai.keepalive' must be a single number of milliseconds, 100 or more", call. = FALSE)
+    stop_error("option 'mirai.keepalive' must be a single number of milliseconds, 100 or more", class = "mirai_error_argument")
   }
   min(as.double(given), 1e9)
 }
@@ -215,14 +214,17 @@ wait_connected <- function(profile, n, call) {
   repeat {
     ended <- .Call(rs_wait_connected, profile, n)
     if (isTRUE(ended)) return(TRUE)
-    if (is.character(ended)) stop(simpleError(ended, call))
+    if (is.character(ended)) stop_error(ended, call, "mirai_error_launch")
     .Call(rs_serve_events)
   }
 }
 
 # Shows errors of native code as those of the function that the user called.
-with_call <- function(expr, call) {
-  tryCatch(expr, error = function(e) stop(simpleError(conditionMessage(e), call)))
+with_call <- function(expr, call, class = NULL) {
+  tryCatch(expr, error = function(e) {
+    if (inherits(e, "mirai_error")) class <- setdiff(class(e), c("mirai_error", "error", "condition"))
+    stop_error(conditionMessage(e), call, class)
+  })
 }
 
 # What the package remembers of profiles between calls.
@@ -298,7 +300,7 @@ existing_profile <- function(x, call = sys.call(-1L)) {
   if (inherits(x, "miraiDaemons")) x <- class(x)[[2L]]
   check_string(x, ".compute", call)
   if (!daemons_set(x)) {
-    stop(simpleError(paste0("no daemons set for profile '", x, "'"), call))
+    stop_error(paste0("no daemons set for profile '", x, "'"), call, "mirai_error_no_daemons")
   }
   x
 }
@@ -333,5 +335,5 @@ stop_no_daemons <- function(profile, call = sys.call(-1L)) {
   } else {
     paste0("no daemons set for profile '", profile, "': use for example daemons(6, .compute = \"", profile, "\")")
   }
-  stop(simpleError(message, call))
+  stop_error(message, call, "mirai_error_no_daemons")
 }

@@ -36,12 +36,14 @@ edition <- function() {
   given <- getOption("mirai.edition")
   if (!is.null(given)) {
     if (is_number(given) && given %in% 1:2) return(as.integer(given))
-    stop("option 'mirai.edition' must be 1 or 2, not ", deparse(given, nlines = 1L)[1L], call. = FALSE)
+    given <- deparse(given, nlines = 1L)[1L]
+    stop_error(paste0("option 'mirai.edition' must be 1 or 2, not ", given), class = "mirai_error_argument")
   }
   given <- Sys.getenv("MIRAI_EDITION")
   if (given %in% c("", "1")) return(1L)
   if (given == "2") return(2L)
-  stop("environment variable MIRAI_EDITION must be 1 or 2, not \"", given, "\"", call. = FALSE)
+  text <- paste0("environment variable MIRAI_EDITION must be 1 or 2, not \"", given, "\"")
+  stop_error(text, class = "mirai_error_argument")
 }
 
 # The edition that daemons have been told last: they make stack traces of the kind that is wanted.

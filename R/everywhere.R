@@ -22,7 +22,7 @@
 #' daemons(0)
 #' @export
 everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
-  if (missing(.expr)) stop("missing expression, perhaps wrap in {}?")
+  if (missing(.expr)) stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
   expr <- substitute(.expr)
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr

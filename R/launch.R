@@ -128,7 +128,7 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
   settled <- FALSE
   on.exit(if (!settled) end_commands(running))
   for (job in jobs) {
-    command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call)
+    command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call, "mirai_error_launch")
     running <- c(running, list(command))
   }
   now <- function() proc.time()[["elapsed"]]
@@ -143,7 +143,7 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
     state <- states[[i]]
     failure <- jobs[[i]]$failure
     text <- if (!state$running && !is.null(failure)) failure(state) else describe_failure(jobs[[i]]$name, state)
-    if (!is.null(text)) stop(simpleError(paste0("the launch of daemons has failed: ", text), call))
+    if (!is.null(text)) stop_error(paste0("the launch of daemons has failed: ", text), call, "mirai_error_launch")
   }
   settled <- TRUE
   stay <- vapply(states, function(state) state$running, NA)
@@ -210,7 +210,7 @@ launch_urls <- function(url, n, given, profile, call) {
   if (is.character(url)) {
     urls <- url
   } else if (!length(urls)) {
-    stop(simpleError(paste0("profile '", profile, "' is synchronous: it has no daemons"), call))
+    stop_error(paste0("profile '", profile, "' is synchronous: it has no daemons"), call, "mirai_error_no_daemons")
   } else if (edition() == 2L && (given || is.null(n))) {
     if (!is.null(n)) stop_argument("url", "URLs, where there is 'n'", call)
     if (!is_positive_count(url)) stop_argument("url", "URLs, or the number of daemons to launch", call)
@@ -333,7 +333,7 @@ launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FA
   output <- isTRUE(settings$daemon$output)
   # A daemon of a host elsewhere may outlive this session, whose fork server does not.
   code <- if (daemons_set(profile)) fork_code(args)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call, "mirai_error_launch")
 }
 
 # The call of daemon() that a process has to evaluate, as text.

@@ -252,7 +252,7 @@ progress_bar <- function(n, options, call) {
       step = 1
     ))
   }
-  if (!is.null(options$.progress_cli)) stop(simpleError("'.progress_cli' needs package cli, which is not installed", call))
+  if (!is.null(options$.progress_cli)) stop_error("'.progress_cli' needs package cli, which is not installed", call)
   label <- if (!is.null(settings$name)) paste0(settings$name, " ")
   line <- function(i) paste0(label, paste("[", i, "/", n, "....", "]"))
   if (progress_redraws()) {
@@ -278,7 +278,7 @@ map_error <- function(x, i, parent, call) {
   if (!is.null(name) && (is.na(name) || !nzchar(name))) name <- NULL
   where <- paste0("In index: ", i, ".", if (!is.null(name)) paste0(" With name: ", name, "."))
   fields <- list(message = where, call = call, location = i, name = name, parent = parent)
-  structure(fields, class = c("mirai_error_map", "error", "condition"))
+  structure(fields, class = c("mirai_error_map", "mirai_error", "error", "condition"))
 }
 
 #' @export

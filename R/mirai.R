@@ -51,7 +51,7 @@
 #' is_mirai_error(m$data)
 #' @export
 mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
-  if (missing(.expr)) stop("missing expression, perhaps wrap in {}?")
+  if (missing(.expr)) stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
   expr <- substitute(.expr)
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
@@ -92,7 +92,7 @@ environment(try_mirai) <- list2env(
 # Function of the active binding `data` of an unread mirai. Evaluated in copies whose
 # environment is the mirai itself, which is where `.task` is: see tasks.rs.
 data_binding <- function(value) {
-  if (missing(value)) .Call(rs_data, .task) else stop("'data' of a mirai cannot be set")
+  if (missing(value)) .Call(rs_data, .task) else stop_error("'data' of a mirai cannot be set", sys.call())
 }
 utils::globalVariables(".task")
 

@@ -100,7 +100,7 @@ check_handlers <- function(x, call) {
     stop_argument(".promise", "a function, or a list of one or two functions", call)
   }
   if (!requireNamespace("promises", quietly = TRUE)) {
-    stop(simpleError("'.promise' needs package promises, which is not installed", call))
+    stop_error("'.promise' needs package promises, which is not installed", call)
   }
   x
 }

@@ -279,7 +279,8 @@ shell_job <- function(command, args, input = NULL) {
   found <- nzchar(Sys.which(command))
   name <- if (found) command else sub("^([^[:space:]]*).*$", "\\1", command)
   if (!found && !nzchar(Sys.which(name))) {
-    stop("the launch of daemons has failed: there is no command '", name, "'", call. = FALSE)
+    text <- paste0("the launch of daemons has failed: there is no command '", name, "'")
+    stop_error(text, class = "mirai_error_launch")
   }
   line <- paste(c("exec", if (found) sh_quote(command) else command, args), collapse = " ")
   list(name = basename(name), path = "/bin/sh", args = c("-c", line), input = input)
@@ -318,7 +319,9 @@ at_once <- function(commands) {
 }
 
 http_job <- function(remote, command) {
-  if (!nzchar(Sys.which("curl"))) stop("the launch of daemons has failed: there is no command 'curl'", call. = FALSE)
+  if (!nzchar(Sys.which("curl"))) {
+    stop_error("the launch of daemons has failed: there is no command 'curl'", class = "mirai_error_launch")
+  }
   data <- if (is.function(remote$data)) {
     paste(remote$data(command), collapse = "\n")
   } else {

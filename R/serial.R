@@ -168,7 +168,7 @@ read_hooked <- function(made, registry) {
     if (!length(x[[2L]])) return(list())
     i <- match(x[[1L]], classes)
     if (is.na(i)) {
-      stop("there is no function to unserialize class '", x[[1L]], "' here", call. = FALSE)
+      stop_error(paste0("there is no function to unserialize class '", x[[1L]], "' here"))
     }
     hook <- registry[[i]]
     run_hook(hook, "unserialize", {
@@ -182,5 +182,5 @@ run_hook <- function(hook, what, expr) {
 }
 
 hook_error <- function(hook, what, why) {
-  stop("the function to ", what, " class '", hook$class, "' failed: ", why, call. = FALSE)
+  stop_error(paste0("the function to ", what, " class '", hook$class, "' failed: ", why))
 }

@@ -1,0 +1,35 @@
+#' Errors raised by mirai
+#'
+#' Every error that a function of this package raises has class `"mirai_error"`. A finer class says what kind
+#' of error it is, so that code can catch it.
+#'
+#' @details
+#' | class | raised when | by, for example |
+#' |---|---|---|
+#' | `mirai_error_argument` | an argument or an option is not valid | every function |
+#' | `mirai_error_no_daemons` | no daemons are set for the profile | [require_daemons()], [launch_local()] |
+#' | `mirai_error_connect` | a URL cannot be listened at, or the host cannot be reached | [daemons()], [daemon()] |
+#' | `mirai_error_launch` | a daemon cannot be started | [daemons()], [launch_remote()] |
+#' | `mirai_error_map` | an element of a map has failed, by `.stop` or `.flat` | [mirai_map()] |
+#'
+#' `conditionMessage()` says what happened, and `conditionCall()` is the call of the function that the user called.
+#'
+#' Errors of the evaluated expression are not raised: they are values, see [is_mirai_error()].
+#' @seealso [is_error_value()] for errors of tasks; [require_daemons()].
+#' @examples
+#' tryCatch(
+#'   daemons(-1),
+#'   mirai_error_argument = function(e) conditionMessage(e)
+#' )
+#' tryCatch(
+#'   require_daemons(),
+#'   mirai_error_no_daemons = function(e) "set daemons first"
+#' )
+#' @name mirai-errors
+#' @aliases mirai_error mirai_error_argument mirai_error_no_daemons mirai_error_connect mirai_error_launch
+NULL
+
+# `call` is that of the function the user called, or NULL. `class` is the finer class, or NULL.
+stop_error <- function(message, call = NULL, class = NULL) {
+  stop(errorCondition(message, class = c(class, "mirai_error"), call = call))
+}
