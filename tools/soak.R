@@ -9,10 +9,13 @@ stopifnot(is.numeric(scale), scale > 0)
 # How much more than after three tenths is still no leak. R's own heap moves by some megabytes.
 slack <- c(rss_mb = 15, threads = 2, descriptors = 2, mappings = 60, files = 0, processes = 0)
 
+# Made here, so that the environment of the function that calls mirai_map(), with the last results, is not sent with it.
+itself <- function(x) x
+
 maps <- function(n) {
   while (n > 0) {
     size <- min(n, 1e5)
-    values <- mirai_map(seq_len(size), function(x) x, .compute = "local")[]
+    values <- mirai_map(seq_len(size), itself, .compute = "local")[]
     stopifnot(identical(values, as.list(seq_len(size))))
     n <- n - size
   }
@@ -25,7 +28,7 @@ singles <- function(n) {
 network <- function(n) {
   size <- min(n, 1e4)
   for (i in seq_len(n / size)) {
-    values <- mirai_map(seq_len(size), function(x) x, .compute = "tcp")[]
+    values <- mirai_map(seq_len(size), itself, .compute = "tcp")[]
     stopifnot(identical(values, as.list(seq_len(size))))
   }
 }
