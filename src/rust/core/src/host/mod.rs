@@ -8,7 +8,7 @@
 //! free daemon writes it to the socket itself, and the thread that reads a reply
 //! has written the daemon's next task before it wakes anybody.
 
-mod listener;
+mod local;
 mod network;
 
 pub use network::node_name;
