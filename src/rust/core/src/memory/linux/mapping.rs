@@ -63,7 +63,7 @@ impl std::fmt::Debug for Mapping {
 
 impl Mapping {
     /// The beginning of [`len`](Self::len) bytes, aligned to a page. They may be written to by
-    /// whoever was [given](super::Piece::give) it.
+    /// whoever was [given](crate::memory::Piece::give) it.
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }

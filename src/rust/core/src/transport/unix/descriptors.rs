@@ -29,7 +29,7 @@ pub(super) const SEND: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(not(target_os = "linux"))]
 pub(super) const SEND: SendFlags = SendFlags::empty(); // no_sigpipe() sets SO_NOSIGPIPE instead
 
-/// Reads once without an intermediate copy, for [`FrameReader::fill`].
+/// Reads once without an intermediate copy, for [`FrameReader::fill`](crate::protocol::FrameReader::fill).
 pub fn recv(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     let (_, got) = rustix::net::recv(fd, room, RecvFlags::empty())?;
     Ok(got)
