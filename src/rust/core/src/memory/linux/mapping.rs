@@ -9,7 +9,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use super::changes::{Changes, FEW, MOST_RUNS};
 use super::pages;
-use super::quota::{MAPPINGS, MOST_MAPPINGS, Place};
+use super::quota::{MAPPINGS, MOST_MAPPINGS, QuotaSlot};
 use super::segment::{Held, Segment};
 
 /// From this size on a mapping keeps the descriptor of its memfd, to send that again.
@@ -21,12 +21,12 @@ pub struct Mapping {
     len: usize,
     /// Where its pages come from, if that has been kept.
     pub(super) source: Option<Arc<Held>>,
-    _place: Place,
+    _slot: QuotaSlot,
 }
 
 impl Held {
     pub(super) fn map(&self) -> io::Result<Mapping> {
-        let place = MAPPINGS
+        let slot = MAPPINGS
             .take_within(MOST_MAPPINGS)
             .ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: a new mapping, at an address of the system's choice.
@@ -45,7 +45,7 @@ impl Held {
             start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             len: self.len,
             source: None,
-            _place: place,
+            _slot: slot,
         })
     }
 }

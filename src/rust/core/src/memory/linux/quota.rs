@@ -14,32 +14,32 @@ const SHARE: usize = 4;
 /// A system may say that there is no limit.
 const MOST_SEGMENTS: usize = 16_384;
 
-/// Things of which there may be only so many.
-pub(super) struct Count(AtomicUsize);
+/// Counts what this process holds of a limited resource.
+pub(super) struct Quota(AtomicUsize);
 
-pub(super) static SEGMENTS: Count = Count(AtomicUsize::new(0));
-pub(super) static MAPPINGS: Count = Count(AtomicUsize::new(0));
+pub(super) static SEGMENTS: Quota = Quota(AtomicUsize::new(0));
+pub(super) static MAPPINGS: Quota = Quota(AtomicUsize::new(0));
 
-/// One of them.
-pub(super) struct Place(&'static Count);
+/// One unit of a [`Quota`], given back when dropped.
+pub(super) struct QuotaSlot(&'static Quota);
 
-impl Count {
-    pub(super) fn take(&'static self) -> (Place, usize) {
+impl Quota {
+    pub(super) fn take(&'static self) -> (QuotaSlot, usize) {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
-        (Place(self), before)
+        (QuotaSlot(self), before)
     }
 
     pub(super) fn now(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(super) fn take_within(&'static self, most: usize) -> Option<Place> {
-        let (place, before) = self.take();
-        (before < most).then_some(place)
+    pub(super) fn take_within(&'static self, most: usize) -> Option<QuotaSlot> {
+        let (slot, before) = self.take();
+        (before < most).then_some(slot)
     }
 }
 
-impl Drop for Place {
+impl Drop for QuotaSlot {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::changes::Changes;
 use super::mapping::{Mapping, WORTH_KEEPING};
-use super::quota::{Place, SEGMENTS, most_segments};
+use super::quota::{QuotaSlot, SEGMENTS, most_segments};
 
 /// What a segment must have: nobody can change or cut it.
 const SEALS: SealFlags = SealFlags::SHRINK
@@ -22,19 +22,19 @@ const TMPFS: libc::c_long = 0x0102_1994;
 pub struct Draft {
     fd: OwnedFd,
     len: usize,
-    place: Place,
+    slot: QuotaSlot,
 }
 
 impl Draft {
     /// `None`: this system has none, or there are too many.
     pub fn new() -> Option<Draft> {
-        let place = SEGMENTS.take_within(most_segments())?;
+        let slot = SEGMENTS.take_within(most_segments())?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         // Some systems demand the first flag, and older ones do not know it.
         let fd = rustix::fs::memfd_create(c"mirai", flags | MemfdFlags::NOEXEC_SEAL)
             .or_else(|_| rustix::fs::memfd_create(c"mirai", flags))
             .ok()?;
-        Some(Draft { fd, len: 0, place })
+        Some(Draft { fd, len: 0, slot })
     }
 
     /// Appends bytes. After an error there is no use for it.
@@ -65,7 +65,7 @@ impl Draft {
         Some(Held {
             fd: self.fd,
             len: self.len,
-            _place: self.place,
+            _slot: self.slot,
         })
     }
 }
@@ -81,7 +81,7 @@ pub struct Segment {
 pub(super) struct Held {
     pub(super) fd: OwnedFd,
     pub(super) len: usize,
-    _place: Place,
+    _slot: QuotaSlot,
 }
 
 impl std::fmt::Debug for Segment {
@@ -193,11 +193,11 @@ impl Held {
         if len == 0 {
             return refused("a passed segment is shorter than announced");
         }
-        let (place, _) = SEGMENTS.take();
+        let (slot, _) = SEGMENTS.take();
         Ok(Held {
             fd,
             len,
-            _place: place,
+            _slot: slot,
         })
     }
 }
