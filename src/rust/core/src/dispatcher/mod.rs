@@ -37,6 +37,9 @@
 //!   later starts there, and nowhere else.
 
 mod ledger;
+mod peer;
+
+pub use peer::{AHEAD, MOST_AHEAD};
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -44,6 +47,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use self::ledger::Ledger;
+use self::peer::{Flight, Peer};
 use crate::protocol::Seq;
 
 /// Names a task; unique in the process. Those submitted later have larger ones, but for threads that
@@ -64,15 +68,6 @@ pub enum Policy {
     /// A queue per daemon, filled in turn.
     RoundRobin,
 }
-
-/// With [`Policy::RoundRobin`], how many of its tasks a daemon holds at most;
-/// the rest of its queue waits on the host, where it can still be moved.
-const ROUND_ROBIN_WINDOW: usize = 16;
-
-/// With [`Policy::Queue`], how much work a daemon holds at most beyond what it has started, so
-/// that it need not wait for the host after each task: in time, and in tasks.
-pub const AHEAD: Duration = Duration::from_millis(1);
-pub const MOST_AHEAD: usize = 64;
 
 /// An empty queue keeps the memory of this many tasks; that of more is freed.
 const FEW_PLACES: usize = 4096;
@@ -240,89 +235,6 @@ struct Entry<J> {
     target: Target,
     /// Where it has been sent, if it has.
     sent: Option<(PeerId, Seq)>,
-}
-
-/// A task on a daemon. `id` is `None` when nobody waits for it any more.
-struct Flight {
-    seq: Seq,
-    id: Option<TaskId>,
-}
-
-struct Peer {
-    endpoint: Endpoint,
-    /// Tasks that it may run at once.
-    slots: usize,
-    replies: Replies,
-    /// Tasks sent and not replied to, in order of `seq`, in which the daemon begins them.
-    flights: VecDeque<Flight>,
-    /// Those with larger numbers have not been allowed to begin.
-    granted: Seq,
-    /// Those up to this one have begun, as it said when it was last asked to give some back. Their replies
-    /// may take longer to arrive than that answer.
-    begun: Seq,
-    /// Tasks that only this daemon shall run.
-    pinned: VecDeque<TaskId>,
-    /// Tasks assigned in turn, not yet sent.
-    assigned: VecDeque<TaskId>,
-    last_seq: Seq,
-    leaving: bool,
-    /// Whether it stands in `idle`, and in `holders`.
-    idle: bool,
-    holds: bool,
-    /// Time that its tasks take, leaning to the longer ones.
-    pace: Option<Duration>,
-    /// Since when it may have been at work on its first task.
-    since: Time,
-    /// First and last of what is being recalled.
-    recalled: Option<(Seq, Seq)>,
-}
-
-impl Peer {
-    /// How many tasks it may hold, if what it has begun is as quick as those before.
-    fn window(&self, policy: Policy) -> usize {
-        match policy {
-            Policy::RoundRobin => ROUND_ROBIN_WINDOW.max(self.slots),
-            Policy::Queue if self.slots == 1 && self.recalled.is_none() => self.tiny(),
-            Policy::Queue => self.slots,
-        }
-    }
-
-    /// How many of its tasks fit into [`AHEAD`], at least one.
-    fn tiny(&self) -> usize {
-        let Some(pace) = self.pace else { return 1 };
-        let tasks = AHEAD.as_nanos() / pace.as_nanos().max(1);
-        tasks.clamp(1, MOST_AHEAD as u128) as usize
-    }
-
-    /// Grants what may be granted now; returns the last task that is.
-    fn grant(&mut self) -> Seq {
-        let unheard = match self.replies {
-            Replies::Sure => usize::MAX,
-            Replies::MayBeLost if self.slots > 1 => self.slots,
-            Replies::MayBeLost => self.tiny(),
-        };
-        let to = match self.flights.len().min(unheard) {
-            0 => self.last_seq,
-            n => self.flights[n - 1].seq,
-        };
-        self.granted = self.granted.max(to);
-        self.granted
-    }
-
-    /// How many of its tasks, from the oldest, it may have begun by the time that it is lost.
-    fn begun_at_most(&self, heard_out: bool) -> usize {
-        if self.replies == Replies::Sure && heard_out {
-            self.flights.len().min(self.slots)
-        } else {
-            self.flights.partition_point(|f| f.seq <= self.granted)
-        }
-    }
-
-    /// A task has taken so long. A long one counts at once, short ones little by little.
-    fn keep_pace(&mut self, spent: Duration) {
-        let before = self.pace.unwrap_or(spent);
-        self.pace = Some(spent.max((before * 3 + spent) / 4));
-    }
 }
 
 #[derive(Default)]

@@ -8,12 +8,15 @@
 //! free daemon writes it to the socket itself, and the thread that reads a reply
 //! has written the daemon's next task before it wakes anybody.
 
-mod listener;
+mod actions;
+mod endpoints;
+mod local;
 mod network;
+mod this_machine;
 
+pub use endpoints::EndpointStatus;
 pub use network::node_name;
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -21,22 +24,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
-use smallvec::SmallVec;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
+use self::endpoints::Listening;
 use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies,
-    Target, TaskId, Time, Verdict,
+    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Target, TaskId,
 };
 use crate::memory::{Body, Content};
-use crate::process::{self, Child, Program};
-use crate::protocol::{Control, Done, Frame, Seq, ToDaemon, ToHost, VERSION};
+use crate::process::{self, Child};
+use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
 use crate::runtime;
-use crate::task::{Constants, Outcome, Payload, Task};
-use crate::tls::{Identity, TlsError};
-use crate::transport::{Address, Link, NetworkUrl, nng};
+use crate::task::{Constants, Outcome, Task};
+use crate::transport::Link;
 use crate::wait::Bell;
 
 /// Time without a sign of life after which a peer across the network is given up, unless
@@ -56,13 +56,6 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// Not closed by being dropped: see [`close`](Host::close). Clones are the same host.
 #[derive(Clone)]
 pub struct Host(Arc<Shared>);
-
-/// A URL that is listened at, and what happened there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointStatus {
-    pub url: String,
-    pub counts: EndpointCounts,
-}
 
 /// See [`Host::status`].
 #[derive(Clone, Debug)]
@@ -110,17 +103,6 @@ struct Connected {
     holds: FxHashSet<u64>,
 }
 
-struct Listening {
-    /// With the real port.
-    address: Address,
-    /// As it was given.
-    given: Address,
-    identity: Option<Identity>,
-    /// Of a URL on this machine, and across the network; neither once it is closed.
-    accepting: Option<JoinHandle<()>>,
-    listener: Option<nng::Listening>,
-}
-
 /// What a daemon has said of itself.
 struct Hello {
     /// Process id, if it is on this machine.
@@ -166,93 +148,6 @@ impl Host {
         });
         runtime::handle().spawn(keep_time(shared.clone()));
         Host(shared)
-    }
-
-    /// Listens at a URL that needs no certificate.
-    ///
-    /// # Errors
-    /// The name is taken, or this system has no such transport.
-    pub fn listen(&self, address: &Address) -> io::Result<Endpoint> {
-        self.0.listen(address, None, false)
-    }
-
-    /// Listens at URLs, of which secure ones present the identity. WebSocket URLs that leave the
-    /// port open share one.
-    ///
-    /// # Errors
-    /// As of [`listen`](Self::listen), with the URL. Some may be listened at then.
-    pub fn listen_all(
-        &self,
-        addresses: &[Address],
-        identity: Option<&Identity>,
-    ) -> Result<(), (Address, io::Error)> {
-        let first = || addresses.first().expect("there are URLs").clone();
-        let ported = network::choose_ports(addresses).map_err(|e| (first(), e))?;
-        for address in &ported {
-            self.0
-                .listen(address, identity, false)
-                .map_err(|e| (address.clone(), e))?;
-        }
-        Ok(())
-    }
-
-    /// An identity to present at these URLs, for this one purpose.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn single_use_identity(addresses: &[Address]) -> Result<Identity, TlsError> {
-        let urls = addresses.iter().filter_map(|a| match a {
-            Address::Network(url) => Some(url),
-            _ => None,
-        });
-        Identity::single_use(&network::names(urls))
-    }
-
-    /// Closes a URL and listens at a fresh one that nobody can guess, which is returned. `None`:
-    /// there is no such URL, or it has no path to be changed, or a daemon is connected there
-    /// and it shall not be done by force. With it, what such daemons run is
-    /// [`Outcome::Closed`].
-    ///
-    /// # Errors
-    /// The new URL cannot be listened at; the old one is closed then.
-    pub fn renew(&self, endpoint: Endpoint, force: bool) -> io::Result<Option<String>> {
-        let shared = &self.0;
-        let there = shared.state.lock().dispatcher.peers_at(endpoint);
-        let (base, given, identity, ending) = {
-            let mut listening = shared.listening.lock();
-            let Some(old) = listening.get_mut(endpoint) else {
-                return Ok(None);
-            };
-            if !old.given.has_path() || !(there.is_empty() || force) {
-                return Ok(None);
-            }
-            let (given, identity) = (old.given.clone(), old.identity.clone());
-            (old.base(), given, identity, old.close())
-        };
-        // Not under the lock, which the I/O thread may want first.
-        if let Some(ending) = ending {
-            let _ = runtime::handle().block_on(ending);
-        }
-        shared.turn_away_strangers(endpoint);
-        shared.handle(Event::Moved { endpoint }, None);
-        // Also of those who have joined since we looked, who would never be given a task.
-        let links: Vec<_> = {
-            let state = shared.state.lock();
-            let links = state.links.values().filter(|c| c.endpoint == endpoint);
-            links.map(|connected| connected.link.clone()).collect()
-        };
-        for link in links {
-            link.close();
-        }
-        let address = match &base {
-            Address::Abstract(_) => Address::Abstract(crate::token()),
-            _ => base.with_path(&crate::token()),
-        };
-        let mut fresh = shared.open(&address, identity.as_ref(), endpoint, false)?;
-        fresh.given = given;
-        let url = fresh.address.to_string();
-        shared.listening.lock()[endpoint] = fresh;
-        Ok(Some(url))
     }
 
     /// Tells daemons, those connected and those to come, what they should know, before
@@ -353,52 +248,6 @@ impl Host {
         submitted
     }
 
-    /// Hands over a task to a process started for it alone, which will dial
-    /// `address` and should leave after one task.
-    ///
-    /// # Errors
-    /// The process cannot be started or the address not be listened at. Nothing
-    /// will come of the task then.
-    pub fn submit_to_new(
-        &self,
-        task: Arc<Task>,
-        timeout: Option<Duration>,
-        address: &Address,
-        program: &Program,
-    ) -> io::Result<()> {
-        let endpoint = self.0.listen(address, None, true)?;
-        // First: the process may be fast.
-        self.submit(task, timeout, Target::Endpoint(endpoint));
-        let shared = self.0.clone();
-        let started = process::start(program, move |child| {
-            shared.stop_listening(endpoint);
-            // If it has connected, the link has something to say about that, too.
-            shared.handle(Event::Abandoned { endpoint }, None);
-            shared.process_gone(child);
-            shared.state.lock().dispatcher.release_endpoint(endpoint);
-        });
-        match started {
-            Ok(child) => {
-                self.0.adopt(&child);
-                Ok(())
-            }
-            Err(e) => {
-                self.0.stop_listening(endpoint);
-                self.0.handle(Event::Abandoned { endpoint }, None);
-                self.0.state.lock().dispatcher.release_endpoint(endpoint);
-                Err(e)
-            }
-        }
-    }
-
-    /// Starts a process that will dial one of the URLs.
-    pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
-        let shared = self.0.clone();
-        let child = process::start(program, move |child| shared.process_gone(child))?;
-        self.0.adopt(&child);
-        Ok(child)
-    }
-
     /// Nobody wants the result of the task any more. False if it had already
     /// resolved.
     pub fn cancel(&self, task: &Task) -> bool {
@@ -449,20 +298,6 @@ impl Host {
         }
     }
 
-    /// Whether daemons may be there that can be sent segments as they are.
-    pub fn passes_memory(&self) -> bool {
-        let listening = self.0.listening.lock();
-        listening
-            .iter()
-            .any(|l| !matches!(l.address, Address::Network(_)))
-    }
-
-    /// URLs in the order in which they were given.
-    pub fn urls(&self) -> Vec<String> {
-        let listening = self.0.listening.lock();
-        listening.iter().map(|l| l.address.to_string()).collect()
-    }
-
     /// Ends everything: pending tasks resolve to [`Outcome::Reset`], daemons see
     /// the host go. With `end`, daemons that would outlive that leave, too. Processes that were
     /// launched and have not connected end, also those that are about to be started. Waits
@@ -499,30 +334,6 @@ impl Host {
     }
 }
 
-impl Listening {
-    /// The URL as it was given, with the port that it has by now.
-    fn base(&self) -> Address {
-        match (&self.given, &self.address) {
-            (Address::Network(given), Address::Network(now)) => Address::Network(NetworkUrl {
-                port: now.port,
-                ..given.clone()
-            }),
-            (given, _) => given.clone(),
-        }
-    }
-
-    /// Stops listening. What is returned ends when the name is free again.
-    fn close(&mut self) -> Option<JoinHandle<()>> {
-        self.listener = None;
-        let accepting = self.accepting.take();
-        if let Some(accepting) = &accepting {
-            accepting.abort();
-            crate::transport::unix::unlink(&self.address);
-        }
-        accepting
-    }
-}
-
 /// Watches the deadlines.
 async fn keep_time(shared: Arc<Shared>) {
     while !shared.is_closed() {
@@ -545,46 +356,6 @@ impl Shared {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Listens at a URL; with `once`, for a single daemon.
-    fn listen(
-        self: &Arc<Self>,
-        address: &Address,
-        identity: Option<&Identity>,
-        once: bool,
-    ) -> io::Result<Endpoint> {
-        let mut listening = self.listening.lock();
-        // First: a daemon may be fast.
-        let endpoint = self.state.lock().dispatcher.add_endpoint();
-        match self.open(address, identity, endpoint, once) {
-            Ok(open) if endpoint < listening.len() => listening[endpoint] = open,
-            Ok(open) => listening.push(open),
-            Err(e) => {
-                self.state.lock().dispatcher.release_endpoint(endpoint);
-                return Err(e);
-            }
-        }
-        Ok(endpoint)
-    }
-
-    fn open(
-        self: &Arc<Self>,
-        address: &Address,
-        identity: Option<&Identity>,
-        endpoint: Endpoint,
-        once: bool,
-    ) -> io::Result<Listening> {
-        match address {
-            Address::Network(url) => {
-                if !self.keeping_alive.swap(true, Ordering::SeqCst) {
-                    let host = Arc::downgrade(self);
-                    runtime::handle().spawn(Shared::keep_alive(host, self.patience));
-                }
-                self.listen_network(url, identity, endpoint)
-            }
-            _ => self.listen_local(address, endpoint, once),
-        }
-    }
-
     /// Has daemons forget constants that no task needs any more.
     fn forget_dropped(&self) {
         let dropped = std::mem::take(&mut *self.dropped.lock());
@@ -601,22 +372,6 @@ impl Shared {
         }
         for link in flush {
             link.flush();
-        }
-    }
-
-    fn stop_listening(&self, endpoint: Endpoint) {
-        let _ = self.listening.lock()[endpoint].close();
-    }
-
-    /// Keeps a process in mind that was started here, for as long as anybody attends to it.
-    fn adopt(&self, child: &Arc<Child>) {
-        {
-            let mut children = self.children.lock();
-            children.retain(|child| child.strong_count() > 0);
-            children.push(Arc::downgrade(child));
-        }
-        if self.is_closed() {
-            process::end_unconnected(std::slice::from_ref(child));
         }
     }
 
@@ -718,160 +473,6 @@ impl Shared {
         self.processes.lock().retain(|_, held| *held != peer);
         Bell::get().ring();
     }
-
-    /// A process that we started is gone; one that was killed has left its
-    /// session directory behind.
-    fn process_gone(&self, child: &Child) {
-        let peer = self.processes.lock().remove(&child.pid());
-        // What it has said is still read, but its link may not end by itself: a
-        // process forked from it may hold it open.
-        if let Some(peer) = peer {
-            if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
-                link.close();
-            }
-        }
-        let Some(directory) = child.directory() else {
-            return;
-        };
-        let ours = directory.file_name().is_some_and(|name| {
-            // R names it so; nothing else may ever be removed here.
-            name.to_string_lossy().starts_with("Rtmp")
-        });
-        if ours && directory.is_absolute() {
-            let _ = std::fs::remove_dir_all(directory);
-        }
-    }
-
-    /// Lets the dispatcher decide about an event and carries out what it says.
-    /// `reply` is the value that came with [`Event::Replied`].
-    fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
-        self.act(reply, |dispatcher, now, out| {
-            dispatcher.handle(now, event, out);
-        });
-    }
-
-    /// As [`handle`](Self::handle), for several events at once.
-    fn act(
-        &self,
-        mut reply: Option<Outcome>,
-        decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
-    ) {
-        let now = self.origin.elapsed();
-        let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
-        let mut over = SmallVec::<[Arc<Task>; 2]>::new();
-        let mut room = false;
-        let (before, after);
-        {
-            let mut guard = self.state.lock();
-            let state = &mut *guard;
-            before = state.dispatcher.next_deadline();
-            decide(&mut state.dispatcher, now, &mut state.actions);
-            for action in state.actions.drain(..) {
-                let (peer, send): (_, Posting) = match action {
-                    Action::Send {
-                        peer,
-                        seq,
-                        job,
-                        granted,
-                    } => {
-                        let Some(payload) = job.payload() else {
-                            continue;
-                        };
-                        if let (Some(constants), Some(connected)) =
-                            (&payload.constants, state.links.get_mut(&peer))
-                        {
-                            connected.send_once(constants);
-                        }
-                        (peer, Posting::Task(task_frame(seq, granted, payload)))
-                    }
-                    Action::Cancel { peer, seq } => {
-                        (peer, Posting::Control(Control::Cancel { seq }))
-                    }
-                    Action::Grant { peer, to } => (peer, Posting::Control(Control::Grant { to })),
-                    Action::Recall { peer, from, to } => {
-                        (peer, Posting::Control(Control::Recall { from, to }))
-                    }
-                    Action::Resolve { job, verdict } => {
-                        // Here, so that a task which the dispatcher no longer
-                        // knows has an outcome: see `cancel`.
-                        if job.settle(outcome_of(verdict, &mut reply)) {
-                            over.push(job);
-                        }
-                        continue;
-                    }
-                    Action::Room => {
-                        room = true;
-                        continue;
-                    }
-                };
-                // A link may be gone whose end the dispatcher has yet to hear of.
-                if let Some(Connected { link, .. }) = state.links.get(&peer) {
-                    match send {
-                        Posting::Task(frame) => link.post(frame),
-                        Posting::Control(message) => link.control(message),
-                    }
-                    // Several frames for one daemon are one write.
-                    if !flush.last().is_some_and(|last| Arc::ptr_eq(last, link)) {
-                        flush.push(link.clone());
-                    }
-                }
-            }
-            after = state.dispatcher.next_deadline();
-        }
-        for link in flush {
-            link.flush();
-        }
-        for task in over {
-            task.announce();
-        }
-        if room {
-            Bell::get().ring();
-        }
-        if after.is_some() && after != before {
-            self.timer.notify_one();
-        }
-    }
-}
-
-/// What an action has sent to a daemon.
-enum Posting {
-    Task(Frame),
-    Control(Control),
-}
-
-fn outcome_of(verdict: Verdict, reply: &mut Option<Outcome>) -> Outcome {
-    match verdict {
-        // Without a value, the daemon has skipped it.
-        Verdict::Replied => reply.take().unwrap_or(Outcome::Canceled),
-        Verdict::TimedOut => Outcome::TimedOut,
-        Verdict::Reset => Outcome::Reset,
-        Verdict::Closed => Outcome::Closed,
-        Verdict::Canceled => Outcome::Canceled,
-    }
-}
-
-impl Connected {
-    /// Sends constants to a daemon that does not have them yet.
-    fn send_once(&mut self, constants: &Constants) {
-        let id = constants.id;
-        if self.holds.insert(id) {
-            let message = ToDaemon::Constants { id };
-            let frame = Frame::new(&message, constants.body.clone());
-            self.link.post(frame);
-        }
-    }
-}
-
-/// The frame that carries a task.
-fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
-    let message = ToDaemon::Task {
-        seq,
-        kind: payload.kind,
-        stream: payload.stream,
-        constants: payload.constants.map(|c| c.id),
-        granted,
-    };
-    Frame::new(&message, payload.body)
 }
 
 /// A process-wide source of task ids, from 1.

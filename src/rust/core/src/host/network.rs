@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashMap;
 
-use super::{Endpoint, Hello, Listening, Shared};
+use super::endpoints::Listening;
+use super::{Endpoint, Hello, Shared};
 use crate::dispatcher::PeerId;
 use crate::protocol::{Frame, FrameReader, Limits, Nonce, ToDaemon, ToHost, VERSION};
 use crate::runtime;

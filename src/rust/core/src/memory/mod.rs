@@ -11,6 +11,17 @@
 //! [`Body::plain`] puts the bytes back in. Which bytes are worth a segment, and what a reader
 //! makes of a mapping, is the language binding's business; it need not know which links there are.
 //!
+//! Which type holds a message depends on its direction and on who owns the bytes:
+//!
+//! | direction | borrowed | owned by one | shared by clones |
+//! | --- | --- | --- | --- |
+//! | to be sent | [`Parts`] | [`Draft`], a segment being written | [`Body`] |
+//! | arrived | | [`Arrival`]: segments, not yet mapped | `Kept`, mapped anew for each reader |
+//! | ready to read | | [`Content`]: mapped | [`Mapping`] of a [`Piece`], in an `Arc` |
+//!
+//! A [`Segment`] is shared by its clones; an [`Inset`] is a segment with its place in a message, and a
+//! [`Piece`] is a mapping with its place.
+//!
 //! Descriptors and mappings are limited resources of a process. Beyond [`MOST_DESCRIPTORS`] in a
 //! message, and a share of what the system allows in all, no more are made: bytes are copied
 //! instead.

@@ -13,7 +13,8 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{Endpoint, Hello, Listening, PeerId, Shared};
+use super::endpoints::Listening;
+use super::{Endpoint, Hello, PeerId, Shared};
 use crate::descriptors::out_of_the_way;
 use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};

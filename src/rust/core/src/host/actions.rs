@@ -1,0 +1,145 @@
+//! Carries out what the dispatcher decides.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{Connected, Shared};
+use crate::dispatcher::{Action, Dispatcher, Event, Time, Verdict};
+use crate::protocol::{Control, Frame, Seq, ToDaemon};
+use crate::task::{Constants, Outcome, Payload, Task};
+use crate::transport::Link;
+use crate::wait::Bell;
+
+impl Shared {
+    /// Lets the dispatcher decide about an event and carries out what it says.
+    /// `reply` is the value that came with [`Event::Replied`].
+    pub(super) fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
+        self.act(reply, |dispatcher, now, out| {
+            dispatcher.handle(now, event, out);
+        });
+    }
+
+    /// As [`handle`](Self::handle), for several events at once.
+    pub(super) fn act(
+        &self,
+        mut reply: Option<Outcome>,
+        decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
+    ) {
+        let now = self.origin.elapsed();
+        let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
+        let mut over = SmallVec::<[Arc<Task>; 2]>::new();
+        let mut room = false;
+        let (before, after);
+        {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            before = state.dispatcher.next_deadline();
+            decide(&mut state.dispatcher, now, &mut state.actions);
+            for action in state.actions.drain(..) {
+                let (peer, send): (_, Posting) = match action {
+                    Action::Send {
+                        peer,
+                        seq,
+                        job,
+                        granted,
+                    } => {
+                        let Some(payload) = job.payload() else {
+                            continue;
+                        };
+                        if let (Some(constants), Some(connected)) =
+                            (&payload.constants, state.links.get_mut(&peer))
+                        {
+                            connected.send_once(constants);
+                        }
+                        (peer, Posting::Task(task_frame(seq, granted, payload)))
+                    }
+                    Action::Cancel { peer, seq } => {
+                        (peer, Posting::Control(Control::Cancel { seq }))
+                    }
+                    Action::Grant { peer, to } => (peer, Posting::Control(Control::Grant { to })),
+                    Action::Recall { peer, from, to } => {
+                        (peer, Posting::Control(Control::Recall { from, to }))
+                    }
+                    Action::Resolve { job, verdict } => {
+                        // Here, so that a task which the dispatcher no longer
+                        // knows has an outcome: see `cancel`.
+                        if job.settle(outcome_of(verdict, &mut reply)) {
+                            over.push(job);
+                        }
+                        continue;
+                    }
+                    Action::Room => {
+                        room = true;
+                        continue;
+                    }
+                };
+                // A link may be gone whose end the dispatcher has yet to hear of.
+                if let Some(Connected { link, .. }) = state.links.get(&peer) {
+                    match send {
+                        Posting::Task(frame) => link.post(frame),
+                        Posting::Control(message) => link.control(message),
+                    }
+                    // Several frames for one daemon are one write.
+                    if !flush.last().is_some_and(|last| Arc::ptr_eq(last, link)) {
+                        flush.push(link.clone());
+                    }
+                }
+            }
+            after = state.dispatcher.next_deadline();
+        }
+        for link in flush {
+            link.flush();
+        }
+        for task in over {
+            task.announce();
+        }
+        if room {
+            Bell::get().ring();
+        }
+        if after.is_some() && after != before {
+            self.timer.notify_one();
+        }
+    }
+}
+
+/// What an action has sent to a daemon.
+enum Posting {
+    Task(Frame),
+    Control(Control),
+}
+
+fn outcome_of(verdict: Verdict, reply: &mut Option<Outcome>) -> Outcome {
+    match verdict {
+        // Without a value, the daemon has skipped it.
+        Verdict::Replied => reply.take().unwrap_or(Outcome::Canceled),
+        Verdict::TimedOut => Outcome::TimedOut,
+        Verdict::Reset => Outcome::Reset,
+        Verdict::Closed => Outcome::Closed,
+        Verdict::Canceled => Outcome::Canceled,
+    }
+}
+
+impl Connected {
+    /// Sends constants to a daemon that does not have them yet.
+    fn send_once(&mut self, constants: &Constants) {
+        let id = constants.id;
+        if self.holds.insert(id) {
+            let message = ToDaemon::Constants { id };
+            let frame = Frame::new(&message, constants.body.clone());
+            self.link.post(frame);
+        }
+    }
+}
+
+/// The frame that carries a task.
+fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
+    let message = ToDaemon::Task {
+        seq,
+        kind: payload.kind,
+        stream: payload.stream,
+        constants: payload.constants.map(|c| c.id),
+        granted,
+    };
+    Frame::new(&message, payload.body)
+}

@@ -1,0 +1,204 @@
+//! The URLs at which a host listens.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::task::JoinHandle;
+
+use super::{Host, Shared, network};
+use crate::dispatcher::{Endpoint, EndpointCounts, Event};
+use crate::runtime;
+use crate::tls::{Identity, TlsError};
+use crate::transport::{Address, NetworkUrl, nng};
+
+/// A URL that is listened at, and what happened there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointStatus {
+    pub url: String,
+    pub counts: EndpointCounts,
+}
+
+pub(super) struct Listening {
+    /// With the real port.
+    pub(super) address: Address,
+    /// As it was given.
+    pub(super) given: Address,
+    pub(super) identity: Option<Identity>,
+    /// Of a URL on this machine, and across the network; neither once it is closed.
+    pub(super) accepting: Option<JoinHandle<()>>,
+    pub(super) listener: Option<nng::Listening>,
+}
+
+impl Host {
+    /// Listens at a URL that needs no certificate.
+    ///
+    /// # Errors
+    /// The name is taken, or this system has no such transport.
+    pub fn listen(&self, address: &Address) -> io::Result<Endpoint> {
+        self.0.listen(address, None, false)
+    }
+
+    /// Listens at URLs, of which secure ones present the identity. WebSocket URLs that leave the
+    /// port open share one.
+    ///
+    /// # Errors
+    /// As of [`listen`](Self::listen), with the URL. Some may be listened at then.
+    pub fn listen_all(
+        &self,
+        addresses: &[Address],
+        identity: Option<&Identity>,
+    ) -> Result<(), (Address, io::Error)> {
+        let first = || addresses.first().expect("there are URLs").clone();
+        let ported = network::choose_ports(addresses).map_err(|e| (first(), e))?;
+        for address in &ported {
+            self.0
+                .listen(address, identity, false)
+                .map_err(|e| (address.clone(), e))?;
+        }
+        Ok(())
+    }
+
+    /// An identity to present at these URLs, for this one purpose.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn single_use_identity(addresses: &[Address]) -> Result<Identity, TlsError> {
+        let urls = addresses.iter().filter_map(|a| match a {
+            Address::Network(url) => Some(url),
+            _ => None,
+        });
+        Identity::single_use(&network::names(urls))
+    }
+
+    /// Closes a URL and listens at a fresh one that nobody can guess, which is returned. `None`:
+    /// there is no such URL, or it has no path to be changed, or a daemon is connected there
+    /// and it shall not be done by force. With it, what such daemons run is
+    /// [`Outcome::Closed`](crate::task::Outcome::Closed).
+    ///
+    /// # Errors
+    /// The new URL cannot be listened at; the old one is closed then.
+    pub fn renew(&self, endpoint: Endpoint, force: bool) -> io::Result<Option<String>> {
+        let shared = &self.0;
+        let there = shared.state.lock().dispatcher.peers_at(endpoint);
+        let (base, given, identity, ending) = {
+            let mut listening = shared.listening.lock();
+            let Some(old) = listening.get_mut(endpoint) else {
+                return Ok(None);
+            };
+            if !old.given.has_path() || !(there.is_empty() || force) {
+                return Ok(None);
+            }
+            let (given, identity) = (old.given.clone(), old.identity.clone());
+            (old.base(), given, identity, old.close())
+        };
+        // Not under the lock, which the I/O thread may want first.
+        if let Some(ending) = ending {
+            let _ = runtime::handle().block_on(ending);
+        }
+        shared.turn_away_strangers(endpoint);
+        shared.handle(Event::Moved { endpoint }, None);
+        // Also of those who have joined since we looked, who would never be given a task.
+        let links: Vec<_> = {
+            let state = shared.state.lock();
+            let links = state.links.values().filter(|c| c.endpoint == endpoint);
+            links.map(|connected| connected.link.clone()).collect()
+        };
+        for link in links {
+            link.close();
+        }
+        let address = match &base {
+            Address::Abstract(_) => Address::Abstract(crate::token()),
+            _ => base.with_path(&crate::token()),
+        };
+        let mut fresh = shared.open(&address, identity.as_ref(), endpoint, false)?;
+        fresh.given = given;
+        let url = fresh.address.to_string();
+        shared.listening.lock()[endpoint] = fresh;
+        Ok(Some(url))
+    }
+
+    /// Whether daemons may be there that can be sent segments as they are.
+    pub fn passes_memory(&self) -> bool {
+        let listening = self.0.listening.lock();
+        listening
+            .iter()
+            .any(|l| !matches!(l.address, Address::Network(_)))
+    }
+
+    /// URLs in the order in which they were given.
+    pub fn urls(&self) -> Vec<String> {
+        let listening = self.0.listening.lock();
+        listening.iter().map(|l| l.address.to_string()).collect()
+    }
+}
+
+impl Listening {
+    /// The URL as it was given, with the port that it has by now.
+    fn base(&self) -> Address {
+        match (&self.given, &self.address) {
+            (Address::Network(given), Address::Network(now)) => Address::Network(NetworkUrl {
+                port: now.port,
+                ..given.clone()
+            }),
+            (given, _) => given.clone(),
+        }
+    }
+
+    /// Stops listening. What is returned ends when the name is free again.
+    pub(super) fn close(&mut self) -> Option<JoinHandle<()>> {
+        self.listener = None;
+        let accepting = self.accepting.take();
+        if let Some(accepting) = &accepting {
+            accepting.abort();
+            crate::transport::unix::unlink(&self.address);
+        }
+        accepting
+    }
+}
+
+impl Shared {
+    /// Listens at a URL; with `once`, for a single daemon.
+    pub(super) fn listen(
+        self: &Arc<Self>,
+        address: &Address,
+        identity: Option<&Identity>,
+        once: bool,
+    ) -> io::Result<Endpoint> {
+        let mut listening = self.listening.lock();
+        // First: a daemon may be fast.
+        let endpoint = self.state.lock().dispatcher.add_endpoint();
+        match self.open(address, identity, endpoint, once) {
+            Ok(open) if endpoint < listening.len() => listening[endpoint] = open,
+            Ok(open) => listening.push(open),
+            Err(e) => {
+                self.state.lock().dispatcher.release_endpoint(endpoint);
+                return Err(e);
+            }
+        }
+        Ok(endpoint)
+    }
+
+    fn open(
+        self: &Arc<Self>,
+        address: &Address,
+        identity: Option<&Identity>,
+        endpoint: Endpoint,
+        once: bool,
+    ) -> io::Result<Listening> {
+        match address {
+            Address::Network(url) => {
+                if !self.keeping_alive.swap(true, Ordering::SeqCst) {
+                    let host = Arc::downgrade(self);
+                    runtime::handle().spawn(Shared::keep_alive(host, self.patience));
+                }
+                self.listen_network(url, identity, endpoint)
+            }
+            _ => self.listen_local(address, endpoint, once),
+        }
+    }
+
+    pub(super) fn stop_listening(&self, endpoint: Endpoint) {
+        let _ = self.listening.lock()[endpoint].close();
+    }
+}

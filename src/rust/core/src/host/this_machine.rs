@@ -1,0 +1,96 @@
+//! Processes that the host has started on this machine.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Connected, Host, Shared};
+use crate::dispatcher::{Event, Target};
+use crate::process::{self, Child, Program};
+use crate::task::Task;
+use crate::transport::Address;
+
+impl Host {
+    /// Hands over a task to a process started for it alone, which will dial
+    /// `address` and should leave after one task.
+    ///
+    /// # Errors
+    /// The process cannot be started or the address not be listened at. Nothing
+    /// will come of the task then.
+    pub fn submit_to_new(
+        &self,
+        task: Arc<Task>,
+        timeout: Option<Duration>,
+        address: &Address,
+        program: &Program,
+    ) -> io::Result<()> {
+        let endpoint = self.0.listen(address, None, true)?;
+        // First: the process may be fast.
+        self.submit(task, timeout, Target::Endpoint(endpoint));
+        let shared = self.0.clone();
+        let started = process::start(program, move |child| {
+            shared.stop_listening(endpoint);
+            // If it has connected, the link has something to say about that, too.
+            shared.handle(Event::Abandoned { endpoint }, None);
+            shared.process_gone(child);
+            shared.state.lock().dispatcher.release_endpoint(endpoint);
+        });
+        match started {
+            Ok(child) => {
+                self.0.adopt(&child);
+                Ok(())
+            }
+            Err(e) => {
+                self.0.stop_listening(endpoint);
+                self.0.handle(Event::Abandoned { endpoint }, None);
+                self.0.state.lock().dispatcher.release_endpoint(endpoint);
+                Err(e)
+            }
+        }
+    }
+
+    /// Starts a process that will dial one of the URLs.
+    pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
+        let shared = self.0.clone();
+        let child = process::start(program, move |child| shared.process_gone(child))?;
+        self.0.adopt(&child);
+        Ok(child)
+    }
+}
+
+impl Shared {
+    /// Keeps a process in mind that was started here, for as long as anybody attends to it.
+    fn adopt(&self, child: &Arc<Child>) {
+        {
+            let mut children = self.children.lock();
+            children.retain(|child| child.strong_count() > 0);
+            children.push(Arc::downgrade(child));
+        }
+        if self.is_closed() {
+            process::end_unconnected(std::slice::from_ref(child));
+        }
+    }
+
+    /// A process that we started is gone; one that was killed has left its
+    /// session directory behind.
+    fn process_gone(&self, child: &Child) {
+        let peer = self.processes.lock().remove(&child.pid());
+        // What it has said is still read, but its link may not end by itself: a
+        // process forked from it may hold it open.
+        if let Some(peer) = peer {
+            if let Some(Connected { link, .. }) = self.state.lock().links.get(&peer) {
+                link.close();
+            }
+        }
+        let Some(directory) = child.directory() else {
+            return;
+        };
+        let ours = directory.file_name().is_some_and(|name| {
+            // R names it so; nothing else may ever be removed here.
+            name.to_string_lossy().starts_with("Rtmp")
+        });
+        if ours && directory.is_absolute() {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    }
+}

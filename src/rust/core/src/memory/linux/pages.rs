@@ -1,0 +1,105 @@
+//! What the kernel knows of this process's pages, and huge pages.
+
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
+
+use super::Segment;
+
+/// Memory from this size on is worth asking for huge pages.
+const WORTH_HUGE: usize = 4 << 20;
+/// The size of one, on most machines. Where it is another, nothing is lost but the effect.
+const HUGE: usize = 2 << 20;
+
+/// Has new memory that is about to be filled made of huge pages, if it is large and the system agrees:
+/// to fill pages of the ordinary size takes three times as long, most of it in page faults.
+pub fn prefer_huge_pages(memory: &mut [MaybeUninit<u8>]) {
+    if memory.len() < WORTH_HUGE {
+        return;
+    }
+    let skip = memory.as_ptr().align_offset(HUGE).min(memory.len());
+    let whole = (memory.len() - skip) / HUGE * HUGE;
+    let start = memory[skip..].as_mut_ptr().cast();
+    // SAFETY: it is within memory of ours, and it remains as it is.
+    let _ = unsafe { rustix::mm::madvise(start, whole, rustix::mm::Advice::LinuxHugepage) };
+}
+
+/// Bytes of memory that this process shares with nobody, changed pages of mappings among them, as
+/// far as the kernel has counted them (it lags behind by some pages for each thread).
+pub fn own() -> Option<usize> {
+    // proc(5): size, resident and shared are the first fields, in pages.
+    let fields = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut fields = fields.split(' ').skip(1).map(str::parse::<usize>);
+    let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    Some(resident.saturating_sub(shared) * size())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Never touched, so it is as the file has it.
+    Absent,
+    /// The file's.
+    Shared,
+    /// Has been written to.
+    Own,
+}
+
+/// Bytes of a page.
+pub(super) fn size() -> usize {
+    // Not by rustix, which under valgrind looks for it in memory that is not there.
+    // SAFETY: no pointers.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
+/// Calls `each` for so many pages, in order, as long as that returns true. `None`: it did not, or
+/// the kernel says nothing.
+pub(super) fn look(
+    address: usize,
+    pages: usize,
+    mut each: impl FnMut(State) -> bool,
+) -> Option<()> {
+    // Bits of an entry: a page that is there, or swapped out; not this process's own.
+    const THERE: u64 = 1 << 63 | 1 << 62;
+    const SHARED: u64 = 1 << 61;
+    // Not kept open: in a forked process it would tell of its parent's memory.
+    let map = File::open("/proc/self/pagemap").ok()?;
+    let mut entries = [0; 8 * 1024];
+    let first = address / size();
+    let mut at = 0;
+    while at < pages {
+        let now = &mut entries[..8 * (pages - at).min(1024)];
+        map.read_exact_at(now, 8 * (first + at) as u64).ok()?;
+        for entry in now.chunks_exact(8) {
+            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
+            let state = match (entry & THERE != 0, entry & SHARED != 0) {
+                (false, _) => State::Absent,
+                (true, true) => State::Shared,
+                (true, false) => State::Own,
+            };
+            if !each(state) {
+                return None;
+            }
+            at += 1;
+        }
+    }
+    Some(())
+}
+
+/// Whether it is true what is said, as far as a trial can tell: an emulator may not know better.
+pub(super) fn tell() -> Option<bool> {
+    let size = size();
+    let mapping = Segment::copy_of(&vec![1; 3 * size])?.map().ok()?;
+    // SAFETY: within the mapping, which nobody else has.
+    unsafe {
+        mapping.as_ptr().read_volatile();
+        mapping.as_ptr().add(size).write_volatile(2);
+    }
+    let mut states = Vec::new();
+    look(mapping.as_ptr().addr(), 3, |state| {
+        states.push(state);
+        true
+    })?;
+    // What has not been touched may be there all the same.
+    Some(states[..2] == [State::Shared, State::Own] && states[2] != State::Own)
+}

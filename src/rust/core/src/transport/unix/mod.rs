@@ -1,0 +1,465 @@
+//! Links on the same machine: Unix sockets and our own framing.
+//!
+//! A daemon connects once and sends, along with its hello, one end of a socket
+//! pair. So a link has two channels: *data*, which the daemon's main thread
+//! reads itself (a thread in between would cost a wake-up per task), and
+//! *control*, which its watcher reads while R is busy. Either one ending means
+//! that the peer is gone.
+//!
+//! The host writes from whichever thread has something to say, without blocking;
+//! what does not fit waits in an [`Outbox`] for the I/O thread.
+//!
+//! A frame is sent whole or the link ends: there is never a hole in the stream. Where the system has no
+//! memory for a send just now, it is tried again, for a second at most.
+
+mod descriptors;
+mod incoming;
+mod outbox;
+
+#[cfg(target_os = "linux")]
+pub use descriptors::send_some;
+pub use descriptors::{recv, recv_with_fd, recv_with_fds, send_all, send_all_with};
+pub use incoming::Incoming;
+pub use outbox::Outbox;
+
+use std::io;
+#[cfg(not(target_os = "linux"))]
+use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use self::descriptors::{SCARCE, descriptors, is_crowded};
+use super::{Address, Link};
+use crate::memory::{Arrival, Parts};
+use crate::protocol::frame::encode_head_with;
+use crate::protocol::{Control, Frame, FrameReader};
+
+/// This process has no room for descriptors that were passed to it: tries, with the same pause.
+const CROWDED_TRIES: u32 = 3000;
+
+/// Binds a listener. The socket of an `ipc://` URL is removed by [`unlink`].
+pub fn listen(address: &Address) -> io::Result<UnixListener> {
+    match address {
+        #[cfg(target_os = "linux")]
+        Address::Abstract(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            use std::os::unix::net::SocketAddr;
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+        }
+        Address::Ipc(path) => match UnixListener::bind(path) {
+            // A socket left by a process that is gone may be taken over.
+            Err(e)
+                if e.kind() == io::ErrorKind::AddrInUse
+                    && UnixStream::connect(path)
+                        .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) =>
+            {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)
+            }
+            other => other,
+        },
+        _ => Err(unsupported(address)),
+    }
+}
+
+/// Removes what a listener leaves in the file system.
+pub fn unlink(address: &Address) {
+    if let Address::Ipc(path) = address {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Connects to a listener.
+pub fn connect(address: &Address) -> io::Result<UnixStream> {
+    let stream = match address {
+        #[cfg(target_os = "linux")]
+        Address::Abstract(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            use std::os::unix::net::SocketAddr;
+            UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?
+        }
+        Address::Ipc(path) => UnixStream::connect(path)?,
+        _ => return Err(unsupported(address)),
+    };
+    check_peer(&stream)?;
+    Ok(stream)
+}
+
+fn unsupported(address: &Address) -> io::Error {
+    let text = format!("{address} cannot be used on this system");
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
+/// Refuses a peer that belongs to somebody else: an abstract name has no
+/// permissions, so anybody on the machine can connect to it or squat on it.
+pub fn check_peer(stream: &UnixStream) -> io::Result<()> {
+    no_sigpipe(stream);
+    let theirs = peer_uid(stream)?;
+    let ours = rustix::process::geteuid().as_raw();
+    if theirs == ours {
+        Ok(())
+    } else {
+        let text = format!("peer belongs to another user (uid {theirs})");
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: the descriptor is open and both pointers are valid for writing.
+    match unsafe { libc::getpeereid(stream.as_raw_fd(), &mut uid, &mut gid) } {
+        0 => Ok(uid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The process at the other end, as a descriptor that is readable once it is gone.
+#[cfg(target_os = "linux")]
+pub fn peer_process(stream: &UnixStream) -> Option<OwnedFd> {
+    use rustix::process::{PidfdFlags, pidfd_open};
+    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn peer_process(_: &UnixStream) -> Option<OwnedFd> {
+    None
+}
+
+/// Waits until there is something to be read. False if there is nothing and the peer's
+/// process is gone: that does not end the stream while another one, forked from it, has
+/// it open, too.
+pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let Some(peer) = peer else {
+        return true;
+    };
+    let mut fds = [
+        PollFd::new(stream, PollFlags::IN),
+        PollFd::new(peer, PollFlags::IN),
+    ];
+    while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+    !fds[0].revents().is_empty()
+}
+
+#[cfg(target_os = "macos")]
+fn no_sigpipe(stream: &UnixStream) {
+    let _ = rustix::net::sockopt::set_socket_nosigpipe(stream, true);
+}
+
+#[cfg(not(target_os = "macos"))]
+fn no_sigpipe(_: &UnixStream) {}
+
+/// A connected pair for the control channel, closed on exec.
+pub fn control_pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    no_sigpipe(&ours);
+    no_sigpipe(&theirs);
+    Ok((ours, theirs))
+}
+
+/// Sends all of a message and what belongs to it, for the daemon's end. After an error, the link has ended.
+pub fn send_message<M: serde::Serialize>(
+    stream: &UnixStream,
+    message: &M,
+    body: Parts<'_>,
+) -> io::Result<()> {
+    let head = encode_head_with(message, body.bytes.len(), body.insets);
+    let pass = descriptors(body.insets);
+    let sent = match send_all_with(stream, &head, body.bytes, &pass) {
+        // Too many are on their way; nothing has been sent.
+        Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) && !body.is_plain() => {
+            let plain = body.plain();
+            let head = encode_head_with(message, plain.len(), &[]);
+            send_all_with(stream, &head, &plain, &[])
+        }
+        sent => sent,
+    };
+    sent.inspect_err(|_| {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    })
+}
+
+/// The host's end of an established link.
+pub struct UnixLink {
+    data: Outbox,
+    control: Outbox,
+}
+
+impl UnixLink {
+    /// Must be called within the I/O runtime.
+    pub fn new(data: OwnedFd, control: OwnedFd) -> io::Result<Arc<UnixLink>> {
+        let link = Arc::new(UnixLink {
+            data: Outbox::new(data)?,
+            control: Outbox::new(control)?,
+        });
+        Ok(link)
+    }
+
+    /// Reads frames and hands them to `on_frame` until the peer is gone or says
+    /// something that is not in the protocol. Runs on the I/O thread, together
+    /// with what else the link needs there.
+    pub async fn serve<M: serde::de::DeserializeOwned>(
+        &self,
+        reader: FrameReader<M>,
+        mut on_frame: impl FnMut(M, Arrival),
+    ) -> io::Result<()> {
+        let mut incoming = Incoming::new(reader);
+        incoming.one_of_many = true;
+        let reading = async {
+            let mut tries = 0;
+            loop {
+                // First: bytes may have come along with the handshake.
+                while let Some((message, body)) = incoming.next_frame()? {
+                    on_frame(message, body);
+                }
+                let mut ready = self.data.fd.readable().await?;
+                let filled = ready.try_io(|fd| incoming.fill(fd.as_fd()));
+                let crowded = matches!(&filled, Ok(Err(e)) if is_crowded(e));
+                if crowded && tries < CROWDED_TRIES {
+                    // What other links have passed makes room once it is mapped; nobody tells.
+                    tries += 1;
+                    tokio::time::sleep(SCARCE).await;
+                    continue;
+                }
+                tries = 0;
+                match filled {
+                    Ok(Ok((0, _))) => return Ok(()),
+                    // A short read has emptied the socket; asking again would
+                    // only cost a system call to hear so.
+                    Ok(Ok((_, true))) => ready.clear_ready(),
+                    Ok(Ok((_, false))) => {}
+                    Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(Err(e)) => return Err(e),
+                    Err(_would_block) => {}
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            end = reading => end,
+            () = self.data.drain_when_writable() => Ok(()),
+            () = self.control.drain_when_writable() => Ok(()),
+        }
+    }
+}
+
+impl Link for UnixLink {
+    fn post(&self, frame: Frame) {
+        self.data.post(frame);
+    }
+
+    fn control(&self, message: Control) {
+        self.control.post(Frame::bare(&message));
+    }
+
+    fn flush(&self) {
+        self.data.flush();
+        self.control.flush();
+    }
+
+    fn close(&self) {
+        self.data.shutdown();
+        self.control.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Limits, ToHost};
+
+    #[test]
+    fn a_descriptor_travels_with_the_first_bytes() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (ours, theirs) = control_pair().unwrap();
+        let hello = Frame::bare(&ToHost::Leaving { begun: 0 });
+        send_all(&a, &hello.head, &hello.body, Some(theirs.as_fd())).unwrap();
+        let mut reader = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
+        let mut passed = None;
+        reader
+            .fill(|room| recv_with_fd(b.as_fd(), room, &mut passed))
+            .unwrap();
+        assert_eq!(
+            reader.next().unwrap().unwrap().0,
+            ToHost::Leaving { begun: 0 }
+        );
+        let theirs = UnixStream::from(passed.expect("descriptor arrived"));
+        send_all(&ours, b"x", b"y", None).unwrap();
+        let mut got = [0; 2];
+        io::Read::read_exact(&mut &theirs, &mut got).unwrap();
+        assert_eq!(&got, b"xy");
+    }
+
+    /// Has this thread, and those that it starts from now on, fail to send with an error, as the kernel says.
+    #[cfg(target_os = "linux")]
+    fn cannot_send(errno: libc::c_int) {
+        let step = |code: u32, jt, jf, k| libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        };
+        // Of `seccomp_data`, the number of the system call is first.
+        let mut filter = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            step(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                0,
+                1,
+                libc::SYS_sendmsg as u32,
+            ),
+            step(
+                libc::BPF_RET | libc::BPF_K,
+                0,
+                0,
+                libc::SECCOMP_RET_ERRNO | errno as u32,
+            ),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: the program outlives the call, which copies it.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(
+                libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program),
+                0
+            );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap()
+    }
+
+    /// Posts three frames from a thread that cannot send, to be sent by one that can, or cannot, either.
+    /// What has arrived when the link is over.
+    #[cfg(target_os = "linux")]
+    fn posted_without_memory(errno: libc::c_int, everywhere: bool) -> Vec<usize> {
+        let (host, daemon) = UnixStream::pair().unwrap();
+        let (host_control, _daemon_control) = UnixStream::pair().unwrap();
+        let receiver = std::thread::spawn(move || {
+            let mut reader = FrameReader::<Control>::new(Limits::LINK);
+            let mut sizes = Vec::new();
+            while sizes.len() < 3 {
+                match reader.fill(|room| recv(daemon.as_fd(), room)) {
+                    Ok((0, _)) | Err(_) => break,
+                    Ok(_) => {}
+                }
+                while let Some((Control::Cancel { .. }, body)) = reader.next().unwrap() {
+                    sizes.push(body.len());
+                }
+            }
+            sizes
+        });
+        let serving = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let link = UnixLink::new(host.into(), host_control.into()).unwrap();
+                let post = {
+                    let link = link.clone();
+                    move || {
+                        cannot_send(errno);
+                        for seq in 1..=3 {
+                            let body = vec![0; 100 * seq as usize];
+                            link.post(Frame::new(&Control::Cancel { seq }, body));
+                            link.flush();
+                        }
+                    }
+                };
+                if everywhere {
+                    post();
+                } else {
+                    std::thread::spawn(post).join().unwrap();
+                }
+                let reader = FrameReader::<ToHost>::new(Limits::LINK);
+                let _ = link.serve(reader, |_, _| {}).await;
+                link.close();
+            });
+        });
+        let sizes = receiver.join().unwrap();
+        serving.join().unwrap();
+        sizes
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_the_system_has_no_memory_for_is_sent_later_or_ends_the_link() {
+        for errno in [libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(posted_without_memory(errno, false), [100, 200, 300]);
+        }
+        for errno in [libc::ENOBUFS, libc::EMSGSIZE, libc::EPERM] {
+            assert_eq!(posted_without_memory(errno, true), []);
+        }
+        assert_eq!(posted_without_memory(libc::EMSGSIZE, false), []);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_message_that_cannot_be_sent_ends_the_link() {
+        let (daemon, mut host) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            cannot_send(libc::ENOBUFS);
+            let leaving = ToHost::Leaving { begun: 0 };
+            assert!(send_message(&daemon, &leaving, (&[]).into()).is_err());
+            // As a daemon does that goes on with its next task.
+            assert!(send_message(&daemon, &leaving, (&[]).into()).is_err());
+            let mut end = [0];
+            assert_eq!(io::Read::read(&mut &daemon, &mut end).unwrap(), 0);
+        })
+        .join()
+        .unwrap();
+        let mut end = [0];
+        assert_eq!(io::Read::read(&mut host, &mut end).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_a_full_socket_does_not_take_arrives_later() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (host, daemon) = UnixStream::pair().unwrap();
+        let (host_control, _daemon_control) = UnixStream::pair().unwrap();
+        let frames = 200;
+        let receiver = std::thread::spawn(move || {
+            let mut reader = FrameReader::<Control>::new(Limits::LINK);
+            let mut sizes = Vec::new();
+            while sizes.len() < frames {
+                reader.fill(|room| recv(daemon.as_fd(), room)).unwrap();
+                while let Some((Control::Cancel { seq }, body)) = reader.next().unwrap() {
+                    assert_eq!(seq as usize, sizes.len());
+                    sizes.push(body.len());
+                }
+            }
+            sizes
+        });
+        runtime.block_on(async {
+            let link = UnixLink::new(host.into(), host_control.into()).unwrap();
+            for seq in 0..frames as u64 {
+                let body = vec![0; 10_000 * (seq as usize % 7)];
+                link.post(Frame::new(&Control::Cancel { seq }, body));
+                link.flush();
+            }
+            // Ends when the receiver has everything and drops its end.
+            link.serve(FrameReader::<ToHost>::new(Limits::LINK), |_, _| {})
+                .await
+                .unwrap();
+        });
+        let sizes = receiver.join().unwrap();
+        assert_eq!(sizes.len(), frames);
+        assert_eq!(sizes[6], 60_000);
+    }
+}
