@@ -39,9 +39,9 @@ mod linux;
 mod none;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Draft, Mapping, Segment, own, prefer_huge_pages};
+pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
-pub use none::{Draft, Mapping, Segment, own, prefer_huge_pages};
+pub use none::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 
 /// Descriptors of one message at most; the kernel passes no more than 253 at a time.
 pub const MOST_DESCRIPTORS: usize = 250;

@@ -6,7 +6,7 @@ use std::io;
 pub fn prefer_huge_pages(_: &mut [std::mem::MaybeUninit<u8>]) {}
 
 /// Nobody knows.
-pub fn own() -> Option<usize> {
+pub fn private_bytes() -> Option<usize> {
     None
 }
 

@@ -11,5 +11,5 @@ mod quota;
 mod segment;
 
 pub use mapping::Mapping;
-pub use pages::{own, prefer_huge_pages};
+pub use pages::{prefer_huge_pages, private_bytes};
 pub use segment::{Draft, Segment};

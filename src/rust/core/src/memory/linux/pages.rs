@@ -26,7 +26,7 @@ pub fn prefer_huge_pages(memory: &mut [MaybeUninit<u8>]) {
 
 /// Bytes of memory that this process shares with nobody, changed pages of mappings among them, as
 /// far as the kernel has counted them (it lags behind by some pages for each thread).
-pub fn own() -> Option<usize> {
+pub fn private_bytes() -> Option<usize> {
     // proc(5): size, resident and shared are the first fields, in pages.
     let fields = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut fields = fields.split(' ').skip(1).map(str::parse::<usize>);
