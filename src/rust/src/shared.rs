@@ -261,9 +261,9 @@ fn processor_time() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// Whether the collector has something to do if there is time for it. If it takes long, because the
-/// session is large, that has to be more.
-pub fn is_laden() -> bool {
+/// Whether enough common memory has piled up for a collection while idle. The threshold is three times as high where a
+/// collection is slow (`CHEAP`).
+pub fn worth_collecting_when_idle() -> bool {
     let share = if COST.load(Ordering::Relaxed) < CHEAP {
         1
     } else {
