@@ -91,7 +91,8 @@ impl Peer {
         }
     }
 
-    /// Notes how long a task has taken. A longer time raises the pace at once; a shorter one by a quarter of the difference.
+    /// Notes how long a task has taken. A longer time raises the pace at once; a shorter one lowers it by a quarter of
+    /// the difference.
     pub(super) fn keep_pace(&mut self, spent: Duration) {
         let before = self.pace.unwrap_or(spent);
         self.pace = Some(spent.max((before * 3 + spent) / 4));
