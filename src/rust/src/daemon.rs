@@ -338,7 +338,8 @@ impl Session<'_> {
     /// Waits for the next task and puts its expression and environment into `frame`. False
     /// when the link or the daemon's time is over.
     unsafe fn begin(&mut self, frame: SEXP) -> bool {
-        let mut pause = shared::is_laden().then(|| Instant::now() + shared::PAUSE);
+        let mut pause =
+            shared::worth_collecting_when_idle().then(|| Instant::now() + shared::PAUSE);
         while self.end.is_none() {
             let until = [self.limits.until(), pause].into_iter().flatten().min();
             let task = match self.worker.next(until, r::interrupted) {
@@ -352,7 +353,7 @@ impl Session<'_> {
                         Rf_defineVar(ENVIR.get(), R_NilValue, frame);
                         shared::collect();
                     });
-                    self.worker.has_rested(start.elapsed());
+                    self.worker.exclude_from_task_time(start.elapsed());
                     continue;
                 }
                 Next::Configuration(bytes) => {

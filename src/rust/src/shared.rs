@@ -232,7 +232,7 @@ unsafe fn collect_for_common(size: usize) {
     }
     UNSEEN.store(0, Ordering::Relaxed);
     let most = 2 * OWN.load(Ordering::Relaxed) + SLACK;
-    if memory::own().is_none_or(|own| own > most) {
+    if memory::private_bytes().is_none_or(|bytes| bytes > most) {
         collect();
     }
 }
@@ -247,7 +247,7 @@ pub unsafe fn collect() {
     let cost = processor_time().saturating_sub(start);
     COST.store(cost.as_millis() as usize, Ordering::Relaxed);
     LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
-    OWN.store(memory::own().unwrap_or(0), Ordering::Relaxed);
+    OWN.store(memory::private_bytes().unwrap_or(0), Ordering::Relaxed);
 }
 
 /// Of this thread: how busy others are says nothing of how much there is to do.
@@ -261,9 +261,9 @@ fn processor_time() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// Whether the collector has something to do if there is time for it. If it takes long, because the
-/// session is large, that has to be more.
-pub fn is_laden() -> bool {
+/// Whether enough common memory has piled up for a collection while idle. The threshold is three times as high where a
+/// collection is slow (`CHEAP`).
+pub fn worth_collecting_when_idle() -> bool {
     let share = if COST.load(Ordering::Relaxed) < CHEAP {
         1
     } else {

@@ -116,7 +116,7 @@ impl Wait {
     unsafe fn new(x: SEXP, until_failure: bool) -> Wait {
         static LAST: AtomicU64 = AtomicU64::new(0);
         // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
-        if shared::is_laden() && each(x).any(|m| is_pending(m)) {
+        if shared::worth_collecting_when_idle() && each(x).any(|m| is_pending(m)) {
             shared::collect();
         }
         Wait {

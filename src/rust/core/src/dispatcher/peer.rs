@@ -42,7 +42,7 @@ pub(super) struct Peer {
     /// Whether it stands in `idle`, and in `holders`.
     pub(super) idle: bool,
     pub(super) holds: bool,
-    /// Time that its tasks take, leaning to the longer ones.
+    /// Time that its tasks take: see `keep_pace`.
     pub(super) pace: Option<Duration>,
     /// Since when it may have been at work on its first task.
     pub(super) since: Time,
@@ -51,7 +51,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// How many tasks it may hold, if what it has begun is as quick as those before.
+    /// Number of tasks that it may hold, assuming that tasks take as long as before.
     pub(super) fn window(&self, policy: Policy) -> usize {
         match policy {
             Policy::RoundRobin => ROUND_ROBIN_WINDOW.max(self.slots),
@@ -67,7 +67,7 @@ impl Peer {
         tasks.clamp(1, MOST_AHEAD as u128) as usize
     }
 
-    /// Grants what may be granted now; returns the last task that is.
+    /// Grants what may be granted now; returns the last granted task.
     pub(super) fn grant(&mut self) -> Seq {
         let unheard = match self.replies {
             Replies::Sure => usize::MAX,
@@ -91,7 +91,8 @@ impl Peer {
         }
     }
 
-    /// A task has taken so long. A long one counts at once, short ones little by little.
+    /// Notes how long a task has taken. A longer time raises the pace at once; a shorter one lowers it by a quarter of
+    /// the difference.
     pub(super) fn keep_pace(&mut self, spent: Duration) {
         let before = self.pace.unwrap_or(spent);
         self.pace = Some(spent.max((before * 3 + spent) / 4));

@@ -12,7 +12,7 @@ use crate::runtime;
 use crate::tls::{Identity, TlsError};
 use crate::transport::{Address, NetworkUrl, nng};
 
-/// A URL that is listened at, and what happened there.
+/// A URL at which the host listens, and the counts of what happened there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointStatus {
     pub url: String,
@@ -22,10 +22,10 @@ pub struct EndpointStatus {
 pub(super) struct Listening {
     /// With the real port.
     pub(super) address: Address,
-    /// As it was given.
+    /// As it was given, before [`Host::renew`] or the system changed it.
     pub(super) given: Address,
     pub(super) identity: Option<Identity>,
-    /// Of a URL on this machine, and across the network; neither once it is closed.
+    /// The first for a URL on this machine, the second across the network; `None` once closed.
     pub(super) accepting: Option<JoinHandle<()>>,
     pub(super) listener: Option<nng::Listening>,
 }
@@ -43,7 +43,7 @@ impl Host {
     /// port open share one.
     ///
     /// # Errors
-    /// As of [`listen`](Self::listen), with the URL. Some may be listened at then.
+    /// As of [`listen`](Self::listen), with the URL that failed. The host may listen at earlier ones already.
     pub fn listen_all(
         &self,
         addresses: &[Address],
@@ -71,9 +71,9 @@ impl Host {
         Identity::single_use(&network::names(urls))
     }
 
-    /// Closes a URL and listens at a fresh one that nobody can guess, which is returned. `None`:
-    /// there is no such URL, or it has no path to be changed, or a daemon is connected there
-    /// and it shall not be done by force. With it, what such daemons run is
+    /// Closes a URL, listens at a new one that nobody can guess, and returns it. `None`: there is no
+    /// URL with this index, or it has no path to change, or a daemon is connected there and `force` is
+    /// false. With `force`, the tasks of connected daemons end as
     /// [`Outcome::Closed`](crate::task::Outcome::Closed).
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl Host {
         Ok(Some(url))
     }
 
-    /// Whether daemons may be there that can be sent segments as they are.
+    /// Whether a daemon may connect that can receive segments: one on this machine.
     pub fn passes_memory(&self) -> bool {
         let listening = self.0.listening.lock();
         listening

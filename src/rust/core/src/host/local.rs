@@ -1,7 +1,7 @@
 //! Daemons on the same machine: from a bare connection, through the hello, to a link.
 //!
-//! A connection that has not introduced itself may send at most a small hello,
-//! within a few seconds, and there may only be so many of them at a time.
+//! A connection that has not introduced itself may send only a small hello, within
+//! `PATIENCE`. At most `STRANGERS` of them may be open at a time.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use crate::transport::{Address, Link, unix};
 
 /// Time for a hello to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections of one listener that may be in that state.
+/// Limit of connections of one listener that have not yet sent their hello.
 const STRANGERS: usize = 64;
 
 /// What a peer has said of itself.
@@ -100,7 +100,7 @@ impl Shared {
             if let Some(served) = self.take_in(peer, endpoint) {
                 drop(listener);
                 if self.state.lock().dispatcher.is_idle(served.id) {
-                    // Its task is no longer wanted.
+                    // Its task has been cancelled, or has timed out.
                     served.link.close();
                 }
                 // Not in this task, which ends with the listener.

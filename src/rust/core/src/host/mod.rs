@@ -1,12 +1,16 @@
-//! The host's side, put together: listeners and links feed events to the
-//! [`Dispatcher`], and its actions are carried out on them.
+//! The host: listeners and links feed events to the [`Dispatcher`], and its actions
+//! are carried out on the links.
 //!
-//! There is one lock, around the dispatcher and the table of links. Whoever has
-//! an event (the main thread that submits, the I/O thread that reads a reply)
-//! takes it, lets the dispatcher decide, notes outcomes, puts frames in line, and
-//! lets go; writing and waking happen after that. So the thread that submits a task to a
-//! free daemon writes it to the socket itself, and the thread that reads a reply
-//! has written the daemon's next task before it wakes anybody.
+//! - `endpoints`: the URLs at which it listens; `local` and `network` accept daemons there.
+//! - `actions`: carries out what the dispatcher decides.
+//! - `this_machine`: processes that the host has started.
+//!
+//! One lock guards the dispatcher and the table of links. A thread that has an event (the
+//! main thread submits, the I/O thread reads a reply) takes the lock, lets the dispatcher
+//! decide, sets outcomes, queues frames, and releases the lock; then it writes
+//! and wakes. So the thread that submits a task to a free daemon writes it to the socket
+//! itself, and the thread that reads a reply writes the daemon's next task before it wakes
+//! the waiting thread.
 
 mod actions;
 mod endpoints;
@@ -39,16 +43,15 @@ use crate::task::{Constants, Outcome, Task};
 use crate::transport::Link;
 use crate::wait::Bell;
 
-/// Time without a sign of life after which a peer across the network is given up, unless
-/// told otherwise.
+/// Default time without a sign of life after which a peer across the network is given up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Tasks that a relay may hold at once, whatever it claims: enough for any number of daemons behind it, and no more of
-/// the queue is gone should it lie. Relays are for hosts without a queue: with [`Policy::Queue`] whoever connects is one
-/// daemon, with one task at a time.
+/// Limit of the tasks that a relay may hold at once, whatever number it claims. It is enough for any number of daemons,
+/// and bounds what a lying relay can take off the queue. With [`Policy::Queue`] the limit is 1: relays are for hosts
+/// without a queue.
 pub const MOST_SLOTS: u32 = 4096;
 
-/// A timeout from here on is none: no clock could hold its deadline.
+/// A timeout of this length or more counts as none: clocks cannot hold its deadline.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Daemons, the queue of tasks for them, and the URLs at which they connect.
@@ -78,7 +81,7 @@ struct Shared {
     /// See [`PATIENCE`].
     patience: Duration,
     keeping_alive: AtomicBool,
-    /// Constants that no task needs any more, to be forgotten by daemons.
+    /// Constants that no task needs any more; daemons will be told to forget them.
     dropped: Mutex<Vec<u64>>,
     /// The connection of each process on this machine, for as long as both last.
     processes: Mutex<FxHashMap<u32, PeerId>>,
@@ -123,8 +126,8 @@ impl Host {
         Host::with_patience(config, PATIENCE)
     }
 
-    /// A host that gives up a peer across the network after so much time without a sign of
-    /// life, as does the peer.
+    /// A host that gives up a peer across the network after `patience` without a sign of life. The peer
+    /// is told to do the same.
     pub fn with_patience(config: Config, patience: Duration) -> Host {
         descriptors::raise_limit();
         let shared = Arc::new(Shared {
@@ -207,8 +210,8 @@ impl Host {
         }
     }
 
-    /// Hands over a task for each connected daemon that takes tasks, and at least `least`: those that are left over are for
-    /// the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
+    /// Hands over a task for each connected daemon that takes tasks, and at least `least` tasks: those left over
+    /// are for the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
     /// before it, or after it. `make` is given the number of tasks, under the dispatcher's lock: it must not
     /// block. If it gives none, nothing is handed over.
     ///
@@ -248,8 +251,7 @@ impl Host {
         submitted
     }
 
-    /// Nobody wants the result of the task any more. False if it had already
-    /// resolved.
+    /// Cancels a task. False if it had already resolved.
     pub fn cancel(&self, task: &Task) -> bool {
         if task.is_resolved() {
             return false;

@@ -1,15 +1,14 @@
 //! Large parts of messages in shared memory, between processes of one machine.
 //!
-//! The bytes of a message may be without some of its larger parts: each of those is then an
-//! [`Inset`], a [`Segment`] of memory together with the place at which its bytes belong. A
-//! segment is a sealed memfd: its sender has copied the bytes there once, and nobody, the
-//! sender included, can change or cut them any more. It has no name; its memory is given back
-//! when the last descriptor and the last mapping of it are gone.
+//! Larger parts of a message may travel apart from its bytes. Each is an [`Inset`]: a [`Segment`] of memory and the
+//! place at which its bytes belong. A segment is a sealed memfd: the sender has copied the bytes there once, and
+//! nobody, the sender included, can change or cut them any more. It has no name. The kernel frees the memory with the
+//! last descriptor and the last mapping.
 //!
 //! A link that can pass descriptors sends segments as they are, and the receiver maps them,
 //! each for itself (copy on write), as [`Piece`]s of a [`Content`]. For any other link
 //! [`Body::plain`] puts the bytes back in. Which bytes are worth a segment, and what a reader
-//! makes of a mapping, is the language binding's business; it need not know which links there are.
+//! makes of a mapping, is decided by the language binding, which need not know the kind of link.
 //!
 //! Which type holds a message depends on its direction and on who owns the bytes:
 //!
@@ -39,9 +38,9 @@ mod linux;
 mod none;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Draft, Mapping, Segment, own, prefer_huge_pages};
+pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
-pub use none::{Draft, Mapping, Segment, own, prefer_huge_pages};
+pub use none::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 
 /// Descriptors of one message at most; the kernel passes no more than 253 at a time.
 pub const MOST_DESCRIPTORS: usize = 250;
@@ -49,16 +48,16 @@ pub const MOST_DESCRIPTORS: usize = 250;
 /// A segment in its place.
 #[derive(Clone, Debug)]
 pub struct Inset {
-    /// How many of the message's other bytes come before it.
+    /// Number of bytes of the message, without its insets, that come before it.
     pub at: usize,
     pub segment: Segment,
 }
 
-/// What is to be sent, kept for as long as need be. Clones share the memory.
+/// A message to send, owned. Clones share the memory.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
     pub bytes: Bytes,
-    /// In order of their places. Boxed once more, because most bodies have none.
+    /// In order of their places. `None` rather than an empty vector: most bodies have none.
     insets: Option<Insets>,
 }
 
@@ -83,13 +82,13 @@ impl Body {
         Body { bytes, insets }
     }
 
-    /// Bytes in all.
+    /// Bytes in all, segments included.
     pub fn size(&self) -> u64 {
         let segments: usize = self.insets().iter().map(|i| i.segment.len()).sum();
         (self.bytes.len() + segments) as u64
     }
 
-    /// The same without segments.
+    /// All bytes in one, those of segments put back in.
     pub fn plain(&self) -> Bytes {
         if self.insets().is_empty() {
             return self.bytes.clone();
@@ -104,7 +103,7 @@ impl<T: Into<Bytes>> From<T> for Body {
     }
 }
 
-/// What is to be sent, borrowed.
+/// A message to send, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts<'a> {
     pub bytes: &'a [u8],
@@ -116,7 +115,7 @@ impl Parts<'_> {
         self.insets.is_empty()
     }
 
-    /// The same without segments.
+    /// All bytes in one, those of segments put back in.
     pub fn plain(&self) -> Cow<'_, [u8]> {
         if self.is_plain() {
             return Cow::Borrowed(self.bytes);
@@ -146,7 +145,7 @@ fn splice(bytes: &[u8], insets: &[Inset], size: usize) -> Vec<u8> {
     out
 }
 
-/// What has arrived.
+/// A message as it has arrived: its segments are not mapped yet.
 #[derive(Debug, Default)]
 pub struct Arrival {
     pub bytes: Vec<u8>,
@@ -167,12 +166,12 @@ impl From<Vec<u8>> for Arrival {
 pub struct Piece {
     at: usize,
     memory: Arc<Mapping>,
-    /// Whoever has it may write to it, so it is given away only once.
+    /// Its holder may write to it, so it is given away only once.
     given: AtomicBool,
 }
 
 impl Piece {
-    /// How many of the other bytes come before it.
+    /// Number of bytes of the message, without its pieces, that come before it.
     pub fn at(&self) -> usize {
         self.at
     }
@@ -181,8 +180,7 @@ impl Piece {
         &self.memory
     }
 
-    /// The memory to keep and to write to; only the first call returns it. Whoever comes later
-    /// has to copy.
+    /// The memory to keep and to write to. Only the first call returns it; later callers must copy.
     pub fn give(&self) -> Option<Arc<Mapping>> {
         (!self.given.swap(true, Ordering::Relaxed)).then(|| self.memory.clone())
     }
@@ -217,7 +215,7 @@ pub fn map(insets: &[Inset]) -> io::Result<Pieces> {
     Ok(Pieces(Some(Box::new(pieces?))))
 }
 
-/// What has arrived, ready to be read.
+/// A message that has arrived, ready to be read.
 #[derive(Debug, Default)]
 pub struct Content {
     pub bytes: Vec<u8>,
@@ -277,7 +275,7 @@ impl PartialEq for Content {
 
 impl Eq for Content {}
 
-/// What several messages need, kept as it has arrived and mapped for each of them.
+/// Bytes that several tasks have in common, kept as they arrived and mapped anew for each task.
 #[derive(Debug)]
 pub(crate) struct Kept {
     bytes: Arc<Vec<u8>>,
@@ -294,7 +292,7 @@ impl From<Arrival> for Kept {
 }
 
 impl Kept {
-    /// Its bytes and mappings of one's own.
+    /// The shared bytes, and new mappings.
     pub(crate) fn lend(&self) -> (Arc<Vec<u8>>, Pieces) {
         match map(&self.insets) {
             Ok(pieces) => (self.bytes.clone(), pieces),

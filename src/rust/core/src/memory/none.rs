@@ -1,16 +1,16 @@
-//! Where there are no segments.
+//! Systems without segments: the types exist, but have no values.
 
 use std::io;
 
-/// The system does as it likes.
+/// Does nothing here.
 pub fn prefer_huge_pages(_: &mut [std::mem::MaybeUninit<u8>]) {}
 
-/// Nobody knows.
-pub fn own() -> Option<usize> {
+/// Unknown here.
+pub fn private_bytes() -> Option<usize> {
     None
 }
 
-/// There is none.
+/// Has no values here.
 pub enum Draft {}
 
 impl Draft {
@@ -27,7 +27,7 @@ impl Draft {
     }
 }
 
-/// There is none.
+/// Has no values here.
 #[derive(Clone, Debug)]
 pub enum Segment {}
 
@@ -54,7 +54,7 @@ impl Segment {
     }
 }
 
-/// There is none.
+/// Has no values here.
 #[derive(Debug)]
 pub enum Mapping {}
 

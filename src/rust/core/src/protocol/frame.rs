@@ -34,9 +34,9 @@ const MAGIC: [u8; 4] = *b"mira";
 const READ_SIZE: usize = 64 * 1024;
 /// The first step in which memory for a body grows.
 const BODY_STEP: usize = 1024 * 1024;
-/// In later steps there is room for so many times what has arrived. It takes no memory before it is
-/// filled, and few steps mean that little is moved.
-const MORE: usize = 16;
+/// Later steps reserve `GROWTH_FACTOR` times what has arrived. Reserved memory costs nothing before it is
+/// filled, and with few steps little is copied.
+const GROWTH_FACTOR: usize = 16;
 
 /// Head and meta of a frame, ready to be sent before its body.
 pub type Head = SmallVec<[u8; 64]>;
@@ -263,7 +263,7 @@ impl<M: DeserializeOwned> FrameReader<M> {
             Some(Partial { body, want, .. }) => {
                 let left = *want - body.len();
                 if body.capacity() == body.len() {
-                    body.try_reserve_exact(left.min((MORE * body.len()).max(BODY_STEP)))
+                    body.try_reserve_exact(left.min((GROWTH_FACTOR * body.len()).max(BODY_STEP)))
                         .map_err(|_| io::ErrorKind::OutOfMemory)?;
                     prefer_huge_pages(body.spare_capacity_mut());
                 }

@@ -322,8 +322,8 @@ impl Worker {
         self.answer(seq, outcome, value.into()).is_ok()
     }
 
-    /// So much time has gone by since the last answer for which no task is to blame.
-    pub fn has_rested(&mut self, time: Duration) {
+    /// Excludes `time`, which passed since the last answer, from the time that the next task is said to have taken.
+    pub fn exclude_from_task_time(&mut self, time: Duration) {
         self.idle += time;
     }
 

@@ -10,15 +10,15 @@ use rustix::io::Errno;
 
 use super::segment::{Draft, Held, refused};
 
-/// Beyond one byte in so many, changes are not worth their administration, nor beyond so many runs.
+/// Changes are sent only if they are at most 1 in `FEW` bytes of the segment, and at most `MOST_RUNS` runs.
 pub(super) const FEW: usize = 8;
 pub(super) const MOST_RUNS: usize = 4096;
 
-/// In which a segment differs from its memfd. Another memfd holds the runs, their beginnings and ends
-/// as `u64`, and then the bytes of all of them.
+/// Where a segment differs from its memfd. A second memfd holds the table of runs (start and end of each as `u64`,
+/// closed by two zeros), and then the bytes of all runs.
 pub(super) struct Changes {
     pub(super) held: Held,
-    /// In order, and apart from each other.
+    /// In order, and without overlap.
     runs: Vec<Range<usize>>,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Changes {
 const RUN: usize = 16;
 
 impl Changes {
-    /// Runs of a mapping's memory.
+    /// Copies these runs of a mapping's memory.
     pub(super) fn copy_of(memory: &[u8], runs: Vec<Range<usize>>) -> Option<Changes> {
         let mut draft = Draft::new()?;
         let number = |n: usize| (n as u64).to_le_bytes();
@@ -43,7 +43,7 @@ impl Changes {
         Some(Changes { held, runs })
     }
 
-    /// Changes to so many bytes, which a peer has passed.
+    /// Checks changes that a peer has passed for a segment of `len` bytes.
     pub(super) fn receive(fd: OwnedFd, len: usize) -> io::Result<Changes> {
         let misfit = || refused("changes that do not fit a segment");
         let held = Held::receive(fd, usize::MAX)?;

@@ -15,11 +15,11 @@ use super::segment::{Held, Segment};
 /// From this size on a mapping keeps the descriptor of its memfd, to send that again.
 pub(super) const WORTH_KEEPING: usize = 1 << 20;
 
-/// A segment in this process's memory, of which it has its own copy as soon as it writes.
+/// A segment in this process's memory. A page that is written to becomes the process's own (copy-on-write).
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
-    /// Where its pages come from, if that has been kept.
+    /// The memfd that is mapped, if its descriptor has been kept.
     pub(super) source: Option<Arc<Held>>,
     _slot: QuotaSlot,
 }
@@ -50,9 +50,9 @@ impl Held {
     }
 }
 
-// SAFETY: it owns the memory, and does not itself read or write it but when asked.
+// SAFETY: it owns the memory, and no thread is bound to it.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; whoever writes through the pointer has to see to it that nobody else reads.
+// SAFETY: as above; who writes through the pointer must make sure that nobody else reads.
 unsafe impl Sync for Mapping {}
 
 impl std::fmt::Debug for Mapping {
@@ -62,8 +62,8 @@ impl std::fmt::Debug for Mapping {
 }
 
 impl Mapping {
-    /// The beginning of [`len`](Self::len) bytes, aligned to a page. They may be written to by
-    /// whoever was [given](crate::memory::Piece::give) it.
+    /// The start of [`len`](Self::len) bytes, aligned to a page. Only the holder may write to them that was
+    /// [given](crate::memory::Piece::give) it.
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }
@@ -92,7 +92,7 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
     }
 
-    /// What it holds now, to be sent, if that takes little copying.
+    /// A segment of its present content, if making it takes little copying.
     ///
     /// # Safety
     /// Nobody writes to it meanwhile.
@@ -109,7 +109,7 @@ impl Mapping {
         Some(Segment { base, changes })
     }
 
-    /// Another one with the same content, if that takes little copying.
+    /// A second mapping with the same content, if making it takes little copying.
     ///
     /// # Safety
     /// Nobody writes to it meanwhile.
@@ -130,7 +130,7 @@ impl Mapping {
         self.source.is_some() && self.changed().is_some()
     }
 
-    /// Runs of pages that are not the source's any more. `None`: nobody knows, or they are many.
+    /// Runs of pages that differ from the source. `None`: the kernel does not tell, or there are too many.
     fn changed(&self) -> Option<Vec<Range<usize>>> {
         static TELLS: OnceLock<bool> = OnceLock::new();
         if *TELLS.get_or_init(|| pages::tell().unwrap_or(false)) {

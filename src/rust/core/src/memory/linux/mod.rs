@@ -1,8 +1,8 @@
 //! Segments by sealed memfds.
 //!
-//! What has been mapped and sent on with few changes, or none, need not be copied: the same memfd
-//! goes out again, together with a small one that holds the [`Changes`](changes::Changes). Which pages of a mapping
-//! have changed the kernel knows (`/proc/self/pagemap`, see its documentation, `pagemap.rst`).
+//! A mapping with few changes, or none, is sent on without copying it: the same memfd goes out again, together with
+//! a small one that holds the [`Changes`](changes::Changes). The kernel knows which pages of a mapping have changed
+//! (`/proc/self/pagemap`, documented in the kernel's `pagemap.rst`).
 
 mod changes;
 mod mapping;
@@ -11,5 +11,5 @@ mod quota;
 mod segment;
 
 pub use mapping::Mapping;
-pub use pages::{own, prefer_huge_pages};
+pub use pages::{prefer_huge_pages, private_bytes};
 pub use segment::{Draft, Segment};

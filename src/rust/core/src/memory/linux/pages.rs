@@ -6,13 +6,13 @@ use std::os::unix::fs::FileExt;
 
 use super::Segment;
 
-/// Memory from this size on is worth asking for huge pages.
+/// Huge pages are worth asking for from this size on.
 const WORTH_HUGE: usize = 4 << 20;
-/// The size of one, on most machines. Where it is another, nothing is lost but the effect.
+/// The size of a huge page on most machines. Where it differs, the advice has no effect.
 const HUGE: usize = 2 << 20;
 
-/// Has new memory that is about to be filled made of huge pages, if it is large and the system agrees:
-/// to fill pages of the ordinary size takes three times as long, most of it in page faults.
+/// Asks the kernel for huge pages for new memory that is about to be filled, if it is large. Filling ordinary pages
+/// takes three times as long; most of that time goes into page faults.
 pub fn prefer_huge_pages(memory: &mut [MaybeUninit<u8>]) {
     if memory.len() < WORTH_HUGE {
         return;
@@ -26,7 +26,7 @@ pub fn prefer_huge_pages(memory: &mut [MaybeUninit<u8>]) {
 
 /// Bytes of memory that this process shares with nobody, changed pages of mappings among them, as
 /// far as the kernel has counted them (it lags behind by some pages for each thread).
-pub fn own() -> Option<usize> {
+pub fn private_bytes() -> Option<usize> {
     // proc(5): size, resident and shared are the first fields, in pages.
     let fields = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut fields = fields.split(' ').skip(1).map(str::parse::<usize>);
@@ -52,8 +52,8 @@ pub(super) fn size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
-/// Calls `each` for so many pages, in order, as long as that returns true. `None`: it did not, or
-/// the kernel says nothing.
+/// Calls `each` for `pages` pages from `address` on, in order, while it returns true. `None`: it returned false, or
+/// the kernel does not tell.
 pub(super) fn look(
     address: usize,
     pages: usize,
@@ -86,7 +86,7 @@ pub(super) fn look(
     Some(())
 }
 
-/// Whether it is true what is said, as far as a trial can tell: an emulator may not know better.
+/// Tests whether the kernel reports page states correctly: an emulator may not.
 pub(super) fn tell() -> Option<bool> {
     let size = size();
     let mapping = Segment::copy_of(&vec![1; 3 * size])?.map().ok()?;

@@ -7,11 +7,11 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::descriptors;
 
-/// Mappings held at a time. The system allows a process 65,530 unless told otherwise.
+/// Limit of mappings held at a time. By default Linux allows a process 65,530.
 pub(super) const MOST_MAPPINGS: usize = 16_384;
-/// Of the descriptors that are not held for long, one in so many may be a segment's.
+/// Segments may use one in `SHARE` of the spare descriptors.
 const SHARE: usize = 4;
-/// A system may say that there is no limit.
+/// Limit of segments where the system sets none for descriptors.
 const MOST_SEGMENTS: usize = 16_384;
 
 /// Counts what this process holds of a limited resource.
@@ -45,10 +45,10 @@ impl Drop for QuotaSlot {
     }
 }
 
-/// Segments that this process may make; 0 if it may not write so much to a file.
+/// Segments that this process may make; 0 if it has a limit of file size (`RLIMIT_FSIZE`).
 pub(super) fn most_segments() -> usize {
     static MAY_WRITE: OnceLock<bool> = OnceLock::new();
-    // Beyond such a limit a write would end the process by a signal.
+    // A write beyond that limit ends the process by SIGXFSZ.
     if !*MAY_WRITE.get_or_init(|| getrlimit(Resource::Fsize).current.is_none()) {
         return 0;
     }

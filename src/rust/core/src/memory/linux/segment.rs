@@ -11,14 +11,14 @@ use super::changes::Changes;
 use super::mapping::{Mapping, WORTH_KEEPING};
 use super::quota::{QuotaSlot, SEGMENTS, most_segments};
 
-/// What a segment must have: nobody can change or cut it.
+/// Seals that every segment must have: nobody can change or cut it.
 const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
     .union(SealFlags::WRITE);
-/// `TMPFS_MAGIC` of linux/magic.h: the file system in which memfds are, but for huge pages.
+/// `TMPFS_MAGIC` of linux/magic.h: the file system of memfds, except those of huge pages.
 const TMPFS: libc::c_long = 0x0102_1994;
 
-/// A segment in the making.
+/// A segment that is still being written.
 pub struct Draft {
     fd: OwnedFd,
     len: usize,
@@ -26,7 +26,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// `None`: this system has none, or there are too many.
+    /// `None`: this system has no memfds, or the quota of segments is used up.
     pub fn new() -> Option<Draft> {
         let slot = SEGMENTS.take_within(most_segments())?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -37,7 +37,7 @@ impl Draft {
         Some(Draft { fd, len: 0, slot })
     }
 
-    /// Appends bytes. After an error there is no use for it.
+    /// Appends bytes. After an error the draft is useless.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match rustix::io::write(&self.fd, bytes) {
@@ -70,7 +70,7 @@ impl Draft {
     }
 }
 
-/// Memory that does not change any more. Clones are the same memory.
+/// Sealed memory, with changes to it if there are any. Clones share the memory.
 #[derive(Clone)]
 pub struct Segment {
     pub(super) base: Arc<Held>,
@@ -91,17 +91,17 @@ impl std::fmt::Debug for Segment {
 }
 
 impl Segment {
-    /// Copies bytes. `None`: they had better be sent otherwise.
+    /// Copies bytes. `None`: no segment can be made, so send them in the message.
     pub fn copy_of(bytes: &[u8]) -> Option<Segment> {
         let mut draft = Draft::new()?;
         draft.write(bytes).ok()?;
         draft.seal()
     }
 
-    /// What a peer has passed and says to be of this length.
+    /// Checks what a peer has passed as a segment of this length.
     ///
     /// # Errors
-    /// It is something else, or it could change.
+    /// It is not sealed memory of that length, or the changes do not fit it.
     pub(crate) fn receive(
         fd: OwnedFd,
         len: usize,
@@ -119,13 +119,13 @@ impl Segment {
         Ok(Segment { base, changes })
     }
 
-    /// What has to be passed: its memfd, and that of its changes.
+    /// The descriptors to pass: its memfd, then that of its changes.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let changes = self.changes.iter().map(|changes| changes.held.fd.as_fd());
         std::iter::once(self.base.fd.as_fd()).chain(changes)
     }
 
-    /// Descriptors that it takes.
+    /// Number of [`descriptors`](Self::descriptors).
     pub fn weight(&self) -> usize {
         1 + usize::from(self.changes.is_some())
     }
@@ -135,7 +135,7 @@ impl Segment {
         self.base.len
     }
 
-    /// Maps it: readable, and writable for whoever holds the mapping alone.
+    /// Maps it, copy-on-write.
     pub(crate) fn map(&self) -> io::Result<Mapping> {
         let mut mapping = self.base.map()?;
         if let Some(changes) = &self.changes {
@@ -160,7 +160,7 @@ impl Segment {
                     let n = read.len();
                     at += n;
                     let len = out.len() + n;
-                    // SAFETY: the call has initialised so many of the spare bytes.
+                    // SAFETY: the call has initialised the first `n` of the spare bytes.
                     unsafe { out.set_len(len) };
                 }
                 Err(Errno::INTR) => {}
@@ -180,7 +180,7 @@ pub(super) fn refused<T>(what: &str) -> io::Result<T> {
 }
 
 impl Held {
-    /// At most `most` bytes of what a peer has passed.
+    /// Accepts a memfd that a peer has passed; uses at most `most` bytes of it.
     pub(super) fn receive(fd: OwnedFd, most: usize) -> io::Result<Held> {
         if !rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS)) {
             return refused("a passed descriptor is not sealed memory");

@@ -17,10 +17,10 @@ use smallvec::SmallVec;
 use crate::memory::Segment;
 use crate::memory::{Inset, MOST_DESCRIPTORS};
 
-/// The system has no memory for a send just now: pause before it is tried again, and tries.
+/// A send that fails for want of kernel memory is retried up to `TRIES` times, each after a pause of `SCARCE`.
 pub(super) const SCARCE: Duration = Duration::from_millis(10);
 pub(super) const TRIES: u32 = 100;
-/// Bytes of a control message with as many descriptors as there may be.
+/// Bytes of a control message with [`MOST_DESCRIPTORS`] descriptors.
 pub(super) const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS));
 
 // A closed peer must show as an error, not as a signal.
@@ -50,8 +50,8 @@ pub fn recv_with_fd(
     Ok(got)
 }
 
-/// Reads once and takes descriptors that came along, three at most: all of them were sent at a time.
-/// Those that this process had no room for are lost.
+/// Reads once and takes up to three descriptors that came along, all sent at once. Those that this process
+/// had no room for are lost.
 pub fn recv_with_fds(
     fd: BorrowedFd<'_>,
     room: &mut [MaybeUninit<u8>],
@@ -119,12 +119,12 @@ pub(super) fn recv_passing(
     Ok(got)
 }
 
-/// Whether descriptors could not be taken for want of room. They have not been lost.
+/// Whether this process had no room for descriptors. They are still in the socket.
 pub(super) fn is_crowded(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::ResourceBusy
 }
 
-/// What is read, and whether all descriptors that came along could be taken.
+/// Returns the bytes read, and whether all descriptors that came along could be taken.
 #[cfg(target_os = "linux")]
 fn recv_once(
     fd: BorrowedFd<'_>,
@@ -133,7 +133,7 @@ fn recv_once(
     flags: libc::c_int,
 ) -> io::Result<(usize, bool)> {
     use std::os::fd::{AsRawFd, FromRawFd};
-    // As many descriptors as the kernel passes at most, and aligned as it wants it.
+    // Room for the 253 descriptors that the kernel passes at most, aligned for a header.
     let mut space = [MaybeUninit::<u64>::uninit(); 131];
     let mut iov = libc::iovec {
         iov_base: room.as_mut_ptr().cast(),
@@ -166,7 +166,7 @@ fn recv_once(
             }
         }
     }
-    // Where there was room for none, there is no control message.
+    // Without room for any descriptor there is no control message, but the flag is set.
     Ok((got, message.msg_flags & libc::MSG_CTRUNC == 0))
 }
 
@@ -190,9 +190,8 @@ pub fn send_all(
     send_all_with(stream, head, body, pass.as_slice())
 }
 
-/// Sends all of a frame, with up to [`MOST_DESCRIPTORS`] descriptors. Blocks if the socket does, and
-/// fails in the middle if that has no room and does not.
-/// After an error, a part may have been sent, and the stream is of no more use.
+/// Sends all of a frame, with up to [`MOST_DESCRIPTORS`] descriptors. Blocks if the socket is blocking;
+/// otherwise it fails when the socket is full. After an error a part may have been sent, and the stream is useless.
 pub fn send_all_with(
     stream: &UnixStream,
     head: &[u8],
@@ -227,7 +226,7 @@ pub fn send_all_with(
     Ok(())
 }
 
-/// Sends once, what a frame has after `done` bytes, without blocking. How many more are sent then.
+/// Sends once, without blocking, from byte `done` of a frame. Returns the number of bytes sent.
 #[cfg(target_os = "linux")]
 pub fn send_some(
     stream: &UnixStream,
@@ -261,7 +260,7 @@ pub(super) fn descriptors(_: &[Inset]) -> SmallVec<[BorrowedFd<'_>; 4]> {
     SmallVec::new()
 }
 
-/// Whether the same may work a little later. A socket that is full, on the other hand, says when it is not.
+/// Whether the kernel had no memory, so that a retry may work. (A full socket becomes writable, and tells so.)
 pub(super) fn is_scarcity(e: rustix::io::Errno) -> bool {
     matches!(e, rustix::io::Errno::NOBUFS | rustix::io::Errno::NOMEM)
 }

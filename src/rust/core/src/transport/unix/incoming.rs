@@ -14,9 +14,9 @@ use crate::protocol::{FrameReader, Hole};
 /// Takes frames, and the segments that belong to them, out of a stream.
 pub struct Incoming<M> {
     reader: FrameReader<M>,
-    /// Not yet matched to a frame: that of the first ones has begun to arrive.
+    /// Descriptors not yet matched to a frame. The frame of the first ones has begun to arrive.
     passed: VecDeque<OwnedFd>,
-    /// Many peers may pass some at a time.
+    /// Other links of this process may receive descriptors at the same time.
     pub(super) one_of_many: bool,
 }
 
@@ -64,7 +64,7 @@ fn inset(passed: &mut VecDeque<OwnedFd>, hole: Hole) -> io::Result<Inset> {
     let mut next = || passed.pop_front().ok_or_else(unannounced);
     let fd = next()?;
     let changes = hole.changed.then(next).transpose()?;
-    // Lengths have been checked with the frame.
+    // `FrameReader` has checked the lengths.
     Ok(Inset {
         at: hole.at as usize,
         segment: Segment::receive(fd, hole.len as usize, changes)?,

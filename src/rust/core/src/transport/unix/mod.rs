@@ -9,8 +9,8 @@
 //! The host writes from whichever thread has something to say, without blocking;
 //! what does not fit waits in an [`Outbox`] for the I/O thread.
 //!
-//! A frame is sent whole or the link ends: there is never a hole in the stream. Where the system has no
-//! memory for a send just now, it is tried again, for a second at most.
+//! A frame is sent whole, or the link ends: the stream never has a gap. A send that fails for want of kernel
+//! memory is retried for at most a second.
 
 mod descriptors;
 mod incoming;
@@ -35,7 +35,7 @@ use crate::memory::{Arrival, Parts};
 use crate::protocol::frame::encode_head_with;
 use crate::protocol::{Control, Frame, FrameReader};
 
-/// This process has no room for descriptors that were passed to it: tries, with the same pause.
+/// Retries, each after `SCARCE`, when this process has no room for descriptors that were passed to it.
 const CROWDED_TRIES: u32 = 3000;
 
 /// Binds a listener. The socket of an `ipc://` URL is removed by [`unlink`].
@@ -48,7 +48,7 @@ pub fn listen(address: &Address) -> io::Result<UnixListener> {
             UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
         }
         Address::Ipc(path) => match UnixListener::bind(path) {
-            // A socket left by a process that is gone may be taken over.
+            // A socket that nobody listens at was left by a process that is gone: take it over.
             Err(e)
                 if e.kind() == io::ErrorKind::AddrInUse
                     && UnixStream::connect(path)
@@ -91,8 +91,8 @@ fn unsupported(address: &Address) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
-/// Refuses a peer that belongs to somebody else: an abstract name has no
-/// permissions, so anybody on the machine can connect to it or squat on it.
+/// Refuses a peer of another user: an abstract name has no permissions, so any
+/// user of the machine can connect to it, or listen at it first.
 pub fn check_peer(stream: &UnixStream) -> io::Result<()> {
     no_sigpipe(stream);
     let theirs = peer_uid(stream)?;
@@ -133,9 +133,8 @@ pub fn peer_process(_: &UnixStream) -> Option<OwnedFd> {
     None
 }
 
-/// Waits until there is something to be read. False if there is nothing and the peer's
-/// process is gone: that does not end the stream while another one, forked from it, has
-/// it open, too.
+/// Waits until there is something to read. False if there is nothing and the peer's process is
+/// gone: its end does not end the stream while a process forked from it holds the socket open.
 pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     let Some(peer) = peer else {
@@ -165,7 +164,7 @@ pub fn control_pair() -> io::Result<(UnixStream, UnixStream)> {
     Ok((ours, theirs))
 }
 
-/// Sends all of a message and what belongs to it, for the daemon's end. After an error, the link has ended.
+/// Sends a message with its segments, from the daemon's end. An error ends the link.
 pub fn send_message<M: serde::Serialize>(
     stream: &UnixStream,
     message: &M,
@@ -174,7 +173,7 @@ pub fn send_message<M: serde::Serialize>(
     let head = encode_head_with(message, body.bytes.len(), body.insets);
     let pass = descriptors(body.insets);
     let sent = match send_all_with(stream, &head, body.bytes, &pass) {
-        // Too many are on their way; nothing has been sent.
+        // Too many descriptors are in flight; nothing has been sent.
         Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) && !body.is_plain() => {
             let plain = body.plain();
             let head = encode_head_with(message, plain.len(), &[]);

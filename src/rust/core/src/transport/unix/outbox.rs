@@ -16,11 +16,11 @@ use super::descriptors::{SCARCE, SEND, SPACE, TRIES, descriptors, is_scarcity};
 use crate::descriptors::out_of_the_way;
 use crate::protocol::Frame;
 
-/// Frames put into one system call at most.
+/// Limit of frames in one system call.
 const BATCH: usize = 32;
 
-/// Sends as much of the first frames in line as one call takes; `usize` is what of a frame has been
-/// sent before.
+/// Sends as much of the first frames in the queue as one call takes. The `usize` of a frame is the number of
+/// its bytes sent before.
 fn send_batch(fd: impl AsFd, queue: &VecDeque<(Frame, usize)>) -> Result<usize, rustix::io::Errno> {
     let mut iov = [IoSlice::new(&[]); 2 * BATCH];
     let mut used = 0;
@@ -47,7 +47,7 @@ fn send_batch(fd: impl AsFd, queue: &VecDeque<(Frame, usize)>) -> Result<usize, 
     rustix::net::sendmsg(fd, &iov[..used], &mut control, flags)
 }
 
-/// Frames on their way to a socket that may not take them all at once.
+/// Frames that wait for their socket, which may not take them all at once.
 pub struct Outbox {
     pub(super) fd: AsyncFd<OwnedFd>,
     queue: Mutex<VecDeque<(Frame, usize)>>,
@@ -97,7 +97,7 @@ impl Outbox {
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
-                // Too many are on their way.
+                // Too many descriptors are in flight.
                 Err(rustix::io::Errno::TOOMANYREFS) if passing => {
                     if let Some((frame, _)) = queue.pop_front() {
                         queue.push_front((frame.plain(), 0));
