@@ -248,19 +248,19 @@ fn wire_error(rv: c_int) -> io::Error {
 
 /// Why one of the engine's functions has not done what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Not {
+enum Stop {
     /// The socket has to take or give bytes first.
-    Yet,
-    /// Never, by this code of NNG's.
-    Ever(c_int),
+    WouldBlock,
+    /// It cannot be done any more; NNG gets this code.
+    Failed(c_int),
 }
 
-impl From<io::Error> for Not {
+impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::WouldBlock => Not::Yet,
-            io::ErrorKind::BrokenPipe => Not::Ever(CLOSED),
-            _ => Not::Ever(CRYPTO),
+            io::ErrorKind::WouldBlock => Stop::WouldBlock,
+            io::ErrorKind::BrokenPipe => Stop::Failed(CLOSED),
+            _ => Stop::Failed(CRYPTO),
         }
     }
 }
@@ -293,11 +293,11 @@ struct Part {
 
 impl Part {
     /// That it is indeed the same buffer, which NNG gives up only along with the connection.
-    fn check(&self, buf: &[u8]) -> Result<(), Not> {
+    fn check(&self, buf: &[u8]) -> Result<(), Stop> {
         if self.done == 0 || (self.of == buf.as_ptr().addr() && self.done <= buf.len()) {
             return Ok(());
         }
-        Err(Not::Ever(INTERNAL))
+        Err(Stop::Failed(INTERNAL))
     }
 
     fn add(&mut self, n: usize, buf: &[u8]) {
@@ -343,21 +343,21 @@ impl<W: Read + Write> Conn<W> {
         })
     }
 
-    fn ready(&mut self) -> Result<(), Not> {
+    fn ready(&mut self) -> Result<(), Stop> {
         match self.broken {
             // An error here would close the socket before the alert is sent. NNG asks
             // for the handshake, not for this, once the socket has taken something.
-            Some(_) if self.alerting && !self.open => Err(Not::Yet),
-            Some(rv) => Err(Not::Ever(rv)),
+            Some(_) if self.alerting && !self.open => Err(Stop::WouldBlock),
+            Some(rv) => Err(Stop::Failed(rv)),
             None if self.open => Ok(()),
             None => self.handshake(),
         }
     }
 
-    fn handshake(&mut self) -> Result<(), Not> {
+    fn handshake(&mut self) -> Result<(), Stop> {
         if let Some(rv) = self.broken {
             self.alerting = false; // NNG asks no more after this
-            return Err(Not::Ever(rv));
+            return Err(Stop::Failed(rv));
         }
         while self.tls.is_handshaking() {
             self.flush()?;
@@ -377,11 +377,13 @@ impl<W: Read + Write> Conn<W> {
     }
 
     /// Takes up to all of `piece`: returns how many bytes, once they are sent or held.
-    fn send(&mut self, piece: &[u8]) -> Result<usize, Not> {
+    fn send(&mut self, piece: &[u8]) -> Result<usize, Stop> {
         match self.ready() {
             // Who greets first is made to wait for the answer instead: NNG can give up
             // receiving after a time, but not sending while the socket has nothing to send.
-            Err(Not::Yet) if self.broken.is_none() && self.held.len() + piece.len() <= HOLD => {
+            Err(Stop::WouldBlock)
+                if self.broken.is_none() && self.held.len() + piece.len() <= HOLD =>
+            {
                 self.cork.ends_frame(piece);
                 self.held.extend_from_slice(piece);
                 return Ok(piece.len());
@@ -419,13 +421,13 @@ impl<W: Read + Write> Conn<W> {
     }
 
     /// Fills as much of `buf` as there is.
-    fn recv(&mut self, buf: &mut [u8]) -> Result<usize, Not> {
+    fn recv(&mut self, buf: &mut [u8]) -> Result<usize, Stop> {
         self.ready()?;
         let mut filled = 0;
         loop {
             match self.tls.reader().read(&mut buf[filled..]) {
                 Ok(0) if filled > 0 => return Ok(filled), // and the end when asked again
-                Ok(0) => return Err(Not::Ever(CONN_SHUT)),
+                Ok(0) => return Err(Stop::Failed(CONN_SHUT)),
                 Ok(n) => {
                     filled += n;
                     if filled == buf.len() {
@@ -438,8 +440,8 @@ impl<W: Read + Write> Conn<W> {
                     }
                     // Acknowledgements and the like. If the socket does not take
                     // them now, they go with whatever is sent next.
-                    if let Err(Not::Ever(rv)) = self.flush() {
-                        return Err(Not::Ever(rv));
+                    if let Err(Stop::Failed(rv)) = self.flush() {
+                        return Err(Stop::Failed(rv));
                     }
                 }
                 Err(e) => return Err(e.into()),
@@ -457,7 +459,7 @@ impl<W: Read + Write> Conn<W> {
     }
 
     /// All that rustls has for the peer.
-    fn flush(&mut self) -> Result<(), Not> {
+    fn flush(&mut self) -> Result<(), Stop> {
         while self.tls.wants_write() {
             self.tls.write_tls(&mut self.wire)?;
         }
@@ -465,9 +467,9 @@ impl<W: Read + Write> Conn<W> {
     }
 
     /// Some of what the peer sent.
-    fn pull(&mut self) -> Result<(), Not> {
+    fn pull(&mut self) -> Result<(), Stop> {
         if self.tls.read_tls(&mut self.wire)? == 0 {
-            return Err(Not::Ever(CONN_SHUT));
+            return Err(Stop::Failed(CONN_SHUT));
         }
         self.tls
             .process_new_packets()
@@ -476,7 +478,7 @@ impl<W: Read + Write> Conn<W> {
     }
 
     /// Says why to the user, and to the peer by a TLS alert.
-    fn fail(&mut self, error: &rustls::Error) -> Not {
+    fn fail(&mut self, error: &rustls::Error) -> Stop {
         if let (Some(failure), false) = (&self.failure, self.open) {
             failure.set(Some(describe(error)));
         }
@@ -486,9 +488,9 @@ impl<W: Read + Write> Conn<W> {
         if self.alerting {
             // NNG closes the socket when we fail, and the alert may still wait
             // behind something. Having sent it, NNG will ask again.
-            Not::Yet
+            Stop::WouldBlock
         } else {
-            Not::Ever(CRYPTO)
+            Stop::Failed(CRYPTO)
         }
     }
 }
@@ -510,15 +512,18 @@ impl<W> Drop for Conn<W> {
 /// # Safety
 /// `slot` is as NNG gives it, and nobody else uses the connection meanwhile:
 /// NNG holds its lock.
-unsafe fn with_conn(slot: *mut *mut Conn, act: impl FnOnce(&mut Conn) -> Result<(), Not>) -> c_int {
+unsafe fn with_conn(
+    slot: *mut *mut Conn,
+    act: impl FnOnce(&mut Conn) -> Result<(), Stop>,
+) -> c_int {
     // SAFETY: promised by the caller.
     let Some(conn) = (unsafe { (*slot).as_mut() }) else {
         return CLOSED;
     };
     match catch_unwind(AssertUnwindSafe(|| act(conn))) {
         Ok(Ok(())) => 0,
-        Ok(Err(Not::Yet)) => AGAIN,
-        Ok(Err(Not::Ever(rv))) => rv,
+        Ok(Err(Stop::WouldBlock)) => AGAIN,
+        Ok(Err(Stop::Failed(rv))) => rv,
         Err(_) => {
             conn.broken = Some(INTERNAL);
             INTERNAL
@@ -792,8 +797,8 @@ pub(crate) fn fuzz(input: &[u8], identity: &Identity, trust: &Trust) {
         let mut buf = [0; 512];
         for _ in 0..64 {
             match conn.recv(&mut buf) {
-                Ok(_) | Err(Not::Yet) => {}
-                Err(Not::Ever(_)) => break,
+                Ok(_) | Err(Stop::WouldBlock) => {}
+                Err(Stop::Failed(_)) => break,
             }
             let _ = conn.send(b"GET / HTTP/1.1\r\n\r\n");
         }
