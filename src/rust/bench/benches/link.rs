@@ -10,7 +10,7 @@ use mirai_core::host::{Host, next_task_id};
 use mirai_core::protocol::Kind;
 use mirai_core::task::{Payload, Task};
 use mirai_core::transport::{Address, local_url};
-use mirai_core::wait::{Patience, wait_for};
+use mirai_core::sys::{Patience, wait_for};
 use mirai_core::worker::{Next, Options, Runtime, Worker};
 
 /// Nobody interrupts anybody here.

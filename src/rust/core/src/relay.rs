@@ -17,7 +17,7 @@ use crate::dispatcher::Target;
 use crate::host::{Host, MOST_SLOTS, next_task_id};
 use crate::memory;
 use crate::protocol::{Done, Kind, Seq, ToHost};
-use crate::signals;
+use crate::sys::signals;
 use crate::task::{Constants, Outcome, Payload, Task};
 use crate::worker::{Assignment, Common, Next, Runtime, Worker};
 

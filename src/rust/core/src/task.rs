@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::dispatcher::TaskId;
 use crate::memory::{Body, Content};
 use crate::protocol::{Kind, Stream};
-use crate::wait::Countdown;
+use crate::sys::Countdown;
 
 /// What a task ended as. A value is the body of the daemon's reply; an error of
 /// evaluation is a value too.

@@ -33,11 +33,11 @@ use crate::dispatcher::{
 use crate::memory::{Body, Content};
 use crate::process::{self, Child, Program};
 use crate::protocol::{Control, Done, Frame, Seq, ToDaemon, ToHost, VERSION};
-use crate::runtime;
+use crate::sys::Bell;
+use crate::sys::io_thread;
 use crate::task::{Constants, Outcome, Payload, Task};
 use crate::tls::{Identity, TlsError};
 use crate::transport::{Address, Link, NetworkUrl, nng};
-use crate::wait::Bell;
 
 /// Time without a sign of life after which a peer across the network is given up, unless
 /// told otherwise.
@@ -164,7 +164,7 @@ impl Host {
             processes: Mutex::default(),
             children: Mutex::default(),
         });
-        runtime::handle().spawn(keep_time(shared.clone()));
+        io_thread::handle().spawn(keep_time(shared.clone()));
         Host(shared)
     }
 
@@ -231,7 +231,7 @@ impl Host {
         };
         // Not under the lock, which the I/O thread may want first.
         if let Some(ending) = ending {
-            let _ = runtime::handle().block_on(ending);
+            let _ = io_thread::handle().block_on(ending);
         }
         shared.turn_away_strangers(endpoint);
         shared.handle(Event::Moved { endpoint }, None);
@@ -245,8 +245,8 @@ impl Host {
             link.close();
         }
         let address = match &base {
-            Address::Abstract(_) => Address::Abstract(crate::token()),
-            _ => base.with_path(&crate::token()),
+            Address::Abstract(_) => Address::Abstract(crate::sys::token()),
+            _ => base.with_path(&crate::sys::token()),
         };
         let mut fresh = shared.open(&address, identity.as_ref(), endpoint, false)?;
         fresh.given = given;
@@ -478,7 +478,7 @@ impl Host {
         };
         // From here on the names are free for others to listen at.
         for ending in accepting {
-            let _ = runtime::handle().block_on(ending);
+            let _ = io_thread::handle().block_on(ending);
         }
         shared.handle(Event::Reset, None);
         let links = std::mem::take(&mut shared.state.lock().links);
@@ -577,7 +577,7 @@ impl Shared {
             Address::Network(url) => {
                 if !self.keeping_alive.swap(true, Ordering::SeqCst) {
                     let host = Arc::downgrade(self);
-                    runtime::handle().spawn(Shared::keep_alive(host, self.patience));
+                    io_thread::handle().spawn(Shared::keep_alive(host, self.patience));
                 }
                 self.listen_network(url, identity, endpoint)
             }

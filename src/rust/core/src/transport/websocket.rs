@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use super::address::{NetworkUrl, Scheme};
 use super::nng::{Connection, Listener};
-use crate::runtime;
+use crate::sys::io_thread;
 use crate::tls::Identity;
 
 /// Bytes that a request may have.
@@ -172,7 +172,7 @@ impl Routes {
         let routes = Arc::downgrade(self);
         let weak = Arc::downgrade(&connection);
         connection.start_with_request(self.clone());
-        runtime::handle().spawn(async move {
+        io_thread::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
             if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade()) {
                 if routes.forget(&connection) {

@@ -14,8 +14,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub use crate::signals::Attention;
-use crate::signals::Polled;
+use crate::sys::signals::{Attention, Polled};
 use crate::task::Task;
 
 #[cfg(all(test, mirai_loom))]
@@ -101,7 +100,7 @@ mod token {
     use std::os::fd::{AsFd, OwnedFd};
     use std::time::Duration;
 
-    use crate::signals::{Attention, Polled, poll_in};
+    use crate::sys::signals::{Attention, Polled, poll_in};
 
     /// What lies in a descriptor while a ring has not been heard.
     pub(super) struct Token {
@@ -285,7 +284,7 @@ pub fn wait_for<'a>(
 /// The bell's token and flag as loom explores them, with every order in which threads can run:
 ///
 /// ```sh
-/// RUSTFLAGS="--cfg mirai_loom" CARGO_TARGET_DIR=target/loom cargo test -p mirai-core --lib wait::model
+/// RUSTFLAGS="--cfg mirai_loom" CARGO_TARGET_DIR=target/loom cargo test -p mirai-core --lib sys::bell::model
 /// ```
 ///
 /// Only the tests in here can run in that build.
@@ -296,7 +295,7 @@ mod model {
     pub(super) use loom::sync::atomic::AtomicBool as Flag;
     use loom::sync::{Condvar, Mutex};
 
-    use crate::signals::{Attention, Polled};
+    use crate::sys::signals::{Attention, Polled};
 
     pub(super) struct Token {
         there: Mutex<bool>,
