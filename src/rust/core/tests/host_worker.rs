@@ -15,12 +15,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mirai_core::dispatcher::{Config, Policy, Target};
-use mirai_core::host::{Host, next_task_id};
+use mirai_core::host::Host;
 use mirai_core::process::Program;
 use mirai_core::protocol::frame::encode_head;
 use mirai_core::protocol::{FrameReader, Kind, Limits, ToDaemon, ToHost, VERSION};
-use mirai_core::sys::{Bell, Patience, Waited, wait_for};
-use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::sys::{Bell, Waited};
+use mirai_core::task::{Outcome, Patience, Payload, Task, next_task_id, wait_for};
 use mirai_core::transport::{Address, local_url, unix};
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use crate::descriptors;
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies,
-    Target, TaskId, Time, Verdict,
+    Target, Time, Verdict,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child, Program};
@@ -872,10 +872,4 @@ fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
         granted,
     };
     Frame::new(&message, payload.body)
-}
-
-/// A process-wide source of task ids, from 1.
-pub fn next_task_id() -> TaskId {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }

@@ -6,7 +6,6 @@ pub(crate) mod io_thread;
 mod random;
 pub(crate) mod signals;
 
-pub(crate) use bell::Countdown;
-pub use bell::{Bell, Group, Patience, Waited, wait_for};
+pub use bell::{Bell, Waited};
 pub use random::{random, token};
 pub use signals::Attention;
