@@ -29,8 +29,9 @@ use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 
 use super::address::NetworkUrl;
-use super::websocket::{self, Answer, Decoder, Heard, Request, Route, Routes};
+use super::websocket::{PAYLOAD, Route, Routes, listen as listen_websocket};
 use super::{Channel, Link};
+use crate::protocol::websocket::{self, Answer, Decoder, Heard, Request};
 use crate::protocol::{Control, Frame, FrameReader, ToDaemon};
 use crate::sys::io_thread;
 use crate::sys::{Bell, Waited};
@@ -418,7 +419,7 @@ impl Connection {
         }
         if output.websocket && output.prefix.is_empty() && output.left == 0 {
             let waiting = output.current.iter().map(|f| f.head.len() + f.body.len());
-            let size = (waiting.sum::<usize>() - output.done).min(websocket::PAYLOAD);
+            let size = (waiting.sum::<usize>() - output.done).min(PAYLOAD);
             if let Some(pong) = output.pong.take() {
                 output.prefix.extend_from_slice(&pong);
             }
@@ -794,7 +795,7 @@ pub fn listen(
     accepted: impl Fn(Arc<Connection>) + Send + Sync + 'static,
 ) -> io::Result<Listening> {
     if url.scheme.has_path() {
-        websocket::listen(url, identity, accepted).map(Listening::WebSocket)
+        listen_websocket(url, identity, accepted).map(Listening::WebSocket)
     } else {
         Listener::bind(url, identity, accepted).map(Listening::Socket)
     }
