@@ -20,7 +20,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP};
-use mirai_core::wait::Attention;
+use mirai_core::sys::Attention;
 
 use crate::r;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use extendr_api::prelude::*;
 use extendr_api::Result;
 use mirai_core::process::{command, Child, Exit};
-use mirai_core::wait::{Bell, Waited};
+use mirai_core::sys::{Bell, Waited};
 
 use crate::events::Events;
 use crate::profiles::{self, Profile};

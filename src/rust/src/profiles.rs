@@ -18,10 +18,10 @@ use mirai_core::process::{self, Child, Owner, Program};
 use mirai_core::protocol::Stream;
 use mirai_core::relay::{self, Ended, Relay};
 use mirai_core::stream;
+use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::Task;
 use mirai_core::tls::{Identity, TlsError, Trust};
 use mirai_core::transport::{self, Address};
-use mirai_core::wait::{Bell, Waited};
 use mirai_core::worker::{AutoExit, DialError, Options, Worker};
 use rustc_hash::FxHashMap;
 
@@ -333,7 +333,7 @@ fn extend_url(url: &str, n: i32) -> Result<Vec<String>> {
 #[extendr]
 fn with_tokens(urls: Vec<String>) -> Result<Vec<String>> {
     let addresses = addresses(&urls)?;
-    let with_token = |address: &Address| address.with_path(&mirai_core::token());
+    let with_token = |address: &Address| address.with_path(&mirai_core::sys::token());
     Ok(texts(&addresses.iter().map(with_token).collect::<Vec<_>>()))
 }
 

@@ -13,8 +13,8 @@ use extendr_ffi::{
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
+use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::{Constants, Outcome, Payload};
-use mirai_core::wait::{Bell, Waited};
 
 use crate::events::{self, Events};
 use crate::profiles::{self, Found, FORKED};

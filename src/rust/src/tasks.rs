@@ -27,9 +27,9 @@ use extendr_ffi::{
     Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, SEXP, SEXPTYPE,
     TYPEOF,
 };
+use mirai_core::heap;
 use mirai_core::memory::Content;
-use mirai_core::task::{Outcome, Payload, Task};
-use mirai_core::{heap, host};
+use mirai_core::task::{next_task_id, Outcome, Payload, Task};
 
 use crate::profiles;
 use crate::r::{
@@ -248,7 +248,7 @@ unsafe fn release(pointer: SEXP) {
 
 /// Makes the task of a mirai, to be submitted before R is called again: ids are in order then.
 pub unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
-    let task = Arc::new(Task::new(host::next_task_id(), payload));
+    let task = Arc::new(Task::new(next_task_id(), payload));
     if let Some(slot) = slot(pointer) {
         slot.set(Arc::into_raw(task.clone()));
     }

@@ -9,8 +9,8 @@ use extendr_ffi::{
     Rf_setAttrib, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF,
     VECTOR_ELT,
 };
-use mirai_core::task::Task;
-use mirai_core::wait::{Group, Waited};
+use mirai_core::sys::Waited;
+use mirai_core::task::{Group, Task};
 
 use crate::events::{self, Events};
 use crate::profiles::{self, FORKED};

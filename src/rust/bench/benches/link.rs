@@ -6,11 +6,10 @@ use std::thread;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mirai_core::dispatcher::{Config, Target};
-use mirai_core::host::{Host, next_task_id};
+use mirai_core::host::Host;
 use mirai_core::protocol::Kind;
-use mirai_core::task::{Payload, Task};
+use mirai_core::task::{Patience, Payload, Task, next_task_id, wait_for};
 use mirai_core::transport::{Address, local_url};
-use mirai_core::wait::{Patience, wait_for};
 use mirai_core::worker::{Next, Options, Runtime, Worker};
 
 /// Nobody interrupts anybody here.

@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mirai_core::dispatcher::{Config, Target};
-use mirai_core::host::{Host, next_task_id};
+use mirai_core::host::Host;
 use mirai_core::protocol::Kind;
-use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::sys::Bell;
+use mirai_core::task::{Outcome, Patience, Payload, Task, next_task_id, wait_for};
 use mirai_core::tls::Trust;
 use mirai_core::transport::Address;
-use mirai_core::wait::{Bell, Patience, wait_for};
 use mirai_core::worker::{AutoExit, Next, Options, Runtime, Worker};
 
 const SIZE: usize = 512;

@@ -5,9 +5,9 @@
 
 use std::sync::OnceLock;
 
-use crate::protocol::{FrameReader, Limits, ToDaemon, ToHost};
+use crate::protocol::{FrameReader, Limits, ToDaemon, ToHost, websocket};
 use crate::tls::{Identity, Trust};
-use crate::transport::{nng, websocket};
+use crate::transport::nng;
 
 /// What a host reads of a daemon: a hello, then replies; and a daemon of its host. The first byte says in pieces of how
 /// many bytes the rest arrives.

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::runtime;
+use crate::sys::io_thread;
 
 /// Time in which the caller frees what belongs to the rest.
 const DELAY: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ pub fn trim_soon(still: fn() -> bool) {
     if !cfg!(target_env = "gnu") || PENDING.swap(true, Ordering::SeqCst) {
         return;
     }
-    runtime::handle().spawn(async move {
+    io_thread::handle().spawn(async move {
         tokio::time::sleep(DELAY).await;
         PENDING.store(false, Ordering::SeqCst);
         if still() {

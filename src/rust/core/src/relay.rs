@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
-use crate::host::{Host, MOST_SLOTS, next_task_id};
+use crate::host::{Host, MOST_SLOTS};
 use crate::memory;
 use crate::protocol::{Done, Kind, Seq, ToHost};
-use crate::signals;
-use crate::task::{Constants, Outcome, Payload, Task};
+use crate::sys::signals;
+use crate::task::{Constants, Outcome, Payload, Task, next_task_id};
 use crate::worker::{Assignment, Common, Next, Runtime, Worker};
 
 /// The number of tasks that a relay may hold: they wait in its own queue.

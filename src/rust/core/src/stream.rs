@@ -89,7 +89,7 @@ pub fn from_entropy() -> Stream {
     std::array::from_fn(|_| {
         loop {
             let mut bytes = [0; 4];
-            crate::random(&mut bytes);
+            crate::sys::random(&mut bytes);
             let seed = u32::from_ne_bytes(bytes);
             // Below both moduli, and no component may be all zero.
             if seed != 0 && u64::from(seed) < M2 {

@@ -15,13 +15,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mirai_core::dispatcher::{Config, Policy, Target};
-use mirai_core::host::{Host, next_task_id};
+use mirai_core::host::Host;
 use mirai_core::process::Program;
 use mirai_core::protocol::frame::encode_head;
 use mirai_core::protocol::{FrameReader, Kind, Limits, ToDaemon, ToHost, VERSION};
-use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::sys::{Bell, Waited};
+use mirai_core::task::{Outcome, Patience, Payload, Task, next_task_id, wait_for};
 use mirai_core::transport::{Address, local_url, unix};
-use mirai_core::wait::{Bell, Patience, Waited, wait_for};
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
 /// Beyond this something hangs.
@@ -628,7 +628,7 @@ fn strangers_are_turned_away_and_disturb_nobody() {
 
     let mut babbling = connect(&address);
     let mut noise = [0; 10_000];
-    mirai_core::random(&mut noise);
+    mirai_core::sys::random(&mut noise);
     // It may have hung up already.
     let _ = babbling.write_all(&noise);
     assert_hung_up(babbling);
@@ -810,7 +810,7 @@ fn cancelling_at_any_moment_hits_the_task_meant_or_nothing() {
         let body = [b"cancel ".as_slice(), &round.to_le_bytes()].concat();
         let task = submit(&host, body.clone());
         let mut moment = [0; 1];
-        mirai_core::random(&mut moment);
+        mirai_core::sys::random(&mut moment);
         let moment = Instant::now() + Duration::from_micros(moment[0].into());
         while Instant::now() < moment {
             std::hint::spin_loop();

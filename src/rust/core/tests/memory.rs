@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{LONG, any_port, dial, listening, outcome, until, value};
 use mirai_core::dispatcher::{Config, Target};
-use mirai_core::host::{Host, next_task_id};
+use mirai_core::host::Host;
 use mirai_core::memory::{Body, Inset, Parts, Segment};
 use mirai_core::protocol::frame::encode_head_with;
 use mirai_core::protocol::{Done, Kind, ToDaemon, ToHost, VERSION};
-use mirai_core::task::{Constants, Outcome, Payload, Task};
+use mirai_core::task::{Constants, Outcome, Payload, Task, next_task_id};
 use mirai_core::transport::{local_url, unix};
 use mirai_core::worker::{Assignment, Next, Worker};
 

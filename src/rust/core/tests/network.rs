@@ -8,8 +8,8 @@ use std::time::Instant;
 use common::*;
 use mirai_core::dispatcher::{Config, Policy};
 use mirai_core::host::Host;
-use mirai_core::task::{Outcome, Task};
-use mirai_core::wait::{Patience, Waited, wait_for};
+use mirai_core::sys::Waited;
+use mirai_core::task::{Outcome, Patience, Task, wait_for};
 use mirai_core::worker::{Assignment, Next, Worker};
 
 fn next_task(worker: &mut Worker) -> Assignment {

@@ -24,7 +24,7 @@ fn random_bytes_lead_nowhere() {
             for size in [1000, 100_000] {
                 let mut stranger = place.stranger(depth);
                 let mut bytes = vec![0; size];
-                mirai_core::random(&mut bytes);
+                mirai_core::sys::random(&mut bytes);
                 // May fail in the middle, when the host has had enough.
                 let _ = stranger.say(&bytes);
                 stranger.is_sent_away();

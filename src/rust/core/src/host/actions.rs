@@ -7,9 +7,9 @@ use smallvec::SmallVec;
 use super::{Connected, Shared};
 use crate::dispatcher::{Action, Dispatcher, Event, Time, Verdict};
 use crate::protocol::{Control, Frame, Seq, ToDaemon};
+use crate::sys::Bell;
 use crate::task::{Constants, Outcome, Payload, Task};
 use crate::transport::Link;
-use crate::wait::Bell;
 
 impl Shared {
     /// Lets the dispatcher decide about an event and carries out what it says.

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::{Host, Shared, network};
 use crate::dispatcher::{Endpoint, EndpointCounts, Event};
-use crate::runtime;
+use crate::sys::io_thread;
 use crate::tls::{Identity, TlsError};
 use crate::transport::{Address, NetworkUrl, nng};
 
@@ -94,7 +94,7 @@ impl Host {
         };
         // Not under the lock, which the I/O thread may want first.
         if let Some(ending) = ending {
-            let _ = runtime::handle().block_on(ending);
+            let _ = io_thread::handle().block_on(ending);
         }
         shared.turn_away_strangers(endpoint);
         shared.handle(Event::Moved { endpoint }, None);
@@ -108,8 +108,8 @@ impl Host {
             link.close();
         }
         let address = match &base {
-            Address::Abstract(_) => Address::Abstract(crate::token()),
-            _ => base.with_path(&crate::token()),
+            Address::Abstract(_) => Address::Abstract(crate::sys::token()),
+            _ => base.with_path(&crate::sys::token()),
         };
         let mut fresh = shared.open(&address, identity.as_ref(), endpoint, false)?;
         fresh.given = given;
@@ -190,7 +190,7 @@ impl Shared {
             Address::Network(url) => {
                 if !self.keeping_alive.swap(true, Ordering::SeqCst) {
                     let host = Arc::downgrade(self);
-                    runtime::handle().spawn(Shared::keep_alive(host, self.patience));
+                    io_thread::handle().spawn(Shared::keep_alive(host, self.patience));
                 }
                 self.listen_network(url, identity, endpoint)
             }

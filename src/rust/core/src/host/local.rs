@@ -18,7 +18,7 @@ use super::{Endpoint, Hello, PeerId, Shared};
 use crate::descriptors::out_of_the_way;
 use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
-use crate::runtime;
+use crate::sys::io_thread;
 use crate::transport::{Address, Link, unix};
 
 /// Time for a hello to arrive.
@@ -52,10 +52,10 @@ impl Shared {
         let listener: OwnedFd = unix::listen(address)?.into();
         let listener = std::os::unix::net::UnixListener::from(out_of_the_way(listener));
         listener.set_nonblocking(true)?;
-        let _inside = runtime::handle().enter();
+        let _inside = io_thread::handle().enter();
         let listener = UnixListener::from_std(listener)?;
         let shared = self.clone();
-        let accepting = runtime::handle().spawn(async move {
+        let accepting = io_thread::handle().spawn(async move {
             if once {
                 shared.accept_one(listener, endpoint).await;
             } else {
@@ -161,7 +161,7 @@ async fn introduced(stream: tokio::net::UnixStream) -> Option<Introduced> {
 async fn hear(stream: UnixStream) -> io::Result<Introduced> {
     let mut reader = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
     let mut control = None;
-    let source = runtime::register(stream)?;
+    let source = io_thread::register(stream)?;
     let message = loop {
         if let Some((message, _)) = reader.next()? {
             break message;

@@ -33,15 +33,15 @@ use tokio::sync::Notify;
 use self::endpoints::Listening;
 use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Target, TaskId,
+    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Target,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child};
 use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
-use crate::runtime;
+use crate::sys::Bell;
+use crate::sys::io_thread;
 use crate::task::{Constants, Outcome, Task};
 use crate::transport::Link;
-use crate::wait::Bell;
 
 /// Default time without a sign of life after which a peer across the network is given up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -149,7 +149,7 @@ impl Host {
             processes: Mutex::default(),
             children: Mutex::default(),
         });
-        runtime::handle().spawn(keep_time(shared.clone()));
+        io_thread::handle().spawn(keep_time(shared.clone()));
         Host(shared)
     }
 
@@ -315,7 +315,7 @@ impl Host {
         };
         // From here on the names are free for others to listen at.
         for ending in accepting {
-            let _ = runtime::handle().block_on(ending);
+            let _ = io_thread::handle().block_on(ending);
         }
         shared.handle(Event::Reset, None);
         let links = std::mem::take(&mut shared.state.lock().links);
@@ -475,10 +475,4 @@ impl Shared {
         self.processes.lock().retain(|_, held| *held != peer);
         Bell::get().ring();
     }
-}
-
-/// A process-wide source of task ids, from 1.
-pub fn next_task_id() -> TaskId {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }

@@ -18,7 +18,7 @@ use super::endpoints::Listening;
 use super::{Endpoint, Hello, Shared};
 use crate::dispatcher::PeerId;
 use crate::protocol::{Frame, FrameReader, Limits, Nonce, ToDaemon, ToHost, VERSION};
-use crate::runtime;
+use crate::sys::io_thread;
 use crate::tls::Identity;
 use crate::transport::nng::{self, Connection, NngLink, Receiver};
 use crate::transport::{Address, Channel, NetworkUrl};
@@ -137,7 +137,7 @@ impl Shared {
         if self.is_closed() {
             visitor.connection.close();
         }
-        runtime::handle().spawn(async move {
+        io_thread::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
             let Some(visitor) = weak.upgrade() else {
                 return;
@@ -243,7 +243,7 @@ impl Visitor {
                 let hello = Hello { local: None, slots };
                 if self.identity.as_ref().is_some_and(|i| i.secret().is_some()) {
                     let mut nonce = Nonce::default();
-                    crate::random(&mut nonce);
+                    crate::sys::random(&mut nonce);
                     self.say(&ToDaemon::Challenge { nonce });
                     return Ok(Stage::Challenged(reader, hello, nonce));
                 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Child, Exit, end_of, listen, read_all, read_some};
-use crate::{descriptors, runtime, signals};
+use crate::descriptors;
+use crate::sys::{io_thread, signals};
 
 /// Starts a command, with `input` to read. [`Child::stderr`] is the end of what it says on
 /// stdout and stderr; the bell rings at its end.
@@ -52,11 +53,11 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
     let child = Arc::new(Child::default());
     child.pid.store(spawned.id(), Ordering::SeqCst);
     let of_task = child.clone();
-    runtime::handle().spawn(async move {
+    io_thread::handle().spawn(async move {
         let child = of_task;
         let output = rustix::io::ioctl_fionbio(&read, true)
             .map_err(io::Error::from)
-            .and_then(|()| runtime::register(read))
+            .and_then(|()| io_thread::register(read))
             .ok();
         let exit = tokio::select! {
             biased;
@@ -91,7 +92,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wait::{Bell, Waited};
+    use crate::sys::{Bell, Waited};
     use std::time::Duration;
 
     fn shell(script: &str, input: Option<&str>) -> Arc<Child> {

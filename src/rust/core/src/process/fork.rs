@@ -39,10 +39,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore};
 
 use super::{Child, Exit, OnExit, Program, attend, line, spawn};
+use crate::descriptors;
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
+use crate::sys::{io_thread, signals};
 use crate::transport::unix;
-use crate::{descriptors, runtime, signals};
 
 /// Requests that are sent and not answered at most.
 const WINDOW: usize = 8;
@@ -136,12 +137,12 @@ pub fn start_server(program: &Program) -> io::Result<()> {
     // It holds the server's end of the socket.
     drop(command);
     let socket = {
-        let _inside = runtime::handle().enter();
-        runtime::register(ours)?
+        let _inside = io_thread::handle().enter();
+        io_thread::register(ours)?
     };
     let orders = Arc::<Orders>::default();
     *SERVER.lock() = Some(orders.clone());
-    runtime::handle().spawn(async move {
+    io_thread::handle().spawn(async move {
         let counter = Counter::new(socket);
         tokio::select! {
             biased;
@@ -427,7 +428,7 @@ fn follow(sent: Sent, pid: u32) {
         .ok_or(io::ErrorKind::InvalidData.into())
         .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
         .map(descriptors::out_of_the_way)
-        .and_then(runtime::register);
+        .and_then(io_thread::register);
     let process = match process {
         Ok(process) => process,
         // By the line's end it ends.
@@ -438,7 +439,7 @@ fn follow(sent: Sent, pid: u32) {
     if !child.is_unwanted() {
         line::tell_wanted(&line);
     }
-    runtime::handle().spawn(async move {
+    io_thread::handle().spawn(async move {
         let signal = |signal| {
             let signal = Signal::from_named_raw(signal).unwrap_or(Signal::KILL);
             // It fails if the process has ended.

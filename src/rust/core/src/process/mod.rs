@@ -26,8 +26,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
 use crate::descriptors::{self, Held};
-use crate::runtime;
-use crate::wait::Bell;
+use crate::sys::Bell;
+use crate::sys::io_thread;
 
 /// The end of what a process wrote to stderr is kept up to this many bytes.
 const KEPT: usize = 16 * 1024;
@@ -177,7 +177,7 @@ pub fn end_unconnected(children: &[Arc<Child>]) {
             let _ = child.over.subscribe().wait_for(|over| *over).await;
         }
     };
-    let _ = runtime::handle().block_on(async { tokio::time::timeout(FAREWELL, all).await });
+    let _ = io_thread::handle().block_on(async { tokio::time::timeout(FAREWELL, all).await });
 }
 
 /// Number of forks between the process that first asked and this one.
@@ -255,7 +255,7 @@ fn spawn(
     let pid = spawned.id();
     child.pid.store(pid, Ordering::SeqCst);
     let child = child.clone();
-    runtime::handle().spawn(async move {
+    io_thread::handle().spawn(async move {
         // SAFETY: no pointers. The id stays the process's until `end_of` has reaped it.
         let signal = |signal| unsafe { libc::kill(pid as libc::pid_t, signal) };
         let exit = attend(&child, stderr, line, signal, end_of(&mut spawned)).await;
@@ -312,7 +312,7 @@ async fn attend<T, S>(
 ) -> T {
     let stderr = stderr.and_then(|fd| {
         rustix::io::ioctl_fionbio(&fd, true).ok()?;
-        runtime::register(descriptors::out_of_the_way(fd)).ok()
+        io_thread::register(descriptors::out_of_the_way(fd)).ok()
     });
     let mut line = Line::new(line);
     let end = tokio::select! {
@@ -353,7 +353,7 @@ struct Line {
 impl Line {
     fn new(socket: UnixStream) -> Line {
         Line {
-            socket: runtime::register(socket).ok(),
+            socket: io_thread::register(socket).ok(),
             reader: line::reader(),
         }
     }
@@ -437,7 +437,7 @@ async fn end_of(child: &mut std::process::Child) -> ExitStatus {
     let end = pidfd_open(pid, PidfdFlags::empty())
         .map(descriptors::out_of_the_way)
         .map_err(io::Error::from)
-        .and_then(runtime::register);
+        .and_then(io_thread::register);
     match end {
         Ok(end) => {
             let _ = end.readable().await;

@@ -1,8 +1,9 @@
 //! The language between host and daemon: [`message`] says what is said,
-//! [`frame`] how it is laid into a byte stream. Neither does I/O.
+//! [`frame`] how it is laid into a byte stream, `websocket` how WebSocket wraps that. None does I/O.
 
 pub mod frame;
 mod message;
+pub(crate) mod websocket;
 
 pub use frame::{Frame, FrameError, FrameReader, Hole, Limits};
 pub use message::{Control, Done, Kind, Nonce, Seq, Stream, ToDaemon, ToHost, VERSION};

@@ -53,7 +53,7 @@ impl Identity {
         authority.distinguished_name = rcgen::DistinguishedName::new();
         authority.distinguished_name.push(
             DnType::CommonName,
-            format!("mirai single-use {}", crate::token()),
+            format!("mirai single-use {}", crate::sys::token()),
         );
         let authority_key = KeyPair::generate().map_err(other)?;
         let authority_cert = authority.self_signed(&authority_key).map_err(other)?;

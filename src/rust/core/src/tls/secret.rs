@@ -18,7 +18,7 @@ pub struct Secret(Arc<Zeroizing<[u8; SECRET_BYTES]>>);
 impl Secret {
     pub(super) fn random() -> Self {
         let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
-        crate::random(&mut *bytes);
+        crate::sys::random(&mut *bytes);
         Secret(Arc::new(bytes))
     }
 

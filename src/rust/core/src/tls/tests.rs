@@ -341,7 +341,7 @@ fn who_does_not_speak_tls_is_shown_out_and_the_host_goes_on() {
         let (identity, trust) = single_use();
         let host = Host::new(scheme, &identity);
         let mut noise = vec![0; 100_000];
-        crate::random(&mut noise);
+        crate::sys::random(&mut noise);
         let plain = Frame::bare(&()).head;
         for bytes in [&plain[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", &noise] {
             let mut stream = std::net::TcpStream::connect(("127.0.0.1", host.port())).unwrap();

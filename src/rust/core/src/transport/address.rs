@@ -267,7 +267,7 @@ impl Address {
 /// A fresh URL on this machine that nobody can guess: an abstract name on
 /// Linux, a socket in the temporary directory elsewhere.
 pub fn local_url() -> String {
-    let token = crate::token();
+    let token = crate::sys::token();
     if cfg!(target_os = "linux") {
         format!("abstract://{token}")
     } else {

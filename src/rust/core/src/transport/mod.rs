@@ -9,7 +9,7 @@ pub mod address;
 pub mod nng;
 #[cfg(unix)]
 pub mod unix;
-pub(crate) mod websocket;
+mod websocket;
 
 pub use address::{Address, AddressError, NetworkUrl, Scheme, local_url};
 

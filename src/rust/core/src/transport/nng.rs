@@ -29,13 +29,14 @@ use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 
 use super::address::NetworkUrl;
-use super::websocket::{self, Answer, Decoder, Heard, Request, Route, Routes};
+use super::websocket::{PAYLOAD, Route, Routes, listen as listen_websocket};
 use super::{Channel, Link};
+use crate::protocol::websocket::{self, Answer, Decoder, Heard, Request};
 use crate::protocol::{Control, Frame, FrameReader, ToDaemon};
-use crate::runtime;
+use crate::sys::io_thread;
+use crate::sys::{Bell, Waited};
 use crate::tls::engine::{self, Failure};
 use crate::tls::{Identity, Trust};
-use crate::wait::{Bell, Waited};
 
 /// Bytes that are read at once: at first, which is enough for any stranger, and at most.
 const READ: (usize, usize) = (8 * 1024, 256 * 1024);
@@ -418,7 +419,7 @@ impl Connection {
         }
         if output.websocket && output.prefix.is_empty() && output.left == 0 {
             let waiting = output.current.iter().map(|f| f.head.len() + f.body.len());
-            let size = (waiting.sum::<usize>() - output.done).min(websocket::PAYLOAD);
+            let size = (waiting.sum::<usize>() - output.done).min(PAYLOAD);
             if let Some(pong) = output.pong.take() {
                 output.prefix.extend_from_slice(&pong);
             }
@@ -595,7 +596,7 @@ impl Connection {
         if late {
             // A single read is no sign that all has been read: it may have been done before the suspension.
             let this = Arc::downgrade(self);
-            runtime::handle().spawn(async move {
+            io_thread::handle().spawn(async move {
                 tokio::time::sleep(SETTLE).await;
                 if let Some(this) = this.upgrade() {
                     this.release();
@@ -644,7 +645,7 @@ impl Drop for Connection {
             std::mem::take(&mut self.input.lock().buffer),
             std::mem::take(&mut *self.output.lock()),
         );
-        runtime::handle().spawn(async move {
+        io_thread::handle().spawn(async move {
             operations.into_iter().flatten().for_each(stop);
             drop(memory);
             drop(stream);
@@ -757,10 +758,10 @@ fn init() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         // Whatever is done first with NNG starts its threads; this does nothing else.
-        crate::signals::with_all_blocked(|| drop(nng::Socket::new(nng::Protocol::Pair1)));
+        crate::sys::signals::with_all_blocked(|| drop(nng::Socket::new(nng::Protocol::Pair1)));
         engine::install();
         // Remains of connections are cleared away there.
-        runtime::handle();
+        io_thread::handle();
     });
 }
 
@@ -794,7 +795,7 @@ pub fn listen(
     accepted: impl Fn(Arc<Connection>) + Send + Sync + 'static,
 ) -> io::Result<Listening> {
     if url.scheme.has_path() {
-        websocket::listen(url, identity, accepted).map(Listening::WebSocket)
+        listen_websocket(url, identity, accepted).map(Listening::WebSocket)
     } else {
         Listener::bind(url, identity, accepted).map(Listening::Socket)
     }
@@ -882,7 +883,7 @@ impl Listener {
                 Err(_) => {
                     // Out of descriptors, most likely: better to be slow than to spin.
                     let aio = aio.clone();
-                    runtime::handle().spawn(async move {
+                    io_thread::handle().spawn(async move {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         listener.accept(&aio);
                         // Not the last holder's: see `stop`.

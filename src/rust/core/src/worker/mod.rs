@@ -18,10 +18,10 @@ use rustc_hash::FxHashMap;
 
 use crate::memory::{Arrival, Content, Kept, Parts, Pieces};
 use crate::protocol::{Done, Kind, Seq, Stream, ToDaemon, ToHost};
-use crate::signals::Polled;
+use crate::sys::signals::Polled;
+use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::Address;
-use crate::wait::{Bell, Waited};
 use gate::{Begin, Gate};
 use wire::{Dialling, Sender, Wire};
 

@@ -9,7 +9,7 @@ use super::gate::Gate;
 use super::{DialError, Options};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{ToDaemon, ToHost};
-use crate::signals::Polled;
+use crate::sys::signals::Polled;
 use crate::transport::Address;
 
 mod local;

@@ -9,13 +9,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mirai_core::dispatcher::{Config, Target};
-use mirai_core::host::{Host, next_task_id};
+use mirai_core::host::Host;
 use mirai_core::protocol::frame::encode_head;
 use mirai_core::protocol::{FrameReader, Kind, Limits, ToDaemon, ToHost, VERSION};
-use mirai_core::task::{Outcome, Payload, Task};
+use mirai_core::sys::{Bell, Waited};
+use mirai_core::task::{Outcome, Payload, Task, next_task_id};
 use mirai_core::tls::{Identity, Trust};
 use mirai_core::transport::Address;
-use mirai_core::wait::{Bell, Waited};
 use mirai_core::worker::{DialError, Next, Options, Runtime, Worker};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::default_provider;

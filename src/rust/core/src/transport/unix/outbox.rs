@@ -60,7 +60,7 @@ impl Outbox {
     pub(super) fn new(fd: OwnedFd) -> io::Result<Outbox> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Outbox {
-            fd: crate::runtime::register(out_of_the_way(fd))?,
+            fd: crate::sys::io_thread::register(out_of_the_way(fd))?,
             queue: Mutex::default(),
             blocked: Notify::new(),
         })

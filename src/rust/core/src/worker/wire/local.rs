@@ -15,7 +15,7 @@ use super::super::{DialError, GRACE, Options, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
-use crate::signals::{self, Polled, poll_in};
+use crate::sys::signals::{self, Polled, poll_in};
 use crate::transport::unix::Incoming;
 use crate::transport::{Address, unix};
 

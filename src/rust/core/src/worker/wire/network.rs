@@ -14,12 +14,12 @@ use super::super::{DialError, GRACE, PATIENCE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, Seq, ToDaemon, ToHost, VERSION};
-use crate::runtime;
-use crate::signals::Polled;
+use crate::sys::io_thread;
+use crate::sys::signals::Polled;
+use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::nng::{self, Connection, Receiver};
 use crate::transport::{Channel, NetworkUrl};
-use crate::wait::{Bell, Waited};
 
 /// Time for the last words to a silent host to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -324,7 +324,7 @@ impl Receiver for Inbox {
 fn keep_alive(connection: &Arc<Connection>, gate: Arc<Gate>, patience: Duration) {
     connection.begin_keep_alive(patience);
     let connection = Arc::downgrade(connection);
-    runtime::handle().spawn(async move {
+    io_thread::handle().spawn(async move {
         loop {
             tokio::time::sleep(patience / 4).await;
             let Some(connection) = connection.upgrade() else {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 
-use crate::wait::Bell;
+use crate::sys::Bell;
 
 /// Handle of the runtime; starts its thread at the first call.
 pub(crate) fn handle() -> &'static Handle {
@@ -22,7 +22,7 @@ pub(crate) fn handle() -> &'static Handle {
             .expect("the I/O runtime starts");
         let handle = runtime.handle().clone();
         // Signals are for the main thread.
-        crate::signals::with_all_blocked(|| {
+        crate::sys::signals::with_all_blocked(|| {
             std::thread::Builder::new()
                 .name("mirai-io".into())
                 .spawn(move || runtime.block_on(std::future::pending::<()>()))

@@ -7,16 +7,13 @@
 //!
 //! While the main thread waits, its runtime may want to be called (R: time limits, input
 //! handlers). An [`Attention`] says when; the wait then ends as interrupted, and the caller
-//! waits again after it has served its runtime. [`Group`] makes that cheap for many tasks.
+//! waits again after it has served its runtime.
 
-use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use crate::signals::Attention;
-use crate::signals::Polled;
-use crate::task::Task;
+use crate::sys::signals::{Attention, Polled};
 
 #[cfg(all(test, mirai_loom))]
 use self::model::{Flag, Token};
@@ -101,7 +98,7 @@ mod token {
     use std::os::fd::{AsFd, OwnedFd};
     use std::time::Duration;
 
-    use crate::signals::{Attention, Polled, poll_in};
+    use crate::sys::signals::{Attention, Polled, poll_in};
 
     /// What lies in a descriptor while a ring has not been heard.
     pub(super) struct Token {
@@ -152,140 +149,10 @@ mod token {
     }
 }
 
-/// Counts tasks down: rings the bell when few enough are left, or one that ends the
-/// wait has failed.
-pub(crate) struct Countdown {
-    left: AtomicUsize,
-    /// The number left at which the wait ends. Only the waiting thread changes it.
-    goal: AtomicUsize,
-    until_failure: bool,
-    failed: AtomicBool,
-}
-
-impl Countdown {
-    pub(crate) fn tick(&self, failed: bool) {
-        let failed = failed && self.until_failure;
-        if failed {
-            self.failed.store(true, Ordering::SeqCst);
-        }
-        let left = self.left.fetch_sub(1, Ordering::SeqCst) - 1;
-        // If the waiting thread sets another goal meanwhile, it looks at `left` after that.
-        if failed || left == self.goal.load(Ordering::SeqCst) {
-            Bell::get().ring();
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.left.load(Ordering::SeqCst) <= self.goal.load(Ordering::SeqCst)
-            || self.failed.load(Ordering::SeqCst)
-    }
-}
-
-/// Tasks that are waited for together, without a look at each of them in every wait. The main
-/// thread is woken once for a wait, not for each task.
-///
-/// A task ticks for one group at a time: a group is of no use after another with some of the same
-/// tasks has been made.
-pub struct Group {
-    countdown: Arc<Countdown>,
-    size: usize,
-}
-
-impl Group {
-    /// Of tasks of which none comes twice. With `until_failure`, one that fails ends every wait.
-    pub fn new<'a>(tasks: impl Iterator<Item = &'a Task> + Clone, until_failure: bool) -> Group {
-        let size = tasks.clone().count();
-        let countdown = Arc::new(Countdown {
-            left: AtomicUsize::new(size),
-            goal: AtomicUsize::new(0),
-            until_failure,
-            failed: AtomicBool::new(false),
-        });
-        for task in tasks {
-            if !task.watch(&countdown) {
-                countdown.tick(task.has_failed());
-            }
-        }
-        Group { countdown, size }
-    }
-
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.size
-    }
-
-    /// Whether one has failed that ends every wait.
-    pub fn has_failed(&self) -> bool {
-        self.countdown.failed.load(Ordering::SeqCst)
-    }
-
-    /// How many of them have resolved.
-    pub fn resolved(&self) -> usize {
-        self.size - self.countdown.left.load(Ordering::SeqCst)
-    }
-
-    /// Waits until `enough` of them have resolved.
-    pub fn wait(
-        &self,
-        enough: usize,
-        timeout: Option<Duration>,
-        attention: impl Attention,
-    ) -> Waited {
-        let goal = self.size.saturating_sub(enough);
-        self.countdown.goal.store(goal, Ordering::SeqCst);
-        Bell::get().wait(timeout, attention, || self.countdown.is_over())
-    }
-
-    /// Nobody will wait for these tasks again. Without this, those that resolve later may wake
-    /// another wait for nothing.
-    pub fn give_up<'a>(self, tasks: impl Iterator<Item = &'a Task>) {
-        for task in tasks {
-            task.unwatch(&self.countdown);
-        }
-    }
-}
-
-/// How many tasks to wait for, and how long.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// How many of them have to resolve, counting those that already have.
-    pub enough: usize,
-    /// Whether one that fails ends the wait, too.
-    pub until_failure: bool,
-    pub timeout: Option<Duration>,
-}
-
-impl Patience {
-    /// Until so many have resolved.
-    pub fn for_all(enough: usize) -> Patience {
-        Patience {
-            enough,
-            until_failure: false,
-            timeout: None,
-        }
-    }
-}
-
-/// Waits once for tasks of which none comes twice.
-pub fn wait_for<'a>(
-    tasks: impl Iterator<Item = &'a Task> + Clone,
-    patience: Patience,
-    attention: impl Attention,
-) -> Waited {
-    let resolved = tasks.clone().filter(|t| t.is_resolved()).count();
-    if resolved >= patience.enough {
-        return Waited::Ready;
-    }
-    let group = Group::new(tasks.clone(), patience.until_failure);
-    let waited = group.wait(patience.enough, patience.timeout, attention);
-    group.give_up(tasks);
-    waited
-}
-
 /// The bell's token and flag as loom explores them, with every order in which threads can run:
 ///
 /// ```sh
-/// RUSTFLAGS="--cfg mirai_loom" CARGO_TARGET_DIR=target/loom cargo test -p mirai-core --lib wait::model
+/// RUSTFLAGS="--cfg mirai_loom" CARGO_TARGET_DIR=target/loom cargo test -p mirai-core --lib sys::bell::model
 /// ```
 ///
 /// Only the tests in here can run in that build.
@@ -296,7 +163,7 @@ mod model {
     pub(super) use loom::sync::atomic::AtomicBool as Flag;
     use loom::sync::{Condvar, Mutex};
 
-    use crate::signals::{Attention, Polled};
+    use crate::sys::signals::{Attention, Polled};
 
     pub(super) struct Token {
         there: Mutex<bool>,
@@ -407,14 +274,9 @@ mod model {
 #[cfg(all(test, not(mirai_loom)))]
 mod tests {
     use super::*;
-    use crate::task::Outcome;
     use std::io::Write;
     use std::os::fd::{AsRawFd, RawFd};
     use std::os::unix::net::UnixStream;
-
-    fn tasks(n: u64) -> Vec<Arc<Task>> {
-        (0..n).map(|id| Arc::new(Task::empty(id))).collect()
-    }
 
     #[test]
     fn a_ring_that_comes_after_the_end_of_a_wait_wakes_the_next_once() {
@@ -473,80 +335,5 @@ mod tests {
         let ready = || looks.next() > Some(0);
         bell.token.put();
         assert_eq!(bell.wait(None, idle, ready), Waited::Ready);
-    }
-
-    // One test, because the bell is the process's and waits on one thread.
-    #[test]
-    fn the_main_thread_waits_for_what_happens_elsewhere() {
-        let never = || false;
-        let all = tasks(100);
-        let theirs = all.clone();
-        let other = std::thread::spawn(move || {
-            for task in &theirs {
-                task.resolve(Outcome::Value(vec![1].into()));
-            }
-        });
-        let end = wait_for(all.iter().map(Arc::as_ref), Patience::for_all(100), never);
-        assert_eq!(end, Waited::Ready);
-        assert!(all.iter().all(|t| t.is_resolved()));
-        other.join().unwrap();
-
-        let some = tasks(3);
-        some[1].resolve(Outcome::Canceled);
-        let any = wait_for(some.iter().map(Arc::as_ref), Patience::for_all(1), never);
-        assert_eq!(any, Waited::Ready);
-
-        let hasty = Patience {
-            timeout: Some(Duration::from_millis(5)),
-            ..Patience::for_all(3)
-        };
-        let late = wait_for(some.iter().map(Arc::as_ref), hasty, never);
-        assert_eq!(late, Waited::TimedOut);
-        let stopped = wait_for(some.iter().map(Arc::as_ref), Patience::for_all(3), || true);
-        assert_eq!(stopped, Waited::Interrupted);
-
-        let failure = Patience {
-            until_failure: true,
-            ..Patience::for_all(3)
-        };
-        let failed = wait_for(some.iter().map(Arc::as_ref), failure, never);
-        assert_eq!(failed, Waited::Ready);
-
-        // A wait given up leaves nothing behind that could wake or confuse the next.
-        let two = [some[0].clone(), some[2].clone()];
-        let other = std::thread::spawn(move || two.map(|t| t.resolve(Outcome::TimedOut)));
-        let end = wait_for(some.iter().map(Arc::as_ref), Patience::for_all(3), never);
-        assert_eq!(end, Waited::Ready);
-        other.join().unwrap();
-    }
-
-    #[test]
-    fn a_group_is_waited_for_in_steps() {
-        let all = tasks(10);
-        let group = Group::new(all.iter().map(Arc::as_ref), true);
-        let never = || false;
-        assert_eq!(group.resolved(), 0);
-        for step in 1..=4 {
-            let theirs = all.clone();
-            let other = std::thread::spawn(move || {
-                for task in &theirs[2 * step - 2..2 * step] {
-                    task.resolve(Outcome::Value(vec![].into()));
-                }
-            });
-            assert_eq!(group.wait(2 * step, None, never), Waited::Ready);
-            assert_eq!(group.resolved(), 2 * step);
-            other.join().unwrap();
-        }
-        let short = Some(Duration::from_millis(5));
-        assert_eq!(group.wait(9, short, never), Waited::TimedOut);
-        assert_eq!(group.wait(8, None, never), Waited::Ready);
-        all[9].resolve(Outcome::Canceled);
-        assert_eq!(group.wait(10, None, never), Waited::Ready);
-        assert_eq!(group.resolved(), 9);
-        // Those that have resolved before are counted, and more may resolve than are waited for.
-        let group = Group::new(all.iter().map(Arc::as_ref), false);
-        all[8].resolve(Outcome::Value(vec![].into()));
-        assert_eq!(group.wait(3, None, never), Waited::Ready);
-        assert_eq!(group.resolved(), 10);
     }
 }
