@@ -1,4 +1,4 @@
-#' Make a cluster
+#' Make a cluster for package parallel
 #'
 #' Makes a cluster for package parallel (and what is built upon it, such as foreach through
 #' doParallel) whose nodes are daemons, with a compute profile of its own.
@@ -28,6 +28,7 @@
 #' `with()` makes the cluster the default one of package parallel for the evaluation of an
 #' expression, and stops it afterwards. Functions that take the name of a compute profile, such as
 #' [status()], take a cluster, too.
+#' @seealso [daemons()], [register_cluster()]; `vignette("parallel", "mirai")`.
 #' @examples
 #' cl <- make_cluster(2)
 #' cl
@@ -256,6 +257,7 @@ closeNode.miraiNode <- function(node) {
 #'
 #' @param default whether `makeCluster()` shall make such clusters also if no `type` is given.
 #' @returns `NULL`, invisibly.
+#' @seealso [make_cluster()].
 #' @examples
 #' if (getRversion() >= "4.5") register_cluster(default = FALSE)
 #' @export

@@ -1,4 +1,4 @@
-#' Be a daemon
+#' Run a daemon
 #'
 #' Connects to a host and evaluates its mirai until told to end. This is what a daemon process runs,
 #' usually as `Rscript -e 'mirai::daemon(...)'`.
@@ -36,6 +36,8 @@
 #'
 #' Each part of the cleanup is done although another fails. What cannot be restored (such as the global
 #' environment after a task has called [lockEnvironment()] on it) is told on the daemon's stderr, once.
+#' @seealso [daemons()], which starts local daemons; [launch_local()], [launch_remote()]; [nextcode()] for
+#'   the exit status.
 #' @examples
 #' \dontrun{
 #' # In one R session
@@ -102,9 +104,10 @@ is_cleanup <- function(x) {
   is.logical(x) && length(x) == 1L && !is.na(x) || is_count(x) && x <= 15
 }
 
-#' Is this a daemon?
+#' Is this process a daemon?
 #'
 #' @returns `TRUE` within the evaluation of a mirai on a daemon, otherwise `FALSE`.
+#' @seealso [daemon()], [daemons()].
 #' @examples
 #' on_daemon()
 #' mirai(mirai::on_daemon())[]
@@ -116,6 +119,7 @@ on_daemon <- function() .Call(rs_daemon_state) > 0L
 #' @param code the value of [daemon()].
 #' @param xc another name of `code`.
 #' @returns A character string.
+#' @seealso [daemon()].
 #' @examples
 #' nextcode(1L)
 #' @export

@@ -57,6 +57,8 @@
 #' with their profile current.
 #'
 #' Local daemons end with this session, however it ends.
+#' @seealso [mirai()], [mirai_map()]; [status()] and [info()]; [everywhere()] to prepare daemons;
+#'   [launch_remote()], [remote_config()]; [with_daemons()].
 #' @examples
 #' daemons(2)
 #' status()
@@ -270,6 +272,7 @@ with.miraiDaemons <- function(data, expr, ...) {
 #' @param frame the environment of the function until whose end the profile shall be current.
 #' @returns The value of `expr`; for `local_daemons()`, the name of the profile that was current
 #'   before, invisibly.
+#' @seealso [daemons()].
 #' @examples
 #' daemons(1, .compute = "cpu")
 #' with_daemons("cpu", mirai(1 + 1)[])
@@ -311,6 +314,7 @@ existing_profile <- function(x, call = sys.call(-1L)) {
 #' @param call the call to show in the error.
 #' @returns `daemons_set()`: `TRUE` or `FALSE`. `require_daemons()`: `TRUE`, invisibly, or an
 #'   error.
+#' @seealso [daemons()], [status()]; [mirai-errors].
 #' @examples
 #' daemons_set()
 #' daemons(1)

@@ -1,4 +1,4 @@
-#' Be a relay
+#' Relay between a host and daemons
 #'
 #' Connects to a host as one daemon and passes its tasks on to daemons of its own, by a queue of its own: for
 #' a machine that stands between the host and its daemons, such as the head node of a cluster. It evaluates
@@ -19,6 +19,7 @@
 #' `dispatcher = FALSE`: tasks then are sent on immediately, and wait here for a daemon that is free. A daemon that
 #' is lost takes its task with it, error value 19, unless `retry = TRUE` is given here. [everywhere()] is evaluated on
 #' all daemons that are connected, and its value is that of the first of them.
+#' @seealso [daemons()], [daemon()]; `vignette("distributed", "mirai")`.
 #' @examples
 #' \dontrun{
 #' # At the host

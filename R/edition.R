@@ -1,4 +1,4 @@
-#' Editions
+#' Editions: the 2.x interface
 #'
 #' A few functions of this package mean one thing in the documents that it was written from, and another in
 #' the 2.x releases that many packages were written for. The *edition* says which: 1, the default, or 2.
@@ -21,6 +21,7 @@
 #' | `mirai_map()` without daemons | starts one, with a warning | is an error |
 #'
 #' Everything else is the same in both. `vignette("coming-from-2x", "mirai")` has examples.
+#' @seealso [daemons()], [status()]; `vignette("coming-from-2x", "mirai")`.
 #' @examples
 #' old <- options(mirai.edition = 2)
 #' daemons(2)

@@ -1,4 +1,4 @@
-#' Kinds of values
+#' Error values
 #'
 #' Tests for mirai, mirai maps, and for the values that stand for something that went
 #' wrong.
@@ -20,6 +20,7 @@
 #' * A `"miraiInterrupt"`: the evaluation was interrupted by the user. It is an empty
 #'   string. Test with `is_mirai_interrupt()`.
 #'
+#' @seealso [mirai-errors] for the errors that functions raise; [mirai()], [stop_mirai()].
 #' @examples
 #' m <- mirai(log("a"))
 #' m[]

@@ -14,6 +14,7 @@
 #' use up random number streams. If daemons were set with a `seed`, it has the same random numbers on each
 #' of them, so that it does not matter which of them evaluates what. They are independent of those of
 #' the tasks.
+#' @seealso [daemons()], [mirai()].
 #' @examples
 #' daemons(2)
 #' everywhere(rate <<- 100)

@@ -31,6 +31,7 @@
 #' The commands returned can be pasted into a POSIX shell. Each has a random number stream of its own.
 #' `Rscript` has to be found on the other machine, and has to find this package, in the same version. What
 #' daemons there write, with `output = TRUE`, does not come back here.
+#' @seealso [daemons()], [daemon()]; [ssh_config()], [cluster_config()], [http_config()], [remote_config()].
 #' @examples
 #' daemons(url = local_url())
 #' launch_local(1)

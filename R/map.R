@@ -1,4 +1,4 @@
-#' Map asynchronously
+#' Map a function in parallel
 #'
 #' Applies a function to each element of a vector or list, or to each row of a matrix or data frame,
 #' one task for each, evaluated by daemons. Returns at once.
@@ -42,6 +42,7 @@
 #' What all elements share (`.f`, `.args` and `...`) is sent to each daemon once.
 #'
 #' If no daemons are set, one is launched, with a warning. In [edition 2][mirai-edition], that is an error.
+#' @seealso [mirai()], [daemons()]; [collection-options]; [mirai-errors].
 #' @examples
 #' with(daemons(2), {
 #'   mirai_map(c(a = 1, b = 4, c = 9), sqrt)[]
@@ -128,11 +129,12 @@ print.mirai_map <- function(x, ...) {
   collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
 }
 
-#' Collection options
+#' Collection options: .stop, .flat, .progress
 #'
 #' For use within the brackets of a mirai map: see [mirai_map()].
 #'
 #' @format Character strings, each of its own name.
+#' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
 #' @aliases .flat .progress .progress_cli .stop
 #' @examples

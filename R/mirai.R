@@ -1,4 +1,4 @@
-#' Evaluate asynchronously
+#' Evaluate an expression asynchronously
 #'
 #' Evaluates an expression in another process and returns at once, with an object
 #' that will hold the value. With [daemons()] set, one of them evaluates it;
@@ -34,6 +34,8 @@
 #' (connection reset), or the task is run again elsewhere if [daemons()] was told to
 #' `retry`. If the number of daemons is reset, pending mirai resolve to 19, too.
 #'
+#' @seealso [daemons()], [mirai_map()]; [call_mirai()], [collect_mirai()], [unresolved()], [stop_mirai()];
+#'   [is_error_value()].
 #' @examples
 #' m <- mirai(x + 2 * y, x = 1, y = 10)
 #' m
@@ -68,13 +70,14 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) 
 # Whether to give up, rather than wait, when the queue is full.
 give_up <- FALSE
 
-#' Evaluate asynchronously if there is room
+#' Evaluate asynchronously if the queue has room
 #'
 #' The same as [mirai()], except when [daemons()] were set with a `memory` budget and
 #' the queue has used it up: where `mirai()` waits for room, this returns at once.
 #'
 #' @inheritParams mirai
 #' @returns A mirai, invisibly, or `NULL` if there is no room.
+#' @seealso [mirai()], [daemons()] and its argument `memory`.
 #' @examples
 #' daemons(1, memory = 100)
 #' m <- try_mirai(1 + 1)

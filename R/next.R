@@ -6,6 +6,7 @@
 #'
 #' @inheritParams status
 #' @returns An integer vector of length 7, to be assigned to `.Random.seed`.
+#' @seealso [daemons()] and its argument `seed`.
 #' @examples
 #' nextstream()
 #' @export
@@ -22,6 +23,7 @@ nextstream <- function(.compute = NULL) .Call(rs_next_stream, check_profile(.com
 #'   given as the first part of `tls` to know this host by, `NULL` if it has no secure URLs.
 #' @inheritParams status
 #' @returns As above. `NULL` for anything else, and if no daemons are set.
+#' @seealso [daemons()], [status()].
 #' @examples
 #' daemons(1)
 #' nextget("urls")

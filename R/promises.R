@@ -1,4 +1,4 @@
-#' Promises
+#' Promises from mirai
 #'
 #' With package promises, mirai and mirai maps can be used wherever a promise can: in
 #' [promises::then()] and its operators, in Shiny's outputs, observers and extended tasks, and as
@@ -24,6 +24,7 @@
 #' Nothing looks whether a mirai has resolved. The arrival of the result wakes the event loop
 #' of package later that was current when the promise was made, so any number of promises may be
 #' pending at no cost. The promise of a mirai settles even if nothing else refers to the mirai.
+#' @seealso [mirai()], [mirai_map()]; `vignette("promises-and-shiny", "mirai")`.
 #' @examplesIf requireNamespace("promises", quietly = TRUE)
 #' library(promises)
 #' daemons(1)

@@ -1,4 +1,4 @@
-#' Launch configurations
+#' Launch daemons by SSH, Slurm or HTTP
 #'
 #' Say how to launch daemons on other machines, for the argument `remote` of [daemons()],
 #' [make_cluster()] and [launch_remote()]. `ssh_config()` is for machines with an SSH server,
@@ -30,6 +30,7 @@
 #' `ssh_config()` this time is `timeout` and 5 seconds more.
 #'
 #' Commands run in the background and cannot ask for a password.
+#' @seealso [launch_remote()], [daemons()]; `vignette("distributed", "mirai")`.
 #' @examples
 #' # Slurm: two daemons, started by srun
 #' \dontrun{

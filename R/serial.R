@@ -23,6 +23,7 @@
 #' Objects of basic type with a class attribute can be registered as well as reference objects. There is one
 #' exception: within an unevaluated promise, only environments, external pointers and weak references are
 #' recognised.
+#' @seealso [serial_config()], [register_serial()]; `vignette("serialization", "mirai")`.
 #' @examples
 #' # A counter whose state would be lost in another process
 #' counter <- structure(new.env(), class = "counter")
@@ -82,6 +83,7 @@ as_registration <- function(hooks) {
 #' @param sfunc a function, or a list of one for each class, that takes an object and returns a raw vector.
 #' @param ufunc a function, or a list of one for each class, that takes the raw vector and returns the object.
 #' @returns `serial_config()`: a list. `register_serial()`: `NULL`, invisibly.
+#' @seealso [serialization()], [daemons()]; `vignette("serialization", "mirai")`.
 #' @examples
 #' config <- serial_config(
 #'   "counter",

@@ -55,6 +55,7 @@ print.miraiStatus <- function(x, ...) {
 #' @inheritParams status
 #' @returns A named integer vector: `connections` now and `cumulative` ones; tasks `awaiting`,
 #'   `executing` and `completed` (however they ended). `NULL` if no daemons are set.
+#' @seealso [status()], [daemons()].
 #' @examples
 #' info()
 #' daemons(1)

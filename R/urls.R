@@ -17,6 +17,7 @@
 #'
 #' If the name of this machine stands for a loopback address in its own files, as it does on many, a host
 #' listens at all of its addresses.
+#' @seealso [daemons()], [launch_remote()]; `vignette("distributed", "mirai")`.
 #' @examples
 #' host_url()
 #' host_url(ws = TRUE, tls = TRUE, port = 5555)
@@ -64,6 +65,7 @@ check_port <- function(port, call = sys.call(-1L)) {
 #' @inheritParams status
 #' @returns The new URL. `NULL` if there is no `i`th, if it is a TCP URL, which has no path, or if a daemon is
 #'   connected there and `force` is `FALSE`. In the status, `instance` is negative until a daemon connects.
+#' @seealso [daemons()], [status()], [launch_remote()].
 #' @examples
 #' daemons(url = local_url())
 #' saisei(1)

@@ -12,6 +12,8 @@
 #'   There is no polling for the result. But time limits and some event handlers of R (such as those of
 #'   Tcl/Tk) give no sign when they are due: R looks at them every 100 ms while this package waits.
 #'   Handlers that wait for input, such as those of R's web server and of graphics devices, are called at once.
+#' @seealso [collect_mirai()] for the values, [race_mirai()] for the first of several, [unresolved()] to
+#'   look without waiting.
 #' @examples
 #' m <- mirai(Sys.getpid())
 #' call_mirai(m)$data
@@ -34,6 +36,7 @@ call_mirai_ <- call_mirai
 #'   `".progress_cli"` and `".stop"`; or a list of values by these names, such as
 #'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()].
 #' @returns The value of a mirai, or a list of the values with the names of `x`.
+#' @seealso [call_mirai()], [mirai_map()], [collection-options].
 #' @examples
 #' collect_mirai(mirai(1 + 1))
 #' collect_mirai(list(a = mirai("a"), b = mirai("b")))
@@ -49,6 +52,7 @@ collect_mirai <- function(x, options = NULL) {
 #' @param x a mirai, or a list of mirai.
 #' @returns The index of a mirai that has resolved: the first in the list, if there are
 #'   several already. `0L` for an empty list.
+#' @seealso [call_mirai()], [collect_mirai()].
 #' @examples
 #' daemons(2)
 #' x <- list(mirai({Sys.sleep(5); "slow"}), mirai("fast"))
@@ -69,6 +73,7 @@ race_mirai <- function(x) {
 #' @param x a mirai, or a list of mirai (such as a mirai map).
 #' @returns Invisibly a logical vector, for each mirai whether it was cancelled: `FALSE`
 #'   means that it had resolved already, or is no mirai.
+#' @seealso [mirai()] and its argument `.timeout`; [is_error_value()].
 #' @examples
 #' m <- mirai(Sys.sleep(60))
 #' stop_mirai(m)
@@ -83,7 +88,7 @@ stop_mirai <- function(x) {
   invisible(stopped)
 }
 
-#' Has it resolved?
+#' Has a mirai resolved?
 #'
 #' Tells without waiting whether a mirai is still unresolved, so it can be used in
 #' conditions directly.
@@ -91,6 +96,7 @@ stop_mirai <- function(x) {
 #' @param x a mirai, the `$data` of one, or a list of these.
 #' @returns `TRUE` if `x`, or any element of the list, is unresolved; otherwise `FALSE`, which
 #'   includes anything that is not a mirai.
+#' @seealso [call_mirai()], [race_mirai()].
 #' @examples
 #' m <- mirai(Sys.sleep(0.1))
 #' unresolved(m)
