@@ -1,7 +1,8 @@
 #' Errors raised by mirai
 #'
-#' Every error that a function of this package raises has class `"mirai_error"`. A finer class says what kind
-#' of error it is, so that code can catch it.
+#' Errors about arguments, daemons, URLs, launches and maps have class `"mirai_error"`. A finer class says what kind
+#' of error it is, so that code can catch it. Errors in the course of a task's submission (a serialization hook that
+#' fails, use in a forked process) are simple errors.
 #'
 #' @details
 #' | class | raised when | by, for example |

@@ -224,8 +224,9 @@ wait_connected <- function(profile, n, call) {
 # Shows errors of native code as those of the function that the user called.
 with_call <- function(expr, call, class = NULL) {
   tryCatch(expr, error = function(e) {
-    if (inherits(e, "mirai_error")) class <- setdiff(class(e), c("mirai_error", "error", "condition"))
-    stop_error(conditionMessage(e), call, class)
+    if (!inherits(e, "mirai_error")) stop_error(conditionMessage(e), call, class)
+    e["call"] <- list(call)
+    stop(e)
   })
 }
 

@@ -615,9 +615,9 @@ unsafe fn failure(stage: Stage) -> SEXP {
 /// Whether the watcher has sent a SIGINT: see [`obey_the_watcher`].
 static ASKED_TO_INTERRUPT: AtomicBool = AtomicBool::new(false);
 
-/// Where SIGINT is ignored, R 4.6 leaves it so but while it sleeps, and other tasks could not be interrupted. That is how a shell starts
-/// what a script runs in the background (`Rscript -e 'mirai::daemon(...)' &`), so that the Ctrl-C for the script does
-/// not reach it. Such a daemon goes on to ignore Ctrl-C, but not its watcher.
+/// Makes the watcher's SIGINT interrupt R in a daemon that was started with SIGINT ignored. A shell starts background jobs
+/// of a script so (`Rscript -e 'mirai::daemon(...)' &`), and R 4.6 keeps ignoring SIGINT except in `Sys.sleep()`. The daemon
+/// still ignores Ctrl-C: the handler acts only if the watcher has set `ASKED_TO_INTERRUPT`.
 fn obey_the_watcher() {
     extern "C" fn handle(_: c_int) {
         if ASKED_TO_INTERRUPT.swap(false, Ordering::SeqCst) {

@@ -307,7 +307,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// Until so many have resolved.
+    /// Waits until `enough` tasks have resolved, however they ended, and without a limit of time.
     pub fn for_all(enough: usize) -> Patience {
         Patience {
             enough,

@@ -14,7 +14,7 @@ const REQUEST: usize = 8 * 1024;
 pub(crate) enum Request {
     /// There is more to come.
     Partial,
-    /// It is so long, and to be answered so; and whether it was one that is granted.
+    /// A complete request: its length in bytes, and the answer to send.
     Whole { length: usize, answer: Answer },
 }
 
