@@ -43,6 +43,7 @@ NULL
 #' @rdname as.promise
 #' @exportS3Method promises::as.promise
 as.promise.mirai <- function(x) {
+  .Call(rs_prepare_promise)
   promises::promise(function(resolve, reject) {
     when_resolved(x, function(i) settle_with(x$data, resolve, reject), reject)
   })
@@ -51,6 +52,7 @@ as.promise.mirai <- function(x) {
 #' @rdname as.promise
 #' @exportS3Method promises::as.promise
 as.promise.mirai_map <- function(x) {
+  .Call(rs_prepare_promise)
   promises::promise(function(resolve, reject) {
     when_resolved(unclass(x), function(i) {
       if (i > 0L) return(rejects(x[[i]]$data) && settle_with(x[[i]]$data, resolve, reject))

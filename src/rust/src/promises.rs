@@ -23,6 +23,7 @@ use crate::tasks::{task_of, DATA};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
+        r::routine(c"prepare_promise", prepare_promise as *const (), 0),
         r::routine(c"when_resolved", when_resolved as *const (), 3),
         r::routine(c"promises_kept", promises_kept as *const (), 0),
     ]
@@ -203,16 +204,23 @@ struct Due {
     index: i32,
 }
 
-/// `.Call(when_resolved, x, functions, loop)`: has `settle_promise(functions, index)` called from the
-/// event loop of that number, for each mirai in `x` (one, or a list) that fails, with its index
-/// from 1, and with 0 when all have resolved, until it returns `TRUE`. later's namespace has to be
-/// loaded.
-unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
+/// `.Call(prepare_promise)`, before a promise is made. In a forked child, this is an error, and not a promise
+/// that is rejected: rejecting takes a lock of later's, which later's timer thread may have held when the process was
+/// forked. Nobody releases it in the child.
+unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
     if profiles::is_forked() {
         r::raise(FORKED);
     }
     #[cfg(unix)]
     hold_during_forks();
+    R_NilValue
+}
+
+/// `.Call(when_resolved, x, functions, loop)`: has `settle_promise(functions, index)` called from the
+/// event loop of that number, for each mirai in `x` (one, or a list) that fails, with its index
+/// from 1, and with 0 when all have resolved, until it returns `TRUE`. later's namespace has to be
+/// loaded.
+unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
     // Here, because only the main thread may ask R for it.
     let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
     *exec_later() = std::mem::transmute::<extendr_ffi::DL_FUNC, Option<ExecLater>>(function);

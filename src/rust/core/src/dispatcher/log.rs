@@ -1,0 +1,247 @@
+//! The log: what became of the tasks of late, and of the daemons.
+//!
+//! The dispatcher writes it from its own events, so it is true also while the language runtime is busy. A
+//! task has its row here once it is over; before that, its row is made from what the dispatcher knows
+//! of it. The memory is bounded: [`TASKS_KEPT`] tasks and [`PEERS_KEPT`] daemons that are gone.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Endpoint, PeerId, TaskId, Time};
+
+/// Tasks that are over of which the log keeps a row. A row takes 112 bytes, without name and error.
+pub const TASKS_KEPT: usize = 100_000;
+
+/// Daemons that are gone of which the log keeps a row.
+pub const PEERS_KEPT: usize = 10_000;
+
+/// By what the user knows a task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// The number of its handle; 0 if it has none.
+    pub number: u32,
+    pub name: Option<Box<str>>,
+}
+
+/// How far a task has come, or how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// Not started, as far as the host knows: it may be with a daemon.
+    Queued,
+    Running,
+    /// With a value.
+    Done,
+    /// With an error of its own.
+    Failed,
+    Canceled,
+    TimedOut,
+    /// Its daemon was lost, or all daemons were reset.
+    Lost,
+}
+
+/// A task in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskRow {
+    pub id: TaskId,
+    pub label: Label,
+    pub state: TaskState,
+    /// The daemon that has started it last.
+    pub peer: Option<PeerId>,
+    pub submitted: Time,
+    /// When that daemon started it, by the host's clock: the time of the reply less `spent`.
+    pub started: Option<Time>,
+    pub ended: Option<Time>,
+    /// What the daemon says that it has taken.
+    pub spent: Option<Duration>,
+    /// How often it has been started, as far as the host knows.
+    pub attempts: u32,
+    /// Size of the payload and of the value.
+    pub bytes_in: u64,
+    pub bytes_out: Option<u64>,
+    /// Message of the error that it ended in, shortened.
+    pub error: Option<Box<str>>,
+}
+
+/// What a daemon does, or how it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    Idle,
+    Busy,
+    /// It starts no further task.
+    Leaving,
+    /// It has said goodbye.
+    Left,
+    /// The connection ended without a goodbye.
+    Lost,
+}
+
+/// A daemon in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRow {
+    pub peer: PeerId,
+    pub endpoint: Endpoint,
+    pub state: PeerState,
+    pub joined: Time,
+    /// When the connection ended.
+    pub ended: Option<Time>,
+    /// Tasks that it has replied to.
+    pub tasks: u64,
+    /// What they have taken in all.
+    pub busy: Duration,
+}
+
+/// A time or a duration in microseconds, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Micros(u64);
+
+impl Micros {
+    pub(super) const NONE: Micros = Micros(u64::MAX);
+
+    pub(super) fn get(self) -> Option<Duration> {
+        (self != Micros::NONE).then(|| Duration::from_micros(self.0))
+    }
+}
+
+impl From<Duration> for Micros {
+    fn from(time: Duration) -> Micros {
+        Micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX - 1))
+    }
+}
+
+/// A task that is over, as it is kept.
+pub(super) struct Over {
+    pub(super) id: TaskId,
+    pub(super) submitted: Micros,
+    pub(super) started: Micros,
+    pub(super) ended: Micros,
+    pub(super) spent: Micros,
+    pub(super) bytes_in: u64,
+    /// `u64::MAX`: there is no value.
+    pub(super) bytes_out: u64,
+    pub(super) peer: Option<PeerId>,
+    pub(super) attempts: u32,
+    pub(super) state: TaskState,
+    pub(super) label: Label,
+    pub(super) error: Option<Box<str>>,
+}
+
+impl Over {
+    fn row(&self) -> TaskRow {
+        TaskRow {
+            id: self.id,
+            label: self.label.clone(),
+            state: self.state,
+            peer: self.peer,
+            submitted: self.submitted.get().unwrap_or_default(),
+            started: self.started.get(),
+            ended: self.ended.get(),
+            spent: self.spent.get(),
+            attempts: self.attempts,
+            bytes_in: self.bytes_in,
+            bytes_out: (self.bytes_out != u64::MAX).then_some(self.bytes_out),
+            error: self.error.clone(),
+        }
+    }
+}
+
+/// Tasks that are over, counted by how they ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub done: u64,
+    pub failed: u64,
+    pub canceled: u64,
+    pub timed_out: u64,
+    pub lost: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Log {
+    /// In the order in which they ended.
+    tasks: VecDeque<Over>,
+    peers: VecDeque<PeerRow>,
+    pub(super) tally: Tally,
+}
+
+impl Log {
+    pub(super) fn add(&mut self, task: Over) {
+        let count = match task.state {
+            TaskState::Done => &mut self.tally.done,
+            TaskState::Failed => &mut self.tally.failed,
+            TaskState::Canceled => &mut self.tally.canceled,
+            TaskState::TimedOut => &mut self.tally.timed_out,
+            TaskState::Lost | TaskState::Queued | TaskState::Running => &mut self.tally.lost,
+        };
+        *count += 1;
+        if self.tasks.len() == TASKS_KEPT {
+            self.tasks.pop_front();
+        }
+        self.tasks.push_back(task);
+    }
+
+    pub(super) fn add_peer(&mut self, peer: PeerRow) {
+        if self.peers.len() == PEERS_KEPT {
+            self.peers.pop_front();
+        }
+        self.peers.push_back(peer);
+    }
+
+    /// Those that are over, in the order in which they ended.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = TaskRow> + '_ {
+        self.tasks.iter().map(Over::row)
+    }
+
+    /// Daemons that are gone, the first of them first.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &PeerRow> + '_ {
+        self.peers.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn over(id: TaskId, state: TaskState) -> Over {
+        Over {
+            id,
+            submitted: Duration::ZERO.into(),
+            started: Micros::NONE,
+            ended: Duration::MAX.into(),
+            spent: Micros::NONE,
+            bytes_in: 0,
+            bytes_out: u64::MAX,
+            peer: None,
+            attempts: 0,
+            state,
+            label: Label::default(),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn the_log_keeps_the_last_tasks_and_counts_all() {
+        let mut log = Log::default();
+        let n = TASKS_KEPT as u64 + 10;
+        for id in 0..n {
+            let failed = id % 2 == 0;
+            log.add(over(
+                id,
+                if failed {
+                    TaskState::Failed
+                } else {
+                    TaskState::Done
+                },
+            ));
+        }
+        assert!(log.tasks().map(|row| row.id).eq(10..n));
+        assert_eq!((log.tally.failed, log.tally.done), (n / 2, n / 2));
+        let row = log.tasks().next().unwrap();
+        assert_eq!((row.started, row.spent, row.bytes_out), (None, None, None));
+        assert!(row.ended > Some(Duration::from_secs(500_000 * 365 * 24 * 3600)));
+    }
+
+    #[test]
+    fn a_row_is_small() {
+        // As its documentation says.
+        assert!(size_of::<Over>() <= 112, "{}", size_of::<Over>());
+    }
+}

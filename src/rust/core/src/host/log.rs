@@ -1,0 +1,181 @@
+//! The log as the host tells it: what the dispatcher has written, with what the host knows of the daemons.
+
+use std::time::SystemTime;
+
+use rustc_hash::FxHashMap;
+
+use super::{Endpoint, Host, PeerId, Shared};
+use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskRow, Time};
+use crate::sys;
+
+/// A name of a machine is at most this long, in bytes. What a daemon says beyond that is dropped.
+const MOST_OF_A_NAME: usize = 255;
+
+/// The log at one moment. The times in it count from `origin`.
+#[derive(Clone, Debug)]
+pub struct Log<R> {
+    pub origin: SystemTime,
+    pub now: Time,
+    pub rows: Vec<R>,
+}
+
+/// A daemon in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonRow {
+    pub row: PeerRow,
+    /// Where it connected.
+    pub url: String,
+    /// Its machine, by the name that it gives itself; empty if it has not said so yet.
+    pub host: String,
+    /// Its process there; 0 if it has not said so yet.
+    pub pid: u32,
+    /// Bytes of memory that it has resident, if it is on this machine and alive.
+    pub memory: Option<u64>,
+    /// Why it is gone, if that is known.
+    pub reason: Option<String>,
+}
+
+/// What is known of daemons, also of those that are gone.
+#[derive(Default)]
+pub(super) struct Known {
+    daemons: FxHashMap<PeerId, Daemon>,
+    /// Of these, those without a URL of their own.
+    at: FxHashMap<Endpoint, Vec<PeerId>>,
+}
+
+#[derive(Clone, Default)]
+struct Daemon {
+    endpoint: Endpoint,
+    /// Where it connected. `None`: where the host listens at this endpoint now.
+    url: Option<String>,
+    host: String,
+    pid: u32,
+    local: bool,
+    reason: Option<String>,
+}
+
+impl Known {
+    /// `local`: process id of a daemon on this machine.
+    pub(super) fn add(&mut self, peer: PeerId, endpoint: Endpoint, local: Option<u32>) {
+        // As many as the dispatcher's log can name, and as many again, so that this is seldom.
+        if self.daemons.len() >= 2 * PEERS_KEPT {
+            let mut peers: Vec<PeerId> = self.daemons.keys().copied().collect();
+            let (_, oldest_kept, _) = peers.select_nth_unstable(PEERS_KEPT);
+            let oldest_kept = *oldest_kept;
+            self.daemons.retain(|peer, _| *peer >= oldest_kept);
+            for peers in self.at.values_mut() {
+                peers.retain(|peer| *peer >= oldest_kept);
+            }
+        }
+        let daemon = Daemon {
+            endpoint,
+            url: None,
+            host: local.map(|_| sys::node_name()).unwrap_or_default(),
+            pid: local.unwrap_or_default(),
+            local: local.is_some(),
+            reason: None,
+        };
+        self.daemons.insert(peer, daemon);
+        self.at.entry(endpoint).or_default().push(peer);
+    }
+
+    /// The endpoint is about to be at another URL, or at none. (The URL is not asked for when a daemon joins: that
+    /// would be under the lock of the URLs, whose holder may wait for NNG's callbacks, of which joining is one.)
+    pub(super) fn leaves_url(&mut self, endpoint: Endpoint, url: &str) {
+        for peer in self.at.remove(&endpoint).unwrap_or_default() {
+            if let Some(daemon) = self.daemons.get_mut(&peer) {
+                daemon.url = Some(url.into());
+            }
+        }
+    }
+
+    /// A daemon across the network says where it is. It may say anything.
+    pub(super) fn tells(&mut self, peer: PeerId, host: &str, pid: u32) {
+        if let Some(daemon) = self.daemons.get_mut(&peer).filter(|daemon| !daemon.local) {
+            let printable = host.chars().filter(|c| !c.is_control());
+            let mut name = String::new();
+            for c in printable {
+                if name.len() + c.len_utf8() > MOST_OF_A_NAME {
+                    break;
+                }
+                name.push(c);
+            }
+            (daemon.host, daemon.pid) = (name, pid);
+        }
+    }
+
+    /// The first reason that is given counts.
+    pub(super) fn went(&mut self, peer: PeerId, reason: String) {
+        if let Some(daemon) = self.daemons.get_mut(&peer) {
+            daemon.reason.get_or_insert(reason);
+        }
+    }
+}
+
+impl Host {
+    /// Tasks, the last `n` submitted: see [`Dispatcher::task_rows`](crate::dispatcher::Dispatcher::task_rows).
+    pub fn task_log(&self, n: usize) -> Log<TaskRow> {
+        let state = self.0.state.lock();
+        // Under the lock, so that nothing in the log is later than `now`.
+        let now = self.0.origin.elapsed();
+        let rows = state.dispatcher.task_rows(n);
+        self.0.log(now, rows)
+    }
+
+    /// Daemons that are connected, and the last that were.
+    pub fn daemon_log(&self) -> Log<DaemonRow> {
+        let (now, rows) = {
+            let state = self.0.state.lock();
+            (self.0.origin.elapsed(), state.dispatcher.peer_rows())
+        };
+        let urls = self.urls();
+        let known = self.0.known.lock();
+        let rows = rows.into_iter().map(|row| {
+            let daemon = known.daemons.get(&row.peer).cloned().unwrap_or_default();
+            let here = daemon.local && row.ended.is_none();
+            DaemonRow {
+                memory: here.then(|| resident(daemon.pid)).flatten(),
+                row,
+                url: match daemon.url {
+                    Some(url) => url,
+                    None => urls.get(daemon.endpoint).cloned().unwrap_or_default(),
+                },
+                host: daemon.host,
+                pid: daemon.pid,
+                reason: daemon.reason,
+            }
+        });
+        let rows = rows.collect();
+        self.0.log(now, rows)
+    }
+
+    /// Tasks that are over, counted by how they ended.
+    pub fn tally(&self) -> Tally {
+        self.0.state.lock().dispatcher.tally()
+    }
+}
+
+impl Shared {
+    fn log<R>(&self, now: Time, rows: Vec<R>) -> Log<R> {
+        // The system's clock may have been set since the origin: the newest times are the ones to get right.
+        let origin = SystemTime::now() - self.origin.elapsed();
+        Log { origin, now, rows }
+    }
+}
+
+/// Bytes of memory that a process of this machine has resident.
+fn resident(pid: u32) -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        // SAFETY: no memory is passed.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Some(pages * u64::try_from(page).ok()?)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = pid;
+        None
+    }
+}
