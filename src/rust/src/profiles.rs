@@ -478,7 +478,7 @@ pub fn trust(text: &str) -> std::result::Result<Trust, TlsError> {
 /// The name of this machine.
 #[extendr]
 fn node_name() -> String {
-    mirai_core::host::node_name()
+    mirai_core::sys::node_name()
 }
 
 /// Sets up a profile that evaluates in this process.

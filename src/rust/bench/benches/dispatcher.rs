@@ -4,7 +4,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mirai_core::dispatcher::{Action, Config, Dispatcher, Event, PeerId, Replies, Target};
+use mirai_core::dispatcher::{
+    Action, Config, Dispatcher, Event, Label, PeerId, Replies, Reply, Target,
+};
 use mirai_core::protocol::Seq;
 
 const NOW: Duration = Duration::ZERO;
@@ -60,6 +62,7 @@ impl Scene {
             bytes: 100,
             deadline: None,
             target: Target::Any,
+            label: Label::default(),
         });
     }
 
@@ -70,6 +73,7 @@ impl Scene {
             peer,
             seq,
             spent: Duration::from_micros(5),
+            reply: Reply::default(),
         });
     }
 

@@ -11,6 +11,7 @@
 //! - [`dispatcher`]: the queue, a state machine without I/O, clocks or threads.
 //! - [`tls`]: identities, and rustls as NNG's TLS.
 //! - [`transport`]: links that carry frames between host and daemon.
+//! - [`loss`]: why a daemon was lost.
 //! - [`task`]: what the host's main thread holds and waits for.
 //! - [`process`]: starting daemons and learning why they died.
 //! - [`host`]: all of it put together on the host's side.
@@ -25,6 +26,7 @@ pub mod dispatcher;
 pub mod fuzzing;
 pub mod heap;
 pub mod host;
+pub mod loss;
 pub mod memory;
 pub mod process;
 pub mod protocol;

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
 use crate::host::{Host, MOST_SLOTS};
-use crate::memory;
+use crate::memory::{self, Content};
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::sys::signals;
 use crate::task::{Constants, Outcome, Payload, Task, next_task_id};
@@ -90,17 +90,24 @@ impl Relay {
                 .name("mirai-relay".into())
                 .spawn(move || {
                     for (seq, task) in values {
-                        let (outcome, body) = match task.outcome() {
-                            Some(Outcome::Value(body)) => (Done::Value, body.plain()),
-                            Some(Outcome::Error(body)) => (Done::Error, body.plain()),
-                            Some(Outcome::Canceled) => (Done::Skipped, Cow::default()),
-                            _ => (Done::Lost, Cow::default()),
+                        let (outcome, content) = match task.outcome() {
+                            Some(Outcome::Value(content)) => (Done::Value, Some(content)),
+                            Some(Outcome::Error(content)) => (Done::Error, Some(content)),
+                            Some(Outcome::Canceled) => (Done::Skipped, None),
+                            _ => (Done::Lost, None),
                         };
+                        let mut body = content.map(Content::plain).unwrap_or_default();
+                        let notes = content.and_then(Content::notes).unwrap_or_default();
+                        if !notes.is_empty() {
+                            body.to_mut().extend_from_slice(notes);
+                        }
                         let message = ToHost::Done {
                             seq,
                             outcome,
                             // Of no use: a relay holds whatever it is sent.
                             spent: 0,
+                            notes: notes.len() as u64,
+                            error: None,
                         };
                         if above.send(&message, (&*body).into()).is_err() {
                             return;

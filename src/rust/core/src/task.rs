@@ -2,13 +2,15 @@
 //! way back. One allocation each, shared by the dispatcher and the user's handle,
 //! because a hundred thousand of them may be waiting.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::dispatcher::TaskId;
+use crate::dispatcher::{Label, TaskId};
+use crate::loss::Loss;
 use crate::memory::{Body, Content};
 use crate::protocol::{Kind, Stream};
 use crate::sys::{Attention, Bell, Waited};
@@ -73,6 +75,37 @@ pub type Callback = Box<dyn FnOnce(&Outcome) + Send>;
 struct Watchers {
     waiting: Option<Arc<Countdown>>,
     callbacks: Vec<Callback>,
+    reports: Reports,
+    /// The daemon that was lost with it.
+    loss: Option<Arc<Loss>>,
+}
+
+/// Reports of a task that are kept. Of more, and of more than [`MOST_REPORTED`] bytes, the oldest are dropped.
+pub const MOST_REPORTS: usize = 1000;
+/// See [`MOST_REPORTS`]. The newest report is kept whatever its size.
+pub const MOST_REPORTED: u64 = 16 << 20;
+
+/// What a task has sent ahead of its value, the oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Reports {
+    pub kept: VecDeque<Arc<Content>>,
+    /// How many came before these and were dropped.
+    pub dropped: u64,
+    bytes: u64,
+}
+
+impl Reports {
+    fn add(&mut self, report: Content) {
+        self.bytes += report.size();
+        self.kept.push_back(Arc::new(report));
+        while self.kept.len() > 1 && (self.kept.len() > MOST_REPORTS || self.bytes > MOST_REPORTED)
+        {
+            if let Some(oldest) = self.kept.pop_front() {
+                self.bytes -= oldest.size();
+                self.dropped += 1;
+            }
+        }
+    }
 }
 
 /// A process-wide source of task ids, from 1.
@@ -88,6 +121,9 @@ pub struct Task {
     outcome: OnceLock<Outcome>,
     /// Boxed, because most tasks are never watched one by one.
     watchers: Mutex<Option<Box<Watchers>>>,
+    /// The number of its handle, for the log; 0 if it has none.
+    number: u32,
+    name: Option<Box<str>>,
 }
 
 impl Task {
@@ -97,7 +133,40 @@ impl Task {
             payload: Mutex::new(Some(payload)),
             outcome: OnceLock::new(),
             watchers: Mutex::new(None),
+            number: 0,
+            name: None,
         }
+    }
+
+    /// The same with what the log calls it: the number of its handle, and a name.
+    #[must_use]
+    pub fn labelled(mut self, number: u32, name: Option<Box<str>>) -> Task {
+        (self.number, self.name) = (number, name);
+        self
+    }
+
+    pub(crate) fn label(&self) -> Label {
+        Label {
+            number: self.number,
+            name: self.name.clone(),
+        }
+    }
+
+    /// Keeps a value that the task has sent ahead, unless it is over.
+    pub(crate) fn add_report(&self, report: Content) {
+        let mut watchers = self.watchers.lock();
+        if !self.is_resolved() {
+            watchers.get_or_insert_default().reports.add(report);
+        }
+    }
+
+    /// What the task has sent ahead so far.
+    pub fn reports(&self) -> Reports {
+        let watchers = self.watchers.lock();
+        watchers
+            .as_ref()
+            .map(|w| w.reports.clone())
+            .unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -154,18 +223,37 @@ impl Task {
         self.outcome.set(outcome).is_ok()
     }
 
+    /// Notes which daemon was lost with it, before it is settled.
+    pub(crate) fn lost_with(&self, loss: Arc<Loss>) {
+        self.watchers.lock().get_or_insert_default().loss = Some(loss);
+    }
+
+    /// The daemon that was lost with it, if it has resolved to [`Outcome::Reset`] for that.
+    pub fn loss(&self) -> Option<Arc<Loss>> {
+        self.watchers.lock().as_ref()?.loss.clone()
+    }
+
     /// The second half: frees what was sent and tells whoever waits.
     pub(crate) fn announce(&self) {
         *self.payload.lock() = None;
         // After the outcome is set: see `watch` and `on_resolved`.
-        if let Some(watchers) = self.watchers.lock().take() {
-            if let Some(countdown) = watchers.waiting {
-                countdown.tick(self.has_failed());
+        let (waiting, callbacks) = {
+            let mut watchers = self.watchers.lock();
+            let Some(held) = watchers.as_mut() else {
+                return;
+            };
+            let taken = (held.waiting.take(), std::mem::take(&mut held.callbacks));
+            if held.reports.kept.is_empty() && held.loss.is_none() {
+                *watchers = None;
             }
-            if let Some(outcome) = self.outcome() {
-                for callback in watchers.callbacks {
-                    callback(outcome);
-                }
+            taken
+        };
+        if let Some(countdown) = waiting {
+            countdown.tick(self.has_failed());
+        }
+        if let Some(outcome) = self.outcome() {
+            for callback in callbacks {
+                callback(outcome);
             }
         }
     }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use mirai_core::dispatcher::{
-    AHEAD, Action, Config, Counts, Dispatcher, EndpointCounts, Event, MOST_AHEAD, OVERDUE, PeerId,
-    Policy, Replies, Target, TaskId, Verdict,
+    AHEAD, Action, Config, Counts, Dispatcher, EndpointCounts, Event, Label, MOST_AHEAD, OVERDUE,
+    PeerId, PeerState, Policy, Replies, Reply, Target, TaskId, TaskState, Verdict,
 };
 use proptest::prelude::*;
 
@@ -19,6 +19,15 @@ const WINDOW: usize = 16;
 const ENDPOINTS: usize = 3;
 
 type Job = TaskId;
+
+fn replied(peer: PeerId, seq: u64, spent: Duration) -> Event<Job> {
+    Event::Replied {
+        peer,
+        seq,
+        spent,
+        reply: Reply::default(),
+    }
+}
 
 /// Where a task is, as far as the world knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +241,7 @@ impl World {
             bytes,
             deadline,
             target,
+            label: Label::default(),
         };
         self.happen(event, &over);
         id
@@ -373,7 +383,7 @@ impl World {
             if done.wanted {
                 over.push((done.id, Verdict::Replied));
             }
-            self.happen(Event::Replied { peer, seq, spent }, &over);
+            self.happen(replied(peer, seq, spent), &over);
         }
     }
 
@@ -734,8 +744,58 @@ impl World {
         }
     }
 
+    /// The log says of every task and daemon what the host can know.
+    fn check_log(&self) {
+        let rows = self.dispatcher.task_rows(usize::MAX);
+        assert!(rows.iter().map(|row| row.id).eq(self.tasks.keys().copied()));
+        for row in rows {
+            let task = &self.tasks[&row.id];
+            let state = match task.place {
+                Place::Waiting => TaskState::Queued,
+                Place::On(peer) => {
+                    let daemon = &self.daemons[&peer];
+                    let at = daemon.held.iter().position(|h| h.id == row.id);
+                    if at.is_some_and(|at| at < daemon.slots) {
+                        TaskState::Running
+                    } else {
+                        TaskState::Queued
+                    }
+                }
+                Place::Over(Verdict::Replied) => TaskState::Done,
+                Place::Over(Verdict::TimedOut) => TaskState::TimedOut,
+                Place::Over(Verdict::Canceled) => TaskState::Canceled,
+                Place::Over(Verdict::Reset | Verdict::Closed) => TaskState::Lost,
+            };
+            assert_eq!(row.state, state, "task {}", row.id);
+            assert!(self.config.retry || row.attempts <= 1);
+            assert!(state != TaskState::Done || row.attempts >= 1);
+            let over = matches!(task.place, Place::Over(_));
+            assert_eq!(row.ended.is_some(), over);
+            let order = [Some(row.submitted), row.started, row.ended, Some(self.now)];
+            assert!(order.into_iter().flatten().is_sorted(), "times of {row:?}");
+        }
+        let tally = self.dispatcher.tally();
+        let over = tally.done + tally.failed + tally.canceled + tally.timed_out + tally.lost;
+        assert_eq!(over, self.completed);
+        let peers = self.dispatcher.peer_rows();
+        assert!(peers.iter().map(|row| row.peer).eq(1..=self.last_peer));
+        for row in peers {
+            let state = match self.daemons.get(&row.peer) {
+                None => {
+                    assert!(row.ended.is_some());
+                    continue;
+                }
+                Some(daemon) if daemon.leaving => PeerState::Leaving,
+                Some(daemon) if daemon.held.is_empty() => PeerState::Idle,
+                Some(_) => PeerState::Busy,
+            };
+            assert_eq!((row.state, row.ended), (state, None));
+        }
+    }
+
     /// What must hold between any two events.
     fn check(&self) {
+        self.check_log();
         for (id, daemon) in &self.daemons {
             if daemon.leaving {
                 let begun = |h: &Held| h.stage != Stage::Unbegun;
@@ -999,14 +1059,7 @@ fn live_through(world: &mut World, step: Step) {
         Step::Crossed(peer, seq) => {
             let (gone, unknown) = (world.last_peer + 1 + peer % 3, u64::MAX - seq % 3);
             let spent = Duration::ZERO;
-            world.happen(
-                Event::Replied {
-                    peer: gone,
-                    seq,
-                    spent,
-                },
-                &[],
-            );
+            world.happen(replied(gone, seq, spent), &[]);
             world.happen(
                 Event::Returned {
                     peer: gone,
@@ -1024,14 +1077,7 @@ fn live_through(world: &mut World, step: Step) {
             };
             world.happen(lost, &[]);
             let peer = peer % (world.last_peer + 1);
-            world.happen(
-                Event::Replied {
-                    peer,
-                    seq: unknown,
-                    spent,
-                },
-                &[],
-            );
+            world.happen(replied(peer, unknown, spent), &[]);
             // Nobody has recalled anything.
             let recalled = world
                 .daemons
@@ -1110,6 +1156,7 @@ fn threads_that_overtake_each_other_lose_nothing() {
             bytes: 1,
             deadline: (id == 3).then_some(Duration::from_secs(1)),
             target: Target::Any,
+            label: Label::default(),
         };
         dispatcher.handle(Duration::ZERO, submit, &mut out);
     }
@@ -1125,8 +1172,7 @@ fn threads_that_overtake_each_other_lose_nothing() {
     dispatcher.handle(Duration::from_secs(1), joined, &mut out);
     for seq in 1..=4 {
         let spent = Duration::from_secs(1);
-        let replied = Event::Replied { peer, seq, spent };
-        dispatcher.handle(Duration::from_secs(2), replied, &mut out);
+        dispatcher.handle(Duration::from_secs(2), replied(peer, seq, spent), &mut out);
     }
     let resolved: Vec<_> = out
         .iter()

@@ -596,6 +596,8 @@ fn done(seq: u64) -> ToHost {
         seq,
         outcome: mirai_core::protocol::Done::Value,
         spent: 0,
+        notes: 0,
+        error: None,
     }
 }
 

@@ -324,6 +324,8 @@ fn a_daemon_that_passes_something_else_than_it_says_is_sent_away() {
             seq: 1,
             outcome: Done::Value,
             spent: 0,
+            notes: 0,
+            error: None,
         };
         let head = encode_head_with(&done, 4, &insets);
         unix::send_all_with(&stream, &head, b"body", &pass).unwrap();
@@ -345,6 +347,8 @@ fn a_daemon_that_passes_something_else_than_it_says_is_sent_away() {
         seq: 1,
         outcome: Done::Value,
         spent: 0,
+        notes: 0,
+        error: None,
     };
     let head = encode_head_with(&done, 4, std::slice::from_ref(&good));
     unix::send_all_with(&stream, &head, b"bo", &[fd]).unwrap();

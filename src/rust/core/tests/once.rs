@@ -45,6 +45,8 @@ fn done(seq: Seq) -> ToHost {
         seq,
         outcome: Done::Value,
         spent: 10,
+        notes: 0,
+        error: None,
     }
 }
 
@@ -127,6 +129,8 @@ fn of_tasks_that_are_not_known_to_be_tiny_one_is_granted_at_a_time() {
             seq,
             outcome: Done::Value,
             spent: 2000,
+            notes: 0,
+            error: None,
         };
         slow.tell(&done, &[]).unwrap();
         sent.note(slow.hear());
@@ -160,6 +164,8 @@ impl ByHand {
         let mut host = ByHand { stream, reader };
         assert!(matches!(host.hear(), ToHost::Hello { .. }));
         host.tell(&ToDaemon::Welcome { patience: 0 }, b"");
+        // A socket that is closed with something unread resets the connection.
+        assert!(matches!(host.hear(), ToHost::About { .. }));
         (host, dialling.join().unwrap())
     }
 

@@ -219,6 +219,8 @@ fn what_is_not_a_hello_is_no_introduction() {
             seq: 1,
             outcome: Done::Value,
             spent: 0,
+            notes: 0,
+            error: None,
         };
         let proof = ToHost::Proof { proof: [7; 32] };
         for message in [done, proof, ToHost::Pong, ToHost::Leaving { begun: 0 }] {
@@ -291,9 +293,14 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
                     seq,
                     outcome,
                     spent,
+                    notes: seq,
+                    error: Some("odd".into()),
                 };
                 odd.tell(&done, b"nonsense").unwrap();
             }
+            odd.tell(&ToHost::Report { seq }, b"nonsense").unwrap();
+            let (host, pid) = ("\u{1b}[31m".repeat(1000).into(), u32::MAX);
+            odd.tell(&ToHost::About { host, pid }, b"nonsense").unwrap();
             // Nobody has recalled anything.
             let to = u64::MAX;
             odd.tell(&ToHost::Returned { from: seq, to }, &[]).unwrap();
@@ -313,6 +320,8 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
                 seq,
                 outcome: outcome_is,
                 spent: 0,
+                notes: 0,
+                error: None,
             },
             &body,
         )
@@ -323,6 +332,8 @@ fn a_daemon_that_talks_nonsense_harms_only_itself() {
                 seq,
                 outcome: outcome_is,
                 spent: 0,
+                notes: 0,
+                error: None,
             },
             b"again",
         )
@@ -418,6 +429,8 @@ fn an_end_in_the_middle_of_a_frame_is_an_end() {
                 seq,
                 outcome: Done::Value,
                 spent: 0,
+                notes: 0,
+                error: None,
             };
             let mut bytes = mirai_core::protocol::frame::encode_head(&done, 10_000).to_vec();
             bytes.extend_from_slice(&[1; 10_000]);

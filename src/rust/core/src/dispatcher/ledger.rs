@@ -74,10 +74,16 @@ impl<T> Ledger<T> {
         Some(entry)
     }
 
+    /// In order of ids.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> + '_ {
+        self.rows
+            .iter()
+            .filter_map(|(id, entry)| Some((*id, entry.as_ref()?)))
+    }
+
     /// In order.
     pub(super) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        let entries = self.rows.iter().filter(|(_, entry)| entry.is_some());
-        entries.map(|(id, _)| *id)
+        self.iter().map(|(id, _)| id)
     }
 
     fn place(&self, id: u64) -> Option<usize> {

@@ -37,8 +37,10 @@
 //!   later starts there, and nowhere else.
 
 mod ledger;
+mod log;
 mod peer;
 
+pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow, TaskState};
 pub use peer::{AHEAD, MOST_AHEAD};
 
 use std::collections::{BTreeSet, VecDeque};
@@ -47,8 +49,9 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use self::ledger::Ledger;
+use self::log::{Log, Micros, Over};
 use self::peer::{Flight, Peer};
-use crate::protocol::Seq;
+use crate::protocol::{Done, Seq};
 
 /// Names a task; unique in the process. Those submitted later have larger ones, but for threads that
 /// overtake each other.
@@ -127,6 +130,8 @@ pub enum Event<J> {
         bytes: u64,
         deadline: Option<Time>,
         target: Target,
+        /// For the log.
+        label: Label,
     },
     /// A daemon connected and proved itself.
     Joined {
@@ -141,6 +146,8 @@ pub enum Event<J> {
         peer: PeerId,
         seq: Seq,
         spent: Duration,
+        /// What came of it, for the log.
+        reply: Reply,
     },
     /// The answer to [`Action::Recall`]: these have not been started and never will be there.
     Returned { peer: PeerId, from: Seq, to: Seq },
@@ -164,6 +171,27 @@ pub enum Event<J> {
     /// Every task ends. The links do, too: a daemon decides by itself whether to
     /// finish what it runs.
     Reset,
+}
+
+/// What a reply says, as far as the log needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub outcome: Done,
+    /// Size of the value.
+    pub bytes: u64,
+    /// Message of the error, shortened.
+    pub error: Option<Box<str>>,
+}
+
+impl Default for Reply {
+    /// A value of no bytes.
+    fn default() -> Reply {
+        Reply {
+            outcome: Done::Value,
+            bytes: 0,
+            error: None,
+        }
+    }
 }
 
 /// What to do about it.
@@ -235,6 +263,12 @@ struct Entry<J> {
     target: Target,
     /// Where it has been sent, if it has.
     sent: Option<(PeerId, Seq)>,
+    submitted: Micros,
+    /// When it was sent last.
+    sent_at: Micros,
+    /// Daemons that were lost and may have started it.
+    failed_attempts: u32,
+    label: Label,
 }
 
 #[derive(Default)]
@@ -277,6 +311,7 @@ pub struct Dispatcher<J> {
     /// is [`OVERDUE`].
     holders: Vec<PeerId>,
     look_at: Option<Time>,
+    log: Log,
 }
 
 impl<J: Clone> Dispatcher<J> {
@@ -299,6 +334,7 @@ impl<J: Clone> Dispatcher<J> {
             queued: 0,
             holders: Vec::new(),
             look_at: None,
+            log: Log::default(),
         }
     }
 
@@ -377,6 +413,13 @@ impl<J: Clone> Dispatcher<J> {
         ids
     }
 
+    /// The task that a peer has been sent under this number, unless nobody waits for it any more.
+    pub fn task_at(&self, peer: PeerId, seq: Seq) -> Option<J> {
+        let flights = &self.peers.get(&peer)?.flights;
+        let at = flights.binary_search_by_key(&seq, |f| f.seq).ok()?;
+        Some(self.tasks.get(flights[at].id?)?.job.clone())
+    }
+
     /// Takes an event and appends what has to be done about it to `out`.
     ///
     /// Events about tasks and peers that are gone are normal (they crossed
@@ -390,6 +433,7 @@ impl<J: Clone> Dispatcher<J> {
                 bytes,
                 deadline,
                 target,
+                label,
             } => {
                 if let Some(at) = deadline {
                     self.deadlines.insert((at, id));
@@ -400,6 +444,10 @@ impl<J: Clone> Dispatcher<J> {
                     deadline,
                     target,
                     sent: None,
+                    submitted: now.into(),
+                    sent_at: Micros::NONE,
+                    failed_attempts: 0,
+                    label,
                 };
                 self.tasks.insert(id, entry);
                 self.counts.queued += bytes;
@@ -411,7 +459,12 @@ impl<J: Clone> Dispatcher<J> {
                 slots,
                 replies,
             } => self.joined(peer, endpoint, slots, replies, out),
-            Event::Replied { peer, seq, spent } => self.replied(peer, seq, spent, out),
+            Event::Replied {
+                peer,
+                seq,
+                spent,
+                reply,
+            } => self.replied(peer, seq, spent, reply, out),
             Event::Returned { peer, from, to } => self.returned(peer, from, to, out),
             Event::Leaving { peer, begun } => self.leaving(peer, begun, out),
             Event::Lost { peer, heard_out } => {
@@ -527,13 +580,23 @@ impl<J: Clone> Dispatcher<J> {
             pace: None,
             since: self.now,
             recalled: None,
+            joined: self.now,
+            tasks: 0,
+            busy: Duration::ZERO,
         };
         self.peers.insert(id, peer);
         self.turn.push_back(id);
         self.feed(id, out);
     }
 
-    fn replied(&mut self, id: PeerId, seq: Seq, spent: Duration, out: &mut Vec<Action<J>>) {
+    fn replied(
+        &mut self,
+        id: PeerId,
+        seq: Seq,
+        spent: Duration,
+        reply: Reply,
+        out: &mut Vec<Action<J>>,
+    ) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -543,11 +606,35 @@ impl<J: Clone> Dispatcher<J> {
         let flight = peer.flights.remove(at).expect("position is in range");
         peer.keep_pace(spent);
         peer.since = self.now;
+        peer.tasks += 1;
+        peer.busy += spent;
         self.endpoints[peer.endpoint].counts.complete += 1;
         // The daemon comes first: it shall not wait for the host's own business.
         let done = flight.id.and_then(|task| self.take(task));
         self.feed(id, out);
-        if let Some(entry) = done {
+        if let Some((task, entry)) = flight.id.zip(done) {
+            // By the host's clock: a peer may say anything.
+            let sent = entry.sent_at.get().unwrap_or_default();
+            let started = self.now.saturating_sub(spent).max(sent);
+            self.log.add(Over {
+                id: task,
+                submitted: entry.submitted,
+                started: started.into(),
+                ended: self.now.into(),
+                spent: spent.into(),
+                bytes_in: entry.bytes,
+                bytes_out: reply.bytes,
+                peer: Some(id),
+                attempts: entry.failed_attempts + 1,
+                state: match reply.outcome {
+                    Done::Value => TaskState::Done,
+                    Done::Error => TaskState::Failed,
+                    Done::Skipped => TaskState::Canceled,
+                    Done::Lost => TaskState::Lost,
+                },
+                label: entry.label,
+                error: reply.error,
+            });
             out.push(Action::Resolve {
                 job: entry.job,
                 verdict: Verdict::Replied,
@@ -647,7 +734,7 @@ impl<J: Clone> Dispatcher<J> {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.leaving = true;
+        let said_goodbye = std::mem::replace(&mut peer.leaving, true);
         let started = peer.begun_at_most(heard_out);
         let mut flights = std::mem::take(&mut peer.flights);
         let unstarted = flights.len() - started;
@@ -657,9 +744,24 @@ impl<J: Clone> Dispatcher<J> {
             for task in flights.drain(..started).filter_map(|f| f.id) {
                 self.finish(task, verdict, false, out);
             }
+        } else {
+            for task in flights.iter().take(started).filter_map(|f| f.id) {
+                if let Some(entry) = self.tasks.get_mut(task) {
+                    entry.failed_attempts += 1;
+                }
+            }
         }
         self.take_back(id, flights, out);
         let peer = self.peers.remove(&id).expect("peer is present");
+        self.log.add_peer(PeerRow {
+            state: if said_goodbye {
+                PeerState::Left
+            } else {
+                PeerState::Lost
+            },
+            ended: Some(self.now),
+            ..peer.row(id)
+        });
         self.endpoints[peer.endpoint].counts.online -= 1;
         self.reuse(peer.endpoint);
     }
@@ -753,6 +855,26 @@ impl<J: Clone> Dispatcher<J> {
     /// Ends a task without a reply.
     fn finish(&mut self, id: TaskId, verdict: Verdict, tell: bool, out: &mut Vec<Action<J>>) {
         let Some(entry) = self.take(id) else { return };
+        let started = self.running_since(&entry);
+        let now = Micros::from(self.now);
+        self.log.add(Over {
+            id,
+            submitted: entry.submitted,
+            started: started.map_or(Micros::NONE, Micros::from),
+            ended: now,
+            spent: Micros::NONE,
+            bytes_in: entry.bytes,
+            bytes_out: u64::MAX,
+            peer: started.and(entry.sent).map(|(peer, _)| peer),
+            attempts: entry.failed_attempts + u32::from(started.is_some()),
+            state: match verdict {
+                Verdict::Canceled => TaskState::Canceled,
+                Verdict::TimedOut => TaskState::TimedOut,
+                Verdict::Replied | Verdict::Reset | Verdict::Closed => TaskState::Lost,
+            },
+            label: entry.label,
+            error: None,
+        });
         match entry.sent {
             Some((peer, seq)) => {
                 // The daemon stays occupied until it says that it is done.
@@ -765,7 +887,7 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
             None => {
-                if self.is_queued(&entry) {
+                if self.is_queued(entry.target) {
                     self.queued -= 1;
                 }
                 self.stale += 1;
@@ -802,8 +924,60 @@ impl<J: Clone> Dispatcher<J> {
     }
 
     /// Whether a live task that has not been sent stands in the common queue.
-    fn is_queued(&self, entry: &Entry<J>) -> bool {
-        self.config.policy == Policy::Queue && entry.target == Target::Any
+    fn is_queued(&self, target: Target) -> bool {
+        self.config.policy == Policy::Queue && target == Target::Any
+    }
+
+    /// Since when a task may be running; `None` if it has not begun, as far as the host knows.
+    fn running_since(&self, entry: &Entry<J>) -> Option<Time> {
+        let (peer, seq) = entry.sent?;
+        self.peers
+            .get(&peer)?
+            .running_since(seq, entry.sent_at.get())
+    }
+
+    /// The log of tasks, the last `n` submitted, in the order of submission. Those that are not over have a row (of the
+    /// queue the oldest [`TASKS_KEPT`]), and the last [`TASKS_KEPT`] that are.
+    pub fn task_rows(&self, n: usize) -> Vec<TaskRow> {
+        let live = self.tasks.iter().map(|(id, entry)| {
+            let started = self.running_since(entry);
+            TaskRow {
+                id,
+                label: entry.label.clone(),
+                state: if started.is_some() {
+                    TaskState::Running
+                } else {
+                    TaskState::Queued
+                },
+                peer: started.and(entry.sent).map(|(peer, _)| peer),
+                submitted: entry.submitted.get().unwrap_or_default(),
+                started,
+                ended: None,
+                spent: None,
+                attempts: entry.failed_attempts + u32::from(started.is_some()),
+                bytes_in: entry.bytes,
+                bytes_out: None,
+                error: None,
+            }
+        });
+        let mut rows: Vec<TaskRow> = live.take(TASKS_KEPT).chain(self.log.tasks()).collect();
+        rows.sort_unstable_by_key(|row| row.id);
+        rows.drain(..rows.len().saturating_sub(n));
+        rows
+    }
+
+    /// The log of daemons, in the order in which they connected: those connected, and the last
+    /// [`PEERS_KEPT`] that are gone.
+    pub fn peer_rows(&self) -> Vec<PeerRow> {
+        let connected = self.peers.iter().map(|(id, peer)| peer.row(*id));
+        let mut rows: Vec<PeerRow> = self.log.peers().cloned().chain(connected).collect();
+        rows.sort_unstable_by_key(|row| row.peer);
+        rows
+    }
+
+    /// Tasks that are over, counted by how they ended.
+    pub fn tally(&self) -> Tally {
+        self.log.tally
     }
 
     /// Drops ids of cancelled tasks once they are the larger part of the queue.
@@ -928,6 +1102,7 @@ impl<J: Clone> Dispatcher<J> {
         let granted = peer.grant();
         self.endpoints[peer.endpoint].counts.assigned += 1;
         entry.sent = Some((id, seq));
+        entry.sent_at = self.now.into();
         self.in_flight += 1;
         self.counts.queued -= entry.bytes;
         out.push(Action::Send {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Endpoint, Policy, Replies, TaskId, Time};
+use super::{Endpoint, PeerId, PeerRow, PeerState, Policy, Replies, TaskId, Time};
 use crate::protocol::Seq;
 
 /// With [`Policy::RoundRobin`], how many of its tasks a daemon holds at most;
@@ -48,6 +48,10 @@ pub(super) struct Peer {
     pub(super) since: Time,
     /// First and last of what is being recalled.
     pub(super) recalled: Option<(Seq, Seq)>,
+    /// When it connected, the tasks that it has replied to since, and what they have taken.
+    pub(super) joined: Time,
+    pub(super) tasks: u64,
+    pub(super) busy: Duration,
 }
 
 impl Peer {
@@ -88,6 +92,29 @@ impl Peer {
             self.flights.len().min(self.slots)
         } else {
             self.flights.partition_point(|f| f.seq <= self.granted)
+        }
+    }
+
+    /// Since when a task on it may be running, that was sent at `sent`; `None` if it has not begun, as far
+    /// as the host knows.
+    pub(super) fn running_since(&self, seq: Seq, sent: Option<Time>) -> Option<Time> {
+        let ahead = self.flights.partition_point(|f| f.seq < seq);
+        (ahead < self.slots).then(|| sent.unwrap_or_default().max(self.since))
+    }
+
+    pub(super) fn row(&self, id: PeerId) -> PeerRow {
+        PeerRow {
+            peer: id,
+            endpoint: self.endpoint,
+            state: match (self.leaving, self.flights.is_empty()) {
+                (true, _) => PeerState::Leaving,
+                (false, true) => PeerState::Idle,
+                (false, false) => PeerState::Busy,
+            },
+            joined: self.joined,
+            ended: None,
+            tasks: self.tasks,
+            busy: self.busy,
         }
     }
 

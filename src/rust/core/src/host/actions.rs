@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::{Connected, Shared};
 use crate::dispatcher::{Action, Dispatcher, Event, Time, Verdict};
+use crate::loss::Loss;
 use crate::protocol::{Control, Frame, Seq, ToDaemon};
 use crate::sys::Bell;
 use crate::task::{Constants, Outcome, Payload, Task};
@@ -15,15 +16,16 @@ impl Shared {
     /// Lets the dispatcher decide about an event and carries out what it says.
     /// `reply` is the value that came with [`Event::Replied`].
     pub(super) fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
-        self.act(reply, |dispatcher, now, out| {
+        self.act(reply, None, |dispatcher, now, out| {
             dispatcher.handle(now, event, out);
         });
     }
 
-    /// As [`handle`](Self::handle), for several events at once.
+    /// As [`handle`](Self::handle), for several events at once. `loss`: the daemon that is lost by them.
     pub(super) fn act(
         &self,
         mut reply: Option<Outcome>,
+        loss: Option<Arc<Loss>>,
         decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
     ) {
         let now = self.origin.elapsed();
@@ -62,6 +64,9 @@ impl Shared {
                         (peer, Posting::Control(Control::Recall { from, to }))
                     }
                     Action::Resolve { job, verdict } => {
+                        if let Some(loss) = loss.clone().filter(|_| verdict == Verdict::Reset) {
+                            job.lost_with(loss);
+                        }
                         // Here, so that a task which the dispatcher no longer
                         // knows has an outcome: see `cancel`.
                         if job.settle(outcome_of(verdict, &mut reply)) {

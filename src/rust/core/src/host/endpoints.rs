@@ -89,6 +89,8 @@ impl Host {
             if !old.given.has_path() || !(there.is_empty() || force) {
                 return Ok(None);
             }
+            let url = old.address.to_string();
+            shared.known.lock().leaves_url(endpoint, &url);
             let (given, identity) = (old.given.clone(), old.identity.clone());
             (old.base(), given, identity, old.close())
         };
@@ -199,6 +201,9 @@ impl Shared {
     }
 
     pub(super) fn stop_listening(&self, endpoint: Endpoint) {
-        let _ = self.listening.lock()[endpoint].close();
+        let mut listening = self.listening.lock();
+        let url = listening[endpoint].address.to_string();
+        self.known.lock().leaves_url(endpoint, &url);
+        let _ = listening[endpoint].close();
     }
 }

@@ -127,13 +127,18 @@ impl Shared {
         let served = link.serve(reader.into_stage(Limits::LINK), receive).await;
         // However it ends, the daemon is lost to us. By its own end, all that it had written has been read; by
         // a fault that we found, or had, there may be replies which have not.
-        let heard_out = match served {
-            Ok(()) => true,
-            Err(e) => matches!(
+        let fault = served.err().filter(|e| {
+            !matches!(
                 e.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-            ),
-        };
+            )
+        });
+        if let Some(e) = &fault {
+            if let Some(loss) = self.known.lock().loss(id) {
+                loss.tell(format!("was sent away: {e}"));
+            }
+        }
+        let heard_out = fault.is_none();
         self.lost(id, heard_out);
     }
 }

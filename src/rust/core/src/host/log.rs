@@ -1,15 +1,14 @@
 //! The log as the host tells it: what the dispatcher has written, with what the host knows of the daemons.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustc_hash::FxHashMap;
 
 use super::{Endpoint, Host, PeerId, Shared};
 use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskRow, Time};
+use crate::loss::Loss;
 use crate::sys;
-
-/// A name of a machine is at most this long, in bytes. What a daemon says beyond that is dropped.
-const MOST_OF_A_NAME: usize = 255;
 
 /// The log at one moment. The times in it count from `origin`.
 #[derive(Clone, Debug)]
@@ -43,20 +42,22 @@ pub(super) struct Known {
     at: FxHashMap<Endpoint, Vec<PeerId>>,
 }
 
-#[derive(Clone, Default)]
 struct Daemon {
     endpoint: Endpoint,
     /// Where it connected. `None`: where the host listens at this endpoint now.
     url: Option<String>,
-    host: String,
-    pid: u32,
     local: bool,
-    reason: Option<String>,
+    loss: Arc<Loss>,
 }
 
 impl Known {
     /// `local`: process id of a daemon on this machine.
-    pub(super) fn add(&mut self, peer: PeerId, endpoint: Endpoint, local: Option<u32>) {
+    pub(super) fn add(
+        &mut self,
+        peer: PeerId,
+        endpoint: Endpoint,
+        local: Option<u32>,
+    ) -> Arc<Loss> {
         // As many as the dispatcher's log can name, and as many again, so that this is seldom.
         if self.daemons.len() >= 2 * PEERS_KEPT {
             let mut peers: Vec<PeerId> = self.daemons.keys().copied().collect();
@@ -67,16 +68,17 @@ impl Known {
                 peers.retain(|peer| *peer >= oldest_kept);
             }
         }
+        let host = local.map(|_| sys::node_name()).unwrap_or_default();
+        let loss = Arc::new(Loss::new(peer, host, local.unwrap_or_default()));
         let daemon = Daemon {
             endpoint,
             url: None,
-            host: local.map(|_| sys::node_name()).unwrap_or_default(),
-            pid: local.unwrap_or_default(),
             local: local.is_some(),
-            reason: None,
+            loss: loss.clone(),
         };
         self.daemons.insert(peer, daemon);
         self.at.entry(endpoint).or_default().push(peer);
+        loss
     }
 
     /// The endpoint is about to be at another URL, or at none. (The URL is not asked for when a daemon joins: that
@@ -89,25 +91,27 @@ impl Known {
         }
     }
 
-    /// A daemon across the network says where it is. It may say anything.
-    pub(super) fn tells(&mut self, peer: PeerId, host: &str, pid: u32) {
-        if let Some(daemon) = self.daemons.get_mut(&peer).filter(|daemon| !daemon.local) {
-            let printable = host.chars().filter(|c| !c.is_control());
-            let mut name = String::new();
-            for c in printable {
-                if name.len() + c.len_utf8() > MOST_OF_A_NAME {
-                    break;
-                }
-                name.push(c);
-            }
-            (daemon.host, daemon.pid) = (name, pid);
+    /// A daemon across the network says where it is.
+    pub(super) fn tells(&self, peer: PeerId, host: &str, pid: u32) {
+        if let Some(daemon) = self.daemons.get(&peer).filter(|daemon| !daemon.local) {
+            daemon.loss.is_at(host, pid);
         }
     }
 
-    /// The first reason that is given counts.
-    pub(super) fn went(&mut self, peer: PeerId, reason: String) {
-        if let Some(daemon) = self.daemons.get_mut(&peer) {
-            daemon.reason.get_or_insert(reason);
+    pub(super) fn loss(&self, peer: PeerId) -> Option<Arc<Loss>> {
+        Some(self.daemons.get(&peer)?.loss.clone())
+    }
+}
+
+impl DaemonRow {
+    fn unknown(row: PeerRow) -> DaemonRow {
+        DaemonRow {
+            row,
+            url: String::new(),
+            host: String::new(),
+            pid: 0,
+            memory: None,
+            reason: None,
         }
     }
 }
@@ -131,18 +135,21 @@ impl Host {
         let urls = self.urls();
         let known = self.0.known.lock();
         let rows = rows.into_iter().map(|row| {
-            let daemon = known.daemons.get(&row.peer).cloned().unwrap_or_default();
+            let Some(daemon) = known.daemons.get(&row.peer) else {
+                return DaemonRow::unknown(row);
+            };
+            let (host, pid) = (daemon.loss.host(), daemon.loss.pid());
             let here = daemon.local && row.ended.is_none();
             DaemonRow {
-                memory: here.then(|| resident(daemon.pid)).flatten(),
-                row,
-                url: match daemon.url {
-                    Some(url) => url,
+                url: match &daemon.url {
+                    Some(url) => url.clone(),
                     None => urls.get(daemon.endpoint).cloned().unwrap_or_default(),
                 },
-                host: daemon.host,
-                pid: daemon.pid,
-                reason: daemon.reason,
+                memory: here.then(|| resident(pid)).flatten(),
+                reason: daemon.loss.reason().filter(|_| row.ended.is_some()),
+                row,
+                host,
+                pid,
             }
         });
         let rows = rows.collect();

@@ -15,11 +15,12 @@
 mod actions;
 mod endpoints;
 mod local;
+mod log;
 mod network;
 mod this_machine;
 
 pub use endpoints::EndpointStatus;
-pub use network::node_name;
+pub use log::{DaemonRow, Log};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -33,11 +34,11 @@ use tokio::sync::Notify;
 use self::endpoints::Listening;
 use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Target,
+    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply, Target,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child};
-use crate::protocol::{Control, Done, Frame, ToDaemon, ToHost, VERSION};
+use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
 use crate::sys::Bell;
 use crate::sys::io_thread;
 use crate::task::{Constants, Outcome, Task};
@@ -87,6 +88,8 @@ struct Shared {
     processes: Mutex<FxHashMap<u32, PeerId>>,
     /// Processes that were started here, and some that have ended.
     children: Mutex<Vec<Weak<Child>>>,
+    /// What is known of daemons, for the log.
+    known: Mutex<log::Known>,
 }
 
 struct State {
@@ -148,6 +151,7 @@ impl Host {
             dropped: Mutex::default(),
             processes: Mutex::default(),
             children: Mutex::default(),
+            known: Mutex::default(),
         });
         io_thread::handle().spawn(keep_time(shared.clone()));
         Host(shared)
@@ -198,10 +202,11 @@ impl Host {
         self.0.handle(
             Event::Submit {
                 id: task.id(),
-                job: task,
                 bytes,
                 deadline,
                 target,
+                label: task.label(),
+                job: task,
             },
             None,
         );
@@ -223,7 +228,7 @@ impl Host {
         make: impl FnOnce(usize) -> Option<Vec<Arc<Task>>>,
     ) -> Result<(), usize> {
         let mut submitted = Ok(());
-        self.0.act(None, |dispatcher, now, out| {
+        self.0.act(None, None, |dispatcher, now, out| {
             let peers = dispatcher.peers();
             let n = peers.len().max(least);
             let Some(tasks) = make(n) else {
@@ -238,6 +243,7 @@ impl Host {
                 let event = Event::Submit {
                     id: task.id(),
                     bytes: task.size(),
+                    label: task.label(),
                     job: task,
                     deadline: None,
                     target,
@@ -408,12 +414,14 @@ impl Shared {
             state.links.insert(peer, connected);
             peer
         };
+        let loss = self.known.lock().add(peer, endpoint, hello.local);
         if let Some(pid) = hello.local {
             self.processes.lock().insert(pid, peer);
             let children = self.children.lock();
             let mut children = children.iter().filter_map(Weak::upgrade);
             if let Some(child) = children.find(|child| child.pid() == pid) {
                 child.has_connected();
+                child.tells(loss);
             }
         }
         let joined = Event::Joined {
@@ -432,22 +440,42 @@ impl Shared {
     }
 
     /// A daemon has said something.
-    fn receive(&self, peer: PeerId, message: ToHost, body: Content) {
+    fn receive(&self, peer: PeerId, message: ToHost, mut body: Content) {
         match message {
             ToHost::Done {
                 seq,
                 outcome,
                 spent,
+                notes,
+                error,
             } => {
-                let reply = match outcome {
+                body.split_notes(notes);
+                let reply = Reply {
+                    outcome,
+                    bytes: body.size(),
+                    error: error.filter(|text| text.len() <= MOST_OF_AN_ERROR),
+                };
+                let value = match outcome {
                     Done::Value => Some(Outcome::Value(body)),
                     Done::Error => Some(Outcome::Error(body)),
                     Done::Skipped => None,
                     Done::Lost => Some(Outcome::Reset),
                 };
-                let spent = Duration::from_micros(spent.into());
-                self.handle(Event::Replied { peer, seq, spent }, reply);
+                let event = Event::Replied {
+                    peer,
+                    seq,
+                    spent: Duration::from_micros(spent.into()),
+                    reply,
+                };
+                self.handle(event, value);
             }
+            ToHost::Report { seq } => {
+                let task = self.state.lock().dispatcher.task_at(peer, seq);
+                if let Some(task) = task {
+                    task.add_report(body);
+                }
+            }
+            ToHost::About { host, pid } => self.known.lock().tells(peer, &host, pid),
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);
             }
@@ -466,8 +494,11 @@ impl Shared {
 
     /// A link has ended; `heard_out`: after all that the peer had sent was read.
     fn lost(&self, peer: PeerId, heard_out: bool) {
+        let loss = self.known.lock().loss(peer);
         // First: a task that is sent to a peer without a link would count as begun.
-        self.handle(Event::Lost { peer, heard_out }, None);
+        self.act(None, loss, |dispatcher, now, out| {
+            dispatcher.handle(now, Event::Lost { peer, heard_out }, out);
+        });
         let connected = self.state.lock().links.remove(&peer);
         if let Some(Connected { link, .. }) = connected {
             link.close();

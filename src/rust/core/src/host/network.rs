@@ -171,12 +171,12 @@ impl Shared {
             let visitors: Vec<_> = host.network.visitors.lock().all.values().cloned().collect();
             for visitor in visitors {
                 // Whose stage is locked is being heard.
-                let stage = visitor.stage.try_lock();
-                if !stage.is_some_and(|s| matches!(*s, Stage::Peer(..))) {
+                if !visitor.is_known_peer() {
                     continue;
                 }
                 let sign = || Frame::bare(&ToDaemon::Ping);
                 if !visitor.connection.keep_alive(patience, sign) {
+                    visitor.given_up(&host, patience);
                     visitor.connection.close();
                 }
             }
@@ -210,6 +210,23 @@ impl Visitor {
     fn say(&self, message: &ToDaemon) {
         self.connection.post(Channel::Control, Frame::bare(message));
         self.connection.flush();
+    }
+
+    fn is_known_peer(&self) -> bool {
+        let stage = self.stage.try_lock();
+        stage.is_some_and(|s| matches!(*s, Stage::Peer(..)))
+    }
+
+    /// The daemon has given no sign of life for so long.
+    fn given_up(&self, host: &Shared, patience: Duration) {
+        let peer = match self.stage.try_lock().as_deref() {
+            Some(Stage::Peer(_, peer)) => *peer,
+            _ => return,
+        };
+        if let Some(loss) = host.known.lock().loss(peer) {
+            let seconds = patience.as_secs_f64();
+            loss.tell(format!("gave no sign of life for {seconds} s"));
+        }
     }
 
     fn is_peer(&self) -> bool {
@@ -348,7 +365,7 @@ impl Receiver for Visitor {
 /// loopback address in its own files, while others know it by another; then, every
 /// interface is meant.
 fn bind_host(host: &str) -> String {
-    let own = host == node_name() && !host.is_empty();
+    let own = host == crate::sys::node_name() && !host.is_empty();
     let reachable = || {
         let found = (host, 0).to_socket_addrs();
         found.is_ok_and(|mut all| all.any(|a| !a.ip().is_loopback()))
@@ -360,18 +377,10 @@ fn bind_host(host: &str) -> String {
     }
 }
 
-/// The name that this machine has given itself.
-pub fn node_name() -> String {
-    #[cfg(unix)]
-    return rustix::system::uname().nodename().to_string_lossy().into();
-    #[cfg(not(unix))]
-    return std::env::var("COMPUTERNAME").unwrap_or_else(|_| "localhost".into());
-}
-
 /// The names and addresses for which a certificate of this machine should be good: those
 /// in the URLs, its own, and those of its interfaces.
 pub(super) fn names<'a>(urls: impl Iterator<Item = &'a NetworkUrl>) -> Vec<String> {
-    let node = node_name();
+    let node = crate::sys::node_name();
     let mut names = vec![
         node.clone(),
         "localhost".into(),

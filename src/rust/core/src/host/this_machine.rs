@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Connected, Host, Shared};
 use crate::dispatcher::{Event, Target};
+use crate::loss::Loss;
 use crate::process::{self, Child, Program};
 use crate::task::Task;
 use crate::transport::Address;
@@ -30,8 +31,12 @@ impl Host {
         let shared = self.0.clone();
         let started = process::start(program, move |child| {
             shared.stop_listening(endpoint);
+            let loss = Loss::new(0, crate::sys::node_name(), child.pid());
+            loss.tell(child.last_words());
             // If it has connected, the link has something to say about that, too.
-            shared.handle(Event::Abandoned { endpoint }, None);
+            shared.act(None, Some(loss.into()), |dispatcher, now, out| {
+                dispatcher.handle(now, Event::Abandoned { endpoint }, out);
+            });
             shared.process_gone(child);
             shared.state.lock().dispatcher.release_endpoint(endpoint);
         });

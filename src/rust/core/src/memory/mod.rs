@@ -220,9 +220,42 @@ pub fn map(insets: &[Inset]) -> io::Result<Pieces> {
 pub struct Content {
     pub bytes: Vec<u8>,
     pub pieces: Pieces,
+    notes: Notes,
 }
 
+/// Bytes that came with a value. Most values have none, so they take one word.
+// The second box makes that word of two.
+#[allow(clippy::box_collection)]
+type Notes = Option<Box<Vec<u8>>>;
+
 impl Content {
+    /// Splits off the last `n` bytes, which are notes beside the value. They stay where they are if there are
+    /// not so many, or if a piece belongs among them: then a peer has lied, and the reader of the value will
+    /// find that out.
+    pub(crate) fn split_notes(&mut self, n: u64) {
+        let Some(at) = usize::try_from(n)
+            .ok()
+            .filter(|n| *n > 0)
+            .and_then(|n| self.bytes.len().checked_sub(n))
+        else {
+            return;
+        };
+        if self.pieces.iter().all(|piece| piece.at <= at) {
+            self.notes = Some(Box::new(self.bytes.split_off(at)));
+        }
+    }
+
+    /// What the language runtime of the daemon has noted beside the value.
+    pub fn notes(&self) -> Option<&[u8]> {
+        self.notes.as_deref().map(Vec::as_slice)
+    }
+
+    /// Bytes of the value, its pieces included.
+    pub fn size(&self) -> u64 {
+        let pieces: usize = self.pieces.iter().map(|piece| piece.memory.len()).sum();
+        (self.bytes.len() + pieces) as u64
+    }
+
     /// All of it in one.
     pub fn plain(&self) -> Cow<'_, [u8]> {
         plain(&self.bytes, &self.pieces)
@@ -250,6 +283,7 @@ impl From<Vec<u8>> for Content {
         Content {
             bytes,
             pieces: Pieces(None),
+            notes: None,
         }
     }
 }
@@ -261,6 +295,7 @@ impl From<Arrival> for Content {
             Ok(pieces) => Content {
                 bytes: arrival.bytes,
                 pieces,
+                notes: None,
             },
             Err(_) => splice(&arrival.bytes, &arrival.insets, arrival.bytes.len()).into(),
         }
@@ -334,6 +369,31 @@ mod tests {
         let content = Content::from(arrival);
         assert_eq!(content.pieces.len(), 3);
         assert_eq!(&content.plain()[..], b"abonetwocdthree");
+    }
+
+    #[test]
+    fn notes_are_split_off_a_value_unless_the_peer_has_lied() {
+        let mut content = Content::from(b"valuenotes".to_vec());
+        content.split_notes(5);
+        assert_eq!(
+            (&content.bytes[..], content.notes()),
+            (&b"value"[..], Some(&b"notes"[..]))
+        );
+        for n in [0, 11, u64::MAX] {
+            let mut content = Content::from(b"valuenotes".to_vec());
+            content.split_notes(n);
+            assert_eq!((content.bytes.len(), content.notes()), (10, None));
+        }
+        let body = body();
+        for (n, bytes, notes) in [(1, 4, None), (0, 4, None)] {
+            let mut content = Content::from(Arrival {
+                bytes: body.bytes.to_vec(),
+                insets: body.insets().to_vec(),
+            });
+            // The last segment belongs after all bytes.
+            content.split_notes(n);
+            assert_eq!((content.bytes.len(), content.notes()), (bytes, notes));
+        }
     }
 
     #[test]

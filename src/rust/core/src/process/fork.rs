@@ -24,8 +24,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,7 +36,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::{Child, Exit, OnExit, Program, attend, line, spawn};
 use crate::descriptors;
@@ -49,6 +49,8 @@ use crate::transport::unix;
 const WINDOW: usize = 8;
 /// Time for an answer; the first one includes the start of the language runtime.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time for the server to say how a process has ended. It does little else, but may be stopped.
+const STATUS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a new process shall be like. Strings are bytes, as the system has them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,12 +63,27 @@ struct Request {
     code: String,
 }
 
+/// What the host asks the server for.
 #[derive(Debug, Serialize, Deserialize)]
-struct Answer {
-    /// Of the request, counted from 0.
-    number: u64,
-    /// The process. `None`: the directory is gone, or there can be no more processes or descriptors.
-    pid: Option<u32>,
+enum Call {
+    /// Fork a process, as the [`Request`] in the body says. Requests are counted from 0.
+    Fork { number: u64 },
+    /// Say how a process has ended, which you have forked. It has.
+    Reap { pid: u32 },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Forked {
+        number: u64,
+        /// The process. `None`: the directory is gone, or there can be no more processes or descriptors.
+        pid: Option<u32>,
+    },
+    Reaped {
+        pid: u32,
+        /// As waitpid(2) has it; `None` if that fails.
+        status: Option<i32>,
+    },
 }
 
 /// A request's body is a [`Request`]; an environment can be large.
@@ -105,7 +122,11 @@ struct Order {
 struct Orders {
     /// Not yet sent, with their [`Request`]s.
     queue: Mutex<VecDeque<(Order, Vec<u8>)>>,
+    /// Forked processes that have ended, whose status has not been asked for.
+    ended: Mutex<Vec<u32>>,
     more: Notify,
+    /// Those who wait for the status of a process. `None` once the server is gone.
+    waiting: Mutex<Option<FxHashMap<u32, oneshot::Sender<i32>>>>,
 }
 
 static SERVER: Mutex<Option<Arc<Orders>>> = Mutex::new(None);
@@ -141,16 +162,18 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         io_thread::register(ours)?
     };
     let orders = Arc::<Orders>::default();
+    *orders.waiting.lock() = Some(FxHashMap::default());
     *SERVER.lock() = Some(orders.clone());
     io_thread::handle().spawn(async move {
         let counter = Counter::new(socket);
         tokio::select! {
             biased;
-            _ = counter.hear() => {}
+            _ = counter.hear(&orders) => {}
             _ = counter.hand_out(&orders) => {}
         }
         // It is of no more use. What it has not answered goes the other way.
         *SERVER.lock() = None;
+        *orders.waiting.lock() = None;
         let _ = process.kill();
         // By this, what it may have forked for them ends.
         let sent = std::mem::take(&mut *counter.sent.lock());
@@ -241,6 +264,11 @@ impl Counter {
         loop {
             let permit = self.window.acquire().await.map_err(io::Error::other)?;
             let (order, request) = loop {
+                let ended = std::mem::take(&mut *orders.ended.lock());
+                for pid in ended {
+                    let call = encode_head(&Call::Reap { pid }, 0);
+                    self.send(&call, &[], &[]).await?;
+                }
                 if let Some(next) = orders.queue.lock().pop_front() {
                     break next;
                 }
@@ -274,8 +302,8 @@ impl Counter {
             self.sending.notify_one();
             permit.forget();
             let pass = [stdout.as_fd(), stderr.as_fd(), line.as_fd()];
-            self.send(&encode_head(&number, request.len()), &request, &pass)
-                .await?;
+            let call = encode_head(&Call::Fork { number }, request.len());
+            self.send(&call, &request, &pass).await?;
             number += 1;
         }
     }
@@ -293,15 +321,26 @@ impl Counter {
     }
 
     /// Takes the server's answers, to its end.
-    async fn hear(&self) -> io::Result<()> {
+    async fn hear(&self, orders: &Arc<Orders>) -> io::Result<()> {
         let mut reader = FrameReader::<Answer>::new(LIMITS);
         loop {
             while let Some((answer, _)) = reader.next()? {
-                let sent = self.sent.lock().remove(&answer.number);
+                let (number, pid) = match answer {
+                    Answer::Forked { number, pid } => (number, pid),
+                    Answer::Reaped { pid, status } => {
+                        let mut waiting = orders.waiting.lock();
+                        let who = waiting.as_mut().and_then(|waiting| waiting.remove(&pid));
+                        if let Some((who, status)) = who.zip(status) {
+                            let _ = who.send(status);
+                        }
+                        continue;
+                    }
+                };
+                let sent = self.sent.lock().remove(&number);
                 let sent = sent.ok_or(io::ErrorKind::InvalidData)?;
                 self.window.add_permits(1);
-                match answer.pid {
-                    Some(pid) => follow(sent, pid),
+                match pid {
+                    Some(pid) => follow(sent, pid, orders.clone()),
                     None => start_otherwise(sent.order),
                 }
             }
@@ -416,8 +455,19 @@ fn fail(order: Order, e: &io::Error) {
     child.ended(Exit::Unknown, on_exit);
 }
 
+impl Orders {
+    /// Asks the server how a process has ended. `None`: the server is gone, or does not answer.
+    async fn status_of(&self, pid: u32) -> Option<i32> {
+        let (tell, told) = oneshot::channel();
+        self.waiting.lock().as_mut()?.insert(pid, tell);
+        self.ended.lock().push(pid);
+        self.more.notify_one();
+        tokio::time::timeout(STATUS_PATIENCE, told).await.ok()?.ok()
+    }
+}
+
 /// Sees a forked process to its end.
-fn follow(sent: Sent, pid: u32) {
+fn follow(sent: Sent, pid: u32, orders: Arc<Orders>) {
     let Sent {
         order,
         stderr,
@@ -449,7 +499,11 @@ fn follow(sent: Sent, pid: u32) {
             let _ = process.readable().await;
         };
         attend(&child, stderr, line, signal, end).await;
-        child.ended(Exit::Unknown, on_exit);
+        let exit = match orders.status_of(pid).await {
+            Some(status) => Exit::Status(ExitStatus::from_raw(status)),
+            None => Exit::Unknown,
+        };
+        child.ended(exit, on_exit);
     });
 }
 
@@ -480,16 +534,27 @@ impl Forked {
 pub unsafe fn serve() -> Option<Forked> {
     // Forks are counted from here on.
     super::Owner::this();
-    // Nobody waits for the children here; the host knows their ids.
-    // SAFETY: SIG_IGN runs no code.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    // The children are waited for when the host asks how they have ended.
+    // SAFETY: SIG_DFL runs no code.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // SAFETY: stdin is ours, and is the socket.
     let socket = unsafe { UnixStream::from_raw_fd(0) };
     let host = unix::peer_process(&socket);
-    let mut reader = FrameReader::<u64>::new(LIMITS);
+    let mut reader = FrameReader::<Call>::new(LIMITS);
     let mut passed = VecDeque::new();
     loop {
-        while let Ok(Some((number, body))) = reader.next() {
+        while let Ok(Some((call, body))) = reader.next() {
+            let number = match call {
+                Call::Fork { number } => number,
+                Call::Reap { pid } => {
+                    let answer = Answer::Reaped {
+                        pid,
+                        status: reap(pid),
+                    };
+                    unix::send_all(&socket, &encode_head(&answer, 0), &[], None).ok()?;
+                    continue;
+                }
+            };
             let request = postcard::from_bytes::<Request>(&body).ok()?;
             let fds = passed.pop_front().map(<[OwnedFd; 3]>::try_from);
             let pid = match fds {
@@ -507,7 +572,8 @@ pub unsafe fn serve() -> Option<Forked> {
                 // There were no more to be had.
                 _ => None,
             };
-            unix::send_all(&socket, &encode_head(&Answer { number, pid }, 0), &[], None).ok()?;
+            let answer = Answer::Forked { number, pid };
+            unix::send_all(&socket, &encode_head(&answer, 0), &[], None).ok()?;
         }
         if !unix::wait_readable(&socket, host.as_ref()) {
             return None;
@@ -519,6 +585,15 @@ pub unsafe fn serve() -> Option<Forked> {
             Err(_) => return None,
         }
     }
+}
+
+/// How a child has ended.
+fn reap(pid: u32) -> Option<i32> {
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 0)?;
+    let mut status = 0;
+    // SAFETY: the status is ours. WNOHANG: it has ended, or is none of our children.
+    let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+    (reaped == pid).then_some(status)
 }
 
 /// Makes this process, just forked, what the request says.

@@ -9,6 +9,7 @@ pub mod command;
 #[cfg(target_os = "linux")]
 pub mod fork;
 pub mod line;
+mod oom;
 
 use std::ffi::OsString;
 use std::io;
@@ -26,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
 use crate::descriptors::{self, Held};
+use crate::loss::Loss;
 use crate::sys::Bell;
 use crate::sys::io_thread;
 
@@ -45,7 +47,7 @@ const FAREWELL: Duration = Duration::from_millis(1500);
 const DESCRIPTORS: usize = 5;
 
 /// A program to start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Program {
     pub path: PathBuf,
     pub args: Vec<OsString>,
@@ -72,6 +74,8 @@ pub struct Child {
     unwanted: Notify,
     /// Set when `on_exit` has been called.
     over: watch::Sender<bool>,
+    /// What is told how it ended.
+    loss: Mutex<Option<Arc<Loss>>>,
 }
 
 #[derive(Default)]
@@ -90,6 +94,23 @@ pub enum Exit {
     Status(ExitStatus),
     /// Only its parent knows, and that is the fork server.
     Unknown,
+}
+
+impl Exit {
+    /// As the end of a sentence about the process.
+    fn to_reason(self) -> String {
+        let Exit::Status(status) = self else {
+            return "ended".into();
+        };
+        match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, Some(libc::SIGKILL)) if oom::has_killed() => {
+                "was killed by signal 9; the kernel's out-of-memory killer did it".into()
+            }
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "ended".into(),
+        }
+    }
 }
 
 impl std::fmt::Display for Exit {
@@ -132,11 +153,37 @@ impl Child {
         self.state.lock().unwanted
     }
 
+    /// Has `loss` told how it ends; at once if it has.
+    pub fn tells(&self, loss: Arc<Loss>) {
+        // Held until `loss` is in place, so that `ended` finds it there if it comes next.
+        let state = self.state.lock();
+        match state.exit {
+            Some(exit) => loss.tell(exit.to_reason()),
+            None => {
+                loss.will_be_told();
+                *self.loss.lock() = Some(loss);
+            }
+        }
+    }
+
     fn ended(&self, exit: Exit, on_exit: OnExit) {
         self.state.lock().exit = Some(exit);
+        if let Some(loss) = self.loss.lock().take() {
+            loss.tell(exit.to_reason());
+        }
         on_exit(self);
         self.over.send_replace(true);
         Bell::get().ring();
+    }
+
+    /// How it has ended, as the end of a sentence about it, with what it has said.
+    pub fn last_words(&self) -> String {
+        let how = self.exit().map_or_else(|| "ended".into(), Exit::to_reason);
+        let said = self.stderr();
+        match said.trim_end() {
+            "" => how,
+            said => format!("{how} and said:\n{said}"),
+        }
     }
 
     /// The end of what it wrote to stderr so far.
@@ -226,6 +273,7 @@ pub fn start(
     let held = Held::if_spare(DESCRIPTORS).ok_or_else(|| {
         io::Error::other("this session is about to have too many open files: see 'ulimit -n'")
     })?;
+    oom::begin_counting();
     let child = Arc::new(Child::default());
     let on_exit: OnExit = Box::new(move |child: &Child| {
         drop(held);

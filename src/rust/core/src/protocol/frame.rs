@@ -432,6 +432,8 @@ mod tests {
             seq: 9,
             outcome: Done::Value,
             spent: 0,
+            notes: 0,
+            error: None,
         };
         let frames = vec![(done.clone(), body), (ToHost::Leaving { begun: 0 }, vec![])];
         let got = read_back(&stream_of(&frames), &[usize::MAX], Limits::LINK).unwrap();
@@ -485,6 +487,8 @@ mod tests {
                 seq,
                 outcome: Done::Value,
                 spent: 70_000,
+                notes: 3,
+                error: Some("a message".into()),
             }),
             Just(ToHost::Leaving { begun: 0 }),
         ]

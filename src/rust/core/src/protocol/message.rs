@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -16,6 +16,9 @@ pub type Seq = u64;
 /// One L'Ecuyer-CMRG state: the six seeds of `parallel::nextRNGStream()`,
 /// without the leading kind.
 pub type Stream = [i32; 6];
+
+/// A longer message of an error is cut to this many bytes for the log.
+pub const MOST_OF_AN_ERROR: usize = 256;
 
 /// Random bytes, or what was made of them.
 pub type Nonce = [u8; 32];
@@ -112,6 +115,21 @@ pub enum ToHost {
         outcome: Done,
         /// Microseconds that the daemon has been busy since it answered the task before.
         spent: u32,
+        /// Bytes at the end of the body that are not the value, but what the language runtime has noted
+        /// beside it: conditions and output.
+        notes: u64,
+        /// Message of an error, for the log: at most [`MOST_OF_AN_ERROR`] bytes.
+        error: Option<Box<str>>,
+    },
+    /// A value that a running task sends ahead. It is the body.
+    Report { seq: Seq },
+    /// What a daemon across the network says of itself, once, after it is welcome: for the log. It may say
+    /// anything.
+    About {
+        /// Name of its machine.
+        host: Box<str>,
+        /// Process id there.
+        pid: u32,
     },
     /// The answer to [`Control::Recall`]: the tasks with these numbers, or none if `from` is
     /// beyond `to`, have not begun and never will on this link.

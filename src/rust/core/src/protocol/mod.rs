@@ -6,4 +6,6 @@ mod message;
 pub(crate) mod websocket;
 
 pub use frame::{Frame, FrameError, FrameReader, Hole, Limits};
-pub use message::{Control, Done, Kind, Nonce, Seq, Stream, ToDaemon, ToHost, VERSION};
+pub use message::{
+    Control, Done, Kind, MOST_OF_AN_ERROR, Nonce, Seq, Stream, ToDaemon, ToHost, VERSION,
+};

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 
 use crate::memory::{Arrival, Content, Kept, Parts, Pieces};
-use crate::protocol::{Done, Kind, Seq, Stream, ToDaemon, ToHost};
+use crate::protocol::{Done, Kind, MOST_OF_AN_ERROR, Seq, Stream, ToDaemon, ToHost};
 use crate::sys::signals::Polled;
 use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
@@ -212,6 +212,14 @@ impl Worker {
             interrupted,
         };
         let wire = wire::dial(address, &dialling)?;
+        if matches!(address, Address::Network(_)) {
+            let about = ToHost::About {
+                host: crate::sys::node_name().into(),
+                pid: std::process::id(),
+            };
+            // Should that fail, the link has ended, and reading from it will say so.
+            let _sent = wire.send(&about, (&[]).into());
+        }
         Ok(Worker {
             wire,
             constants: FxHashMap::default(),
@@ -244,7 +252,10 @@ impl Worker {
                         Begin::Gone => return self.lost(),
                         Begin::Skip => {}
                     }
-                    if self.answer(seq, Done::Skipped, (&[]).into()).is_err() {
+                    if self
+                        .answer(seq, Done::Skipped, (&[]).into(), 0, None)
+                        .is_err()
+                    {
                         return self.lost();
                     }
                     continue;
@@ -318,8 +329,28 @@ impl Worker {
     /// Answers a task with its value, or with the error that its evaluation ended
     /// in. False if the host is gone.
     pub fn reply<'a>(&mut self, seq: Seq, value: impl Into<Parts<'a>>, failed: bool) -> bool {
+        self.reply_noted(seq, value, failed, 0, None)
+    }
+
+    /// As [`reply`](Self::reply), where the last `notes` bytes are not of the value, but noted beside it: the
+    /// host finds them as [`Content::notes`]. `error` is the message of an error, for the log; of a long one the
+    /// beginning is sent.
+    pub fn reply_noted<'a>(
+        &mut self,
+        seq: Seq,
+        value: impl Into<Parts<'a>>,
+        failed: bool,
+        notes: usize,
+        error: Option<&str>,
+    ) -> bool {
         let outcome = if failed { Done::Error } else { Done::Value };
-        self.answer(seq, outcome, value.into()).is_ok()
+        self.answer(seq, outcome, value.into(), notes, error.map(shortened))
+            .is_ok()
+    }
+
+    /// Sends a value ahead of the reply of the task that runs. False if the host is gone.
+    pub fn report<'a>(&self, seq: Seq, value: impl Into<Parts<'a>>) -> bool {
+        self.send(&ToHost::Report { seq }, value.into()).is_ok()
     }
 
     /// Excludes `time`, which passed since the last answer, from the time that the next task is said to have taken.
@@ -329,7 +360,14 @@ impl Worker {
 
     /// Sends an answer at once: a value never waits for a task that comes after it, and should
     /// that end this process, the host knows that this one was done.
-    fn answer(&mut self, seq: Seq, outcome: Done, value: Parts<'_>) -> io::Result<()> {
+    fn answer(
+        &mut self,
+        seq: Seq,
+        outcome: Done,
+        value: Parts<'_>,
+        notes: usize,
+        error: Option<Box<str>>,
+    ) -> io::Result<()> {
         let now = Instant::now();
         let busy = (now - self.answered).saturating_sub(self.idle);
         self.answered = now;
@@ -338,6 +376,8 @@ impl Worker {
             seq,
             outcome,
             spent: busy.as_micros().try_into().unwrap_or(u32::MAX),
+            notes: notes as u64,
+            error,
         };
         let sent = self.send(&message, value);
         self.mute |= sent.is_err();
@@ -387,6 +427,14 @@ impl Drop for Worker {
         self.gate.release();
         self.wire.close();
     }
+}
+
+fn shortened(message: &str) -> Box<str> {
+    let mut end = message.len().min(MOST_OF_AN_ERROR);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message[..end].into()
 }
 
 fn left(until: Option<Instant>) -> Option<Duration> {

@@ -1,0 +1,147 @@
+//! Why a daemon was lost: told by whoever knows, kept for the tasks that were lost with it.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Time to wait for the status of a process that the host has started and whose connection has ended. It is known
+/// within milliseconds, unless the process lives on without its connection.
+const STATUS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A name of a machine is at most this long, in bytes. What a daemon says beyond that is dropped.
+const MOST_OF_A_NAME: usize = 255;
+
+/// A daemon, as far as it is known, and why it was lost.
+#[derive(Debug, Default)]
+pub struct Loss {
+    state: Mutex<State>,
+    told: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Number of its connection; 0 if it never connected.
+    number: u32,
+    /// Its machine and its process there; empty and 0 if it has not said so.
+    host: String,
+    pid: u32,
+    /// The first reason that was given, such as "was killed by signal 9".
+    reason: Option<String>,
+    /// The host has started the process, and will hear how it ends.
+    awaited: bool,
+}
+
+impl Loss {
+    pub(crate) fn new(number: u32, host: String, pid: u32) -> Loss {
+        let state = State {
+            number,
+            host,
+            pid,
+            ..State::default()
+        };
+        Loss {
+            state: Mutex::new(state),
+            told: Condvar::new(),
+        }
+    }
+
+    /// A daemon across the network says where it is. It may say anything.
+    pub(crate) fn is_at(&self, host: &str, pid: u32) {
+        let mut name = String::new();
+        for c in host.chars().filter(|c| !c.is_control()) {
+            if name.len() + c.len_utf8() > MOST_OF_A_NAME {
+                break;
+            }
+            name.push(c);
+        }
+        let mut state = self.state.lock();
+        (state.host, state.pid) = (name, pid);
+    }
+
+    /// The host has started the process, and will [`tell`](Self::tell) how it ended.
+    pub(crate) fn will_be_told(&self) {
+        self.state.lock().awaited = true;
+    }
+
+    /// What has happened to the daemon, as the rest of a sentence. The first call counts.
+    pub(crate) fn tell(&self, reason: impl Into<String>) {
+        let mut state = self.state.lock();
+        state.awaited = false;
+        state.reason.get_or_insert_with(|| reason.into());
+        self.told.notify_all();
+    }
+
+    /// Its machine; empty if it has not said so.
+    pub fn host(&self) -> String {
+        self.state.lock().host.clone()
+    }
+
+    /// Its process there; 0 if it has not said so.
+    pub fn pid(&self) -> u32 {
+        self.state.lock().pid
+    }
+
+    /// Why it was lost, as far as that is known now.
+    pub fn reason(&self) -> Option<String> {
+        self.state.lock().reason.clone()
+    }
+}
+
+/// A sentence: `daemon 2 (pid 4711 on node) was killed by signal 9`. Waits for half a second at most until the status
+/// of a process that the host has started is known.
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let until = Instant::now() + STATUS_PATIENCE;
+        let mut state = self.state.lock();
+        while state.awaited && !self.told.wait_until(&mut state, until).timed_out() {}
+        match state.number {
+            0 => f.write_str("its process")?,
+            number => write!(f, "daemon {number}")?,
+        }
+        match (state.pid, state.host.as_str()) {
+            (0, _) => {}
+            (pid, "") => write!(f, " (pid {pid})")?,
+            (pid, host) => write!(f, " (pid {pid} on {host})")?,
+        }
+        let reason = state.reason.as_deref();
+        write!(f, " {}", reason.unwrap_or("was lost: its connection ended"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn it_says_who_was_lost_and_why() {
+        let loss = Loss::new(2, String::new(), 0);
+        assert_eq!(loss.to_string(), "daemon 2 was lost: its connection ended");
+        loss.is_at("a\u{1b}b\n", 7);
+        assert_eq!(loss.host(), "ab");
+        loss.tell("was killed by signal 9");
+        loss.tell("was lost");
+        assert_eq!(
+            loss.to_string(),
+            "daemon 2 (pid 7 on ab) was killed by signal 9"
+        );
+        loss.is_at(&"\u{e9}".repeat(1000), 7);
+        assert!(loss.host().len() <= MOST_OF_A_NAME);
+    }
+
+    #[test]
+    fn a_status_that_is_on_its_way_is_waited_for_but_not_for_ever() {
+        let loss = Arc::new(Loss::new(1, "here".into(), 7));
+        loss.will_be_told();
+        let other = loss.clone();
+        let reader = std::thread::spawn(move || other.to_string());
+        loss.tell("exited with status 3");
+        assert_eq!(
+            reader.join().unwrap(),
+            "daemon 1 (pid 7 on here) exited with status 3"
+        );
+        let silent = Loss::new(1, "here".into(), 7);
+        silent.will_be_told();
+        assert!(silent.to_string().ends_with("its connection ended"));
+    }
+}
