@@ -31,10 +31,11 @@ use mirai_core::transport::Address;
 use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
 
 use crate::cleanup::{self, Snapshot};
-use crate::profiles::{self, LECUYER};
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
-use crate::shared;
+use crate::streams::random_seed;
+use crate::tls::trust;
+use crate::{forks, shared};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -119,9 +120,9 @@ enum End {
 
 /// `.Call(run_daemon, url, settings)`: the code above, or an error message.
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
-    if profiles::is_forked_from_session() {
+    if forks::is_forked_from_session() {
         // It shares R's session directory, and a host would have it removed with this process.
-        r::raise(profiles::FORKED);
+        r::raise(forks::FORKED);
     }
     match run(read_settings(url, settings)) {
         Ok(end) => r::Rf_ScalarInteger(end as i32),
@@ -173,7 +174,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
     unsafe { line::find() };
     line::tell_directory(settings.dial.tempdir.as_ref());
     let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
-    let trust = settings.tls.as_deref().map(profiles::trust).transpose();
+    let trust = settings.tls.as_deref().map(trust).transpose();
     settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
     let runtime = Arc::new(RSession {
         // SAFETY: always succeeds.
@@ -544,8 +545,8 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) {
     if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
         r::raise("what the host has sent is no task");
     }
-    if let Some([a, b, c, d, e, f]) = task.stream {
-        let seed = Rf_protect(r::integers(&[LECUYER, a, b, c, d, e, f]));
+    if let Some(stream) = task.stream {
+        let seed = Rf_protect(r::integers(&random_seed(stream)));
         Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
         Rf_unprotect(1);
     }

@@ -1,16 +1,182 @@
-//! Commands that launch daemons elsewhere: started all at once, and watched together.
+//! Launching daemons. On this machine: programs, or forks of the fork server. Elsewhere: commands, which are
+//! started all at once and watched together.
 
+use std::ffi::OsString;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use extendr_api::prelude::*;
 use extendr_api::Result;
-use mirai_core::process::{command, Child, Exit};
+use extendr_ffi::{SEXP, VECTOR_ELT};
+use mirai_core::process::{self, command, Child, Exit, Program};
 use mirai_core::sys::{Bell, Waited};
+use mirai_core::task::Task;
+use mirai_core::transport::Address;
 
 use crate::events::Events;
-use crate::profiles::{self, Profile};
+use crate::forks::{self, FORKED};
 use crate::r;
+use crate::session::{self, with_session, Profile};
+
+/// Submits a task to a process that is started for it. `launch` is a value of `single_use()` in R/launch.R: the
+/// program, its arguments, the URL that it will dial, and the code for a fork, or `NULL`.
+///
+/// # Errors
+/// What to tell the user: no process can be started.
+///
+/// # Safety
+/// On R's main thread. `launch` is a list of character vectors, of which the last may be `NULL`.
+pub unsafe fn submit_to_new(
+    task: Arc<Task>,
+    timeout: Option<Duration>,
+    launch: SEXP,
+) -> std::result::Result<(), String> {
+    let text = |i| r::as_str(VECTOR_ELT(launch, i)).unwrap_or_default();
+    let args = VECTOR_ELT(launch, 1);
+    let args = (0..extendr_ffi::Rf_xlength(args)).map(|i| {
+        std::ffi::CStr::from_ptr(extendr_ffi::R_CHAR(extendr_ffi::STRING_ELT(args, i)))
+            .to_string_lossy()
+            .into_owned()
+    });
+    let code = r::as_str(VECTOR_ELT(launch, 3));
+    let program = program(text(0), args, false, code);
+    let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
+    let failed =
+        |e: &dyn std::fmt::Display| format!("a process for the task cannot be started: {e}");
+    let submitted = session::unless_forked(|session| {
+        // The system may refuse the host its thread or descriptors. That is a panic, which must not reach R: this
+        // is called by a plain routine, around which nothing catches it.
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            session.single_use_host();
+        }));
+        made.map_err(|panic| failed(&panic.downcast_ref::<String>().map_or("", |x| x)))?;
+        let host = session.single_use_host();
+        host.submit_to_new(task, timeout, &address, &program)
+            .map_err(|e| failed(&e))
+    });
+    submitted.unwrap_or_else(|| Err(FORKED.into()))
+}
+
+/// How to start an R process.
+fn program(
+    path: &str,
+    args: impl Iterator<Item = String>,
+    output: bool,
+    code: Option<&str>,
+) -> Program {
+    // R CMD check sets it to the name of a file that the child would look for in its own directory.
+    let env = vec![(OsString::from("R_TESTS"), None)];
+    Program {
+        path: path.into(),
+        args: args.map(OsString::from).collect(),
+        env,
+        output,
+        code: code.map(String::from),
+        attached: true,
+    }
+}
+
+/// Starts the fork server, a program that calls `serve_forks` on its stdin. `FALSE` if that
+/// cannot be done.
+#[extendr]
+fn start_fork_server(path: &str, args: Vec<String>) -> Result<bool> {
+    with_session(|_| {
+        #[cfg(target_os = "linux")]
+        let started = {
+            let program = program(path, args.into_iter(), false, None);
+            process::fork::start_server(&program).is_ok()
+        };
+        #[cfg(not(target_os = "linux"))]
+        let started = false;
+        Ok(started)
+    })
+}
+
+/// Whether there is a fork server.
+#[extendr]
+fn has_fork_server() -> bool {
+    #[cfg(target_os = "linux")]
+    return process::fork::is_running();
+    #[cfg(not(target_os = "linux"))]
+    return false;
+}
+
+/// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
+/// set for the profile. `code` is what a fork evaluates instead; `NULL` if it must not be a fork. With
+/// `awaited`, `wait_connected()` reports its failure.
+#[extendr]
+fn launch(
+    name: &str,
+    path: &str,
+    args: Vec<String>,
+    output: bool,
+    code: Nullable<String>,
+    awaited: bool,
+) -> Result<()> {
+    let program = program(
+        path,
+        args.into_iter(),
+        output,
+        code.into_option().as_deref(),
+    );
+    let failed = |e| r::error(format!("'{path}' cannot be started: {e}"));
+    with_session(|session| {
+        let Some(profile) = session.find(name) else {
+            // A daemon of a host elsewhere may outlive this session, also before it has connected.
+            let program = Program {
+                attached: false,
+                ..program
+            };
+            process::start(&program, |_| {}).map_err(failed)?;
+            return Ok(());
+        };
+        let child = session.host(name)?.launch(&program).map_err(failed)?;
+        if awaited {
+            profile.children().borrow_mut().push(child);
+        }
+        Ok(())
+    })
+}
+
+/// Waits until `n` daemons have connected since the profile was set up: `TRUE`. `FALSE` if R has
+/// something to do first: call `serve_events`. A message if one of the processes launched has ended
+/// without having connected.
+#[extendr]
+fn wait_connected(name: &str, n: i32) -> Result<Robj> {
+    let waited = with_session(|session| {
+        let profile = session.profile(name)?;
+        let host = session.host(name)?;
+        let children = profile.children().borrow();
+        let connected = || host.counts().cumulative >= n as u64;
+        let failed = || children.iter().position(|c| c.exit().is_some());
+        let waited = Bell::get().wait(None, Events::new(), || connected() || failed().is_some());
+        if waited == Waited::Interrupted {
+            return Ok(std::result::Result::Ok(false));
+        }
+        if connected() {
+            drop(children);
+            profile.children().borrow_mut().clear();
+            return Ok(std::result::Result::Ok(true));
+        }
+        let i = failed().unwrap_or_default();
+        let how = children[i]
+            .exit()
+            .map(|exit| exit.to_string())
+            .unwrap_or_default();
+        let said = children[i].stderr();
+        let said = if said.trim().is_empty() {
+            "(it wrote nothing to stderr)"
+        } else {
+            said.trim()
+        };
+        Ok(Err(format!(
+            "daemon {} could not start ({how}):\n{said}",
+            i + 1
+        )))
+    })?;
+    Ok(waited.map_or_else(Robj::from, Robj::from))
+}
 
 /// A command that is running, or has ended.
 struct Launched(Arc<Child>);
@@ -22,8 +188,8 @@ fn is_failure(exit: Exit) -> bool {
 /// Starts a command, with `input` to read from its stdin.
 #[extendr]
 fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result<Robj> {
-    if profiles::is_forked() {
-        return Err(profiles::forked());
+    if forks::is_forked() {
+        return Err(forks::error());
     }
     let child = command::run(path, &args, input.into_option())
         .map_err(|e| r::error(format!("'{path}' cannot be started: {e}")))?;
@@ -31,9 +197,9 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
 }
 
 /// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
-/// connected to the profile so far, or the time is over (unless `NULL`). `FALSE` if R has something to do before:
-/// call `serve_events`. `cumulative` is infinite if the daemons
-/// do not connect to the profile.
+/// connected since the profile was set up, or the time is over (unless `NULL`): `TRUE`. `FALSE` if R has
+/// something to do first: call `serve_events`. `cumulative` is infinite if the daemons do not connect
+/// to the profile.
 #[extendr]
 fn wait_commands(
     profile: Robj,
@@ -48,13 +214,13 @@ fn wait_commands(
     let connected = || {
         // SAFETY: it is an R object.
         let counts = unsafe {
-            profiles::with_current(profile.get(), |profile| {
+            session::with_profile(profile.get(), |profile| {
                 profile.and_then(Profile::host).map(|host| host.counts())
             })
         };
         match counts {
             Some(counts) => counts.cumulative as f64 >= cumulative,
-            // The profile has been closed: there is nothing more to come.
+            // The profile has been closed, so nobody else will connect.
             None => cumulative.is_finite(),
         }
     };
@@ -67,7 +233,7 @@ fn wait_commands(
     Ok(Bell::get().wait(timeout, Events::new(), settled) != Waited::Interrupted)
 }
 
-/// What there is to know about a command.
+/// The state of a command.
 #[extendr]
 fn command_state(command: ExternalPtr<Launched>) -> List {
     let exit = command.0.exit();
@@ -82,6 +248,10 @@ fn command_state(command: ExternalPtr<Launched>) -> List {
 
 extendr_module! {
     mod launch;
+    fn start_fork_server;
+    fn has_fork_server;
+    fn launch;
+    fn wait_connected;
     fn run_command;
     fn wait_commands;
     fn command_state;

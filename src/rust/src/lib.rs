@@ -11,16 +11,22 @@
 
 mod cleanup;
 mod daemon;
+mod daemons;
 mod events;
+mod forks;
 mod launch;
-mod profiles;
 mod promises;
 mod r;
+mod relay;
 mod serialize;
+mod session;
 mod shared;
 mod stack;
+mod streams;
 mod submit;
 mod tasks;
+mod tls;
+mod urls;
 mod waiting;
 
 use extendr_api::prelude::*;
@@ -30,8 +36,12 @@ use extendr_ffi::{
 
 extendr_module! {
     mod mirai;
+    use daemons;
     use launch;
-    use profiles;
+    use relay;
+    use session;
+    use streams;
+    use urls;
 }
 
 /// Called by `R_init_mirai()` when R loads the shared library: registers the
@@ -42,7 +52,7 @@ extendr_module! {
 #[no_mangle]
 pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     quiet_panics();
-    profiles::loaded();
+    forks::loaded();
     // Now, because it calls R, which could come back to ask for it.
     serialize::header();
     shared::register(info);

@@ -17,7 +17,7 @@ use extendr_ffi::{
     TYPEOF, VECTOR_ELT,
 };
 
-use crate::profiles::{self, FORKED};
+use crate::forks::{self, FORKED};
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
 use crate::tasks::{task_of, DATA};
 
@@ -208,7 +208,7 @@ struct Due {
 /// that is rejected: rejecting takes a lock of later's, which later's timer thread may have held when the process was
 /// forked. Nobody releases it in the child.
 unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
-    if profiles::is_forked() {
+    if forks::is_forked() {
         r::raise(FORKED);
     }
     #[cfg(unix)]
@@ -258,7 +258,7 @@ unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: 
 unsafe extern "C" fn run(due: *mut c_void) {
     let due = Box::from_raw(due.cast::<Due>());
     // A forked child has inherited what was scheduled; the promise is not its own.
-    if !profiles::is_forked() {
+    if !forks::is_forked() {
         let due = std::ptr::from_ref(&*due).cast_mut().cast();
         // A Ctrl-C that comes meanwhile is for whoever runs the loop, afterwards.
         r::without_interrupts(|| r::R_ToplevelExec(Some(settle), due));

@@ -17,9 +17,11 @@ use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::{Constants, Outcome, Payload};
 
 use crate::events::{self, Events};
-use crate::profiles::{self, Found, FORKED};
+use crate::forks::{self, FORKED};
+use crate::launch;
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
 use crate::serialize::{self, buffer, Buffer};
+use crate::session::{self, Found};
 use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
@@ -38,7 +40,7 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) ->
     SET_VECTOR_ELT(payload, 0, expr);
     SET_VECTOR_ELT(payload, 1, globals);
     SET_VECTOR_ELT(payload, 2, args);
-    (*buffer()).share(profiles::passes_memory(profile));
+    (*buffer()).share(session::passes_memory(profile));
     let written = Buffer::write(buffer(), payload);
     Rf_unprotect(1);
     written
@@ -47,7 +49,7 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) ->
 /// Makes a new mirai one that has failed before it could be sent. Its profile counts it all the same.
 unsafe fn fail(env: SEXP, profile: SEXP) {
     let value = Rf_protect(failure());
-    profiles::with_current(profile, |current| {
+    session::with_profile(profile, |current| {
         current
             .and_then(|p| p.host())
             .inspect(|host| host.count_unsubmitted());
@@ -81,7 +83,7 @@ unsafe extern "C-unwind" fn submit(
     profile: SEXP,
     or_give_up: SEXP,
 ) -> SEXP {
-    let launch = match profiles::find(profile) {
+    let launch = match session::find(profile) {
         Found::Host => R_NilValue,
         Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
         Found::Sync => return Rf_ScalarLogical(0),
@@ -138,7 +140,7 @@ unsafe fn submit_buffer(
         };
         new_task(pointer, payload)
     };
-    let submitted = profiles::with_current(profile, |current| {
+    let submitted = session::with_profile(profile, |current| {
         let profile = current?;
         let Some(host) = profile.host() else {
             return Some(Err(Refusal::Message(
@@ -155,7 +157,7 @@ unsafe fn submit_buffer(
         if launch == R_NilValue {
             return Err(Refusal::Message("daemons were changed meanwhile".into()));
         }
-        profiles::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
+        launch::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
     })
 }
 
@@ -165,7 +167,7 @@ unsafe fn wait_for_room(profile: SEXP) -> bool {
     let size = (*buffer()).len() as u64;
     let uses = serialize::uses();
     let has_room = || {
-        profiles::with_current(profile, |current| {
+        session::with_profile(profile, |current| {
             current
                 .and_then(|p| p.host())
                 .is_none_or(|h| h.has_room(size))
@@ -190,7 +192,7 @@ unsafe extern "C-unwind" fn submit_map(
     elements: SEXP,
     profile: SEXP,
 ) -> SEXP {
-    match profiles::find(profile) {
+    match session::find(profile) {
         Found::Host => {}
         Found::Nothing => r::raise("no daemons set"),
         Found::Sync => return Rf_ScalarLogical(0),
@@ -230,7 +232,7 @@ unsafe extern "C-unwind" fn submit_map(
 
 /// Makes constants of what is in the buffer.
 unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
-    profiles::with_current(profile, |current| {
+    session::with_profile(profile, |current| {
         if let Some(host) = current.and_then(|p| p.host()) {
             let constants = host.constants((*buffer()).take());
             R_SetExternalPtrAddr(keeper, Arc::into_raw(constants).cast_mut().cast());
@@ -241,7 +243,7 @@ unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
 /// The submission was left by a long jump. As with a task, a forked process leaves them
 /// alone.
 unsafe extern "C" fn finalize_constants(keeper: SEXP) {
-    if !profiles::is_forked() {
+    if !forks::is_forked() {
         release_constants(keeper);
     }
 }
@@ -256,7 +258,7 @@ unsafe fn release_constants(keeper: SEXP) {
 
 /// Submits the element in the buffer. False if there is no room for it.
 unsafe fn submit_element(pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
-    profiles::with_current(profile, |current| {
+    session::with_profile(profile, |current| {
         let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
         let profile = current.filter(|_| !constants.is_null());
         let host = profile.and_then(|p| p.host());
@@ -294,14 +296,14 @@ unsafe extern "C-unwind" fn submit_everywhere(
     min: SEXP,
     profile: SEXP,
 ) -> SEXP {
-    match profiles::find(profile) {
+    match session::find(profile) {
         Found::Host => {}
         Found::Nothing => return R_NilValue,
         Found::Sync => return Rf_ScalarLogical(0),
         Found::Forked => r::raise(FORKED),
     }
     let min = r::as_number(min).unwrap_or(1.0) as usize;
-    let mut n = profiles::with_current(profile, |p| {
+    let mut n = session::with_profile(profile, |p| {
         p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
     });
     // Again if more daemons have connected before the tasks were handed over: R cannot be called in the middle of that.
@@ -334,7 +336,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
 /// Hands over the buffer as a task for each daemon, `min` at least, which those of the `n` new mirai in `out` become
 /// that are needed. Returns how many; as an error, how many it takes, if there are too few.
 unsafe fn submit_pinned(out: SEXP, n: usize, min: usize, profile: SEXP) -> Result<usize, usize> {
-    profiles::with_current(profile, |current| {
+    session::with_profile(profile, |current| {
         // Daemons were reset meanwhile (by a finalizer, say): these resolve like those that come too late.
         let host = current.and_then(|p| p.host());
         let body = (*buffer()).take();
@@ -374,7 +376,7 @@ unsafe extern "C-unwind" fn submit_to(
     endpoint: SEXP,
     profile: SEXP,
 ) -> SEXP {
-    match profiles::find(profile) {
+    match session::find(profile) {
         Found::Host => {}
         Found::Nothing | Found::Sync => return R_NilValue,
         Found::Forked => r::raise(FORKED),
@@ -386,7 +388,7 @@ unsafe extern "C-unwind" fn submit_to(
         Rf_unprotect(1);
         return env;
     }
-    profiles::with_current(profile, |current| {
+    session::with_profile(profile, |current| {
         let payload = Payload {
             kind: Kind::Setup,
             stream: None,

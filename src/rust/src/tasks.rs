@@ -31,7 +31,7 @@ use mirai_core::heap;
 use mirai_core::memory::Content;
 use mirai_core::task::{next_task_id, Outcome, Payload, Task};
 
-use crate::profiles;
+use crate::forks;
 use crate::r::{
     self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_lang2, Rf_list3,
 };
@@ -186,7 +186,7 @@ impl Block {
         BLOCKS.fetch_sub(1, Ordering::Relaxed);
         // A forked process leaves alone what it shares with its parent's threads: one of
         // them may have held a lock when it was forked.
-        if !block.is_null() && !profiles::is_forked() {
+        if !block.is_null() && !forks::is_forked() {
             let slots = Box::from_raw(block).slots;
             slots.iter().for_each(|slot| empty(slot));
             fewer(slots.len());

@@ -13,10 +13,10 @@ use mirai_core::sys::Waited;
 use mirai_core::task::{Group, Task};
 
 use crate::events::{self, Events};
-use crate::profiles::{self, FORKED};
+use crate::forks::{self, FORKED};
 use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
-use crate::shared;
 use crate::tasks::{is_mirai, task_of, value_of, DATA};
+use crate::{session, shared};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -142,7 +142,7 @@ impl Wait {
 
     unsafe fn once(&mut self, enough: usize, end: Option<Instant>) -> Waited {
         // Nothing resolves in a forked process, and it shares the bell with its parent.
-        if profiles::is_forked() && each(self.x).any(|m| is_pending(m)) {
+        if forks::is_forked() && each(self.x).any(|m| is_pending(m)) {
             r::raise(FORKED);
         }
         let kept = UNDER_WAY
@@ -286,7 +286,7 @@ unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
         } else {
             x
         };
-        let done = is_mirai(m) && task_of(m).is_some_and(profiles::cancel);
+        let done = is_mirai(m) && task_of(m).is_some_and(session::cancel);
         *LOGICAL(out).add(i as usize) = done.into();
     }
     Rf_unprotect(1);

@@ -5,7 +5,7 @@ use extendr_ffi::{
 };
 
 use super::{buffer, hooks, Buffer};
-use crate::{profiles, r};
+use crate::{r, session};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -49,6 +49,6 @@ unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
         r::raise_again();
     }
     hooks::set(registry);
-    profiles::configure((*buffer()).take().bytes);
+    session::configure((*buffer()).take().bytes);
     R_NilValue
 }

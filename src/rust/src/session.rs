@@ -1,0 +1,303 @@
+//! The registry of compute profiles. Each is a name for a host with its daemons, or for synchronous
+//! evaluation in this process.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use extendr_api::prelude::*;
+use extendr_api::Result;
+use extendr_ffi::SEXP;
+use mirai_core::dispatcher::Config;
+use mirai_core::host::Host;
+use mirai_core::process::Child;
+use mirai_core::protocol::Stream;
+use mirai_core::stream;
+use mirai_core::task::Task;
+use mirai_core::tls::Identity;
+use rustc_hash::FxHashMap;
+
+use crate::{forks, r};
+
+/// A compute profile.
+pub struct Profile {
+    evaluation: Evaluation,
+    /// The next random number stream to hand out.
+    stream: Cell<Stream>,
+    /// Each task gets a stream, rather than each daemon.
+    stream_per_task: bool,
+    /// Processes that `daemons()` has started on this machine, until all of them are connected.
+    children: RefCell<Vec<Arc<Child>>>,
+    /// What the host presents at secure URLs.
+    identity: Option<Identity>,
+}
+
+enum Evaluation {
+    Daemons(Host),
+    /// In this process, at submission.
+    Sync,
+}
+
+impl Profile {
+    fn new(evaluation: Evaluation, seed: Option<i32>, identity: Option<Identity>) -> Profile {
+        Profile {
+            evaluation,
+            stream: Cell::new(seed.map_or_else(stream::from_entropy, stream::from_seed)),
+            stream_per_task: seed.is_some(),
+            children: RefCell::default(),
+            identity,
+        }
+    }
+
+    /// A profile whose tasks daemons evaluate. With a seed, each task has a random number stream.
+    pub fn with_host(host: Host, seed: Option<i32>, identity: Option<Identity>) -> Profile {
+        Profile::new(Evaluation::Daemons(host), seed, identity)
+    }
+
+    /// A profile whose tasks this process evaluates.
+    pub fn sync(seed: Option<i32>) -> Profile {
+        Profile::new(Evaluation::Sync, seed, None)
+    }
+
+    /// The host; `None` if the profile is synchronous.
+    pub fn host(&self) -> Option<&Host> {
+        match &self.evaluation {
+            Evaluation::Daemons(host) => Some(host),
+            Evaluation::Sync => None,
+        }
+    }
+
+    /// What the host presents at secure URLs, if it has any.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Processes that `daemons()` has started on this machine, until all of them are connected.
+    pub fn children(&self) -> &RefCell<Vec<Arc<Child>>> {
+        &self.children
+    }
+
+    /// The stream that [`next_stream`](Self::next_stream) will return.
+    pub fn peek_stream(&self) -> Stream {
+        self.stream.get()
+    }
+
+    /// Hands out the next stream.
+    pub fn next_stream(&self) -> Stream {
+        let next = self.stream.get();
+        self.stream.set(stream::next(next));
+        next
+    }
+
+    /// The stream of the next task, if tasks have streams.
+    pub fn task_stream(&self) -> Option<Stream> {
+        self.stream_per_task.then(|| self.next_stream())
+    }
+
+    /// The stream of the next daemon, if daemons have streams. They have none where tasks have:
+    /// the streams of tasks must not depend on the number of daemons.
+    pub fn daemon_stream(&self) -> Option<Stream> {
+        (!self.stream_per_task).then(|| self.next_stream())
+    }
+}
+
+/// What this R session has set up.
+pub struct Session {
+    /// The name of the profile that `.compute = NULL` stands for.
+    current: String,
+    profiles: FxHashMap<String, Profile>,
+    /// The host of tasks without daemons, each of which has a process of its own.
+    single_use: Option<Host>,
+    /// What a daemon is told when it connects: the serialization hooks.
+    configuration: Option<Bytes>,
+    /// The stream for `nextstream()` where no daemons are set.
+    stream: Stream,
+}
+
+thread_local! {
+    /// Only R's main thread uses it.
+    static SESSION: RefCell<Session> = {
+        forks::claim_session();
+        RefCell::new(Session {
+            current: "default".into(),
+            profiles: FxHashMap::default(),
+            single_use: None,
+            configuration: None,
+            stream: stream::from_entropy(),
+        })
+    };
+}
+
+impl Session {
+    /// `name` is a string, or `NULL` for the current profile.
+    unsafe fn get(&self, name: SEXP) -> Option<&Profile> {
+        self.profiles.get(r::as_str(name).unwrap_or(&self.current))
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = &Host> {
+        let hosts = self.profiles.values().filter_map(Profile::host);
+        hosts.chain(&self.single_use)
+    }
+
+    /// What a daemon is told when it connects.
+    pub fn configuration(&self) -> Option<Bytes> {
+        self.configuration.clone()
+    }
+
+    /// Sets a profile, in place of one of that name.
+    pub fn open(&mut self, name: &str, profile: Profile) {
+        self.close(name, false);
+        self.profiles.insert(name.into(), profile);
+    }
+
+    /// Ends a profile, if there is one; with `end`, also daemons that would outlive it.
+    pub fn close(&mut self, name: &str, end: bool) {
+        if let Some(host) = self.profiles.remove(name).as_ref().and_then(Profile::host) {
+            host.close(end);
+        }
+    }
+
+    /// Ends all profiles.
+    pub fn close_all(&mut self) {
+        self.hosts().for_each(|host| host.close(false));
+        self.profiles.clear();
+        self.single_use = None;
+    }
+
+    /// A profile, if it is set.
+    pub fn find(&self, name: &str) -> Option<&Profile> {
+        self.profiles.get(name)
+    }
+
+    /// A profile.
+    ///
+    /// # Errors
+    /// It is not set.
+    pub fn profile(&self, name: &str) -> Result<&Profile> {
+        self.find(name)
+            .ok_or_else(|| r::error(format!("no daemons set for profile '{name}'")))
+    }
+
+    /// The host of a profile.
+    ///
+    /// # Errors
+    /// The profile is not set, or it is synchronous.
+    pub fn host(&self, name: &str) -> Result<&Host> {
+        let host = self.profile(name)?.host();
+        host.ok_or_else(|| {
+            r::error(format!(
+                "profile '{name}' is synchronous: it has no daemons"
+            ))
+        })
+    }
+
+    /// The host of tasks without daemons, made when it is first needed. Panics if the system has no
+    /// thread or descriptors for it.
+    pub fn single_use_host(&mut self) -> &Host {
+        let configuration = self.configuration();
+        self.single_use.get_or_insert_with(|| {
+            let host = Host::new(Config::default());
+            host.configure(configuration);
+            host
+        })
+    }
+
+    /// Hands out the next stream of the session itself.
+    pub fn next_stream(&mut self) -> Stream {
+        let next = self.stream;
+        self.stream = stream::next(next);
+        next
+    }
+}
+
+/// What a profile's name leads to.
+pub enum Found {
+    /// A host.
+    Host,
+    /// Evaluation in this process.
+    Sync,
+    /// The profile is not set.
+    Nothing,
+    /// This process was forked from the session, which owns the profiles.
+    Forked,
+}
+
+/// Looks up a profile.
+///
+/// # Safety
+/// On R's main thread. `name` is an R object: a string, or `NULL` for the current profile.
+pub unsafe fn find(name: SEXP) -> Found {
+    SESSION.with_borrow(|session| match session.get(name) {
+        _ if forks::is_forked() => Found::Forked,
+        None => Found::Nothing,
+        Some(profile) if profile.host().is_some() => Found::Host,
+        Some(_) => Found::Sync,
+    })
+}
+
+/// Calls `f`, which must not call R, with a profile, or with `None` if it is not set.
+///
+/// # Safety
+/// As [`find`].
+pub unsafe fn with_profile<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T) -> T {
+    SESSION.with_borrow(|session| f(session.get(name)))
+}
+
+/// Whether daemons of a profile may be on this machine, so that large vectors should go through shared
+/// memory. A daemon that is started for a single task is.
+///
+/// # Safety
+/// As [`find`].
+pub unsafe fn passes_memory(name: SEXP) -> bool {
+    with_profile(name, |profile| {
+        profile.is_none_or(|p| p.host().is_some_and(Host::passes_memory))
+    })
+}
+
+/// Calls `f` with the session. `f` must not call R, not even to make an object: R may then run a
+/// finalizer, and that may use mirai.
+///
+/// # Errors
+/// This process was forked from the session, or `f` fails.
+pub fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
+    unless_forked(f).unwrap_or_else(|| Err(forks::error()))
+}
+
+/// Calls `f` as [`with_session`] does; `None` if this process was forked from the session.
+pub fn unless_forked<T>(f: impl FnOnce(&mut Session) -> T) -> Option<T> {
+    SESSION.with_borrow_mut(|session| (!forks::is_forked()).then(|| f(session)))
+}
+
+/// Sets what all daemons are told, present and future ones.
+pub fn configure(configuration: Bytes) {
+    unless_forked(|session| {
+        session.configuration = Some(configuration);
+        for host in session.hosts() {
+            host.configure(session.configuration());
+        }
+    });
+}
+
+/// Cancels a task, wherever it is. False if it is too late.
+pub fn cancel(task: &Task) -> bool {
+    SESSION
+        .with_borrow(|session| !forks::is_forked() && session.hosts().any(|host| host.cancel(task)))
+}
+
+/// The name of the profile that `.compute = NULL` stands for.
+#[extendr]
+fn current_profile() -> String {
+    SESSION.with_borrow(|session| session.current.clone())
+}
+
+/// Makes a profile current and returns the name of the one before.
+#[extendr]
+fn set_current_profile(name: &str) -> String {
+    SESSION.with_borrow_mut(|session| std::mem::replace(&mut session.current, name.into()))
+}
+
+extendr_module! {
+    mod session;
+    fn current_profile;
+    fn set_current_profile;
+}
