@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use extendr_api::prelude::*;
 use extendr_api::Result;
-use extendr_ffi::{SEXP, VECTOR_ELT};
+use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP, VECTOR_ELT};
 use mirai_core::process::{self, command, Child, Exit, Program};
 use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::Task;
@@ -18,6 +18,10 @@ use crate::events::Events;
 use crate::forks::{self, FORKED};
 use crate::r;
 use crate::session::{self, with_session, Profile};
+
+pub fn routines() -> Vec<R_CallMethodDef> {
+    vec![r::routine(c"serve_forks", serve_forks as *const (), 1)]
+}
 
 /// Submits a task to a process that is started for it. `launch` is a value of `single_use()` in R/launch.R: the
 /// program, its arguments, the URL that it will dial, and the code for a fork, or `NULL`.
@@ -100,6 +104,39 @@ fn has_fork_server() -> bool {
     return process::fork::is_running();
     #[cfg(not(target_os = "linux"))]
     return false;
+}
+
+/// `.Call(serve_forks, tempdir())`: the fork server. `NULL` when it is over; in each process
+/// that it forks, the code to evaluate there. Such a process has to call `tempdir(check = TRUE)`
+/// first, which makes it a session directory: it has inherited the name of the server's.
+unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
+    #[cfg(target_os = "linux")]
+    {
+        if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
+            r::raise("the session directory cannot be given up");
+        }
+        if let Some(forked) = mirai_core::process::fork::serve() {
+            // Had the server been interrupted, that would not be for this process.
+            r::clear_interrupt();
+            let code = forked.code_if_wanted();
+            let out = r::string(&code);
+            drop(code);
+            return out;
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = tempdir;
+    R_NilValue
+}
+
+/// Replaces the fork server's session directory, which it does not need, by a file. A fork's
+/// `tempdir(check = TRUE)` makes a new directory only where the present one is not a
+/// directory; R's API has no other way to ask for one. If the name were left free, another user
+/// could make a directory of that name, and forks would take it for theirs. R removes
+/// the file when the server ends.
+#[cfg(target_os = "linux")]
+fn give_up_directory(path: &str) -> bool {
+    std::fs::remove_dir_all(path).is_ok() && std::fs::File::create_new(path).is_ok()
 }
 
 /// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are

@@ -78,6 +78,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
         promises::routines(),
         serialize::routines(),
         daemon::routines(),
+        launch::routines(),
     ]
     .into_iter()
     .flatten();

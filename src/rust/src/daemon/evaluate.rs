@@ -1,7 +1,6 @@
-//! The daemon: takes tasks from its link, evaluates them in R, answers.
+//! A daemon's loop: takes tasks from the link, has R evaluate them, answers.
 //!
-//! [`run`] holds the link and all other Rust values; R is entered through
-//! [`within_r`] only, which a long jump cannot leave. What is called in there
+//! R is entered through [`within_r`] only, which a long jump cannot leave. What is called in there
 //! owns nothing.
 //!
 //! Establishing R's condition handlers costs more than everything else that is done for a
@@ -12,38 +11,57 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Instant;
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
     R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
-    Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, LOGICAL, SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
-    VECTOR_ELT,
+    Rf_protect, Rf_unprotect, Rf_xlength, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
-use mirai_core::process::line;
 use mirai_core::protocol::Kind;
-use mirai_core::transport::Address;
-use mirai_core::worker::{Assignment, AutoExit, DialError, Next, Options, Runtime, Worker};
+use mirai_core::worker::{Assignment, Next, Worker};
 
+use super::limits::{End, Limits};
+use super::settings::Settings;
 use crate::cleanup::{self, Snapshot};
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
+use crate::shared;
 use crate::streams::random_seed;
-use crate::tls::trust;
-use crate::{forks, shared};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
-        r::routine(c"run_daemon", run_daemon as *const (), 2),
         r::routine(c"serve_tasks", serve_tasks as *const (), 2),
-        r::routine(c"serve_forks", serve_forks as *const (), 1),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
     ]
+}
+
+/// Whether this process is a daemon.
+#[derive(Clone, Copy)]
+pub enum State {
+    NoDaemon = 0,
+    Daemon = 1,
+    /// It evaluates an element of a map.
+    Map = 2,
+}
+
+static STATE: AtomicI32 = AtomicI32::new(State::NoDaemon as i32);
+
+impl State {
+    /// Notes the new state and returns the one before.
+    pub fn set(self) -> State {
+        match STATE.swap(self as i32, Ordering::Relaxed) {
+            1 => State::Daemon,
+            2 => State::Map,
+            _ => State::NoDaemon,
+        }
+    }
+}
+
+/// `.Call(daemon_state)`: the number of the [`State`].
+unsafe extern "C-unwind" fn daemon_state() -> SEXP {
+    r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
 }
 
 r::symbols! {
@@ -53,216 +71,8 @@ r::symbols! {
     ELEMENT = c".x";
 }
 
-/// 0: not a daemon; 1: a daemon; 2: one that evaluates an element of a map.
-static STATE: AtomicI32 = AtomicI32::new(0);
-
-unsafe extern "C-unwind" fn daemon_state() -> SEXP {
-    r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
-}
-
-/// `.Call(serve_forks, tempdir())`: the fork server. `NULL` when it is over; in each process
-/// that it forks, the code to evaluate there. Such a process has to call `tempdir(check = TRUE)`
-/// first, which makes it a session directory: it has inherited the name of the server's.
-unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
-    #[cfg(target_os = "linux")]
-    {
-        if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
-            r::raise("the session directory cannot be given up");
-        }
-        if let Some(forked) = mirai_core::process::fork::serve() {
-            // Had the server been interrupted, that would not be for this process.
-            r::clear_interrupt();
-            let code = forked.code_if_wanted();
-            let out = r::string(&code);
-            drop(code);
-            return out;
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = tempdir;
-    R_NilValue
-}
-
-/// Replaces the fork server's session directory, which it does not need, by a file. A fork's
-/// `tempdir(check = TRUE)` makes a new directory only where the present one is not a
-/// directory; R's API has no other way to ask for one. If the name were left free, another user
-/// could make a directory of that name, and forks would take it for theirs. R removes
-/// the file when the server ends.
-#[cfg(target_os = "linux")]
-fn give_up_directory(path: &str) -> bool {
-    std::fs::remove_dir_all(path).is_ok() && File::create_new(path).is_ok()
-}
-
-/// Arguments of `daemon()`, checked by R.
-struct Settings {
-    url: String,
-    dial: Options,
-    /// How to know the host: certificates, or the name of a file with them.
-    tls: Option<String>,
-    cleanup: c_int,
-    output: bool,
-    idletime: Option<Duration>,
-    walltime: Option<Duration>,
-    maxtasks: Option<u64>,
-    timerstart: u64,
-}
-
-/// Why a daemon has ended: the value of `daemon()`.
-#[derive(Clone, Copy)]
-enum End {
-    Lost = 0,
-    Idle = 1,
-    Wall = 2,
-    MaxTasks = 3,
-    /// The user has pressed Ctrl-C; R is told when Rust is done.
-    Interrupted = -1,
-}
-
-/// `.Call(run_daemon, url, settings)`: the code above, or an error message.
-unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
-    if forks::is_forked_from_session() {
-        // It shares R's session directory, and a host would have it removed with this process.
-        r::raise(forks::FORKED);
-    }
-    match run(read_settings(url, settings)) {
-        Ok(end) => r::Rf_ScalarInteger(end as i32),
-        Err(message) => {
-            let out = r::string(&message);
-            drop(message);
-            out
-        }
-    }
-}
-
-/// `settings` is what `daemon()` in R/daemon.R makes: a list in this order.
-unsafe fn read_settings(url: SEXP, settings: SEXP) -> Settings {
-    let number = |i| r::as_number(VECTOR_ELT(settings, i)).unwrap_or(f64::INFINITY);
-    let flag = |i| *LOGICAL(VECTOR_ELT(settings, i)) == 1;
-    let time = |i| Duration::try_from_secs_f64(number(i) / 1000.0).ok();
-    let autoexit = match *INTEGER(VECTOR_ELT(settings, 0)) {
-        0 => AutoExit::Never,
-        1 => AutoExit::Now,
-        i32::MIN => AutoExit::AfterTask,
-        signal => AutoExit::Signal(signal - 100),
-    };
-    let maxtasks = number(5);
-    Settings {
-        url: r::as_str(url).unwrap_or_default().into(),
-        dial: Options {
-            autoexit,
-            asyncdial: flag(7) || autoexit == AutoExit::Never,
-            insist: false,
-            tempdir: r::as_str(VECTOR_ELT(settings, 8))
-                .unwrap_or_default()
-                .into(),
-            interruptible: flag(9),
-            slots: 1,
-            trust: None,
-        },
-        tls: r::as_str(VECTOR_ELT(settings, 10)).map(String::from),
-        cleanup: number(1) as c_int,
-        output: flag(2),
-        idletime: time(3),
-        walltime: time(4),
-        maxtasks: maxtasks.is_finite().then_some(maxtasks as u64),
-        timerstart: number(6) as u64,
-    }
-}
-
-fn run(mut settings: Settings) -> Result<End, String> {
-    // SAFETY: on the main thread, before any of ours is started that does so.
-    unsafe { line::find() };
-    line::tell_directory(settings.dial.tempdir.as_ref());
-    let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
-    let trust = settings.tls.as_deref().map(trust).transpose();
-    settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
-    let runtime = Arc::new(RSession {
-        // SAFETY: always succeeds.
-        main: unsafe { libc::pthread_self() },
-        tempdir: settings.dial.tempdir.clone().into(),
-    });
-    obey_the_watcher();
-    // Taken before any task, kept across reconnections.
-    let mut snapshot = take_snapshot().ok_or("the session's state cannot be read")?;
-    let mut limits = Limits::new(&settings);
-    let before = STATE.swap(1, Ordering::Relaxed);
-    let end = loop {
-        let dialled = Worker::dial(
-            &address,
-            &settings.dial,
-            runtime.clone(),
-            limits.wall,
-            || r::interrupted() || line::is_abandoned(),
-        );
-        let mut worker = match dialled {
-            Ok(worker) => worker,
-            Err(DialError::TimedOut) => break Ok(End::Wall),
-            Err(DialError::Interrupted) => break Ok(End::Interrupted),
-            Err(e) => break Err(e.to_string()),
-        };
-        line::tell_connected();
-        // Whoever listens next may have another certificate for a while.
-        settings.dial.insist = true;
-        // Only now: until here stderr is how whoever launched us hears of failure.
-        let _silence = (!settings.output).then(Silence::begin);
-        match serve(&mut worker, &settings, &mut limits, &mut snapshot) {
-            End::Lost if settings.dial.autoexit == AutoExit::Never && !limits.told_to_end => {}
-            End::Lost => break Ok(End::Lost),
-            end => {
-                worker.leave();
-                break Ok(end);
-            }
-        }
-    };
-    STATE.store(before, Ordering::Relaxed);
-    end
-}
-
-/// When a daemon leaves by itself. Limits are soft: they are looked at between tasks.
-struct Limits {
-    tasks: u64,
-    timers_run: bool,
-    idle: Option<Duration>,
-    wall: Option<Instant>,
-    told_to_end: bool,
-}
-
-impl Limits {
-    fn new(settings: &Settings) -> Limits {
-        let mut limits = Limits {
-            tasks: 0,
-            timers_run: false,
-            idle: None,
-            wall: None,
-            told_to_end: false,
-        };
-        limits.start_timers(settings);
-        limits
-    }
-
-    fn start_timers(&mut self, settings: &Settings) {
-        if !self.timers_run && self.tasks >= settings.timerstart {
-            self.timers_run = true;
-            self.idle = settings.idletime;
-            self.wall = settings
-                .walltime
-                .and_then(|t| Instant::now().checked_add(t));
-        }
-    }
-
-    /// Until when to wait for a task.
-    fn until(&self) -> Option<Instant> {
-        let idle = self.idle.and_then(|t| Instant::now().checked_add(t));
-        [idle, self.wall].into_iter().flatten().min()
-    }
-
-    fn wall_is_over(&self) -> bool {
-        self.wall.is_some_and(|t| Instant::now() >= t)
-    }
-}
-
 /// Works until the link ends or a limit is reached.
-fn serve(
+pub fn serve(
     worker: &mut Worker,
     settings: &Settings,
     limits: &mut Limits,
@@ -270,7 +80,7 @@ fn serve(
 ) -> End {
     let mut out = Buffer::new();
     out.share(worker.passes_memory());
-    let mut session = Session {
+    let mut serving = Serving {
         worker,
         settings,
         limits,
@@ -279,10 +89,10 @@ fn serve(
         task: None,
         end: None,
     };
-    let this = &raw mut session;
+    let this = &raw mut serving;
     loop {
         // Returns for every task that ends otherwise than with a value.
-        // SAFETY: in a top-level context, on the main thread; `session` outlives it, and R
+        // SAFETY: in a top-level context, on the main thread; `serving` outlives it, and R
         // forgets it then. What a long jump leaves owns nothing.
         unsafe {
             within_r(|| {
@@ -306,7 +116,7 @@ fn serve(
 }
 
 /// A link that is served, for [`serve_tasks`].
-struct Session<'a> {
+struct Serving<'a> {
     worker: &'a mut Worker,
     settings: &'a Settings,
     limits: &'a mut Limits,
@@ -318,24 +128,24 @@ struct Session<'a> {
     end: Option<End>,
 }
 
-/// `.Call(serve_tasks, session, frame)`: evaluates one task after the other, as long as there are
+/// `.Call(serve_tasks, serving, frame)`: evaluates one task after the other, as long as there are
 /// any and they have values. One that ends in an error leaves this by the long jump of the
 /// handlers that R has established around it, once for all tasks.
-unsafe extern "C-unwind" fn serve_tasks(session: SEXP, frame: SEXP) -> SEXP {
-    let session = R_ExternalPtrAddr(session).cast::<Session<'_>>();
-    if session.is_null() {
+unsafe extern "C-unwind" fn serve_tasks(serving: SEXP, frame: SEXP) -> SEXP {
+    let serving = R_ExternalPtrAddr(serving).cast::<Serving<'_>>();
+    if serving.is_null() {
         r::raise("the link is no longer served");
     }
-    while (*session).begin(frame) {
+    while (*serving).begin(frame) {
         let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
-        (*session).answer(value);
+        (*serving).answer(value);
         Rf_unprotect(1);
     }
     R_NilValue
 }
 
 // R's long jumps end in each of these.
-impl Session<'_> {
+impl Serving<'_> {
     /// Waits for the next task and puts its expression and environment into `frame`. False
     /// when the link or the daemon's time is over.
     unsafe fn begin(&mut self, frame: SEXP) -> bool {
@@ -384,8 +194,11 @@ impl Session<'_> {
                     break;
                 }
             };
-            let state = if task.kind == Kind::Map { 2 } else { 1 };
-            STATE.store(state, Ordering::Relaxed);
+            let state = match task.kind {
+                Kind::Map => State::Map,
+                Kind::Task | Kind::Setup => State::Daemon,
+            };
+            state.set();
             let task = self.task.insert(task);
             let prepared = within_r(|| {
                 prepare(task, frame);
@@ -473,7 +286,7 @@ fn within_r<F: FnMut()>(mut f: F) -> bool {
     unsafe { r::R_ToplevelExec(Some(call::<F>), data) == Rboolean::TRUE }
 }
 
-fn take_snapshot() -> Option<Snapshot> {
+pub fn take_snapshot() -> Option<Snapshot> {
     let mut taken = None;
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| taken = Some(unsafe { Snapshot::take() }));
@@ -611,102 +424,4 @@ unsafe fn failure(stage: Stage) -> SEXP {
     let value = Rf_eval(call, r::NAMESPACE.get());
     Rf_unprotect(2);
     value
-}
-
-/// Whether the watcher has sent a SIGINT: see [`obey_the_watcher`].
-static ASKED_TO_INTERRUPT: AtomicBool = AtomicBool::new(false);
-
-/// Makes the watcher's SIGINT interrupt R in a daemon that was started with SIGINT ignored. A shell starts background jobs
-/// of a script so (`Rscript -e 'mirai::daemon(...)' &`), and R 4.6 keeps ignoring SIGINT except in `Sys.sleep()`. The daemon
-/// still ignores Ctrl-C: the handler acts only if the watcher has set `ASKED_TO_INTERRUPT`.
-fn obey_the_watcher() {
-    extern "C" fn handle(_: c_int) {
-        if ASKED_TO_INTERRUPT.swap(false, Ordering::SeqCst) {
-            r::set_interrupt();
-        }
-    }
-    // SAFETY: the structures are C's, for which all zeros are valid; the handler only stores two numbers.
-    unsafe {
-        let mut now: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGINT, std::ptr::null(), &raw mut now);
-        if now.sa_sigaction == libc::SIG_IGN {
-            let mut new: libc::sigaction = std::mem::zeroed();
-            new.sa_sigaction = handle as extern "C" fn(c_int) as libc::sighandler_t;
-            // Without SA_RESTART: what the task waits for in the system ends.
-            libc::sigaction(libc::SIGINT, &raw const new, std::ptr::null_mut());
-        }
-    }
-}
-
-/// What the watcher may do to this R session.
-struct RSession {
-    main: libc::pthread_t,
-    tempdir: PathBuf,
-}
-
-// SAFETY: a thread's name is only used to send it signals; the main thread lives
-// as long as the process.
-unsafe impl Send for RSession {}
-// SAFETY: as above.
-unsafe impl Sync for RSession {}
-
-impl Runtime for RSession {
-    fn interrupt(&self) {
-        ASKED_TO_INTERRUPT.store(true, Ordering::SeqCst);
-        // SAFETY: the main thread lives.
-        unsafe { libc::pthread_kill(self.main, libc::SIGINT) };
-    }
-
-    fn forget_interrupt(&self) {
-        r::clear_interrupt();
-    }
-
-    fn exit(&self) {
-        // R cannot do it: it is busy.
-        let _ = std::fs::remove_dir_all(&self.tempdir);
-        // SAFETY: ends the process without running anything of R's.
-        unsafe { libc::_exit(1) };
-    }
-
-    fn raise(&self, signal: i32) {
-        // SAFETY: our own process.
-        unsafe { libc::kill(libc::getpid(), signal) };
-    }
-}
-
-/// Discards what is written to stdout and stderr for as long as it lives.
-struct Silence {
-    saved: [Option<OwnedFd>; 2],
-}
-
-impl Silence {
-    fn begin() -> Silence {
-        let saved = [1, 2].map(duplicate);
-        if let Ok(null) = File::options().write(true).open("/dev/null") {
-            for fd in [1, 2] {
-                // SAFETY: replaces a standard stream by an open descriptor.
-                unsafe { libc::dup2(null.as_raw_fd(), fd) };
-            }
-        }
-        Silence { saved }
-    }
-}
-
-fn duplicate(fd: c_int) -> Option<OwnedFd> {
-    // SAFETY: a fresh descriptor, if it is one, is ours.
-    unsafe {
-        let copy = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10);
-        (copy >= 0).then(|| OwnedFd::from_raw_fd(copy))
-    }
-}
-
-impl Drop for Silence {
-    fn drop(&mut self) {
-        for (saved, fd) in self.saved.iter().zip([1, 2]) {
-            if let Some(saved) = saved {
-                // SAFETY: puts the stream back.
-                unsafe { libc::dup2(saved.as_raw_fd(), fd) };
-            }
-        }
-    }
 }

@@ -1,0 +1,89 @@
+//! The daemon: dials the host, serves the link, and ends when a limit is reached or the link is lost.
+
+mod evaluate;
+mod limits;
+mod settings;
+mod silence;
+mod watched;
+
+use std::sync::Arc;
+
+use extendr_ffi::{R_CallMethodDef, SEXP};
+use mirai_core::process::line;
+use mirai_core::transport::Address;
+use mirai_core::worker::{AutoExit, DialError, Worker};
+
+use crate::tls::trust;
+use crate::{forks, r};
+use evaluate::{serve, take_snapshot, State};
+use limits::{End, Limits};
+use settings::Settings;
+use silence::Silence;
+use watched::RSession;
+
+pub fn routines() -> Vec<R_CallMethodDef> {
+    let mut all = evaluate::routines();
+    all.push(r::routine(c"run_daemon", run_daemon as *const (), 2));
+    all
+}
+
+/// `.Call(run_daemon, url, settings)`: the number of [`End`], or an error message.
+unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
+    if forks::is_forked_from_session() {
+        // It shares R's session directory, and a host would have it removed with this process.
+        r::raise(forks::FORKED);
+    }
+    match run(Settings::read(url, settings)) {
+        Ok(end) => r::Rf_ScalarInteger(end as i32),
+        Err(message) => {
+            let out = r::string(&message);
+            drop(message);
+            out
+        }
+    }
+}
+
+fn run(mut settings: Settings) -> Result<End, String> {
+    // SAFETY: on the main thread, and no other thread of this crate uses the line yet.
+    unsafe { line::find() };
+    line::tell_directory(settings.dial.tempdir.as_ref());
+    let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
+    let trust = settings.tls.as_deref().map(trust).transpose();
+    settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
+    let runtime = Arc::new(RSession::new(settings.dial.tempdir.clone().into()));
+    watched::obey_the_watcher();
+    // Taken before any task, kept across reconnections.
+    let mut snapshot = take_snapshot().ok_or("the session's state cannot be read")?;
+    let mut limits = Limits::new(&settings);
+    let before = State::Daemon.set();
+    let end = loop {
+        let dialled = Worker::dial(
+            &address,
+            &settings.dial,
+            runtime.clone(),
+            limits.wall,
+            || r::interrupted() || line::is_abandoned(),
+        );
+        let mut worker = match dialled {
+            Ok(worker) => worker,
+            Err(DialError::TimedOut) => break Ok(End::Wall),
+            Err(DialError::Interrupted) => break Ok(End::Interrupted),
+            Err(e) => break Err(e.to_string()),
+        };
+        line::tell_connected();
+        // After a reconnection the host may present another certificate for a while.
+        settings.dial.insist = true;
+        // Not before: until here, the process that launched this one reads failures from stderr.
+        let _silence = (!settings.output).then(Silence::begin);
+        match serve(&mut worker, &settings, &mut limits, &mut snapshot) {
+            End::Lost if settings.dial.autoexit == AutoExit::Never && !limits.told_to_end => {}
+            End::Lost => break Ok(End::Lost),
+            end => {
+                worker.leave();
+                break Ok(end);
+            }
+        }
+    };
+    before.set();
+    end
+}

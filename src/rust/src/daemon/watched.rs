@@ -1,0 +1,79 @@
+//! What the watcher, the thread that notices cancellation and hang-up while R is busy, may do to this process.
+
+use std::ffi::c_int;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mirai_core::worker::Runtime;
+
+use crate::r;
+
+/// Whether the watcher has sent a SIGINT: see [`obey_the_watcher`].
+static ASKED_TO_INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+/// Makes the watcher's SIGINT interrupt R in a daemon that was started with SIGINT ignored. A shell starts background jobs
+/// of a script so (`Rscript -e 'mirai::daemon(...)' &`), and R 4.6 keeps ignoring SIGINT except in `Sys.sleep()`. The daemon
+/// still ignores Ctrl-C: the handler acts only if the watcher has set `ASKED_TO_INTERRUPT`.
+pub fn obey_the_watcher() {
+    extern "C" fn handle(_: c_int) {
+        if ASKED_TO_INTERRUPT.swap(false, Ordering::SeqCst) {
+            r::set_interrupt();
+        }
+    }
+    // SAFETY: the structures are C's, for which all zeros are valid; the handler only stores two numbers.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGINT, std::ptr::null(), &raw mut now);
+        if now.sa_sigaction == libc::SIG_IGN {
+            let mut new: libc::sigaction = std::mem::zeroed();
+            new.sa_sigaction = handle as extern "C" fn(c_int) as libc::sighandler_t;
+            // Without SA_RESTART: what the task waits for in the system ends.
+            libc::sigaction(libc::SIGINT, &raw const new, std::ptr::null_mut());
+        }
+    }
+}
+
+/// What the watcher may do to this R session.
+pub struct RSession {
+    main: libc::pthread_t,
+    tempdir: PathBuf,
+}
+
+impl RSession {
+    /// This process; R runs on the calling thread. `tempdir` is its session directory.
+    pub fn new(tempdir: PathBuf) -> RSession {
+        // SAFETY: it has no conditions and always succeeds.
+        let main = unsafe { libc::pthread_self() };
+        RSession { main, tempdir }
+    }
+}
+
+// SAFETY: a thread's name is only used to send it signals; the main thread lives
+// as long as the process.
+unsafe impl Send for RSession {}
+// SAFETY: as above.
+unsafe impl Sync for RSession {}
+
+impl Runtime for RSession {
+    fn interrupt(&self) {
+        ASKED_TO_INTERRUPT.store(true, Ordering::SeqCst);
+        // SAFETY: the main thread lives.
+        unsafe { libc::pthread_kill(self.main, libc::SIGINT) };
+    }
+
+    fn forget_interrupt(&self) {
+        r::clear_interrupt();
+    }
+
+    fn exit(&self) {
+        // R cannot do it: it is busy.
+        let _ = std::fs::remove_dir_all(&self.tempdir);
+        // SAFETY: ends the process without running anything of R's.
+        unsafe { libc::_exit(1) };
+    }
+
+    fn raise(&self, signal: i32) {
+        // SAFETY: our own process.
+        unsafe { libc::kill(libc::getpid(), signal) };
+    }
+}
