@@ -12,9 +12,9 @@ pub use extendr_ffi::backports::get_parent_env;
 pub use versions::*;
 
 use extendr_ffi::{
-    R_CallMethodDef, R_NaString, R_PreserveObject, Rboolean, Rf_allocVector, Rf_install,
-    Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER, REAL, R_CHAR, SET_STRING_ELT,
-    SEXP, SEXPTYPE, STRING_ELT, TYPEOF,
+    R_CallMethodDef, R_NaString, R_NamesSymbol, R_NilValue, R_PreserveObject, Rboolean,
+    Rf_allocVector, Rf_getAttrib, Rf_install, Rf_mkCharLenCE, Rf_protect, Rf_unprotect, Rf_xlength,
+    INTEGER, LOGICAL, REAL, R_CHAR, SET_STRING_ELT, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 
 // extendr-ffi makes SEXPREC opaque by a non-exhaustive struct; only pointers to it pass.
@@ -288,6 +288,29 @@ pub unsafe fn as_str<'a>(x: SEXP) -> Option<&'a str> {
         return None;
     }
     CStr::from_ptr(R_CHAR(STRING_ELT(x, 0))).to_str().ok()
+}
+
+/// The element of a list by its name; `NULL` if there is none.
+pub unsafe fn element(list: SEXP, name: &str) -> SEXP {
+    let names = Rf_getAttrib(list, R_NamesSymbol);
+    let is_it =
+        |i: &isize| CStr::from_ptr(R_CHAR(STRING_ELT(names, *i))).to_bytes() == name.as_bytes();
+    match (0..Rf_xlength(names)).find(is_it) {
+        Some(i) => VECTOR_ELT(list, i),
+        None => R_NilValue,
+    }
+}
+
+/// A logical value of length one; `None` if it is `NA` or something else.
+pub unsafe fn as_flag(x: SEXP) -> Option<bool> {
+    if TYPEOF(x) != SEXPTYPE::LGLSXP || Rf_xlength(x) != 1 {
+        return None;
+    }
+    match *LOGICAL(x) {
+        0 => Some(false),
+        i32::MIN => None,
+        _ => Some(true),
+    }
 }
 
 /// A number of length one.

@@ -3,58 +3,73 @@
 use std::ffi::c_int;
 use std::time::Duration;
 
-use extendr_ffi::{INTEGER, LOGICAL, SEXP, VECTOR_ELT};
+use extendr_ffi::{SEXP, SEXPTYPE, TYPEOF};
 use mirai_core::worker::{AutoExit, Options};
 
 use crate::r;
 
-/// Arguments of `daemon()`, checked by R.
+/// Arguments of `daemon()`, which R has checked.
 pub struct Settings {
     pub url: String,
+    /// For the link.
     pub dial: Options,
-    /// How to know the host: certificates, or the name of a file with them.
+    /// Certificates by which to recognise the host, or the name of a file with them.
     pub tls: Option<String>,
+    /// A sum of the constants of [`cleanup`](crate::cleanup).
     pub cleanup: c_int,
+    /// False: what is written to stdout and stderr is discarded.
     pub output: bool,
     pub idletime: Option<Duration>,
     pub walltime: Option<Duration>,
     pub maxtasks: Option<u64>,
+    /// Number of tasks after which `idletime` and `walltime` begin to count.
     pub timerstart: u64,
 }
 
 impl Settings {
-    /// `settings` is what `daemon()` in R/daemon.R makes: a list in this order.
+    /// Reads the list `settings` of `daemon()` in R/daemon.R, by names.
+    ///
+    /// # Safety
+    /// On R's main thread. `url` is a character vector, `settings` a named list; both are protected.
     pub unsafe fn read(url: SEXP, settings: SEXP) -> Settings {
-        let number = |i| r::as_number(VECTOR_ELT(settings, i)).unwrap_or(f64::INFINITY);
-        let flag = |i| *LOGICAL(VECTOR_ELT(settings, i)) == 1;
-        let time = |i| Duration::try_from_secs_f64(number(i) / 1000.0).ok();
-        let autoexit = match *INTEGER(VECTOR_ELT(settings, 0)) {
-            0 => AutoExit::Never,
-            1 => AutoExit::Now,
-            i32::MIN => AutoExit::AfterTask,
-            signal => AutoExit::Signal(signal - 100),
-        };
-        let maxtasks = number(5);
+        let element = |name| r::element(settings, name);
+        let text = |name| r::as_str(element(name)).map(String::from);
+        let flag = |name| r::as_flag(element(name)) == Some(true);
+        let number = |name| r::as_number(element(name)).unwrap_or(f64::INFINITY);
+        let milliseconds = |name| Duration::try_from_secs_f64(number(name) / 1000.0).ok();
+        let autoexit = autoexit(element("autoexit"));
+        let maxtasks = number("maxtasks");
         Settings {
             url: r::as_str(url).unwrap_or_default().into(),
             dial: Options {
                 autoexit,
-                asyncdial: flag(7) || autoexit == AutoExit::Never,
+                asyncdial: flag("asyncdial") || autoexit == AutoExit::Never,
                 insist: false,
-                tempdir: r::as_str(VECTOR_ELT(settings, 8))
-                    .unwrap_or_default()
-                    .into(),
-                interruptible: flag(9),
+                tempdir: text("tempdir").unwrap_or_default(),
+                interruptible: flag("interruptible"),
                 slots: 1,
                 trust: None,
             },
-            tls: r::as_str(VECTOR_ELT(settings, 10)).map(String::from),
-            cleanup: number(1) as c_int,
-            output: flag(2),
-            idletime: time(3),
-            walltime: time(4),
+            tls: text("tls"),
+            cleanup: number("cleanup") as c_int,
+            output: flag("output"),
+            idletime: milliseconds("idletime"),
+            walltime: milliseconds("walltime"),
             maxtasks: maxtasks.is_finite().then_some(maxtasks as u64),
-            timerstart: number(6) as u64,
+            timerstart: number("timerstart") as u64,
         }
+    }
+}
+
+/// `TRUE`, `FALSE`, `NA`, or the number of a signal.
+unsafe fn autoexit(x: SEXP) -> AutoExit {
+    if TYPEOF(x) == SEXPTYPE::LGLSXP {
+        match r::as_flag(x) {
+            Some(true) => AutoExit::Now,
+            Some(false) => AutoExit::Never,
+            None => AutoExit::AfterTask,
+        }
+    } else {
+        AutoExit::Signal(r::as_number(x).unwrap_or_default() as c_int)
     }
 }
