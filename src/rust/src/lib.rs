@@ -9,18 +9,19 @@
 //! destructors. So whatever calls back into R in a plain routine keeps no Rust
 //! value alive across that call that owns anything.
 
+mod altrep;
 mod cleanup;
 mod daemon;
 mod daemons;
 mod events;
 mod forks;
+mod gc;
 mod launch;
 mod promises;
 mod r;
 mod relay;
 mod serialize;
 mod session;
-mod shared;
 mod stack;
 mod streams;
 mod submit;
@@ -55,7 +56,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     forks::loaded();
     // Now, because it calls R, which could come back to ask for it.
     serialize::header();
-    shared::register(info);
+    altrep::register(info);
     let functions = get_mirai_metadata().functions;
     let names: Vec<std::ffi::CString> = functions
         .iter()

@@ -16,7 +16,7 @@ use crate::events::{self, Events};
 use crate::forks::{self, FORKED};
 use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
 use crate::tasks::{is_mirai, task_of, value_of, DATA};
-use crate::{session, shared};
+use crate::{gc, session};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -116,8 +116,8 @@ impl Wait {
     unsafe fn new(x: SEXP, until_failure: bool) -> Wait {
         static LAST: AtomicU64 = AtomicU64::new(0);
         // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
-        if shared::worth_collecting_when_idle() && each(x).any(|m| is_pending(m)) {
-            shared::collect();
+        if gc::worth_collecting_when_idle() && each(x).any(|m| is_pending(m)) {
+            gc::collect();
         }
         Wait {
             x,

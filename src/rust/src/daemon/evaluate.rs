@@ -25,9 +25,9 @@ use mirai_core::worker::{Assignment, Next, Worker};
 use super::limits::{End, Limits};
 use super::settings::Settings;
 use crate::cleanup::{self, Snapshot};
+use crate::gc;
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
-use crate::shared;
 use crate::streams::random_seed;
 
 pub fn routines() -> Vec<R_CallMethodDef> {
@@ -149,8 +149,7 @@ impl Serving<'_> {
     /// Waits for the next task and puts its expression and environment into `frame`. False
     /// when the link or the daemon's time is over.
     unsafe fn begin(&mut self, frame: SEXP) -> bool {
-        let mut pause =
-            shared::worth_collecting_when_idle().then(|| Instant::now() + shared::PAUSE);
+        let mut pause = gc::worth_collecting_when_idle().then(|| Instant::now() + gc::PAUSE);
         while self.end.is_none() {
             let until = [self.limits.until(), pause].into_iter().flatten().min();
             let task = match self.worker.next(until, r::interrupted) {
@@ -162,7 +161,7 @@ impl Serving<'_> {
                         // The last task's have no other hold, unless it has seen to that.
                         Rf_defineVar(EXPR.get(), R_NilValue, frame);
                         Rf_defineVar(ENVIR.get(), R_NilValue, frame);
-                        shared::collect();
+                        gc::collect();
                     });
                     self.worker.exclude_from_task_time(start.elapsed());
                     continue;

@@ -8,7 +8,7 @@
 //! Where the receiver may be on this machine, the data of large vectors are left out and put
 //! into segments of shared memory, one for each, which know their places (see
 //! [`mirai_core::memory`]). With them put back in, the bytes are R's format again. The reader
-//! makes [vectors](crate::shared) of them that need no copy; if R has to read, it gets to see
+//! makes [vectors](crate::altrep) of them that need no copy; if R has to read, it gets to see
 //! all bytes in a row. The strings of character vectors go the same way, as they are in R's
 //! format, if they are many different ones.
 
@@ -37,7 +37,7 @@ use mirai_core::memory::{
 
 use mirai_scan::{Depth, Hooked, Scanner};
 
-use crate::{r, shared, stack};
+use crate::{altrep, r, stack};
 
 /// Version 3 knows of ALTREP and of the native encoding; R has it since 3.5.
 const VERSION: c_int = 3;
@@ -130,7 +130,7 @@ impl Buffer {
         if bytes.len() >= LARGE && self.may_share_more() {
             // What has been received, and hardly changed, need not be copied.
             // SAFETY: on R's main thread, as all that writes.
-            let received = unsafe { shared::segment(bytes) };
+            let received = unsafe { altrep::segment(bytes) };
             if let Some(segment) = received.or_else(|| Segment::copy_of(bytes)) {
                 self.put_in(segment);
                 return true;

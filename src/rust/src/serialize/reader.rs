@@ -14,7 +14,7 @@ use super::format::*;
 use super::text::Text;
 use super::Source;
 use crate::r::{self, Attributes};
-use crate::{shared, stack};
+use crate::{altrep, stack};
 
 /// Stack that a level of nesting takes at most.
 pub const LEVEL: usize = 512;
@@ -403,9 +403,9 @@ impl Reader<'_> {
     unsafe fn shared(&mut self, kind: SEXPTYPE, n: usize, size: usize) -> Option<SEXP> {
         let piece = self.source.piece()?;
         let vector = if kind == SEXPTYPE::STRSXP {
-            shared::strings::vector(piece, n, self.source.common)?
+            altrep::strings::vector(piece, n, self.source.common)?
         } else if piece.memory().len() == size {
-            shared::vector(kind, piece, self.source.common)?
+            altrep::vector(kind, piece, self.source.common)?
         } else {
             return None;
         };

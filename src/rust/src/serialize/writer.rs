@@ -24,7 +24,7 @@ use super::format::*;
 use super::hooks::Collected;
 use super::Buffer;
 use crate::r::{self, Variable};
-use crate::{shared, stack};
+use crate::{altrep, stack};
 
 /// Stack that a level of nesting takes at most. If there is no room for another one, it is left to R,
 /// which says so if it has none, either.
@@ -403,7 +403,7 @@ impl Writer {
     /// The elements of a character vector.
     unsafe fn strings(&mut self, vector: SEXP, n: isize) -> bool {
         // Received, and hardly asked for since.
-        if let Some(bytes) = shared::strings::unasked(vector) {
+        if let Some(bytes) = altrep::strings::unasked(vector) {
             return (*self.out).append(bytes);
         }
         // SAFETY: as in `out`, here and below.
@@ -472,7 +472,7 @@ unsafe fn is_object(object: SEXP) -> bool {
 /// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
 unsafe fn has_data(object: SEXP, kind: SEXPTYPE) -> bool {
     if kind == SEXPTYPE::STRSXP {
-        return shared::strings::is_one(object);
+        return altrep::strings::is_one(object);
     }
     !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
 }

@@ -1,15 +1,14 @@
 //! Character vectors in shared memory.
 //!
-//! The segment holds the strings one after the other as R's format has them, so that whoever
-//! cannot take segments gets an ordinary stream. R makes strings slowly (half a
-//! microsecond for each that it does not have yet, against some ten nanoseconds to write it), so
-//! they are made when they are asked for: single ones as they are, and all of them once they
-//! have become more than a few, or R wants to have them in a row or to change one. From then on
-//! it is an ordinary vector in all but name, and the memory is given back.
+//! The segment holds the strings one after the other in R's serialization format, so a receiver that
+//! cannot take segments gets an ordinary stream. R makes strings slowly: half a microsecond for each that it does not
+//! have yet, against some ten nanoseconds to write it. So a string is made when R asks for it. All of them are made
+//! once R has asked for more than [`ONE_BY_ONE`], or wants a pointer to them, or changes one. From then on the
+//! strings are those of an ordinary vector (the ALTREP vector's second field), and the memory is given back.
 //!
-//! To make a string allocates, and an R that is built with immediate finalizers then runs those, which may
-//! read or change the same vector. Therefore no reference to [`Strings`] is held across it, and the memory stays for as
-//! long as anybody [uses](Strings::users) it.
+//! To make a string allocates. An R that is built with immediate finalizers runs these then, and they may
+//! read or change the same vector. Therefore no reference to [`Strings`] is held while a string is made, and the memory
+//! stays until its last [user](Strings::users) is done.
 
 use std::ffi::{c_int, c_void};
 
@@ -26,10 +25,10 @@ use mirai_core::memory::Piece;
 use super::{let_go, made, say, weight, Held, CLASSES};
 use crate::serialize::text::Text;
 
-/// The place of every so-manieth string is known.
+/// [`Strings::places`] has the place of every `STEP`th string.
 const STEP: usize = 64;
-/// Once so many have been made, all are.
-const FEW: usize = 1000;
+/// Strings that are made one by one; at the next one, all are made.
+const ONE_BY_ONE: usize = 1000;
 
 pub unsafe fn class(info: *mut DllInfo) -> R_altrep_class_t {
     let class = R_make_altstring_class(c"shared_strings".as_ptr(), c"mirai".as_ptr(), info);
@@ -42,21 +41,21 @@ pub unsafe fn class(info: *mut DllInfo) -> R_altrep_class_t {
     class
 }
 
-/// What the external pointer of a vector points to until all strings are made. Those that are
-/// before are in the vector's second field, among empty ones, which are made again.
+/// What the external pointer of a vector points to until all strings are made. Until then, the vector's second field
+/// has those that are made, and the empty string in place of the others. (An empty string is made again each time.)
 struct Strings {
     held: Held,
     n: usize,
-    /// Where those are whose number is a multiple of [`STEP`].
+    /// Offsets in the memory of the strings whose number is a multiple of [`STEP`].
     places: Vec<usize>,
-    /// The number and the place of the one after the last that was made.
+    /// The number and the offset of the string after the one made last.
     next: (usize, usize),
-    /// How many more are made one by one.
+    /// How many more are made one by one: at first [`ONE_BY_ONE`].
     left: usize,
-    /// Calls that make strings of the memory. One that is left by a long jump counts for ever; then the
-    /// memory goes with the vector.
+    /// Calls that are making strings of the memory. A call that a long jump leaves is counted for ever; then the
+    /// memory is given back with the vector.
     users: usize,
-    /// All are made: the vector's second field counts, and the memory goes with its last user.
+    /// All strings are in the vector's second field; the last user gives the memory back.
     done: bool,
 }
 
@@ -69,13 +68,13 @@ pub unsafe fn vector(piece: &Piece, n: usize, common: bool) -> Option<SEXP> {
     let class = (*std::ptr::addr_of!(CLASSES)).as_ref()?.strings;
     let weight = weight(piece, common);
     made(class, weight, || {
-        // Nobody writes to it, so it need not be given.
+        // Nobody writes to it, so other vectors may have it, too.
         Strings::new(Held::new(piece.memory().clone(), weight), n)
     })
 }
 
 impl Strings {
-    /// All of them are looked at, so that nothing that comes later can fail.
+    /// `None` if the memory does not hold just `n` strings. Checked here, so that nothing can fail later.
     fn new(held: Held, n: usize) -> Option<Strings> {
         let mut places = Vec::new();
         let len = held.memory.len();
@@ -91,13 +90,13 @@ impl Strings {
             n,
             places,
             next: (0, 0),
-            left: FEW,
+            left: ONE_BY_ONE,
             users: 0,
             done: false,
         })
     }
 
-    /// The string of a number, and the place of the next.
+    /// The `i`th string, and the offset of the next.
     fn get(&self, i: usize) -> Option<(Text<'_>, usize)> {
         let mark = i / STEP;
         let (number, place) = match self.next {
@@ -119,28 +118,27 @@ fn bytes(held: &Held) -> &[u8] {
     unsafe { std::slice::from_raw_parts(held.memory.as_ptr(), held.memory.len()) }
 }
 
-/// Whether a vector is of this class.
+/// Whether an R vector is of this class.
 pub unsafe fn is_one(vector: SEXP) -> bool {
     (*std::ptr::addr_of!(CLASSES))
         .as_ref()
         .is_some_and(|classes| R_altrep_inherits(vector, classes.strings) == Rboolean::TRUE)
 }
 
-/// The strings of a vector in R's format, if it is of this class and not all of them are made.
+/// The strings of a vector in R's serialization format, if it is of this class and not all of them are made.
 /// Borrowed until R is called.
 pub unsafe fn unasked<'a>(vector: SEXP) -> Option<&'a [u8]> {
     let strings = is_one(vector).then(|| pending(vector))??;
     Some(bytes(&(*strings).held))
 }
 
-/// What there is of a vector's strings, unless all are made. To be asked for again whenever R has been
-/// called.
+/// The strings of a vector, unless all are made. The pointer is good until R is called.
 unsafe fn pending(vector: SEXP) -> Option<*mut Strings> {
     let strings = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Strings>();
     (!strings.is_null() && !(*strings).done).then_some(strings)
 }
 
-/// The vector of those that are made, of which there may be none.
+/// A vector's second field, made if need be.
 unsafe fn begun(vector: SEXP, n: usize) -> SEXP {
     if R_altrep_data2(vector) == R_NilValue {
         let made = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n as isize));
@@ -165,7 +163,7 @@ unsafe fn using<T>(vector: SEXP, strings: *mut Strings, f: impl FnOnce() -> T) -
     value
 }
 
-/// Makes those that are not made, and lets the memory go.
+/// Makes the strings that are not made, and gives the memory back. Returns the vector's second field.
 unsafe fn all(vector: SEXP) -> SEXP {
     Rf_protect(vector);
     if let Some(strings) = pending(vector) {

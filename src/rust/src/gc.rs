@@ -1,0 +1,119 @@
+//! When R collects garbage because of mapped memory.
+//!
+//! R's collector sees only a few bytes of a vector in shared memory (see [`altrep`](crate::altrep)). So each such vector
+//! has a charge in bytes here, and R is made to collect when the charges have become many, and a bit earlier while
+//! nothing else is to be done.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mirai_core::memory;
+
+use crate::r;
+
+/// Bytes of garbage that may be mapped before R has to collect.
+const SLACK: usize = 256 << 20;
+/// A daemon that has been idle for this long has time for a collection, which takes tens of milliseconds at least.
+pub const PAUSE: Duration = Duration::from_millis(5);
+/// A mapping that other processes also hold is charged size / `COMMON` bytes, at least `LEAST`: it costs page tables
+/// and one slot of the system's limit of mappings.
+const COMMON: usize = 256;
+const LEAST: usize = 32 << 10;
+
+/// Bytes charged for vectors that R has not collected.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// `LIVE` after the last [`collect`].
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+/// The process's private memory in bytes after the last [`collect`].
+static OWN: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of common memory that have been mapped since [`collect_for_common`] last compared with `OWN`.
+static UNSEEN: AtomicUsize = AtomicUsize::new(0);
+/// Processor time of the last [`collect`] in milliseconds.
+static COST: AtomicUsize = AtomicUsize::new(0);
+/// Below so many milliseconds a collection is cheap.
+const CHEAP: usize = 100;
+
+/// A vector with this charge has been made.
+pub fn add(weight: usize) {
+    LIVE.fetch_add(weight, Ordering::Relaxed);
+}
+
+/// R has collected a vector with this charge.
+pub fn remove(weight: usize) {
+    let live = LIVE.fetch_sub(weight, Ordering::Relaxed) - weight;
+    // R may have collected by itself.
+    LEFT.fetch_min(live, Ordering::Relaxed);
+}
+
+/// The charge for a mapping of `size` bytes that other processes also hold. Collects first if there may be much garbage.
+///
+/// # Safety
+/// As [`collect`].
+pub unsafe fn common_weight(size: usize) -> usize {
+    collect_for_common(size);
+    (size / COMMON).max(LEAST)
+}
+
+/// Collects garbage if there may be much of it, before `weight` bytes are added.
+///
+/// # Safety
+/// As [`collect`].
+pub unsafe fn collect_for(weight: usize) {
+    let live = LIVE.load(Ordering::Relaxed);
+    if live > 0 && live + weight > most() {
+        collect();
+    }
+}
+
+/// Bytes that may be charged before R has to collect.
+fn most() -> usize {
+    2 * LEFT.load(Ordering::Relaxed) + SLACK
+}
+
+/// Collects garbage before `size` bytes of common memory are mapped, if the process's private memory has grown much:
+/// pages of garbage may have been written, and these are private.
+unsafe fn collect_for_common(size: usize) {
+    if UNSEEN.fetch_add(size, Ordering::Relaxed) + size <= SLACK {
+        return;
+    }
+    UNSEEN.store(0, Ordering::Relaxed);
+    let most = 2 * OWN.load(Ordering::Relaxed) + SLACK;
+    if memory::private_bytes().is_none_or(|bytes| bytes > most) {
+        collect();
+    }
+}
+
+/// Has R collect garbage.
+///
+/// # Safety
+/// On R's main thread. Finalizers may run, and these may run any code.
+pub unsafe fn collect() {
+    let start = processor_time();
+    r::R_gc();
+    let cost = processor_time().saturating_sub(start);
+    COST.store(cost.as_millis() as usize, Ordering::Relaxed);
+    LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    OWN.store(memory::private_bytes().unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Of this thread. The wall clock would also count how busy other processes are.
+fn processor_time() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is valid for writing.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Whether enough common memory has piled up for a collection while idle. The threshold is three times as high where a
+/// collection is slow (`CHEAP`).
+pub fn worth_collecting_when_idle() -> bool {
+    let share = if COST.load(Ordering::Relaxed) < CHEAP {
+        1
+    } else {
+        3
+    };
+    LIVE.load(Ordering::Relaxed) > most() / 4 * share
+}
