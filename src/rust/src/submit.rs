@@ -20,7 +20,7 @@ use crate::events::{self, Events};
 use crate::forks::{self, FORKED};
 use crate::launch;
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
-use crate::serialize::{self, buffer, Buffer};
+use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
 use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 
@@ -41,7 +41,7 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) ->
     SET_VECTOR_ELT(payload, 1, globals);
     SET_VECTOR_ELT(payload, 2, args);
     (*buffer()).share(session::passes_memory(profile));
-    let written = Buffer::write(buffer(), payload);
+    let written = serialize::write(buffer(), payload);
     Rf_unprotect(1);
     written
 }
@@ -215,12 +215,12 @@ unsafe extern "C-unwind" fn submit_map(
         let (env, pointer) = new_pending();
         SET_VECTOR_ELT(out, i, env);
         let element = VECTOR_ELT(elements, i);
-        if !common || !Buffer::write(buffer(), element) {
+        if !common || !serialize::write(buffer(), element) {
             fail(env, profile);
             continue;
         }
         while !submit_element(pointer, keeper, profile) {
-            if !wait_for_room(profile) && !Buffer::write(buffer(), element) {
+            if !wait_for_room(profile) && !serialize::write(buffer(), element) {
                 r::raise("a serialization hook has failed");
             }
         }

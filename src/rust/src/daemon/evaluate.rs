@@ -219,7 +219,7 @@ impl Serving<'_> {
         let mut written = false;
         let mut failed = true;
         within_r(|| {
-            written = Buffer::write(out, value);
+            written = serialize::write(out, value);
             failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
         });
         if written {
@@ -236,7 +236,7 @@ impl Serving<'_> {
         let out = &raw mut self.out;
         let written = within_r(|| {
             let value = Rf_protect(failure(stage));
-            if !Buffer::write(out, value) {
+            if !serialize::write(out, value) {
                 (*out).let_go();
             }
             Rf_unprotect(1);

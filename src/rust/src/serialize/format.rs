@@ -37,7 +37,7 @@ pub fn header() -> &'static [u8] {
         let mut buffer = super::Buffer::new();
         // SAFETY: NULL is serialized without fail; it takes the last four bytes.
         unsafe {
-            super::write_by_r(&mut buffer, extendr_ffi::R_NilValue, None);
+            super::by_r::write(&mut buffer, extendr_ffi::R_NilValue, None);
         }
         let n = buffer.bytes.len() - 4;
         buffer.bytes.truncate(n);

@@ -131,10 +131,10 @@ impl Collected {
     }
 }
 
-/// [`Buffer::write`] where there are registrations.
+/// [`write`](super::write) where there are registrations.
 pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
     let collected = std::ptr::addr_of_mut!(COLLECTED);
-    Buffer::write_once(buffer, object, Some(collected));
+    super::write_once(buffer, object, Some(collected));
     if (*collected).is_empty() {
         return true;
     }
@@ -149,7 +149,7 @@ pub unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
     Rf_protect(made);
     // Nothing is left out in front, whose length is given.
     let sharing = std::mem::replace(&mut (*buffer).sharing, false);
-    Buffer::write_once(buffer, made, None);
+    super::write_once(buffer, made, None);
     (*buffer).sharing = sharing;
     let out = &mut (*buffer).bytes;
     let length = (out.len() as u64).to_le_bytes();
@@ -200,7 +200,7 @@ pub fn split(source: Source<'_>) -> Option<(Source<'_>, Source<'_>)> {
     let (length, rest) = rest.split_first_chunk()?;
     let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
     let (made, rest) = rest.split_at_checked(length)?;
-    Some((made.into(), Source { rest, ..source }))
+    Some((made.into(), source.with_rest(rest)))
 }
 
 /// Has the hooks make objects of what they made of them. Leaves by a long jump if they fail.

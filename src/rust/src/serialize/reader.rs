@@ -35,7 +35,7 @@ pub unsafe fn read(source: Source<'_>, restored: SEXP) -> Option<SEXP> {
         return None;
     }
     let mut reader = Reader {
-        source: Source { rest, ..source },
+        source: source.with_rest(rest),
         references: [const { MaybeUninit::uninit() }; 256],
         count: 0,
         protected: 0,

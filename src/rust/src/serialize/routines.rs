@@ -4,7 +4,7 @@ use extendr_ffi::{
     R_CallMethodDef, R_NilValue, Rf_allocVector, Rf_xlength, SEXP, SEXPTYPE, TYPEOF,
 };
 
-use super::{buffer, hooks, Buffer};
+use super::{buffer, hooks};
 use crate::{r, session};
 
 pub fn routines() -> Vec<R_CallMethodDef> {
@@ -18,7 +18,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 /// `.Call(encode, x)`: the raw vector that would be sent.
 unsafe extern "C-unwind" fn encode(x: SEXP) -> SEXP {
     (*buffer()).share(false);
-    if !Buffer::write(buffer(), x) {
+    if !super::write(buffer(), x) {
         r::raise_again();
     }
     // Taken, because allocation may run a finalizer that uses the buffer.
@@ -45,7 +45,7 @@ unsafe extern "C-unwind" fn set_hooks(registry: SEXP) -> SEXP {
     hooks::set(R_NilValue);
     // Without hooks, because it holds the hooks.
     (*buffer()).share(false);
-    if !Buffer::write(buffer(), registry) {
+    if !super::write(buffer(), registry) {
         r::raise_again();
     }
     hooks::set(registry);

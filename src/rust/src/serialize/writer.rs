@@ -7,6 +7,8 @@
 //! bindings; external pointers unless there are hooks): then `R_Serialize()` does
 //! it all.
 //!
+//! This file is over 500 lines because it is one recursion over the kinds of objects.
+//!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
 
 use std::sync::atomic::{AtomicBool, Ordering};
