@@ -60,7 +60,7 @@ tell_edition <- function() {
   update_hooks()
 }
 
-# On a daemon, called from daemon.rs with the registry of hooks that the host has sent.
+# On a daemon, called from daemon/evaluate.rs with the registry of hooks that the host has sent.
 keep_edition <- function(registry) the$host_edition <- attr(registry, "edition", exact = TRUE)
 
 # Whether a stack trace made here, on a daemon or in a synchronous profile, is one of calls.

@@ -1,7 +1,7 @@
 # Evaluates a task in this process, for `sync = TRUE`.
 evaluate <- function(.expr., .envir.) handling(eval(.expr., .envir.))
 
-# Evaluates the tasks of a daemon: called from daemon.rs, where the loop is, which sets
+# Evaluates the tasks of a daemon: called from daemon/evaluate.rs, where the loop is, which sets
 # `.expr.` and `.envir.` and then evaluates the same call as above. Returns when there are no more
 # tasks, or with the error value of one.
 serve <- function(session, .expr., .envir.) handling(.Call(rs_serve_tasks, session, environment()))
