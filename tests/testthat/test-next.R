@@ -17,6 +17,21 @@ test_that("nextstream() hands out the streams of package parallel", {
   expect_identical(nextstream(test_profile()), parallel::nextRNGStream(a))
 })
 
+test_that("any seed begins the streams that R begins with it", {
+  first_stream <- function(seed) {
+    old <- RNGkind()
+    on.exit(do.call(RNGkind, as.list(old)))
+    set.seed(seed, "L'Ecuyer-CMRG", "Inversion", "Rejection")
+    .Random.seed
+  }
+  for (seed in c(0L, 1L, -1L, 123456789L, .Machine$integer.max, -.Machine$integer.max)) {
+    local_test_daemons(sync = TRUE, seed = seed)
+    first <- first_stream(seed)
+    expect_identical(nextstream(), first)
+    expect_identical(nextstream(), parallel::nextRNGStream(first))
+  }
+})
+
 test_that("nextget() looks up a profile", {
   profile <- local_test_daemons(2)
   expect_identical(nextget("urls"), rownames(status()$daemons))

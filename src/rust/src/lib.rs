@@ -17,6 +17,7 @@ mod events;
 mod forks;
 mod gc;
 mod launch;
+mod mrg32k3a;
 mod promises;
 mod r;
 mod relay;

@@ -12,12 +12,11 @@ use mirai_core::dispatcher::Config;
 use mirai_core::host::Host;
 use mirai_core::process::Child;
 use mirai_core::protocol::Stream;
-use mirai_core::stream;
 use mirai_core::task::Task;
 use mirai_core::tls::Identity;
 use rustc_hash::FxHashMap;
 
-use crate::{forks, r};
+use crate::{forks, mrg32k3a, r};
 
 /// A compute profile.
 pub struct Profile {
@@ -42,7 +41,7 @@ impl Profile {
     fn new(evaluation: Evaluation, seed: Option<i32>, identity: Option<Identity>) -> Profile {
         Profile {
             evaluation,
-            stream: Cell::new(seed.map_or_else(stream::from_entropy, stream::from_seed)),
+            stream: Cell::new(seed.map_or_else(mrg32k3a::from_entropy, mrg32k3a::from_seed)),
             stream_per_task: seed.is_some(),
             children: RefCell::default(),
             identity,
@@ -85,7 +84,7 @@ impl Profile {
     /// Hands out the next stream.
     pub fn next_stream(&self) -> Stream {
         let next = self.stream.get();
-        self.stream.set(stream::next(next));
+        self.stream.set(mrg32k3a::next(next));
         next
     }
 
@@ -123,7 +122,7 @@ thread_local! {
             profiles: FxHashMap::default(),
             single_use: None,
             configuration: None,
-            stream: stream::from_entropy(),
+            stream: mrg32k3a::from_entropy(),
         })
     };
 }
@@ -205,7 +204,7 @@ impl Session {
     /// Hands out the next stream of the session itself.
     pub fn next_stream(&mut self) -> Stream {
         let next = self.stream;
-        self.stream = stream::next(next);
+        self.stream = mrg32k3a::next(next);
         next
     }
 }

@@ -18,7 +18,6 @@
 //! - [`worker`]: the daemon's side.
 //! - [`relay`]: a daemon that is a host to others.
 //! - [`heap`]: freed memory back to the system.
-//! - [`stream`]: L'Ecuyer-CMRG random number streams.
 
 mod descriptors;
 pub mod dispatcher;
@@ -31,7 +30,6 @@ pub mod memory;
 pub mod process;
 pub mod protocol;
 pub mod relay;
-pub mod stream;
 pub mod sys;
 pub mod task;
 pub mod tls;

@@ -1,11 +1,12 @@
-//! L'Ecuyer-CMRG (MRG32k3a) random number streams, as R's `parallel` has them.
+//! Streams of the random number generator MRG32k3a, which R calls L'Ecuyer-CMRG, as R's package parallel has them.
 //!
 //! Facts: P. L'Ecuyer, R. Simard, E. J. Chen, W. D. Kelton (2002), "An
 //! object-oriented random-number package with many long streams and substreams",
 //! Operations Research 50(6); R's documentation of `RNGkind()` and
 //! `parallel::nextRNGStream()`. Streams are 2^127 steps apart.
 
-use crate::protocol::Stream;
+use mirai_core::protocol::Stream;
+use mirai_core::sys;
 
 const M1: u64 = 4_294_967_087;
 const M2: u64 = 4_294_944_443;
@@ -34,7 +35,7 @@ const fn multiply(a: Matrix, b: Matrix, m: u64) -> Matrix {
     out
 }
 
-/// `a` to the power of 2^127, modulo `m`.
+/// `a` to the power of 2^127, modulo `m`, by squaring 127 times.
 const fn jump(a: Matrix, m: u64) -> Matrix {
     let mut out = a;
     let mut i = 0;
@@ -49,7 +50,7 @@ const JUMP1: Matrix = jump(A1, M1);
 const JUMP2: Matrix = jump(A2, M2);
 
 fn apply(a: &Matrix, seed: [i32; 3], m: u64) -> [i32; 3] {
-    // R keeps unsigned seeds in its signed integers.
+    // R stores unsigned components in its signed integers.
     let s = seed.map(|x| u64::from(x as u32));
     let row = |r: &[u64; 3]| (r[0] * s[0] % m + r[1] * s[1] % m + r[2] * s[2] % m) % m;
     [row(&a[0]), row(&a[1]), row(&a[2])].map(|x| x as u32 as i32)
@@ -70,16 +71,14 @@ pub fn from_seed(seed: i32) -> Stream {
         x = x.wrapping_mul(69069).wrapping_add(1);
         x
     };
-    // R scrambles the user's seed first, then draws one for each state.
+    // R first scrambles the user's seed, then draws the six components.
     for _ in 0..50 {
         step();
     }
-    std::array::from_fn(|_| {
-        loop {
-            let seed = step();
-            if u64::from(seed) < M2 {
-                break seed as i32;
-            }
+    std::array::from_fn(|_| loop {
+        let seed = step();
+        if u64::from(seed) < M2 {
+            break seed as i32;
         }
     })
 }
@@ -89,9 +88,9 @@ pub fn from_entropy() -> Stream {
     std::array::from_fn(|_| {
         loop {
             let mut bytes = [0; 4];
-            crate::sys::random(&mut bytes);
+            sys::random(&mut bytes);
             let seed = u32::from_ne_bytes(bytes);
-            // Below both moduli, and no component may be all zero.
+            // Below both moduli (M2 is the smaller one), and not zero: three zeros in a row are no state.
             if seed != 0 && u64::from(seed) < M2 {
                 break seed as i32;
             }
