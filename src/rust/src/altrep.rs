@@ -10,7 +10,7 @@
 //!
 //! R's collector sees only a few bytes of such a vector: [`gc`] tells it when the mappings have become many.
 
-pub mod strings;
+pub(crate) mod strings;
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
@@ -47,53 +47,56 @@ static mut CLASSES: Option<Classes> = None;
 ///
 /// # Safety
 /// On R's main thread, while the library is being loaded.
-pub unsafe fn register(info: *mut DllInfo) {
-    let package = c"mirai".as_ptr();
-    macro_rules! class {
-        ($make:ident, $name:literal, $set_elt:ident, $type:ty) => {{
-            let class = $make(($name as &CStr).as_ptr(), package, info);
-            R_set_altrep_Length_method(class, Some(length::<$type>));
-            R_set_altrep_Inspect_method(class, Some(inspect));
-            R_set_altrep_Duplicate_method(class, Some(duplicate));
-            R_set_altvec_Dataptr_method(class, Some(data));
-            R_set_altvec_Dataptr_or_null_method(class, Some(data_or_null));
-            $set_elt(class, Some(element::<$type>));
-            class
-        }};
+pub(crate) unsafe fn register(info: *mut DllInfo) {
+    // SAFETY: on R's main thread; `info` is R's, and the methods have the types that R expects of them.
+    unsafe {
+        let package = c"mirai".as_ptr();
+        macro_rules! class {
+            ($make:ident, $name:literal, $set_elt:ident, $type:ty) => {{
+                let class = $make(($name as &CStr).as_ptr(), package, info);
+                R_set_altrep_Length_method(class, Some(length::<$type>));
+                R_set_altrep_Inspect_method(class, Some(inspect));
+                R_set_altrep_Duplicate_method(class, Some(duplicate));
+                R_set_altvec_Dataptr_method(class, Some(data));
+                R_set_altvec_Dataptr_or_null_method(class, Some(data_or_null));
+                $set_elt(class, Some(element::<$type>));
+                class
+            }};
+        }
+        *std::ptr::addr_of_mut!(CLASSES) = Some(Classes {
+            real: class!(
+                R_make_altreal_class,
+                c"shared_real",
+                R_set_altreal_Elt_method,
+                f64
+            ),
+            integer: class!(
+                R_make_altinteger_class,
+                c"shared_integer",
+                R_set_altinteger_Elt_method,
+                c_int
+            ),
+            logical: class!(
+                R_make_altlogical_class,
+                c"shared_logical",
+                R_set_altlogical_Elt_method,
+                c_int
+            ),
+            complex: class!(
+                R_make_altcomplex_class,
+                c"shared_complex",
+                R_set_altcomplex_Elt_method,
+                Rcomplex
+            ),
+            raw: class!(
+                R_make_altraw_class,
+                c"shared_raw",
+                R_set_altraw_Elt_method,
+                Rbyte
+            ),
+            strings: strings::class(info),
+        });
     }
-    *std::ptr::addr_of_mut!(CLASSES) = Some(Classes {
-        real: class!(
-            R_make_altreal_class,
-            c"shared_real",
-            R_set_altreal_Elt_method,
-            f64
-        ),
-        integer: class!(
-            R_make_altinteger_class,
-            c"shared_integer",
-            R_set_altinteger_Elt_method,
-            c_int
-        ),
-        logical: class!(
-            R_make_altlogical_class,
-            c"shared_logical",
-            R_set_altlogical_Elt_method,
-            c_int
-        ),
-        complex: class!(
-            R_make_altcomplex_class,
-            c"shared_complex",
-            R_set_altcomplex_Elt_method,
-            Rcomplex
-        ),
-        raw: class!(
-            R_make_altraw_class,
-            c"shared_raw",
-            R_set_altraw_Elt_method,
-            Rbyte
-        ),
-        strings: strings::class(info),
-    });
 }
 
 /// Memory that a vector keeps mapped.
@@ -128,31 +131,40 @@ impl Drop for Held {
 ///
 /// # Safety
 /// On R's main thread. May leave by a long jump if R runs out of memory.
-pub unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP> {
-    let class = class(kind)?;
-    let weight = weight(piece, common);
-    made(class, weight, || Some(Held::new(piece.give()?, weight)))
+pub(crate) unsafe fn vector(kind: SEXPTYPE, piece: &Piece, common: bool) -> Option<SEXP> {
+    // SAFETY: as this function demands.
+    unsafe {
+        let class = class(kind)?;
+        let weight = weight(piece, common);
+        made(class, weight, || Some(Held::new(piece.give()?, weight)))
+    }
 }
 
 /// What the collector counts for a piece, in bytes.
 unsafe fn weight(piece: &Piece, common: bool) -> usize {
-    let size = piece.memory().len();
-    if common {
-        gc::common_weight(size)
-    } else {
-        size
+    // SAFETY: on R's main thread, as this function demands.
+    unsafe {
+        let size = piece.memory().len();
+        if common {
+            gc::common_weight(size)
+        } else {
+            size
+        }
     }
 }
 
 unsafe fn class(kind: SEXPTYPE) -> Option<R_altrep_class_t> {
-    let classes = (*std::ptr::addr_of!(CLASSES)).as_ref()?;
-    match kind {
-        SEXPTYPE::REALSXP => Some(classes.real),
-        SEXPTYPE::INTSXP => Some(classes.integer),
-        SEXPTYPE::LGLSXP => Some(classes.logical),
-        SEXPTYPE::CPLXSXP => Some(classes.complex),
-        SEXPTYPE::RAWSXP => Some(classes.raw),
-        _ => None,
+    // SAFETY: on R's main thread, which alone changes `CLASSES`, once, when the library is loaded.
+    unsafe {
+        let classes = (*std::ptr::addr_of!(CLASSES)).as_ref()?;
+        match kind {
+            SEXPTYPE::REALSXP => Some(classes.real),
+            SEXPTYPE::INTSXP => Some(classes.integer),
+            SEXPTYPE::LGLSXP => Some(classes.logical),
+            SEXPTYPE::CPLXSXP => Some(classes.complex),
+            SEXPTYPE::RAWSXP => Some(classes.raw),
+            _ => None,
+        }
     }
 }
 
@@ -162,26 +174,34 @@ unsafe fn made<T>(
     weight: usize,
     hold: impl FnOnce() -> Option<T>,
 ) -> Option<SEXP> {
-    gc::collect_for(weight);
-    let pointer = R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, R_NilValue);
-    let pointer = Rf_protect(pointer);
-    R_RegisterCFinalizerEx(pointer, Some(let_go::<T>), Rboolean::FALSE);
-    let vector = R_new_altrep(class, pointer, R_NilValue);
-    // Last, because R's allocations above may leave by a long jump.
-    let made = hold().map(|held| {
-        R_SetExternalPtrAddr(pointer, Box::into_raw(Box::new(held)).cast());
-        vector
-    });
-    Rf_unprotect(1);
-    made
+    // SAFETY: on R's main thread; the pointer is protected until the vector is made. `let_go::<T>` gets what
+    // `hold` has made.
+    unsafe {
+        gc::collect_for(weight);
+        let pointer = R_MakeExternalPtr(std::ptr::null_mut(), R_NilValue, R_NilValue);
+        let pointer = Rf_protect(pointer);
+        R_RegisterCFinalizerEx(pointer, Some(let_go::<T>), Rboolean::FALSE);
+        let vector = R_new_altrep(class, pointer, R_NilValue);
+        // Last, because R's allocations above may leave by a long jump.
+        let made = hold().map(|held| {
+            R_SetExternalPtrAddr(pointer, Box::into_raw(Box::new(held)).cast());
+            vector
+        });
+        Rf_unprotect(1);
+        made
+    }
 }
 
 /// Drops what an external pointer points to, once.
 unsafe extern "C" fn let_go<T>(pointer: SEXP) {
-    let held = R_ExternalPtrAddr(pointer).cast::<T>();
-    R_ClearExternalPtr(pointer);
-    if !held.is_null() {
-        drop(Box::from_raw(held));
+    // SAFETY: R calls it with the pointer, whose address is null or that of a `Box<T>`. It is cleared first, so
+    // nobody takes it twice.
+    unsafe {
+        let held = R_ExternalPtrAddr(pointer).cast::<T>();
+        R_ClearExternalPtr(pointer);
+        if !held.is_null() {
+            drop(Box::from_raw(held));
+        }
     }
 }
 
@@ -189,49 +209,62 @@ unsafe extern "C" fn let_go<T>(pointer: SEXP) {
 ///
 /// # Safety
 /// On R's main thread.
-pub unsafe fn segment(data: &[u8]) -> Option<Segment> {
-    let mapping = MAPPED.with_borrow(|mapped| mapped.get(&data.as_ptr()).cloned())?;
-    if mapping.len() == data.len() {
-        mapping.segment()
-    } else {
-        None
+pub(crate) unsafe fn segment(data: &[u8]) -> Option<Segment> {
+    // SAFETY: `data` outlives this call, and only its address is used.
+    unsafe {
+        let mapping = MAPPED.with_borrow(|mapped| mapped.get(&data.as_ptr()).cloned())?;
+        if mapping.len() == data.len() {
+            mapping.segment()
+        } else {
+            None
+        }
     }
 }
 
 /// R looks after the attributes.
 unsafe extern "C" fn duplicate(vector: SEXP, _deep: Rboolean) -> SEXP {
-    // Asked beforehand, so that nothing is made in vain.
-    let unchanged = mapping(vector).filter(|mapping| mapping.has_hardly_changed());
-    let made = unchanged.and_then(|mapping| {
-        let weight = gc::common_weight(mapping.len());
-        let copy = || Some(Held::new(Arc::new(mapping.duplicate()?), weight));
-        made(class(TYPEOF(vector))?, weight, copy)
-    });
-    // Then R makes an ordinary one.
-    made.unwrap_or(std::ptr::null_mut())
+    // SAFETY: R protects `vector`, whose mapping lives as long as it.
+    unsafe {
+        // Asked beforehand, so that nothing is made in vain.
+        let unchanged = mapping(vector).filter(|mapping| mapping.has_hardly_changed());
+        let made = unchanged.and_then(|mapping| {
+            let weight = gc::common_weight(mapping.len());
+            let copy = || Some(Held::new(Arc::new(mapping.duplicate()?), weight));
+            made(class(TYPEOF(vector))?, weight, copy)
+        });
+        // Then R makes an ordinary one.
+        made.unwrap_or(std::ptr::null_mut())
+    }
 }
 
 /// The mapping of a vector of ours.
 unsafe fn mapping<'a>(vector: SEXP) -> Option<&'a Mapping> {
-    let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Held>();
-    Some(&held.as_ref()?.memory)
+    // SAFETY: `vector` is of a class of ours, so its pointer's address is null or that of a `Held`.
+    unsafe {
+        let held = R_ExternalPtrAddr(R_altrep_data1(vector)).cast::<Held>();
+        Some(&held.as_ref()?.memory)
+    }
 }
 
 unsafe extern "C" fn length<T>(vector: SEXP) -> R_xlen_t {
-    mapping(vector).map_or(0, |m| (m.len() / std::mem::size_of::<T>()) as R_xlen_t)
+    // SAFETY: R calls it with a vector of ours.
+    unsafe { mapping(vector).map_or(0, |m| (m.len() / std::mem::size_of::<T>()) as R_xlen_t) }
 }
 
 unsafe extern "C" fn data(vector: SEXP, _writable: Rboolean) -> *mut c_void {
-    mapping(vector).map_or(std::ptr::null_mut(), |m| m.as_ptr().cast())
+    // SAFETY: R calls it with a vector of ours.
+    unsafe { mapping(vector).map_or(std::ptr::null_mut(), |m| m.as_ptr().cast()) }
 }
 
 unsafe extern "C" fn data_or_null(vector: SEXP) -> *const c_void {
-    data(vector, Rboolean::FALSE)
+    // SAFETY: R calls it with a vector of ours.
+    unsafe { data(vector, Rboolean::FALSE) }
 }
 
 /// R has checked the index.
 unsafe extern "C" fn element<T: Copy>(vector: SEXP, i: R_xlen_t) -> T {
-    *data(vector, Rboolean::FALSE).cast::<T>().offset(i)
+    // SAFETY: R calls it with a vector of ours, whose data are of type `T`, and an index below its length.
+    unsafe { *data(vector, Rboolean::FALSE).cast::<T>().offset(i) }
 }
 
 extern "C" {
@@ -245,13 +278,19 @@ unsafe extern "C" fn inspect(
     _: c_int,
     _: Option<unsafe extern "C" fn(SEXP, c_int, c_int, c_int)>,
 ) -> Rboolean {
-    say(mapping(vector).map_or(0, Mapping::len));
-    Rboolean::TRUE
+    // SAFETY: R calls it with a vector of ours.
+    unsafe {
+        say(mapping(vector).map_or(0, Mapping::len));
+        Rboolean::TRUE
+    }
 }
 
 unsafe fn say(bytes: usize) {
-    Rprintf(
-        c" mirai: %.0f bytes in shared memory\n".as_ptr(),
-        bytes as f64,
-    );
+    // SAFETY: the format fits its one argument.
+    unsafe {
+        Rprintf(
+            c" mirai: %.0f bytes in shared memory\n".as_ptr(),
+            bytes as f64,
+        );
+    }
 }

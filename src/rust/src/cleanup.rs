@@ -18,10 +18,10 @@ use crate::r::{
 };
 
 /// What to restore: the `cleanup` argument of `daemon()`, as a bit mask.
-pub const GLOBALS: c_int = 1;
-pub const PACKAGES: c_int = 2;
-pub const OPTIONS: c_int = 4;
-pub const GC: c_int = 8;
+pub(crate) const GLOBALS: c_int = 1;
+pub(crate) const PACKAGES: c_int = 2;
+pub(crate) const OPTIONS: c_int = 4;
+pub(crate) const GC: c_int = 8;
 
 r::symbols! {
     SEED = c".Random.seed";
@@ -29,7 +29,7 @@ r::symbols! {
 }
 
 /// See the [module documentation](self).
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// List of what must stay alive: global values, options, search path.
     kept: SEXP,
     /// Names in the global environment, in R's order, and the same as a set.
@@ -53,39 +53,43 @@ struct Options {
 impl Snapshot {
     /// # Safety
     /// On R's main thread, within a top-level context.
-    pub unsafe fn take() -> Snapshot {
-        let options = Options::current();
-        let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
-        let n = Rf_xlength(ls);
-        let names: Vec<SEXP> = (0..n).map(|i| STRING_ELT(ls, i)).collect();
-        let values: Vec<Variable> = names
-            .iter()
-            .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
-            .collect();
-        let locked = names
-            .iter()
-            .zip(&values)
-            .map(|(name, value)| is_locked(Rf_installChar(*name), *value))
-            .collect();
-        let search = search_path();
-        let all = values.iter().flat_map(|value| value.parts());
-        let all = all.chain(search.iter().copied());
-        let count = 2 * values.len() + search.len();
-        let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 1));
-        SET_VECTOR_ELT(kept, 0, ls);
-        for (i, x) in all.enumerate() {
-            SET_VECTOR_ELT(kept, i as isize + 1, x);
-        }
-        R_PreserveObject(kept);
-        Rf_unprotect(2);
-        Snapshot {
-            kept,
-            known: names.iter().copied().collect(),
-            names,
-            values,
-            locked,
-            search,
-            options,
+    pub(crate) unsafe fn take() -> Snapshot {
+        // SAFETY: on R's main thread. `ls` is protected until `kept` has it; the values are those of variables,
+        // which nobody changes meanwhile.
+        unsafe {
+            let options = Options::current();
+            let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
+            let n = Rf_xlength(ls);
+            let names: Vec<SEXP> = (0..n).map(|i| STRING_ELT(ls, i)).collect();
+            let values: Vec<Variable> = names
+                .iter()
+                .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
+                .collect();
+            let locked = names
+                .iter()
+                .zip(&values)
+                .map(|(name, value)| is_locked(Rf_installChar(*name), *value))
+                .collect();
+            let search = search_path();
+            let all = values.iter().flat_map(|value| value.parts());
+            let all = all.chain(search.iter().copied());
+            let count = 2 * values.len() + search.len();
+            let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 1));
+            SET_VECTOR_ELT(kept, 0, ls);
+            for (i, x) in all.enumerate() {
+                SET_VECTOR_ELT(kept, i as isize + 1, x);
+            }
+            R_PreserveObject(kept);
+            Rf_unprotect(2);
+            Snapshot {
+                kept,
+                known: names.iter().copied().collect(),
+                names,
+                values,
+                locked,
+                search,
+                options,
+            }
         }
     }
 
@@ -93,142 +97,166 @@ impl Snapshot {
     ///
     /// # Safety
     /// On R's main thread, within a top-level context: may leave by a long jump.
-    pub unsafe fn restore(&mut self, what: c_int) {
-        match what {
-            PACKAGES => self.restore_search(),
-            OPTIONS => self.restore_options(),
-            GLOBALS => self.restore_globals(),
-            GC => R_gc(),
-            _ => {}
+    pub(crate) unsafe fn restore(&mut self, what: c_int) {
+        // SAFETY: as this function demands.
+        unsafe {
+            match what {
+                PACKAGES => self.restore_search(),
+                OPTIONS => self.restore_options(),
+                GLOBALS => self.restore_globals(),
+                GC => R_gc(),
+                _ => {}
+            }
         }
     }
 
     unsafe fn restore_globals(&self) {
-        // No binding can be added to or removed from it then, and nothing can unlock it.
-        let frozen = r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE;
-        let mut incomplete = false;
-        let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
-        for i in 0..Rf_xlength(ls) {
-            let name = STRING_ELT(ls, i);
-            if !self.known.contains(&name) {
-                let symbol = Rf_installChar(name);
-                if symbol == SEED.get() {
+        // SAFETY: on R's main thread. `ls` is protected; the objects of the snapshot are in `kept`, which is
+        // preserved.
+        unsafe {
+            // No binding can be added to or removed from it then, and nothing can unlock it.
+            let frozen = r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE;
+            let mut incomplete = false;
+            let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
+            for i in 0..Rf_xlength(ls) {
+                let name = STRING_ELT(ls, i);
+                if !self.known.contains(&name) {
+                    let symbol = Rf_installChar(name);
+                    if symbol == SEED.get() {
+                        continue;
+                    }
+                    if frozen {
+                        incomplete = true;
+                    } else {
+                        r::R_removeVarFromFrame(symbol, R_GlobalEnv);
+                    }
+                }
+            }
+            let before = self.names.iter().zip(&self.values).zip(&self.locked);
+            for ((name, value), locked) in before {
+                let symbol = Rf_installChar(*name);
+                if symbol == SEED.get() || matches!(value, Variable::Absent | Variable::Active) {
                     continue;
                 }
-                if frozen {
-                    incomplete = true;
-                } else {
-                    r::R_removeVarFromFrame(symbol, R_GlobalEnv);
-                }
-            }
-        }
-        let before = self.names.iter().zip(&self.values).zip(&self.locked);
-        for ((name, value), locked) in before {
-            let symbol = Rf_installChar(*name);
-            if symbol == SEED.get() || matches!(value, Variable::Absent | Variable::Active) {
-                continue;
-            }
-            let now = Variable::of(symbol, R_GlobalEnv);
-            if now.is_still(*value) && is_locked(symbol, now) == *locked {
-                continue;
-            }
-            match now {
-                Variable::Absent | Variable::Active if frozen => {
-                    incomplete = true;
+                let now = Variable::of(symbol, R_GlobalEnv);
+                if now.is_still(*value) && is_locked(symbol, now) == *locked {
                     continue;
                 }
-                Variable::Absent => {}
-                // To assign would call its function.
-                Variable::Active => r::R_removeVarFromFrame(symbol, R_GlobalEnv),
-                _ if is_locked(symbol, now) => r::R_unLockBinding(symbol, R_GlobalEnv),
-                _ => {}
+                match now {
+                    Variable::Absent | Variable::Active if frozen => {
+                        incomplete = true;
+                        continue;
+                    }
+                    Variable::Absent => {}
+                    // To assign would call its function.
+                    Variable::Active => r::R_removeVarFromFrame(symbol, R_GlobalEnv),
+                    _ if is_locked(symbol, now) => r::R_unLockBinding(symbol, R_GlobalEnv),
+                    _ => {}
+                }
+                value.make(symbol, R_GlobalEnv);
+                if *locked {
+                    r::R_LockBinding(symbol, R_GlobalEnv);
+                }
             }
-            value.make(symbol, R_GlobalEnv);
-            if *locked {
-                r::R_LockBinding(symbol, R_GlobalEnv);
+            Rf_unprotect(1);
+            if incomplete {
+                complain();
             }
-        }
-        Rf_unprotect(1);
-        if incomplete {
-            complain();
         }
     }
 
     unsafe fn restore_search(&self) {
-        let mut env = r::get_parent_env(R_GlobalEnv);
-        let mut same = self.search.iter();
-        while env != R_BaseEnv && env != R_NilValue {
-            if same.next() != Some(&env) {
-                let known = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, self.search.len() as _));
-                for (i, env) in self.search.iter().enumerate() {
-                    SET_VECTOR_ELT(known, i as _, *env);
+        // SAFETY: on R's main thread. Attached environments are kept by R, those of the snapshot by `kept`;
+        // `known` and `call` are protected.
+        unsafe {
+            let mut env = r::get_parent_env(R_GlobalEnv);
+            let mut same = self.search.iter();
+            while env != R_BaseEnv && env != R_NilValue {
+                if same.next() != Some(&env) {
+                    let known =
+                        Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, self.search.len() as _));
+                    for (i, env) in self.search.iter().enumerate() {
+                        SET_VECTOR_ELT(known, i as _, *env);
+                    }
+                    let call = Rf_protect(Rf_lang2(Rf_install(c"detach_others".as_ptr()), known));
+                    Rf_eval(call, r::NAMESPACE.get());
+                    Rf_unprotect(2);
+                    return;
                 }
-                let call = Rf_protect(Rf_lang2(Rf_install(c"detach_others".as_ptr()), known));
-                Rf_eval(call, r::NAMESPACE.get());
-                Rf_unprotect(2);
-                return;
+                env = r::get_parent_env(env);
             }
-            env = r::get_parent_env(env);
         }
     }
 
     unsafe fn restore_options(&mut self) {
-        let mut cell = current_options();
-        let mut saved = self.options.entries.iter();
-        while cell != R_NilValue {
-            if saved.next() != Some(&(TAG(cell), CAR(cell))) {
-                return self.reset_options();
+        // SAFETY: on R's main thread. R keeps the pairlist of options, of which each cell is valid up to
+        // `R_NilValue`.
+        unsafe {
+            let mut cell = current_options();
+            let mut saved = self.options.entries.iter();
+            while cell != R_NilValue {
+                if saved.next() != Some(&(TAG(cell), CAR(cell))) {
+                    return self.reset_options();
+                }
+                cell = CDR(cell);
             }
-            cell = CDR(cell);
-        }
-        if saved.next().is_some() {
-            self.reset_options();
+            if saved.next().is_some() {
+                self.reset_options();
+            }
         }
     }
 
     /// Something differs: R sets what it should be. It lets packages that the task has loaded keep options of their own,
     /// which become part of this snapshot.
     unsafe fn reset_options(&mut self) {
-        let n = self.options.entries.len() as isize;
-        let names = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n));
-        let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-        for (i, (tag, value)) in self.options.entries.iter().enumerate() {
-            SET_STRING_ELT(names, i as _, PRINTNAME(*tag));
-            SET_VECTOR_ELT(values, i as _, *value);
+        // SAFETY: on R's main thread. What was allocated is protected; values of the snapshot are in `kept`, which
+        // is preserved.
+        unsafe {
+            let n = self.options.entries.len() as isize;
+            let names = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n));
+            let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+            for (i, (tag, value)) in self.options.entries.iter().enumerate() {
+                SET_STRING_ELT(names, i as _, PRINTNAME(*tag));
+                SET_VECTOR_ELT(values, i as _, *value);
+            }
+            let call = Rf_protect(Rf_lang4(
+                Rf_install(c"reset_options".as_ptr()),
+                names,
+                values,
+                VECTOR_ELT(self.options.kept, 0),
+            ));
+            let has_more = Rf_eval(call, r::NAMESPACE.get());
+            if Rf_asLogical(has_more) == 1 {
+                self.options = Options::current();
+            }
+            Rf_unprotect(3);
         }
-        let call = Rf_protect(Rf_lang4(
-            Rf_install(c"reset_options".as_ptr()),
-            names,
-            values,
-            VECTOR_ELT(self.options.kept, 0),
-        ));
-        let has_more = Rf_eval(call, r::NAMESPACE.get());
-        if Rf_asLogical(has_more) == 1 {
-            self.options = Options::current();
-        }
-        Rf_unprotect(3);
     }
 }
 
 impl Options {
     unsafe fn current() -> Options {
-        // First, while there is nothing of Rust's that a long jump would leave behind.
-        let call = Rf_protect(Rf_lang1(Rf_install(c"loadedNamespaces".as_ptr())));
-        let namespaces = Rf_protect(Rf_eval(call, R_BaseEnv));
-        let mut entries = Vec::new();
-        let mut cell = current_options();
-        while cell != R_NilValue {
-            entries.push((TAG(cell), CAR(cell)));
-            cell = CDR(cell);
+        // SAFETY: on R's main thread. What was allocated is protected until `kept` has it; R keeps the pairlist of
+        // options.
+        unsafe {
+            // First, while there is nothing of Rust's that a long jump would leave behind.
+            let call = Rf_protect(Rf_lang1(Rf_install(c"loadedNamespaces".as_ptr())));
+            let namespaces = Rf_protect(Rf_eval(call, R_BaseEnv));
+            let mut entries = Vec::new();
+            let mut cell = current_options();
+            while cell != R_NilValue {
+                entries.push((TAG(cell), CAR(cell)));
+                cell = CDR(cell);
+            }
+            let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, entries.len() as isize + 1));
+            for (i, (_, value)) in entries.iter().enumerate() {
+                SET_VECTOR_ELT(kept, i as isize + 1, *value);
+            }
+            SET_VECTOR_ELT(kept, 0, namespaces);
+            R_PreserveObject(kept);
+            Rf_unprotect(3);
+            Options { entries, kept }
         }
-        let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, entries.len() as isize + 1));
-        for (i, (_, value)) in entries.iter().enumerate() {
-            SET_VECTOR_ELT(kept, i as isize + 1, *value);
-        }
-        SET_VECTOR_ELT(kept, 0, namespaces);
-        R_PreserveObject(kept);
-        Rf_unprotect(3);
-        Options { entries, kept }
     }
 }
 
@@ -250,33 +278,43 @@ impl Drop for Snapshot {
 ///
 /// Options first, because they could make errors of warnings; again after packages, of which hooks
 /// may have set some. Globals after everything that calls R code, which may leave something.
-pub const STEPS: [c_int; 5] = [OPTIONS, PACKAGES, OPTIONS, GLOBALS, GC];
+pub(crate) const STEPS: [c_int; 5] = [OPTIONS, PACKAGES, OPTIONS, GLOBALS, GC];
 
 /// Says that a locked global environment cannot be cleaned.
 unsafe fn complain() {
-    let call = Rf_lcons(Rf_install(c"warn_of_locked_globals".as_ptr()), R_NilValue);
-    Rf_protect(call);
-    Rf_eval(call, r::NAMESPACE.get());
-    Rf_unprotect(1);
+    // SAFETY: on R's main thread; the call is protected.
+    unsafe {
+        let call = Rf_lcons(Rf_install(c"warn_of_locked_globals".as_ptr()), R_NilValue);
+        Rf_protect(call);
+        Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(1);
+    }
 }
 
 /// Whether the binding of a variable that is this is locked.
 unsafe fn is_locked(symbol: SEXP, variable: Variable) -> bool {
-    !matches!(variable, Variable::Absent)
-        && r::R_BindingIsLocked(symbol, R_GlobalEnv) == Rboolean::TRUE
+    // SAFETY: on R's main thread; `symbol` is a symbol that is bound there, as R demands.
+    unsafe {
+        !matches!(variable, Variable::Absent)
+            && r::R_BindingIsLocked(symbol, R_GlobalEnv) == Rboolean::TRUE
+    }
 }
 
 /// Attached environments between the global and the base one.
 unsafe fn search_path() -> Vec<SEXP> {
-    let mut out = Vec::new();
-    let mut env = r::get_parent_env(R_GlobalEnv);
-    while env != R_BaseEnv && env != R_NilValue {
-        out.push(env);
-        env = r::get_parent_env(env);
+    // SAFETY: on R's main thread; each environment up to the base one has a parent.
+    unsafe {
+        let mut out = Vec::new();
+        let mut env = r::get_parent_env(R_GlobalEnv);
+        while env != R_BaseEnv && env != R_NilValue {
+            out.push(env);
+            env = r::get_parent_env(env);
+        }
+        out
     }
-    out
 }
 
 unsafe fn current_options() -> SEXP {
-    r::get_var_in_frame(OPTIONS_LIST.get(), R_BaseEnv)
+    // SAFETY: on R's main thread.
+    unsafe { r::get_var_in_frame(OPTIONS_LIST.get(), R_BaseEnv) }
 }

@@ -24,7 +24,7 @@ use mirai_core::sys::Attention;
 
 use crate::r;
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"serve_events", serve_events as *const (), 0)]
 }
 
@@ -74,13 +74,13 @@ static STATE: State = State {
 
 /// Ends a wait when R has something to do. Made anew for each wait.
 #[derive(Clone, Copy)]
-pub struct Events {
+pub(crate) struct Events {
     until: Instant,
     input: bool,
 }
 
 impl Events {
-    pub fn new() -> Events {
+    pub(crate) fn new() -> Events {
         let now = Instant::now();
         let rest = STATE.rest.get().filter(|rest| *rest > now);
         Events {
@@ -110,15 +110,21 @@ impl Attention for Events {
 ///
 /// # Safety
 /// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
-pub unsafe fn serve() {
-    r::obey_interrupt();
-    run_input_handlers();
+pub(crate) unsafe fn serve() {
+    // SAFETY: as this function demands.
+    unsafe {
+        r::obey_interrupt();
+        run_input_handlers();
+    }
 }
 
 /// `.Call(serve_events)`: after a routine has said that R has something to do.
 unsafe extern "C-unwind" fn serve_events() -> SEXP {
-    serve();
-    R_NilValue
+    // SAFETY: R calls it on its main thread, and this owns nothing.
+    unsafe {
+        serve();
+        R_NilValue
+    }
 }
 
 #[cfg(not(all(unix, r_4_5)))]
@@ -131,21 +137,30 @@ unsafe fn run_input_handlers() {}
 /// them, if the descriptor of one is readable, and takes a millisecond if not, once in a [`PERIOD`].
 #[cfg(all(unix, not(r_4_5)))]
 unsafe fn run_input_handlers() {
-    if !STATE.busy.replace(true) {
-        let null = std::ptr::null_mut();
-        r::R_ExecWithCleanup(Some(sleep), null, Some(end_handler), null);
+    // SAFETY: on R's main thread; `sleep` has the type that R expects, and long jumps leave by the clean-up, which
+    // clears `busy`.
+    unsafe {
+        if !STATE.busy.replace(true) {
+            let null = std::ptr::null_mut();
+            r::R_ExecWithCleanup(Some(sleep), null, Some(end_handler), null);
+        }
     }
 }
 
 #[cfg(all(unix, not(r_4_5)))]
 unsafe extern "C" fn sleep(_: *mut c_void) -> SEXP {
-    use extendr_ffi::{R_BaseEnv, Rf_allocVector, Rf_install, Rf_protect, Rf_unprotect, SEXPTYPE};
-    let seconds = Rf_protect(Rf_allocVector(SEXPTYPE::REALSXP, 1));
-    *extendr_ffi::REAL(seconds) = 0.001;
-    let call = Rf_protect(r::Rf_lang2(Rf_install(c"Sys.sleep".as_ptr()), seconds));
-    let value = r::Rf_eval(call, R_BaseEnv);
-    Rf_unprotect(2);
-    value
+    // SAFETY: on R's main thread; the call is protected.
+    unsafe {
+        use extendr_ffi::{
+            R_BaseEnv, Rf_allocVector, Rf_install, Rf_protect, Rf_unprotect, SEXPTYPE,
+        };
+        let seconds = Rf_protect(Rf_allocVector(SEXPTYPE::REALSXP, 1));
+        *extendr_ffi::REAL(seconds) = 0.001;
+        let call = Rf_protect(r::Rf_lang2(Rf_install(c"Sys.sleep".as_ptr()), seconds));
+        let value = r::Rf_eval(call, R_BaseEnv);
+        Rf_unprotect(2);
+        value
+    }
 }
 
 /// Calls `f`, which must not change the list, with each input handler and its descriptor.
@@ -166,51 +181,58 @@ fn each_input(mut f: impl FnMut(*mut InputHandler, RawFd)) {
 /// Calls the handlers of all descriptors that are readable now.
 #[cfg(all(unix, r_4_5))]
 unsafe fn run_input_handlers() {
-    let now = Instant::now();
-    if STATE.busy.get() || STATE.rest.get().is_some_and(|rest| rest > now) {
-        return;
-    }
-    STATE.rest.set(None);
-    // Few, and on the stack: a handler may leave by a long jump.
-    let mut ready = [(std::ptr::null_mut(), 0); 16];
-    let mut n = 0;
-    each_input(|input, fd| {
-        if n < ready.len() && is_readable(fd) {
-            ready[n] = (input, fd);
-            n += 1;
+    // SAFETY: on R's main thread. A handler is called only if it is still in R's list. A long jump leaves by the clean-up,
+    // which clears `busy`, and nothing is owned then.
+    unsafe {
+        let now = Instant::now();
+        if STATE.busy.get() || STATE.rest.get().is_some_and(|rest| rest > now) {
+            return;
         }
-    });
-    for (input, fd) in &ready[..n] {
-        // Another handler may have removed this one, or put another in its place.
-        let mut there = false;
-        each_input(|other, descriptor| there |= other == *input && descriptor == *fd);
-        if there {
-            STATE.busy.set(true);
-            let data = input.cast();
-            r::R_ExecWithCleanup(
-                Some(call_handler),
-                data,
-                Some(end_handler),
-                std::ptr::null_mut(),
-            );
+        STATE.rest.set(None);
+        // Few, and on the stack: a handler may leave by a long jump.
+        let mut ready = [(std::ptr::null_mut(), 0); 16];
+        let mut n = 0;
+        each_input(|input, fd| {
+            if n < ready.len() && is_readable(fd) {
+                ready[n] = (input, fd);
+                n += 1;
+            }
+        });
+        for (input, fd) in &ready[..n] {
+            // Another handler may have removed this one, or put another in its place.
+            let mut there = false;
+            each_input(|other, descriptor| there |= other == *input && descriptor == *fd);
+            if there {
+                STATE.busy.set(true);
+                let data = input.cast();
+                r::R_ExecWithCleanup(
+                    Some(call_handler),
+                    data,
+                    Some(end_handler),
+                    std::ptr::null_mut(),
+                );
+            }
         }
-    }
-    if n > 0 {
-        let mut readable = false;
-        each_input(|_, fd| readable |= is_readable(fd));
-        if readable {
-            STATE.rest.set(Some(Instant::now() + REST));
+        if n > 0 {
+            let mut readable = false;
+            each_input(|_, fd| readable |= is_readable(fd));
+            if readable {
+                STATE.rest.set(Some(Instant::now() + REST));
+            }
         }
     }
 }
 
 #[cfg(all(unix, r_4_5))]
 unsafe extern "C" fn call_handler(input: *mut c_void) -> SEXP {
-    let input = input.cast::<InputHandler>();
-    if let Some(handler) = (*input).handler {
-        handler((*input).data);
+    // SAFETY: `run_input_handlers` passes a handler that is in R's list.
+    unsafe {
+        let input = input.cast::<InputHandler>();
+        if let Some(handler) = (*input).handler {
+            handler((*input).data);
+        }
+        R_NilValue
     }
-    R_NilValue
 }
 
 #[cfg(unix)]

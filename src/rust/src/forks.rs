@@ -10,7 +10,8 @@ use mirai_core::process::Owner;
 use crate::r;
 
 /// The message of the error that a forked process gets.
-pub static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
+pub(crate) static FORKED: &str =
+    "mirai cannot be used in a process that was forked from an R session: \
                            use it in the session itself";
 
 /// The process that has loaded the package.
@@ -20,27 +21,27 @@ static LOADED: OnceLock<Owner> = OnceLock::new();
 static SESSION: OnceLock<Owner> = OnceLock::new();
 
 /// To be called when the package is loaded.
-pub fn loaded() {
+pub(crate) fn loaded() {
     LOADED.get_or_init(Owner::this);
 }
 
 /// Makes this process the session, unless another one is already.
-pub fn claim_session() {
+pub(crate) fn claim_session() {
     SESSION.get_or_init(Owner::this);
 }
 
 /// Whether this process was forked from one that had loaded the package. Processes that the fork server
 /// has made count as not forked.
-pub fn is_forked_from_session() -> bool {
+pub(crate) fn is_forked_from_session() -> bool {
     LOADED.get().is_some_and(|owner| owner.has_forked())
 }
 
 /// Whether this process was forked from the session.
-pub fn is_forked() -> bool {
+pub(crate) fn is_forked() -> bool {
     SESSION.get_or_init(Owner::this).has_forked()
 }
 
 /// [`FORKED`], for functions that return their errors.
-pub fn error() -> Error {
+pub(crate) fn error() -> Error {
     r::error(FORKED)
 }

@@ -14,7 +14,7 @@ use crate::r;
 /// Bytes of garbage that may be mapped before R has to collect.
 const SLACK: usize = 256 << 20;
 /// A daemon that has been idle for this long has time for a collection, which takes tens of milliseconds at least.
-pub const PAUSE: Duration = Duration::from_millis(5);
+pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 /// A mapping that other processes also hold is charged size / `COMMON` bytes, at least `LEAST`: it costs page tables
 /// and one slot of the system's limit of mappings.
 const COMMON: usize = 256;
@@ -34,12 +34,12 @@ static COST: AtomicUsize = AtomicUsize::new(0);
 const CHEAP: usize = 100;
 
 /// A vector with this charge has been made.
-pub fn add(weight: usize) {
+pub(crate) fn add(weight: usize) {
     LIVE.fetch_add(weight, Ordering::Relaxed);
 }
 
 /// R has collected a vector with this charge.
-pub fn remove(weight: usize) {
+pub(crate) fn remove(weight: usize) {
     let live = LIVE.fetch_sub(weight, Ordering::Relaxed) - weight;
     // R may have collected by itself.
     LEFT.fetch_min(live, Ordering::Relaxed);
@@ -49,19 +49,25 @@ pub fn remove(weight: usize) {
 ///
 /// # Safety
 /// As [`collect`].
-pub unsafe fn common_weight(size: usize) -> usize {
-    collect_for_common(size);
-    (size / COMMON).max(LEAST)
+pub(crate) unsafe fn common_weight(size: usize) -> usize {
+    // SAFETY: as this function demands.
+    unsafe {
+        collect_for_common(size);
+        (size / COMMON).max(LEAST)
+    }
 }
 
 /// Collects garbage if there may be much of it, before `weight` bytes are added.
 ///
 /// # Safety
 /// As [`collect`].
-pub unsafe fn collect_for(weight: usize) {
-    let live = LIVE.load(Ordering::Relaxed);
-    if live > 0 && live + weight > most() {
-        collect();
+pub(crate) unsafe fn collect_for(weight: usize) {
+    // SAFETY: as this function demands.
+    unsafe {
+        let live = LIVE.load(Ordering::Relaxed);
+        if live > 0 && live + weight > most() {
+            collect();
+        }
     }
 }
 
@@ -73,13 +79,16 @@ fn most() -> usize {
 /// Collects garbage before `size` bytes of common memory are mapped, if the process's private memory has grown much:
 /// pages of garbage may have been written, and these are private.
 unsafe fn collect_for_common(size: usize) {
-    if UNSEEN.fetch_add(size, Ordering::Relaxed) + size <= SLACK {
-        return;
-    }
-    UNSEEN.store(0, Ordering::Relaxed);
-    let most = 2 * OWN.load(Ordering::Relaxed) + SLACK;
-    if memory::private_bytes().is_none_or(|bytes| bytes > most) {
-        collect();
+    // SAFETY: as this function demands.
+    unsafe {
+        if UNSEEN.fetch_add(size, Ordering::Relaxed) + size <= SLACK {
+            return;
+        }
+        UNSEEN.store(0, Ordering::Relaxed);
+        let most = 2 * OWN.load(Ordering::Relaxed) + SLACK;
+        if memory::private_bytes().is_none_or(|bytes| bytes > most) {
+            collect();
+        }
     }
 }
 
@@ -87,13 +96,16 @@ unsafe fn collect_for_common(size: usize) {
 ///
 /// # Safety
 /// On R's main thread. Finalizers may run, and these may run any code.
-pub unsafe fn collect() {
-    let start = processor_time();
-    r::R_gc();
-    let cost = processor_time().saturating_sub(start);
-    COST.store(cost.as_millis() as usize, Ordering::Relaxed);
-    LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
-    OWN.store(memory::private_bytes().unwrap_or(0), Ordering::Relaxed);
+pub(crate) unsafe fn collect() {
+    // SAFETY: as this function demands.
+    unsafe {
+        let start = processor_time();
+        r::R_gc();
+        let cost = processor_time().saturating_sub(start);
+        COST.store(cost.as_millis() as usize, Ordering::Relaxed);
+        LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+        OWN.store(memory::private_bytes().unwrap_or(0), Ordering::Relaxed);
+    }
 }
 
 /// Of this thread. The wall clock would also count how busy other processes are.
@@ -109,7 +121,7 @@ fn processor_time() -> Duration {
 
 /// Whether enough common memory has piled up for a collection while idle. The threshold is three times as high where a
 /// collection is slow (`CHEAP`).
-pub fn worth_collecting_when_idle() -> bool {
+pub(crate) fn worth_collecting_when_idle() -> bool {
     let share = if COST.load(Ordering::Relaxed) < CHEAP {
         1
     } else {

@@ -19,7 +19,7 @@ use crate::forks::{self, FORKED};
 use crate::r;
 use crate::session::{self, with_session, Profile};
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"serve_forks", serve_forks as *const (), 1)]
 }
 
@@ -31,35 +31,38 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 ///
 /// # Safety
 /// On R's main thread. `launch` is a list of character vectors, of which the last may be `NULL`.
-pub unsafe fn submit_to_new(
+pub(crate) unsafe fn submit_to_new(
     task: Arc<Task>,
     timeout: Option<Duration>,
     launch: SEXP,
 ) -> std::result::Result<(), String> {
-    let text = |i| r::as_str(VECTOR_ELT(launch, i)).unwrap_or_default();
-    let args = VECTOR_ELT(launch, 1);
-    let args = (0..extendr_ffi::Rf_xlength(args)).map(|i| {
-        std::ffi::CStr::from_ptr(extendr_ffi::R_CHAR(extendr_ffi::STRING_ELT(args, i)))
-            .to_string_lossy()
-            .into_owned()
-    });
-    let code = r::as_str(VECTOR_ELT(launch, 3));
-    let program = program(text(0), args, false, code);
-    let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
-    let failed =
-        |e: &dyn std::fmt::Display| format!("a process for the task cannot be started: {e}");
-    let submitted = session::unless_forked(|session| {
-        // The system may refuse the host its thread or descriptors. That is a panic, which must not reach R: this
-        // is called by a plain routine, around which nothing catches it.
-        let made = catch_unwind(AssertUnwindSafe(|| {
-            session.single_use_host();
-        }));
-        made.map_err(|panic| failed(&panic.downcast_ref::<String>().map_or("", |x| x)))?;
-        let host = session.single_use_host();
-        host.submit_to_new(task, timeout, &address, &program)
-            .map_err(|e| failed(&e))
-    });
-    submitted.unwrap_or_else(|| Err(FORKED.into()))
+    // SAFETY: as this function demands: `launch` keeps its strings, and R is not called.
+    unsafe {
+        let text = |i| r::as_str(VECTOR_ELT(launch, i)).unwrap_or_default();
+        let args = VECTOR_ELT(launch, 1);
+        let args = (0..extendr_ffi::Rf_xlength(args)).map(|i| {
+            std::ffi::CStr::from_ptr(extendr_ffi::R_CHAR(extendr_ffi::STRING_ELT(args, i)))
+                .to_string_lossy()
+                .into_owned()
+        });
+        let code = r::as_str(VECTOR_ELT(launch, 3));
+        let program = program(text(0), args, false, code);
+        let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
+        let failed =
+            |e: &dyn std::fmt::Display| format!("a process for the task cannot be started: {e}");
+        let submitted = session::unless_forked(|session| {
+            // The system may refuse the host its thread or descriptors. That is a panic, which must not reach R: this
+            // is called by a plain routine, around which nothing catches it.
+            let made = catch_unwind(AssertUnwindSafe(|| {
+                session.single_use_host();
+            }));
+            made.map_err(|panic| failed(&panic.downcast_ref::<String>().map_or("", |x| x)))?;
+            let host = session.single_use_host();
+            host.submit_to_new(task, timeout, &address, &program)
+                .map_err(|e| failed(&e))
+        });
+        submitted.unwrap_or_else(|| Err(FORKED.into()))
+    }
 }
 
 /// How to start an R process.
@@ -110,23 +113,26 @@ fn has_fork_server() -> bool {
 /// that it forks, the code to evaluate there. Such a process has to call `tempdir(check = TRUE)`
 /// first, which makes it a session directory: it has inherited the name of the server's.
 unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
-    #[cfg(target_os = "linux")]
-    {
-        if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
-            r::raise("the session directory cannot be given up");
+    // SAFETY: R calls it on its main thread and protects the argument. `code` is dropped before this returns.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        {
+            if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
+                r::raise("the session directory cannot be given up");
+            }
+            if let Some(forked) = mirai_core::process::fork::serve() {
+                // Had the server been interrupted, that would not be for this process.
+                r::clear_interrupt();
+                let code = forked.code_if_wanted();
+                let out = r::string(&code);
+                drop(code);
+                return out;
+            }
         }
-        if let Some(forked) = mirai_core::process::fork::serve() {
-            // Had the server been interrupted, that would not be for this process.
-            r::clear_interrupt();
-            let code = forked.code_if_wanted();
-            let out = r::string(&code);
-            drop(code);
-            return out;
-        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = tempdir;
+        R_NilValue
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = tempdir;
-    R_NilValue
 }
 
 /// Replaces the fork server's session directory, which it does not need, by a file. A fork's

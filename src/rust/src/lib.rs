@@ -1,13 +1,27 @@
-//! The R side of mirai: the only place that knows R.
+//! The R side of mirai: the only crate that knows R.
 //!
-//! Everything here runs on R's main thread. There are two kinds of entry points:
-//! those of set-up and inspection are `#[extendr]` functions, which convert and
-//! check their arguments; those on the path of every task ([`submit`], [`tasks`], [`waiting`], [`daemon`])
-//! are plain `.Call` routines on `SEXP`, because there each conversion counts.
+//! Everything here runs on R's main thread. There are two kinds of entry points. Those of set-up and inspection are
+//! `#[extendr]` functions, which convert and check their arguments. Those on the path of every task ([`submit`],
+//! [`tasks`], [`waiting`], [`daemon`]) are plain `.Call` routines on `SEXP`, because there each conversion counts.
 //!
-//! About R's long jumps: an R error leaves through Rust frames without running
-//! destructors. So whatever calls back into R in a plain routine keeps no Rust
-//! value alive across that call that owns anything.
+//! # Safety
+//!
+//! R's C interface is unsafe to use. An `unsafe fn` of this crate that has no section *Safety* of its own demands of its
+//! caller just these rules:
+//!
+//! 1. It is called on R's main thread.
+//! 2. Each `SEXP` is an R object of the type that the documentation names, and is protected from R's collector until the
+//!    function returns. R protects the arguments of `.Call` routines and of ALTREP methods, and keeps symbols, loaded
+//!    namespaces and its constants.
+//! 3. If the function may call back into R, no Rust value that owns anything is alive in the callers' frames: an R error
+//!    is a long jump, which leaves Rust frames without running destructors. Exceptions are said where they are: code that
+//!    is called within `R_ToplevelExec()` or the like, where long jumps end, and allocations, which fail only if R is out
+//!    of memory: then Rust values are lost.
+//!
+//! A function that makes an R object returns it unprotected.
+
+// Each unsafe block says which of these rules or what else makes it sound.
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod altrep;
 mod cleanup;
@@ -53,48 +67,52 @@ extendr_module! {
 /// `info` is the pointer that R passes to the initialisation routine.
 #[no_mangle]
 pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
-    quiet_panics();
-    forks::loaded();
-    // Now, because it calls R, which could come back to ask for it.
-    serialize::header();
-    altrep::register(info);
-    let functions = get_mirai_metadata().functions;
-    let names: Vec<std::ffi::CString> = functions
-        .iter()
-        .map(|f| std::ffi::CString::new(f.mod_name).expect("identifiers hold no NUL"))
-        .collect();
-    let extendr = functions
-        .iter()
-        .zip(&names)
-        .map(|(f, name)| R_CallMethodDef {
-            name: name.as_ptr(),
-            // SAFETY: extendr's wrappers are functions of that many SEXP.
-            fun: unsafe { std::mem::transmute::<*const u8, extendr_ffi::DL_FUNC>(f.func_ptr) },
-            numArgs: f.args.len() as i32,
-        });
-    let plain = [
-        tasks::routines(),
-        submit::routines(),
-        waiting::routines(),
-        events::routines(),
-        promises::routines(),
-        serialize::routines(),
-        daemon::routines(),
-        launch::routines(),
-    ]
-    .into_iter()
-    .flatten();
-    let end = R_CallMethodDef {
-        name: std::ptr::null(),
-        fun: None,
-        numArgs: 0,
-    };
-    let table: Vec<R_CallMethodDef> = extendr.chain(plain).chain([end]).collect();
-    let none = std::ptr::null();
-    // R copies the table.
-    R_registerRoutines(info, none, table.as_ptr(), none.cast(), none.cast());
-    R_useDynamicSymbols(info, Rboolean::FALSE);
-    R_forceSymbols(info, Rboolean::TRUE);
+    // SAFETY: R calls it once on its main thread, and `info` is its own. R copies the table, whose names outlive
+    // the call.
+    unsafe {
+        quiet_panics();
+        forks::loaded();
+        // Now, because it calls R, which could come back to ask for it.
+        serialize::header();
+        altrep::register(info);
+        let functions = get_mirai_metadata().functions;
+        let names: Vec<std::ffi::CString> = functions
+            .iter()
+            .map(|f| std::ffi::CString::new(f.mod_name).expect("identifiers hold no NUL"))
+            .collect();
+        let extendr = functions
+            .iter()
+            .zip(&names)
+            .map(|(f, name)| R_CallMethodDef {
+                name: name.as_ptr(),
+                // extendr's wrappers are functions of that many SEXP.
+                fun: std::mem::transmute::<*const u8, extendr_ffi::DL_FUNC>(f.func_ptr),
+                numArgs: f.args.len() as i32,
+            });
+        let plain = [
+            tasks::routines(),
+            submit::routines(),
+            waiting::routines(),
+            events::routines(),
+            promises::routines(),
+            serialize::routines(),
+            daemon::routines(),
+            launch::routines(),
+        ]
+        .into_iter()
+        .flatten();
+        let end = R_CallMethodDef {
+            name: std::ptr::null(),
+            fun: None,
+            numArgs: 0,
+        };
+        let table: Vec<R_CallMethodDef> = extendr.chain(plain).chain([end]).collect();
+        let none = std::ptr::null();
+        // R copies the table.
+        R_registerRoutines(info, none, table.as_ptr(), none.cast(), none.cast());
+        R_useDynamicSymbols(info, Rboolean::FALSE);
+        R_forceSymbols(info, Rboolean::TRUE);
+    }
 }
 
 /// On R's main thread extendr turns a panic into an R error, which says what there is to

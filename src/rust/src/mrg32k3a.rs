@@ -57,7 +57,7 @@ fn apply(a: &Matrix, seed: [i32; 3], m: u64) -> [i32; 3] {
 }
 
 /// The stream after this one.
-pub fn next(stream: Stream) -> Stream {
+pub(crate) fn next(stream: Stream) -> Stream {
     let [a, b, c, d, e, f] = stream;
     let [a, b, c] = apply(&JUMP1, [a, b, c], M1);
     let [d, e, f] = apply(&JUMP2, [d, e, f], M2);
@@ -65,7 +65,7 @@ pub fn next(stream: Stream) -> Stream {
 }
 
 /// The stream that R's `set.seed(seed, kind = "L'Ecuyer-CMRG")` begins with.
-pub fn from_seed(seed: i32) -> Stream {
+pub(crate) fn from_seed(seed: i32) -> Stream {
     let mut x = seed as u32;
     let mut step = || {
         x = x.wrapping_mul(69069).wrapping_add(1);
@@ -84,7 +84,7 @@ pub fn from_seed(seed: i32) -> Stream {
 }
 
 /// A stream from the operating system's random numbers.
-pub fn from_entropy() -> Stream {
+pub(crate) fn from_entropy() -> Stream {
     std::array::from_fn(|_| {
         loop {
             let mut bytes = [0; 4];

@@ -21,7 +21,7 @@ use crate::forks::{self, FORKED};
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
 use crate::tasks::{task_of, DATA};
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"prepare_promise", prepare_promise as *const (), 0),
         r::routine(c"when_resolved", when_resolved as *const (), 3),
@@ -52,10 +52,16 @@ static HELD_BY_FORK: HeldByFork = HeldByFork(UnsafeCell::new(None));
 fn hold_during_forks() {
     static ONCE: Once = Once::new();
     unsafe extern "C" fn before() {
-        *HELD_BY_FORK.0.get() = Some(exec_later());
+        // SAFETY: `fork(3)` runs the handlers on one thread, so nobody else uses the cell.
+        unsafe {
+            *HELD_BY_FORK.0.get() = Some(exec_later());
+        }
     }
     unsafe extern "C" fn after() {
-        *HELD_BY_FORK.0.get() = None;
+        // SAFETY: as in `before`.
+        unsafe {
+            *HELD_BY_FORK.0.get() = None;
+        }
     }
     // SAFETY: the handlers call nothing that may not be called around a fork.
     ONCE.call_once(|| unsafe {
@@ -64,7 +70,7 @@ fn hold_during_forks() {
 }
 
 /// From now on nothing is scheduled.
-pub fn close() {
+pub(crate) fn close() {
     *exec_later() = None;
 }
 
@@ -98,76 +104,94 @@ thread_local! {
 impl Kept {
     /// Keeps an R object, which is protected.
     unsafe fn keep(object: SEXP) -> Key {
-        while KEPT.with_borrow(|kept| kept.free.is_empty()) {
-            Kept::grow();
+        // SAFETY: on R's main thread; `object` is protected. The list is preserved, and has a place for each
+        // serial number.
+        unsafe {
+            while KEPT.with_borrow(|kept| kept.free.is_empty()) {
+                Kept::grow();
+            }
+            KEPT.with_borrow_mut(|kept| {
+                let place = kept.free.pop().unwrap_or_default();
+                kept.last += 1;
+                let serial = kept.last;
+                kept.serials[place] = serial;
+                SET_VECTOR_ELT(kept.list, place as _, object);
+                Key { place, serial }
+            })
         }
-        KEPT.with_borrow_mut(|kept| {
-            let place = kept.free.pop().unwrap_or_default();
-            kept.last += 1;
-            let serial = kept.last;
-            kept.serials[place] = serial;
-            SET_VECTOR_ELT(kept.list, place as _, object);
-            Key { place, serial }
-        })
     }
 
     unsafe fn grow() {
-        let size = KEPT.with_borrow(|kept| kept.serials.len());
-        let larger = (2 * size).max(FIRST);
-        // May leave by a long jump. May also run finalizers, which could come here themselves.
-        let list = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, larger as _));
-        R_PreserveObject(list);
-        Rf_unprotect(1);
-        let unused = KEPT.with_borrow_mut(|kept| {
-            if kept.serials.len() != size {
-                return list;
+        // SAFETY: on R's main thread. The new list is protected until it is preserved; indices are below the
+        // lengths of both lists.
+        unsafe {
+            let size = KEPT.with_borrow(|kept| kept.serials.len());
+            let larger = (2 * size).max(FIRST);
+            // May leave by a long jump. May also run finalizers, which could come here themselves.
+            let list = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, larger as _));
+            R_PreserveObject(list);
+            Rf_unprotect(1);
+            let unused = KEPT.with_borrow_mut(|kept| {
+                if kept.serials.len() != size {
+                    return list;
+                }
+                for place in 0..size {
+                    SET_VECTOR_ELT(list, place as _, VECTOR_ELT(kept.list, place as _));
+                }
+                kept.serials.resize(larger, 0);
+                kept.free.extend((size..larger).rev());
+                std::mem::replace(&mut kept.list, list)
+            });
+            if !unused.is_null() {
+                R_ReleaseObject(unused);
             }
-            for place in 0..size {
-                SET_VECTOR_ELT(list, place as _, VECTOR_ELT(kept.list, place as _));
-            }
-            kept.serials.resize(larger, 0);
-            kept.free.extend((size..larger).rev());
-            std::mem::replace(&mut kept.list, list)
-        });
-        if !unused.is_null() {
-            R_ReleaseObject(unused);
         }
     }
 
     /// What is kept there, unless it has been let go.
     unsafe fn get(key: Key) -> Option<SEXP> {
-        KEPT.with_borrow(|kept| {
-            let there = kept.serials.get(key.place) == Some(&key.serial);
-            there.then(|| VECTOR_ELT(kept.list, key.place as _))
-        })
+        // SAFETY: the list is preserved and has a place for each serial number.
+        unsafe {
+            KEPT.with_borrow(|kept| {
+                let there = kept.serials.get(key.place) == Some(&key.serial);
+                there.then(|| VECTOR_ELT(kept.list, key.place as _))
+            })
+        }
     }
 
     unsafe fn let_go(key: Key) {
-        let unused = KEPT.with_borrow_mut(|kept| {
-            if kept.serials.get(key.place) != Some(&key.serial) {
-                return None;
+        // SAFETY: the list is preserved and has a place for each serial number; it is released once, after nobody
+        // knows it any more.
+        unsafe {
+            let unused = KEPT.with_borrow_mut(|kept| {
+                if kept.serials.get(key.place) != Some(&key.serial) {
+                    return None;
+                }
+                kept.serials[key.place] = 0;
+                SET_VECTOR_ELT(kept.list, key.place as _, R_NilValue);
+                kept.free.push(key.place);
+                // After many, not for each: a large list is given back once it is empty.
+                let last = kept.free.len() == kept.serials.len() && kept.serials.len() > 16 * FIRST;
+                last.then(|| {
+                    kept.serials = Vec::new();
+                    kept.free = Vec::new();
+                    std::mem::replace(&mut kept.list, std::ptr::null_mut())
+                })
+            });
+            if let Some(list) = unused {
+                R_ReleaseObject(list);
             }
-            kept.serials[key.place] = 0;
-            SET_VECTOR_ELT(kept.list, key.place as _, R_NilValue);
-            kept.free.push(key.place);
-            // After many, not for each: a large list is given back once it is empty.
-            let last = kept.free.len() == kept.serials.len() && kept.serials.len() > 16 * FIRST;
-            last.then(|| {
-                kept.serials = Vec::new();
-                kept.free = Vec::new();
-                std::mem::replace(&mut kept.list, std::ptr::null_mut())
-            })
-        });
-        if let Some(list) = unused {
-            R_ReleaseObject(list);
         }
     }
 }
 
 /// `.Call(promises_kept)`: how many have not been settled.
 unsafe extern "C-unwind" fn promises_kept() -> SEXP {
-    let n = KEPT.with_borrow(|kept| kept.serials.len() - kept.free.len());
-    Rf_ScalarInteger(n as i32)
+    // SAFETY: R calls it on its main thread.
+    unsafe {
+        let n = KEPT.with_borrow(|kept| kept.serials.len() - kept.free.len());
+        Rf_ScalarInteger(n as i32)
+    }
 }
 
 /// Several tasks that R wants to hear of by the same functions.
@@ -208,12 +232,15 @@ struct Due {
 /// that is rejected: rejecting takes a lock of later's, which later's timer thread may have held when the process was
 /// forked. Nobody releases it in the child.
 unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
-    if forks::is_forked() {
-        r::raise(FORKED);
+    // SAFETY: R calls it on its main thread.
+    unsafe {
+        if forks::is_forked() {
+            r::raise(FORKED);
+        }
+        #[cfg(unix)]
+        hold_during_forks();
+        R_NilValue
     }
-    #[cfg(unix)]
-    hold_during_forks();
-    R_NilValue
 }
 
 /// `.Call(when_resolved, x, functions, loop)`: has `settle_promise(functions, index)` called from the
@@ -221,62 +248,74 @@ unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
 /// from 1, and with 0 when all have resolved, until it returns `TRUE`. later's namespace has to be
 /// loaded.
 unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
-    // Here, because only the main thread may ask R for it.
-    let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
-    *exec_later() = std::mem::transmute::<extendr_ffi::DL_FUNC, Option<ExecLater>>(function);
-    let list = TYPEOF(x) == SEXPTYPE::VECSXP;
-    let n = if list { Rf_xlength(x) } else { 1 };
-    let watch = Arc::new(Watch {
-        key: Kept::keep(functions),
-        event_loop: r::as_number(event_loop).unwrap_or_default() as c_int,
-        pending: AtomicUsize::new(n as usize),
-    });
-    if n == 0 {
-        watch.schedule(0);
-    }
-    for i in 0..n {
-        let mirai = if list { VECTOR_ELT(x, i) } else { x };
-        let index = i as i32 + 1;
-        match task_of(mirai) {
-            Some(task) => {
-                let watch = watch.clone();
-                task.on_resolved(Box::new(move |outcome| {
-                    watch.tick(index, outcome.is_failure());
-                }));
-            }
-            None => {
-                let value = r::get_var_in_frame(DATA.get(), mirai);
-                let failed = Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
-                watch.tick(index, failed);
+    // SAFETY: R calls it on its main thread and protects the arguments. later's function has the type `ExecLater`,
+    // by its documentation.
+    unsafe {
+        // Here, because only the main thread may ask R for it.
+        let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
+        *exec_later() = std::mem::transmute::<extendr_ffi::DL_FUNC, Option<ExecLater>>(function);
+        let list = TYPEOF(x) == SEXPTYPE::VECSXP;
+        let n = if list { Rf_xlength(x) } else { 1 };
+        let watch = Arc::new(Watch {
+            key: Kept::keep(functions),
+            event_loop: r::as_number(event_loop).unwrap_or_default() as c_int,
+            pending: AtomicUsize::new(n as usize),
+        });
+        if n == 0 {
+            watch.schedule(0);
+        }
+        for i in 0..n {
+            let mirai = if list { VECTOR_ELT(x, i) } else { x };
+            let index = i as i32 + 1;
+            match task_of(mirai) {
+                Some(task) => {
+                    let watch = watch.clone();
+                    task.on_resolved(Box::new(move |outcome| {
+                        watch.tick(index, outcome.is_failure());
+                    }));
+                }
+                None => {
+                    let value = r::get_var_in_frame(DATA.get(), mirai);
+                    let failed = Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
+                    watch.tick(index, failed);
+                }
             }
         }
+        R_NilValue
     }
-    R_NilValue
 }
 
 /// Called by later on R's main thread.
 unsafe extern "C" fn run(due: *mut c_void) {
-    let due = Box::from_raw(due.cast::<Due>());
-    // A forked child has inherited what was scheduled; the promise is not its own.
-    if !forks::is_forked() {
-        let due = std::ptr::from_ref(&*due).cast_mut().cast();
-        // A Ctrl-C that comes meanwhile is for whoever runs the loop, afterwards.
-        r::without_interrupts(|| r::R_ToplevelExec(Some(settle), due));
+    // SAFETY: later calls it once for each `Due`, which `schedule` has made from a `Box`.
+    unsafe {
+        let due = Box::from_raw(due.cast::<Due>());
+        // A forked child has inherited what was scheduled; the promise is not its own.
+        if !forks::is_forked() {
+            let due = std::ptr::from_ref(&*due).cast_mut().cast();
+            // A Ctrl-C that comes meanwhile is for whoever runs the loop, afterwards.
+            r::without_interrupts(|| r::R_ToplevelExec(Some(settle), due));
+        }
     }
 }
 
 unsafe extern "C" fn settle(due: *mut c_void) {
-    let due = &*due.cast::<Due>();
-    let Some(functions) = Kept::get(due.key) else {
-        return;
-    };
-    Rf_protect(functions);
-    let index = Rf_protect(Rf_ScalarInteger(due.index));
-    let name = Rf_install(c"settle_promise".as_ptr());
-    let call = Rf_protect(Rf_lang3(name, functions, index));
-    let settled = Rf_eval(call, r::NAMESPACE.get());
-    if TYPEOF(settled) == SEXPTYPE::LGLSXP && Rf_xlength(settled) == 1 && *LOGICAL(settled) == 1 {
-        Kept::let_go(due.key);
+    // SAFETY: `run` passes a `Due` that outlives the call. What was allocated is protected; long jumps end in
+    // `R_ToplevelExec()`.
+    unsafe {
+        let due = &*due.cast::<Due>();
+        let Some(functions) = Kept::get(due.key) else {
+            return;
+        };
+        Rf_protect(functions);
+        let index = Rf_protect(Rf_ScalarInteger(due.index));
+        let name = Rf_install(c"settle_promise".as_ptr());
+        let call = Rf_protect(Rf_lang3(name, functions, index));
+        let settled = Rf_eval(call, r::NAMESPACE.get());
+        if TYPEOF(settled) == SEXPTYPE::LGLSXP && Rf_xlength(settled) == 1 && *LOGICAL(settled) == 1
+        {
+            Kept::let_go(due.key);
+        }
+        Rf_unprotect(3);
     }
-    Rf_unprotect(3);
 }

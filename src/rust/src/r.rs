@@ -8,8 +8,8 @@ mod versions;
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
-pub use extendr_ffi::backports::get_parent_env;
-pub use versions::*;
+pub(crate) use extendr_ffi::backports::get_parent_env;
+pub(crate) use versions::*;
 
 use extendr_ffi::{
     R_CallMethodDef, R_NaString, R_NamesSymbol, R_NilValue, R_PreserveObject, Rboolean,
@@ -20,53 +20,58 @@ use extendr_ffi::{
 // extendr-ffi makes SEXPREC opaque by a non-exhaustive struct; only pointers to it pass.
 #[allow(improper_ctypes)]
 extern "C" {
-    pub static mut R_interrupts_pending: c_int;
+    pub(crate) static mut R_interrupts_pending: c_int;
     static mut R_interrupts_suspended: Rboolean;
-    pub fn R_ToplevelExec(
+    pub(crate) fn R_ToplevelExec(
         f: Option<unsafe extern "C" fn(*mut c_void)>,
         data: *mut c_void,
     ) -> Rboolean;
-    pub fn R_ExecWithCleanup(
+    pub(crate) fn R_ExecWithCleanup(
         f: Option<unsafe extern "C" fn(*mut c_void) -> SEXP>,
         data: *mut c_void,
         cleanup: Option<unsafe extern "C" fn(*mut c_void)>,
         cleanup_data: *mut c_void,
     ) -> SEXP;
-    pub fn R_MakeActiveBinding(symbol: SEXP, function: SEXP, env: SEXP);
-    pub fn R_tryCatchError(
+    pub(crate) fn R_MakeActiveBinding(symbol: SEXP, function: SEXP, env: SEXP);
+    pub(crate) fn R_tryCatchError(
         body: Option<unsafe extern "C" fn(*mut c_void) -> SEXP>,
         data: *mut c_void,
         handler: Option<unsafe extern "C" fn(SEXP, *mut c_void) -> SEXP>,
         handler_data: *mut c_void,
     ) -> SEXP;
-    pub fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);
-    pub fn R_lsInternal3(env: SEXP, all: Rboolean, sorted: Rboolean) -> SEXP;
-    pub fn R_ClosureExpr(function: SEXP) -> SEXP;
-    pub fn R_gc();
-    pub fn ALTREP(x: SEXP) -> c_int;
-    pub fn R_LockBinding(symbol: SEXP, env: SEXP);
-    pub fn R_unLockBinding(symbol: SEXP, env: SEXP);
-    pub fn R_LockEnvironment(env: SEXP, bindings: Rboolean);
+    pub(crate) fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);
+    pub(crate) fn R_lsInternal3(env: SEXP, all: Rboolean, sorted: Rboolean) -> SEXP;
+    pub(crate) fn R_ClosureExpr(function: SEXP) -> SEXP;
+    pub(crate) fn R_gc();
+    pub(crate) fn ALTREP(x: SEXP) -> c_int;
+    pub(crate) fn R_LockBinding(symbol: SEXP, env: SEXP);
+    pub(crate) fn R_unLockBinding(symbol: SEXP, env: SEXP);
+    pub(crate) fn R_LockEnvironment(env: SEXP, bindings: Rboolean);
+    #[cfg(not(r_4_6))]
     fn Rf_ScalarString(x: SEXP) -> SEXP;
+    #[cfg(not(r_4_6))]
     fn Rf_list4(a: SEXP, b: SEXP, c: SEXP, d: SEXP) -> SEXP;
-    pub fn R_BindingIsLocked(symbol: SEXP, env: SEXP) -> Rboolean;
-    pub fn R_EnvironmentIsLocked(env: SEXP) -> Rboolean;
-    pub fn SETCAR(cell: SEXP, value: SEXP) -> SEXP;
-    pub fn Rf_eval(expr: SEXP, env: SEXP) -> SEXP;
-    pub fn Rf_isObject(x: SEXP) -> Rboolean;
-    pub fn Rf_isS4(x: SEXP) -> Rboolean;
+    pub(crate) fn R_BindingIsLocked(symbol: SEXP, env: SEXP) -> Rboolean;
+    pub(crate) fn R_EnvironmentIsLocked(env: SEXP) -> Rboolean;
+    pub(crate) fn SETCAR(cell: SEXP, value: SEXP) -> SEXP;
+    pub(crate) fn Rf_eval(expr: SEXP, env: SEXP) -> SEXP;
+    pub(crate) fn Rf_isObject(x: SEXP) -> Rboolean;
+    pub(crate) fn Rf_isS4(x: SEXP) -> Rboolean;
     fn Rf_asS4(x: SEXP, flag: Rboolean, complete: c_int) -> SEXP;
-    pub fn Rf_getCharCE(string: SEXP) -> extendr_ffi::cetype_t;
-    pub fn Rf_inherits(x: SEXP, class: *const c_char) -> Rboolean;
-    pub fn Rf_installChar(name: SEXP) -> SEXP;
-    pub fn Rf_lang2(function: SEXP, a: SEXP) -> SEXP;
-    pub fn Rf_lang3(function: SEXP, a: SEXP, b: SEXP) -> SEXP;
-    pub fn Rf_asLogical(x: SEXP) -> c_int;
-    pub fn Rf_lang4(function: SEXP, a: SEXP, b: SEXP, c: SEXP) -> SEXP;
-    pub fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
-    pub fn Rf_ScalarInteger(x: c_int) -> SEXP;
-    pub fn Rf_ScalarLogical(x: c_int) -> SEXP;
-    pub fn R_GetCCallable(package: *const c_char, name: *const c_char) -> extendr_ffi::DL_FUNC;
+    pub(crate) fn Rf_getCharCE(string: SEXP) -> extendr_ffi::cetype_t;
+    pub(crate) fn Rf_inherits(x: SEXP, class: *const c_char) -> Rboolean;
+    pub(crate) fn Rf_installChar(name: SEXP) -> SEXP;
+    pub(crate) fn Rf_lang2(function: SEXP, a: SEXP) -> SEXP;
+    pub(crate) fn Rf_lang3(function: SEXP, a: SEXP, b: SEXP) -> SEXP;
+    pub(crate) fn Rf_asLogical(x: SEXP) -> c_int;
+    pub(crate) fn Rf_lang4(function: SEXP, a: SEXP, b: SEXP, c: SEXP) -> SEXP;
+    pub(crate) fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
+    pub(crate) fn Rf_ScalarInteger(x: c_int) -> SEXP;
+    pub(crate) fn Rf_ScalarLogical(x: c_int) -> SEXP;
+    pub(crate) fn R_GetCCallable(
+        package: *const c_char,
+        name: *const c_char,
+    ) -> extendr_ffi::DL_FUNC;
     fn R_CheckUserInterrupt();
     fn R_FindNamespace(info: SEXP) -> SEXP;
 }
@@ -103,28 +108,32 @@ impl std::fmt::Write for Line {
 ///
 /// # Safety
 /// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
-pub unsafe fn raise(text: impl std::fmt::Display) -> ! {
-    let mut line = Line {
-        bytes: [0; 1024],
-        length: 0,
-    };
-    // It fails where the text is cut.
-    let _ = std::fmt::Write::write_fmt(&mut line, format_args!("{text}"));
-    drop(text);
-    extendr_ffi::Rf_error(c"%s".as_ptr(), line.bytes.as_ptr())
+pub(crate) unsafe fn raise(text: impl std::fmt::Display) -> ! {
+    // SAFETY: as this function demands. The text is an argument and ends with a zero: `Line` keeps its last byte.
+    unsafe {
+        let mut line = Line {
+            bytes: [0; 1024],
+            length: 0,
+        };
+        // It fails where the text is cut.
+        let _ = std::fmt::Write::write_fmt(&mut line, format_args!("{text}"));
+        drop(text);
+        extendr_ffi::Rf_error(c"%s".as_ptr(), line.bytes.as_ptr())
+    }
 }
 
 /// Raises R's last error again.
 ///
 /// # Safety
 /// As [`raise`].
-pub unsafe fn raise_again() -> ! {
-    extendr_ffi::Rf_error(c"%s".as_ptr(), last_error().as_ptr())
+pub(crate) unsafe fn raise_again() -> ! {
+    // SAFETY: as this function demands; R's text ends with a zero, and R copies it.
+    unsafe { extendr_ffi::Rf_error(c"%s".as_ptr(), last_error().as_ptr()) }
 }
 
 /// An error of an extendr function. extendr passes its text to `Rf_error()` as the format, and panics
 /// if it holds a zero.
-pub fn error(text: impl std::fmt::Display) -> extendr_api::Error {
+pub(crate) fn error(text: impl std::fmt::Display) -> extendr_api::Error {
     let text = text
         .to_string()
         .replace('%', "%%")
@@ -133,7 +142,7 @@ pub fn error(text: impl std::fmt::Display) -> extendr_api::Error {
 }
 
 /// A `.Call` routine of `n` arguments, for the table.
-pub fn routine(name: &'static CStr, function: *const (), n: i32) -> R_CallMethodDef {
+pub(crate) fn routine(name: &'static CStr, function: *const (), n: i32) -> R_CallMethodDef {
     R_CallMethodDef {
         name: name.as_ptr(),
         // SAFETY: R calls it with as many SEXP as the table says.
@@ -143,7 +152,7 @@ pub fn routine(name: &'static CStr, function: *const (), n: i32) -> R_CallMethod
 }
 
 /// Whether the user has pressed Ctrl-C and R is ready to hear of it.
-pub fn interrupted() -> bool {
+pub(crate) fn interrupted() -> bool {
     // SAFETY: R's own variables; a signal handler may write the first at any time.
     unsafe {
         std::ptr::addr_of!(R_interrupts_pending).read_volatile() != 0
@@ -152,13 +161,13 @@ pub fn interrupted() -> bool {
 }
 
 /// What R's handler does upon Ctrl-C. From a signal handler.
-pub fn set_interrupt() {
+pub(crate) fn set_interrupt() {
     // SAFETY: as above.
     unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(1) }
 }
 
 /// Forgets a pending Ctrl-C.
-pub fn clear_interrupt() {
+pub(crate) fn clear_interrupt() {
     // SAFETY: as above.
     unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(0) }
 }
@@ -167,24 +176,30 @@ pub fn clear_interrupt() {
 ///
 /// # Safety
 /// On R's main thread.
-pub unsafe fn without_interrupts<T>(f: impl FnOnce() -> T) -> T {
-    let before = R_interrupts_suspended;
-    R_interrupts_suspended = Rboolean::TRUE;
-    let value = f();
-    R_interrupts_suspended = before;
-    value
+pub(crate) unsafe fn without_interrupts<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: on R's main thread, which alone writes this variable.
+    unsafe {
+        let before = R_interrupts_suspended;
+        R_interrupts_suspended = Rboolean::TRUE;
+        let value = f();
+        R_interrupts_suspended = before;
+        value
+    }
 }
 
 /// Lets R act on an interrupt, which usually does not return.
 ///
 /// # Safety
 /// No Rust value that owns anything may be alive in the callers' frames.
-pub unsafe fn obey_interrupt() {
-    R_CheckUserInterrupt();
+pub(crate) unsafe fn obey_interrupt() {
+    // SAFETY: as this function demands.
+    unsafe {
+        R_CheckUserInterrupt();
+    }
 }
 
 /// A constant that is made once and kept for the session.
-pub struct Constant {
+pub(crate) struct Constant {
     value: Cell<SEXP>,
     make: fn() -> SEXP,
 }
@@ -193,14 +208,14 @@ pub struct Constant {
 unsafe impl Sync for Constant {}
 
 impl Constant {
-    pub const fn new(make: fn() -> SEXP) -> Constant {
+    pub(crate) const fn new(make: fn() -> SEXP) -> Constant {
         Constant {
             value: Cell::new(std::ptr::null_mut()),
             make,
         }
     }
 
-    pub fn get(&self) -> SEXP {
+    pub(crate) fn get(&self) -> SEXP {
         if self.value.get().is_null() {
             let value = (self.make)();
             // SAFETY: a fresh R object; protected before the next allocation by R.
@@ -214,7 +229,7 @@ impl Constant {
 /// Defines `Constant`s for symbols.
 macro_rules! symbols {
     ($($name:ident = $text:literal;)*) => {
-        $(pub static $name: $crate::r::Constant = $crate::r::Constant::new(|| {
+        $(pub(crate) static $name: $crate::r::Constant = $crate::r::Constant::new(|| {
             // SAFETY: R copies the name.
             unsafe { extendr_ffi::Rf_install($text.as_ptr()) }
         });)*
@@ -223,104 +238,133 @@ macro_rules! symbols {
 pub(crate) use symbols;
 
 /// Our package's namespace.
-pub static NAMESPACE: Constant = Constant::new(|| unsafe {
+// SAFETY: on R's main thread; `name` is protected. Our namespace is loaded when our code runs.
+pub(crate) static NAMESPACE: Constant = Constant::new(|| unsafe {
     let name = Rf_protect(string("mirai"));
     let namespace = R_FindNamespace(name);
     Rf_unprotect(1);
     namespace
 });
 
+// SAFETY: symbols need no protection.
 static SET_PARENT: Constant = Constant::new(|| unsafe { Rf_install(c"parent.env<-".as_ptr()) });
 
 /// Makes one environment the parent of another.
-pub unsafe fn set_parent(env: SEXP, parent: SEXP) {
-    let call = Rf_protect(Rf_lang3(SET_PARENT.get(), env, parent));
-    Rf_eval(call, extendr_ffi::R_BaseEnv);
-    Rf_unprotect(1);
+pub(crate) unsafe fn set_parent(env: SEXP, parent: SEXP) {
+    // SAFETY: on R's main thread; both are environments and protected, and so is the call.
+    unsafe {
+        let call = Rf_protect(Rf_lang3(SET_PARENT.get(), env, parent));
+        Rf_eval(call, extendr_ffi::R_BaseEnv);
+        Rf_unprotect(1);
+    }
 }
 
 /// Makes an object that nobody else has yet an S4 object.
-pub unsafe fn set_s4(x: SEXP) {
-    Rf_asS4(x, Rboolean::TRUE, 0);
+pub(crate) unsafe fn set_s4(x: SEXP) {
+    // SAFETY: on R's main thread; without `complete`, R changes the object in place if nobody else has it.
+    unsafe {
+        Rf_asS4(x, Rboolean::TRUE, 0);
+    }
 }
 
 /// The call of a function by name without arguments.
 #[cfg(all(r_4_5, not(r_4_6)))]
 unsafe fn call0(name: &CStr) -> SEXP {
-    extendr_ffi::Rf_lcons(Rf_install(name.as_ptr()), extendr_ffi::R_NilValue)
+    // SAFETY: on R's main thread; symbols need no protection.
+    unsafe { extendr_ffi::Rf_lcons(Rf_install(name.as_ptr()), extendr_ffi::R_NilValue) }
 }
 
 /// A function of our namespace by name.
-pub unsafe fn our_function(name: &CStr) -> SEXP {
-    extendr_ffi::Rf_findFun(Rf_install(name.as_ptr()), NAMESPACE.get())
+pub(crate) unsafe fn our_function(name: &CStr) -> SEXP {
+    // SAFETY: on R's main thread; R copies the name, and our namespace keeps the function.
+    unsafe { extendr_ffi::Rf_findFun(Rf_install(name.as_ptr()), NAMESPACE.get()) }
 }
 
 /// A character vector of one UTF-8 string.
-pub unsafe fn string(text: &str) -> SEXP {
-    strings(&[text])
+pub(crate) unsafe fn string(text: &str) -> SEXP {
+    // SAFETY: on R's main thread.
+    unsafe { strings(&[text]) }
 }
 
-pub unsafe fn strings(texts: &[&str]) -> SEXP {
-    let out = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, texts.len() as _));
-    for (i, text) in texts.iter().enumerate() {
-        // R has no strings with a zero in them.
-        let text = text.split('\0').next().unwrap_or_default();
-        let char = Rf_mkCharLenCE(
-            text.as_ptr().cast(),
-            text.len() as _,
-            extendr_ffi::cetype_t::CE_UTF8,
-        );
-        SET_STRING_ELT(out, i as _, char);
+pub(crate) unsafe fn strings(texts: &[&str]) -> SEXP {
+    // SAFETY: on R's main thread; `out` is protected, and indices are below its length.
+    unsafe {
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, texts.len() as _));
+        for (i, text) in texts.iter().enumerate() {
+            // R has no strings with a zero in them.
+            let text = text.split('\0').next().unwrap_or_default();
+            let char = Rf_mkCharLenCE(
+                text.as_ptr().cast(),
+                text.len() as _,
+                extendr_ffi::cetype_t::CE_UTF8,
+            );
+            SET_STRING_ELT(out, i as _, char);
+        }
+        Rf_unprotect(1);
+        out
     }
-    Rf_unprotect(1);
-    out
 }
 
-pub unsafe fn integers(values: &[i32]) -> SEXP {
-    let out = Rf_allocVector(SEXPTYPE::INTSXP, values.len() as _);
-    std::ptr::copy_nonoverlapping(values.as_ptr(), INTEGER(out), values.len());
-    out
+pub(crate) unsafe fn integers(values: &[i32]) -> SEXP {
+    // SAFETY: on R's main thread; `out` has room for all values, and nothing is allocated after it.
+    unsafe {
+        let out = Rf_allocVector(SEXPTYPE::INTSXP, values.len() as _);
+        std::ptr::copy_nonoverlapping(values.as_ptr(), INTEGER(out), values.len());
+        out
+    }
 }
 
 /// The text of a character vector of length one, borrowed from R.
-pub unsafe fn as_str<'a>(x: SEXP) -> Option<&'a str> {
-    if TYPEOF(x) != SEXPTYPE::STRSXP || Rf_xlength(x) != 1 || STRING_ELT(x, 0) == R_NaString {
-        return None;
+pub(crate) unsafe fn as_str<'a>(x: SEXP) -> Option<&'a str> {
+    // SAFETY: on R's main thread; `x` has one element, whose text R keeps as long as it.
+    unsafe {
+        if TYPEOF(x) != SEXPTYPE::STRSXP || Rf_xlength(x) != 1 || STRING_ELT(x, 0) == R_NaString {
+            return None;
+        }
+        CStr::from_ptr(R_CHAR(STRING_ELT(x, 0))).to_str().ok()
     }
-    CStr::from_ptr(R_CHAR(STRING_ELT(x, 0))).to_str().ok()
 }
 
 /// The element of a list by its name; `NULL` if there is none.
-pub unsafe fn element(list: SEXP, name: &str) -> SEXP {
-    let names = Rf_getAttrib(list, R_NamesSymbol);
-    let is_it =
-        |i: &isize| CStr::from_ptr(R_CHAR(STRING_ELT(names, *i))).to_bytes() == name.as_bytes();
-    match (0..Rf_xlength(names)).find(is_it) {
-        Some(i) => VECTOR_ELT(list, i),
-        None => R_NilValue,
+pub(crate) unsafe fn element(list: SEXP, name: &str) -> SEXP {
+    // SAFETY: on R's main thread; a list and its names have the same length.
+    unsafe {
+        let names = Rf_getAttrib(list, R_NamesSymbol);
+        let is_it =
+            |i: &isize| CStr::from_ptr(R_CHAR(STRING_ELT(names, *i))).to_bytes() == name.as_bytes();
+        match (0..Rf_xlength(names)).find(is_it) {
+            Some(i) => VECTOR_ELT(list, i),
+            None => R_NilValue,
+        }
     }
 }
 
 /// A logical value of length one; `None` if it is `NA` or something else.
-pub unsafe fn as_flag(x: SEXP) -> Option<bool> {
-    if TYPEOF(x) != SEXPTYPE::LGLSXP || Rf_xlength(x) != 1 {
-        return None;
-    }
-    match *LOGICAL(x) {
-        0 => Some(false),
-        i32::MIN => None,
-        _ => Some(true),
+pub(crate) unsafe fn as_flag(x: SEXP) -> Option<bool> {
+    // SAFETY: on R's main thread; `x` is logical and has one element.
+    unsafe {
+        if TYPEOF(x) != SEXPTYPE::LGLSXP || Rf_xlength(x) != 1 {
+            return None;
+        }
+        match *LOGICAL(x) {
+            0 => Some(false),
+            i32::MIN => None,
+            _ => Some(true),
+        }
     }
 }
 
 /// A number of length one.
-pub unsafe fn as_number(x: SEXP) -> Option<f64> {
-    if Rf_xlength(x) != 1 {
-        return None;
-    }
-    match TYPEOF(x) {
-        SEXPTYPE::INTSXP => Some(f64::from(*INTEGER(x))),
-        SEXPTYPE::REALSXP => Some(*REAL(x)),
-        _ => None,
+pub(crate) unsafe fn as_number(x: SEXP) -> Option<f64> {
+    // SAFETY: on R's main thread; `x` has one element of the type that is read.
+    unsafe {
+        if Rf_xlength(x) != 1 {
+            return None;
+        }
+        match TYPEOF(x) {
+            SEXPTYPE::INTSXP => Some(f64::from(*INTEGER(x))),
+            SEXPTYPE::REALSXP => Some(*REAL(x)),
+            _ => None,
+        }
     }
 }

@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use crate::{forks, mrg32k3a, r};
 
 /// A compute profile.
-pub struct Profile {
+pub(crate) struct Profile {
     evaluation: Evaluation,
     /// The next random number stream to hand out.
     stream: Cell<Stream>,
@@ -49,17 +49,17 @@ impl Profile {
     }
 
     /// A profile whose tasks daemons evaluate. With a seed, each task has a random number stream.
-    pub fn with_host(host: Host, seed: Option<i32>, identity: Option<Identity>) -> Profile {
+    pub(crate) fn with_host(host: Host, seed: Option<i32>, identity: Option<Identity>) -> Profile {
         Profile::new(Evaluation::Daemons(host), seed, identity)
     }
 
     /// A profile whose tasks this process evaluates.
-    pub fn sync(seed: Option<i32>) -> Profile {
+    pub(crate) fn sync(seed: Option<i32>) -> Profile {
         Profile::new(Evaluation::Sync, seed, None)
     }
 
     /// The host; `None` if the profile is synchronous.
-    pub fn host(&self) -> Option<&Host> {
+    pub(crate) fn host(&self) -> Option<&Host> {
         match &self.evaluation {
             Evaluation::Daemons(host) => Some(host),
             Evaluation::Sync => None,
@@ -67,41 +67,41 @@ impl Profile {
     }
 
     /// What the host presents at secure URLs, if it has any.
-    pub fn identity(&self) -> Option<&Identity> {
+    pub(crate) fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
     }
 
     /// Processes that `daemons()` has started on this machine, until all of them are connected.
-    pub fn children(&self) -> &RefCell<Vec<Arc<Child>>> {
+    pub(crate) fn children(&self) -> &RefCell<Vec<Arc<Child>>> {
         &self.children
     }
 
     /// The stream that [`next_stream`](Self::next_stream) will return.
-    pub fn peek_stream(&self) -> Stream {
+    pub(crate) fn peek_stream(&self) -> Stream {
         self.stream.get()
     }
 
     /// Hands out the next stream.
-    pub fn next_stream(&self) -> Stream {
+    pub(crate) fn next_stream(&self) -> Stream {
         let next = self.stream.get();
         self.stream.set(mrg32k3a::next(next));
         next
     }
 
     /// The stream of the next task, if tasks have streams.
-    pub fn task_stream(&self) -> Option<Stream> {
+    pub(crate) fn task_stream(&self) -> Option<Stream> {
         self.stream_per_task.then(|| self.next_stream())
     }
 
     /// The stream of the next daemon, if daemons have streams. They have none where tasks have:
     /// the streams of tasks must not depend on the number of daemons.
-    pub fn daemon_stream(&self) -> Option<Stream> {
+    pub(crate) fn daemon_stream(&self) -> Option<Stream> {
         (!self.stream_per_task).then(|| self.next_stream())
     }
 }
 
 /// What this R session has set up.
-pub struct Session {
+pub(crate) struct Session {
     /// The name of the profile that `.compute = NULL` stands for.
     current: String,
     profiles: FxHashMap<String, Profile>,
@@ -130,7 +130,8 @@ thread_local! {
 impl Session {
     /// `name` is a string, or `NULL` for the current profile.
     unsafe fn get(&self, name: SEXP) -> Option<&Profile> {
-        self.profiles.get(r::as_str(name).unwrap_or(&self.current))
+        // SAFETY: `name` is an R object, by the caller's word, and outlives the look-up.
+        unsafe { self.profiles.get(r::as_str(name).unwrap_or(&self.current)) }
     }
 
     fn hosts(&self) -> impl Iterator<Item = &Host> {
@@ -139,32 +140,32 @@ impl Session {
     }
 
     /// What a daemon is told when it connects.
-    pub fn configuration(&self) -> Option<Bytes> {
+    pub(crate) fn configuration(&self) -> Option<Bytes> {
         self.configuration.clone()
     }
 
     /// Sets a profile, in place of one of that name.
-    pub fn open(&mut self, name: &str, profile: Profile) {
+    pub(crate) fn open(&mut self, name: &str, profile: Profile) {
         self.close(name, false);
         self.profiles.insert(name.into(), profile);
     }
 
     /// Ends a profile, if there is one; with `end`, also daemons that would outlive it.
-    pub fn close(&mut self, name: &str, end: bool) {
+    pub(crate) fn close(&mut self, name: &str, end: bool) {
         if let Some(host) = self.profiles.remove(name).as_ref().and_then(Profile::host) {
             host.close(end);
         }
     }
 
     /// Ends all profiles.
-    pub fn close_all(&mut self) {
+    pub(crate) fn close_all(&mut self) {
         self.hosts().for_each(|host| host.close(false));
         self.profiles.clear();
         self.single_use = None;
     }
 
     /// A profile, if it is set.
-    pub fn find(&self, name: &str) -> Option<&Profile> {
+    pub(crate) fn find(&self, name: &str) -> Option<&Profile> {
         self.profiles.get(name)
     }
 
@@ -172,7 +173,7 @@ impl Session {
     ///
     /// # Errors
     /// It is not set.
-    pub fn profile(&self, name: &str) -> Result<&Profile> {
+    pub(crate) fn profile(&self, name: &str) -> Result<&Profile> {
         self.find(name)
             .ok_or_else(|| r::error(format!("no daemons set for profile '{name}'")))
     }
@@ -181,7 +182,7 @@ impl Session {
     ///
     /// # Errors
     /// The profile is not set, or it is synchronous.
-    pub fn host(&self, name: &str) -> Result<&Host> {
+    pub(crate) fn host(&self, name: &str) -> Result<&Host> {
         let host = self.profile(name)?.host();
         host.ok_or_else(|| {
             r::error(format!(
@@ -192,7 +193,7 @@ impl Session {
 
     /// The host of tasks without daemons, made when it is first needed. Panics if the system has no
     /// thread or descriptors for it.
-    pub fn single_use_host(&mut self) -> &Host {
+    pub(crate) fn single_use_host(&mut self) -> &Host {
         let configuration = self.configuration();
         self.single_use.get_or_insert_with(|| {
             let host = Host::new(Config::default());
@@ -202,7 +203,7 @@ impl Session {
     }
 
     /// Hands out the next stream of the session itself.
-    pub fn next_stream(&mut self) -> Stream {
+    pub(crate) fn next_stream(&mut self) -> Stream {
         let next = self.stream;
         self.stream = mrg32k3a::next(next);
         next
@@ -210,7 +211,7 @@ impl Session {
 }
 
 /// What a profile's name leads to.
-pub enum Found {
+pub(crate) enum Found {
     /// A host.
     Host,
     /// Evaluation in this process.
@@ -225,21 +226,25 @@ pub enum Found {
 ///
 /// # Safety
 /// On R's main thread. `name` is an R object: a string, or `NULL` for the current profile.
-pub unsafe fn find(name: SEXP) -> Found {
-    SESSION.with_borrow(|session| match session.get(name) {
-        _ if forks::is_forked() => Found::Forked,
-        None => Found::Nothing,
-        Some(profile) if profile.host().is_some() => Found::Host,
-        Some(_) => Found::Sync,
-    })
+pub(crate) unsafe fn find(name: SEXP) -> Found {
+    // SAFETY: as this function demands.
+    unsafe {
+        SESSION.with_borrow(|session| match session.get(name) {
+            _ if forks::is_forked() => Found::Forked,
+            None => Found::Nothing,
+            Some(profile) if profile.host().is_some() => Found::Host,
+            Some(_) => Found::Sync,
+        })
+    }
 }
 
 /// Calls `f`, which must not call R, with a profile, or with `None` if it is not set.
 ///
 /// # Safety
 /// As [`find`].
-pub unsafe fn with_profile<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T) -> T {
-    SESSION.with_borrow(|session| f(session.get(name)))
+pub(crate) unsafe fn with_profile<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T) -> T {
+    // SAFETY: as this function demands.
+    unsafe { SESSION.with_borrow(|session| f(session.get(name))) }
 }
 
 /// Whether daemons of a profile may be on this machine, so that large vectors should go through shared
@@ -247,10 +252,13 @@ pub unsafe fn with_profile<T>(name: SEXP, f: impl FnOnce(Option<&Profile>) -> T)
 ///
 /// # Safety
 /// As [`find`].
-pub unsafe fn passes_memory(name: SEXP) -> bool {
-    with_profile(name, |profile| {
-        profile.is_none_or(|p| p.host().is_some_and(Host::passes_memory))
-    })
+pub(crate) unsafe fn passes_memory(name: SEXP) -> bool {
+    // SAFETY: as this function demands.
+    unsafe {
+        with_profile(name, |profile| {
+            profile.is_none_or(|p| p.host().is_some_and(Host::passes_memory))
+        })
+    }
 }
 
 /// Calls `f` with the session. `f` must not call R, not even to make an object: R may then run a
@@ -258,17 +266,17 @@ pub unsafe fn passes_memory(name: SEXP) -> bool {
 ///
 /// # Errors
 /// This process was forked from the session, or `f` fails.
-pub fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
+pub(crate) fn with_session<T>(f: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
     unless_forked(f).unwrap_or_else(|| Err(forks::error()))
 }
 
 /// Calls `f` as [`with_session`] does; `None` if this process was forked from the session.
-pub fn unless_forked<T>(f: impl FnOnce(&mut Session) -> T) -> Option<T> {
+pub(crate) fn unless_forked<T>(f: impl FnOnce(&mut Session) -> T) -> Option<T> {
     SESSION.with_borrow_mut(|session| (!forks::is_forked()).then(|| f(session)))
 }
 
 /// Sets what all daemons are told, present and future ones.
-pub fn configure(configuration: Bytes) {
+pub(crate) fn configure(configuration: Bytes) {
     unless_forked(|session| {
         session.configuration = Some(configuration);
         for host in session.hosts() {
@@ -278,7 +286,7 @@ pub fn configure(configuration: Bytes) {
 }
 
 /// Cancels a task, wherever it is. False if it is too late.
-pub fn cancel(task: &Task) -> bool {
+pub(crate) fn cancel(task: &Task) -> bool {
     SESSION
         .with_borrow(|session| !forks::is_forked() && session.hosts().any(|host| host.cancel(task)))
 }

@@ -8,7 +8,7 @@ const RESERVE: usize = 768 << 10;
 const MOST: usize = 16 << 20;
 
 /// Levels of so many bytes each for which there is room.
-pub fn levels(size: usize) -> usize {
+pub(crate) fn levels(size: usize) -> usize {
     let here = 0u8;
     let here = std::ptr::from_ref(&here).addr();
     here.saturating_sub(end() + RESERVE) / size

@@ -11,7 +11,7 @@ use crate::session::with_session;
 const LECUYER: i32 = 10407;
 
 /// A stream as a value of `.Random.seed`.
-pub fn random_seed(stream: Stream) -> [i32; 7] {
+pub(crate) fn random_seed(stream: Stream) -> [i32; 7] {
     let [a, b, c, d, e, f] = stream;
     [LECUYER, a, b, c, d, e, f]
 }

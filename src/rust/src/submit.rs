@@ -24,7 +24,7 @@ use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
 use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"submit", submit as *const (), 6),
         r::routine(c"submit_map", submit_map as *const (), 5),
@@ -36,30 +36,37 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 /// Serializes what a daemon of a profile needs for one evaluation into the buffer. False if a hook
 /// has failed.
 unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) -> bool {
-    let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
-    SET_VECTOR_ELT(payload, 0, expr);
-    SET_VECTOR_ELT(payload, 1, globals);
-    SET_VECTOR_ELT(payload, 2, args);
-    (*buffer()).share(session::passes_memory(profile));
-    let written = serialize::write(buffer(), payload);
-    Rf_unprotect(1);
-    written
+    // SAFETY: on R's main thread, with protected arguments; `payload` is protected, and no reference to the buffer
+    // is held while R is called.
+    unsafe {
+        let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
+        SET_VECTOR_ELT(payload, 0, expr);
+        SET_VECTOR_ELT(payload, 1, globals);
+        SET_VECTOR_ELT(payload, 2, args);
+        (*buffer()).share(session::passes_memory(profile));
+        let written = serialize::write(buffer(), payload);
+        Rf_unprotect(1);
+        written
+    }
 }
 
 /// Makes a new mirai one that has failed before it could be sent. Its profile counts it all the same.
 unsafe fn fail(env: SEXP, profile: SEXP) {
-    let value = Rf_protect(failure());
-    session::with_profile(profile, |current| {
-        current
-            .and_then(|p| p.host())
-            .inspect(|host| host.count_unsubmitted());
-    });
-    r::R_removeVarFromFrame(DATA.get(), env);
-    Rf_defineVar(DATA.get(), value, env);
-    Rf_unprotect(1);
+    // SAFETY: on R's main thread; `env` is a mirai and protected, and so is `value`.
+    unsafe {
+        let value = Rf_protect(failure());
+        session::with_profile(profile, |current| {
+            current
+                .and_then(|p| p.host())
+                .inspect(|host| host.count_unsubmitted());
+        });
+        r::R_removeVarFromFrame(DATA.get(), env);
+        Rf_defineVar(DATA.get(), value, env);
+        Rf_unprotect(1);
+    }
 }
 
-pub fn milliseconds(ms: f64) -> Duration {
+pub(crate) fn milliseconds(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
 }
 
@@ -83,41 +90,46 @@ unsafe extern "C-unwind" fn submit(
     profile: SEXP,
     or_give_up: SEXP,
 ) -> SEXP {
-    let launch = match session::find(profile) {
-        Found::Host => R_NilValue,
-        Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
-        Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => r::raise(FORKED),
-    };
-    Rf_protect(launch);
-    let (env, pointer) = new_pending();
-    Rf_protect(env);
-    // Last, because R code that it may run could use the buffer itself.
-    if !write_payload(expr, globals, args, profile) {
-        fail(env, profile);
-        Rf_unprotect(2);
-        return env;
-    }
-    loop {
-        match submit_buffer(pointer, timeout, profile, launch) {
-            Ok(()) => break,
-            Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
-                Rf_unprotect(2);
-                return R_NilValue;
-            }
-            Err(Refusal::NoRoom) => {
-                if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
-                    r::raise("a serialization hook has failed");
-                }
-            }
-            Err(Refusal::Message(text)) => r::raise(text),
+    // SAFETY: R calls it on its main thread and protects the arguments. What was allocated is protected. When an
+    // error is raised, the message is dropped first and nothing else is owned.
+    unsafe {
+        let launch = match session::find(profile) {
+            Found::Host => R_NilValue,
+            Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
+            Found::Sync => return Rf_ScalarLogical(0),
+            Found::Forked => r::raise(FORKED),
+        };
+        Rf_protect(launch);
+        let (env, pointer) = new_pending();
+        Rf_protect(env);
+        // Last, because R code that it may run could use the buffer itself.
+        if !write_payload(expr, globals, args, profile) {
+            fail(env, profile);
+            Rf_unprotect(2);
+            return env;
         }
+        loop {
+            match submit_buffer(pointer, timeout, profile, launch) {
+                Ok(()) => break,
+                Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
+                    Rf_unprotect(2);
+                    return R_NilValue;
+                }
+                Err(Refusal::NoRoom) => {
+                    if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
+                        r::raise("a serialization hook has failed");
+                    }
+                }
+                Err(Refusal::Message(text)) => r::raise(text),
+            }
+        }
+        Rf_unprotect(2);
+        env
     }
-    Rf_unprotect(2);
-    env
 }
 
 /// The call that describes how to start a process for a single task.
+// SAFETY: on R's main thread; symbols need no protection.
 static LAUNCH: Constant = Constant::new(|| unsafe {
     Rf_lcons(extendr_ffi::Rf_install(c"single_use".as_ptr()), R_NilValue)
 });
@@ -130,56 +142,62 @@ unsafe fn submit_buffer(
     profile: SEXP,
     launch: SEXP,
 ) -> Result<(), Refusal> {
-    let timeout = r::as_number(timeout).map(milliseconds);
-    let make = |stream| {
-        let payload = Payload {
-            kind: Kind::Task,
-            stream,
-            constants: None,
-            body: (*buffer()).take(),
+    // SAFETY: on R's main thread, which is not left: R is called for reading only. The buffer is used here alone.
+    unsafe {
+        let timeout = r::as_number(timeout).map(milliseconds);
+        let make = |stream| {
+            let payload = Payload {
+                kind: Kind::Task,
+                stream,
+                constants: None,
+                body: (*buffer()).take(),
+            };
+            new_task(pointer, payload)
         };
-        new_task(pointer, payload)
-    };
-    let submitted = session::with_profile(profile, |current| {
-        let profile = current?;
-        let Some(host) = profile.host() else {
-            return Some(Err(Refusal::Message(
-                "daemons were changed meanwhile".into(),
-            )));
-        };
-        if !host.has_room((*buffer()).len() as u64) {
-            return Some(Err(Refusal::NoRoom));
-        }
-        host.submit(make(profile.task_stream()), timeout, Target::Any);
-        Some(Ok(()))
-    });
-    submitted.unwrap_or_else(|| {
-        if launch == R_NilValue {
-            return Err(Refusal::Message("daemons were changed meanwhile".into()));
-        }
-        launch::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
-    })
+        let submitted = session::with_profile(profile, |current| {
+            let profile = current?;
+            let Some(host) = profile.host() else {
+                return Some(Err(Refusal::Message(
+                    "daemons were changed meanwhile".into(),
+                )));
+            };
+            if !host.has_room((*buffer()).len() as u64) {
+                return Some(Err(Refusal::NoRoom));
+            }
+            host.submit(make(profile.task_stream()), timeout, Target::Any);
+            Some(Ok(()))
+        });
+        submitted.unwrap_or_else(|| {
+            if launch == R_NilValue {
+                return Err(Refusal::Message("daemons were changed meanwhile".into()));
+            }
+            launch::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
+        })
+    }
 }
 
 /// Waits until there is room for what is in the buffer. False if R has done something meanwhile
 /// for which it has used the buffer, which is to be written again.
 unsafe fn wait_for_room(profile: SEXP) -> bool {
-    let size = (*buffer()).len() as u64;
-    let uses = serialize::uses();
-    let has_room = || {
-        session::with_profile(profile, |current| {
-            current
-                .and_then(|p| p.host())
-                .is_none_or(|h| h.has_room(size))
-        })
-    };
-    while Bell::get().wait(None, Events::new(), has_room) == Waited::Interrupted {
-        events::serve();
-        if serialize::uses() != uses {
-            return false;
+    // SAFETY: on R's main thread; `events::serve` may leave by a long jump, and nothing is owned then.
+    unsafe {
+        let size = (*buffer()).len() as u64;
+        let uses = serialize::uses();
+        let has_room = || {
+            session::with_profile(profile, |current| {
+                current
+                    .and_then(|p| p.host())
+                    .is_none_or(|h| h.has_room(size))
+            })
+        };
+        while Bell::get().wait(None, Events::new(), has_room) == Waited::Interrupted {
+            events::serve();
+            if serialize::uses() != uses {
+                return false;
+            }
         }
+        true
     }
-    true
 }
 
 /// `.Call(submit_map, expr, globals, args, elements, profile)`: a list of mirai, one
@@ -192,97 +210,114 @@ unsafe extern "C-unwind" fn submit_map(
     elements: SEXP,
     profile: SEXP,
 ) -> SEXP {
-    match session::find(profile) {
-        Found::Host => {}
-        Found::Nothing => r::raise("no daemons set"),
-        Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => r::raise(FORKED),
-    }
-    let n = Rf_xlength(elements);
-    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-    // In R's keeping, because serializing an element may leave by a long jump.
-    let keeper = Rf_protect(R_MakeExternalPtr(
-        std::ptr::null_mut(),
-        R_NilValue,
-        R_NilValue,
-    ));
-    R_RegisterCFinalizerEx(keeper, Some(finalize_constants), Rboolean::FALSE);
-    let common = write_payload(expr, globals, args, profile);
-    if common {
-        make_constants(keeper, profile);
-    }
-    for i in 0..n {
-        let (env, pointer) = new_pending();
-        SET_VECTOR_ELT(out, i, env);
-        let element = VECTOR_ELT(elements, i);
-        if !common || !serialize::write(buffer(), element) {
-            fail(env, profile);
-            continue;
+    // SAFETY: R calls it on its main thread and protects the arguments. `out` and `keeper` are protected, and
+    // `out` has each new mirai at once.
+    unsafe {
+        match session::find(profile) {
+            Found::Host => {}
+            Found::Nothing => r::raise("no daemons set"),
+            Found::Sync => return Rf_ScalarLogical(0),
+            Found::Forked => r::raise(FORKED),
         }
-        while !submit_element(pointer, keeper, profile) {
-            if !wait_for_room(profile) && !serialize::write(buffer(), element) {
-                r::raise("a serialization hook has failed");
+        let n = Rf_xlength(elements);
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+        // In R's keeping, because serializing an element may leave by a long jump.
+        let keeper = Rf_protect(R_MakeExternalPtr(
+            std::ptr::null_mut(),
+            R_NilValue,
+            R_NilValue,
+        ));
+        R_RegisterCFinalizerEx(keeper, Some(finalize_constants), Rboolean::FALSE);
+        let common = write_payload(expr, globals, args, profile);
+        if common {
+            make_constants(keeper, profile);
+        }
+        for i in 0..n {
+            let (env, pointer) = new_pending();
+            SET_VECTOR_ELT(out, i, env);
+            let element = VECTOR_ELT(elements, i);
+            if !common || !serialize::write(buffer(), element) {
+                fail(env, profile);
+                continue;
+            }
+            while !submit_element(pointer, keeper, profile) {
+                if !wait_for_room(profile) && !serialize::write(buffer(), element) {
+                    r::raise("a serialization hook has failed");
+                }
             }
         }
+        release_constants(keeper);
+        Rf_unprotect(2);
+        out
     }
-    release_constants(keeper);
-    Rf_unprotect(2);
-    out
 }
 
 /// Makes constants of what is in the buffer.
 unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
-    session::with_profile(profile, |current| {
-        if let Some(host) = current.and_then(|p| p.host()) {
-            let constants = host.constants((*buffer()).take());
-            R_SetExternalPtrAddr(keeper, Arc::into_raw(constants).cast_mut().cast());
-        }
-    });
+    // SAFETY: on R's main thread; `keeper` is protected and has no constants yet. The buffer is used here alone.
+    unsafe {
+        session::with_profile(profile, |current| {
+            if let Some(host) = current.and_then(|p| p.host()) {
+                let constants = host.constants((*buffer()).take());
+                R_SetExternalPtrAddr(keeper, Arc::into_raw(constants).cast_mut().cast());
+            }
+        });
+    }
 }
 
 /// The submission was left by a long jump. As with a task, a forked process leaves them
 /// alone.
 unsafe extern "C" fn finalize_constants(keeper: SEXP) {
-    if !forks::is_forked() {
-        release_constants(keeper);
+    // SAFETY: R calls it once with the pointer, on its main thread.
+    unsafe {
+        if !forks::is_forked() {
+            release_constants(keeper);
+        }
     }
 }
 
 unsafe fn release_constants(keeper: SEXP) {
-    let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
-    R_ClearExternalPtr(keeper);
-    if !constants.is_null() {
-        drop(Arc::from_raw(constants.cast_const()));
+    // SAFETY: `keeper`'s address is null or from `Arc::into_raw`. It is cleared first, so nobody takes it twice.
+    unsafe {
+        let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
+        R_ClearExternalPtr(keeper);
+        if !constants.is_null() {
+            drop(Arc::from_raw(constants.cast_const()));
+        }
     }
 }
 
 /// Submits the element in the buffer. False if there is no room for it.
 unsafe fn submit_element(pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
-    session::with_profile(profile, |current| {
-        let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
-        let profile = current.filter(|_| !constants.is_null());
-        let host = profile.and_then(|p| p.host());
-        if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
-            return false;
-        }
-        let shared = (!constants.is_null()).then(|| {
-            Arc::increment_strong_count(constants.cast_const());
-            Arc::from_raw(constants.cast_const())
-        });
-        let payload = Payload {
-            kind: Kind::Map,
-            stream: profile.and_then(|p| p.task_stream()),
-            constants: shared,
-            body: (*buffer()).take(),
-        };
-        let task = new_task(pointer, payload);
-        match host {
-            Some(host) => host.submit(task, None, Target::Any),
-            // Daemons were reset meanwhile (by a finalizer, say).
-            None => task.resolve(Outcome::Reset),
-        }
-        true
-    })
+    // SAFETY: on R's main thread; `keeper`'s address is null or from `Arc::into_raw`, and stays so meanwhile. The
+    // buffer is used here alone.
+    unsafe {
+        session::with_profile(profile, |current| {
+            let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
+            let profile = current.filter(|_| !constants.is_null());
+            let host = profile.and_then(|p| p.host());
+            if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
+                return false;
+            }
+            let shared = (!constants.is_null()).then(|| {
+                Arc::increment_strong_count(constants.cast_const());
+                Arc::from_raw(constants.cast_const())
+            });
+            let payload = Payload {
+                kind: Kind::Map,
+                stream: profile.and_then(|p| p.task_stream()),
+                constants: shared,
+                body: (*buffer()).take(),
+            };
+            let task = new_task(pointer, payload);
+            match host {
+                Some(host) => host.submit(task, None, Target::Any),
+                // Daemons were reset meanwhile (by a finalizer, say).
+                None => task.resolve(Outcome::Reset),
+            }
+            true
+        })
+    }
 }
 
 /// `.Call(submit_everywhere, expr, globals, args, min, profile)`: a list of
@@ -296,75 +331,82 @@ unsafe extern "C-unwind" fn submit_everywhere(
     min: SEXP,
     profile: SEXP,
 ) -> SEXP {
-    match session::find(profile) {
-        Found::Host => {}
-        Found::Nothing => return R_NilValue,
-        Found::Sync => return Rf_ScalarLogical(0),
-        Found::Forked => r::raise(FORKED),
-    }
-    let min = r::as_number(min).unwrap_or(1.0) as usize;
-    let mut n = session::with_profile(profile, |p| {
-        p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
-    });
-    // Again if more daemons have connected before the tasks were handed over: R cannot be called in the middle of that.
-    loop {
-        n = n.max(min);
-        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
-        for i in 0..n {
-            let (env, ..) = new_pending();
-            SET_VECTOR_ELT(out, i as _, env);
+    // SAFETY: R calls it on its main thread and protects the arguments. `out` is protected and has each new mirai
+    // at once.
+    unsafe {
+        match session::find(profile) {
+            Found::Host => {}
+            Found::Nothing => return R_NilValue,
+            Found::Sync => return Rf_ScalarLogical(0),
+            Found::Forked => r::raise(FORKED),
         }
-        if !write_payload(expr, globals, args, profile) {
+        let min = r::as_number(min).unwrap_or(1.0) as usize;
+        let mut n = session::with_profile(profile, |p| {
+            p.and_then(|p| p.host()).map_or(0, |h| h.peers().len())
+        });
+        // Again if more daemons have connected before the tasks were handed over: R cannot be called in the middle of that.
+        loop {
+            n = n.max(min);
+            let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as _));
             for i in 0..n {
-                fail(VECTOR_ELT(out, i as _), profile);
+                let (env, ..) = new_pending();
+                SET_VECTOR_ELT(out, i as _, env);
             }
-            Rf_unprotect(1);
-            return out;
-        }
-        match submit_pinned(out, n, min, profile) {
-            Ok(n) => {
-                let out = Rf_xlengthgets(out, n as _);
+            if !write_payload(expr, globals, args, profile) {
+                for i in 0..n {
+                    fail(VECTOR_ELT(out, i as _), profile);
+                }
                 Rf_unprotect(1);
                 return out;
             }
-            Err(needed) => n = needed,
+            match submit_pinned(out, n, min, profile) {
+                Ok(n) => {
+                    let out = Rf_xlengthgets(out, n as _);
+                    Rf_unprotect(1);
+                    return out;
+                }
+                Err(needed) => n = needed,
+            }
+            Rf_unprotect(1);
         }
-        Rf_unprotect(1);
     }
 }
 
 /// Hands over the buffer as a task for each daemon, `min` at least, which those of the `n` new mirai in `out` become
 /// that are needed. Returns how many; as an error, how many it takes, if there are too few.
 unsafe fn submit_pinned(out: SEXP, n: usize, min: usize, profile: SEXP) -> Result<usize, usize> {
-    session::with_profile(profile, |current| {
-        // Daemons were reset meanwhile (by a finalizer, say): these resolve like those that come too late.
-        let host = current.and_then(|p| p.host());
-        let body = (*buffer()).take();
-        let task = |i| {
-            let env = VECTOR_ELT(out, i as _);
-            let pointer = r::get_var_in_frame(TASK.get(), env);
-            let payload = Payload {
-                kind: Kind::Setup,
-                stream: None,
-                constants: None,
-                body: body.clone(),
+    // SAFETY: on R's main thread; `out` has `n` mirai, and R is called for reading only.
+    unsafe {
+        session::with_profile(profile, |current| {
+            // Daemons were reset meanwhile (by a finalizer, say): these resolve like those that come too late.
+            let host = current.and_then(|p| p.host());
+            let body = (*buffer()).take();
+            let task = |i| {
+                let env = VECTOR_ELT(out, i as _);
+                let pointer = r::get_var_in_frame(TASK.get(), env);
+                let payload = Payload {
+                    kind: Kind::Setup,
+                    stream: None,
+                    constants: None,
+                    body: body.clone(),
+                };
+                new_task(pointer, payload)
             };
-            new_task(pointer, payload)
-        };
-        let mut tasks: Vec<_> = (0..n).map(task).collect();
-        let Some(host) = host else {
-            for task in tasks {
-                task.resolve(Outcome::Reset);
-            }
-            return Ok(n);
-        };
-        let mut used = n;
-        host.submit_to_each(min, |needed| {
-            used = needed;
-            (needed <= n).then(|| tasks.drain(..needed).collect())
-        })?;
-        Ok(used)
-    })
+            let mut tasks: Vec<_> = (0..n).map(task).collect();
+            let Some(host) = host else {
+                for task in tasks {
+                    task.resolve(Outcome::Reset);
+                }
+                return Ok(n);
+            };
+            let mut used = n;
+            host.submit_to_each(min, |needed| {
+                used = needed;
+                (needed <= n).then(|| tasks.drain(..needed).collect())
+            })?;
+            Ok(used)
+        })
+    }
 }
 
 /// `.Call(submit_to, expr, args, endpoint, profile)`: a mirai that is evaluated by the
@@ -376,32 +418,36 @@ unsafe extern "C-unwind" fn submit_to(
     endpoint: SEXP,
     profile: SEXP,
 ) -> SEXP {
-    match session::find(profile) {
-        Found::Host => {}
-        Found::Nothing | Found::Sync => return R_NilValue,
-        Found::Forked => r::raise(FORKED),
-    }
-    let (env, pointer) = new_pending();
-    Rf_protect(env);
-    if !write_payload(expr, R_NilValue, args, profile) {
-        fail(env, profile);
-        Rf_unprotect(1);
-        return env;
-    }
-    session::with_profile(profile, |current| {
-        let payload = Payload {
-            kind: Kind::Setup,
-            stream: None,
-            constants: None,
-            body: (*buffer()).take(),
-        };
-        let task = new_task(pointer, payload);
-        let endpoint = *INTEGER(endpoint) as usize - 1;
-        match current.and_then(|p| p.host()) {
-            Some(host) => host.submit(task, None, Target::Endpoint(endpoint)),
-            None => task.resolve(Outcome::Reset),
+    // SAFETY: R calls it on its main thread and protects the arguments; `endpoint` is an integer. `env` is
+    // protected.
+    unsafe {
+        match session::find(profile) {
+            Found::Host => {}
+            Found::Nothing | Found::Sync => return R_NilValue,
+            Found::Forked => r::raise(FORKED),
         }
-    });
-    Rf_unprotect(1);
-    env
+        let (env, pointer) = new_pending();
+        Rf_protect(env);
+        if !write_payload(expr, R_NilValue, args, profile) {
+            fail(env, profile);
+            Rf_unprotect(1);
+            return env;
+        }
+        session::with_profile(profile, |current| {
+            let payload = Payload {
+                kind: Kind::Setup,
+                stream: None,
+                constants: None,
+                body: (*buffer()).take(),
+            };
+            let task = new_task(pointer, payload);
+            let endpoint = *INTEGER(endpoint) as usize - 1;
+            match current.and_then(|p| p.host()) {
+                Some(host) => host.submit(task, None, Target::Endpoint(endpoint)),
+                None => task.resolve(Outcome::Reset),
+            }
+        });
+        Rf_unprotect(1);
+        env
+    }
 }

@@ -37,7 +37,7 @@ use crate::r::{
 };
 use crate::serialize::{self, Unread};
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"resolved", resolved as *const (), 1),
         r::routine(c"data", data as *const (), 1),
@@ -52,10 +52,13 @@ symbols! {
     BLOCK = c"mirai_block";
 }
 
+// SAFETY: on R's main thread.
 static CLASS: Constant = Constant::new(|| unsafe { r::string("mirai") });
 
+// SAFETY: on R's main thread.
 static ERROR_CLASS: Constant = Constant::new(|| unsafe { r::string("errorValue") });
 
+// SAFETY: on R's main thread; what was allocated is protected.
 static UNRESOLVED: Constant = Constant::new(|| unsafe {
     let value = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, 1));
     *LOGICAL(value) = i32::MIN; // NA
@@ -68,6 +71,7 @@ static UNRESOLVED: Constant = Constant::new(|| unsafe {
 
 /// The call `function(value) <body>`, whose evaluation in a mirai makes the
 /// function of its active binding; formals and body are shared by all of them.
+// SAFETY: on R's main thread; our namespace keeps the template, which is a closure, and so its parts.
 static BINDING: Constant = Constant::new(|| unsafe {
     let template = r::our_function(c"data_binding");
     let formals = extendr_ffi::backports::get_closure_formals(template);
@@ -81,14 +85,17 @@ static BINDING: Constant = Constant::new(|| unsafe {
 /// Makes a mirai without a task yet, which has this slot of a block, or, without a block, one that
 /// will never have a task.
 unsafe fn new_mirai(block: SEXP, slot: usize) -> (SEXP, SEXP) {
-    let env = Rf_protect(R_NewEnv(r::NAMESPACE.get(), 0, 0));
-    // Copies of it that come through serialization have the address 0, which is no slot.
-    let address = std::ptr::without_provenance_mut(slot);
-    let pointer = Rf_protect(R_MakeExternalPtr(address, block, env));
-    Rf_defineVar(TASK.get(), pointer, env);
-    Rf_setAttrib(env, R_ClassSymbol, CLASS.get());
-    Rf_unprotect(2);
-    (env, pointer)
+    // SAFETY: on R's main thread; `block` is protected, and so is what was allocated.
+    unsafe {
+        let env = Rf_protect(R_NewEnv(r::NAMESPACE.get(), 0, 0));
+        // Copies of it that come through serialization have the address 0, which is no slot.
+        let address = std::ptr::without_provenance_mut(slot);
+        let pointer = Rf_protect(R_MakeExternalPtr(address, block, env));
+        Rf_defineVar(TASK.get(), pointer, env);
+        Rf_setAttrib(env, R_ClassSymbol, CLASS.get());
+        Rf_unprotect(2);
+        (env, pointer)
+    }
 }
 
 /// The task of a mirai, or null.
@@ -133,36 +140,41 @@ fn fewer(gone: usize) {
 
 /// A pairlist of one cell that holds the block that has slots left, or `NULL`. No other block gets
 /// a mirai more, so that none can get one while its finalizer is already due.
+// SAFETY: on R's main thread.
 static BEGUN: Constant = Constant::new(|| unsafe { Rf_cons(R_NilValue, R_NilValue) });
 
 impl Block {
     /// A block and the number of a slot in it, from 1.
     unsafe fn take_slot() -> (SEXP, usize) {
-        let begun = CAR(BEGUN.get());
-        if let Some(block) = Block::of(begun) {
-            let slot = block.add();
-            if slot == SHARING {
-                r::SETCAR(BEGUN.get(), R_NilValue);
+        // SAFETY: on R's main thread; `BEGUN` is preserved and keeps the block. The new pointer is protected until
+        // it is returned.
+        unsafe {
+            let begun = CAR(BEGUN.get());
+            if let Some(block) = Block::of(begun) {
+                let slot = block.add();
+                if slot == SHARING {
+                    r::SETCAR(BEGUN.get(), R_NilValue);
+                }
+                return (begun, slot);
             }
-            return (begun, slot);
+            let pointer = Rf_protect(R_MakeExternalPtr(
+                std::ptr::null_mut(),
+                BLOCK.get(),
+                R_NilValue,
+            ));
+            R_RegisterCFinalizerEx(pointer, Some(Block::finalize), Rboolean::FALSE);
+            let shared = BLOCKS.fetch_add(1, Ordering::Relaxed) >= MOST_ALONE;
+            let mut block = Box::new(Block {
+                slots: Vec::with_capacity(if shared { SHARING } else { 1 }),
+            });
+            let slot = block.add();
+            R_SetExternalPtrAddr(pointer, Box::into_raw(block).cast());
+            if shared {
+                r::SETCAR(BEGUN.get(), pointer);
+            }
+            Rf_unprotect(1);
+            (pointer, slot)
         }
-        let pointer = Rf_protect(R_MakeExternalPtr(
-            std::ptr::null_mut(),
-            BLOCK.get(),
-            R_NilValue,
-        ));
-        R_RegisterCFinalizerEx(pointer, Some(Block::finalize), Rboolean::FALSE);
-        let shared = BLOCKS.fetch_add(1, Ordering::Relaxed) >= MOST_ALONE;
-        let mut block = Box::new(Block {
-            slots: Vec::with_capacity(if shared { SHARING } else { 1 }),
-        });
-        let slot = block.add();
-        R_SetExternalPtrAddr(pointer, Box::into_raw(block).cast());
-        if shared {
-            r::SETCAR(BEGUN.get(), pointer);
-        }
-        Rf_unprotect(1);
-        (pointer, slot)
     }
 
     fn add(&mut self) -> usize {
@@ -173,198 +185,253 @@ impl Block {
 
     /// What an R object points to, if that is a block that has not been finalized.
     unsafe fn of<'a>(pointer: SEXP) -> Option<&'a mut Block> {
-        if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP || R_ExternalPtrTag(pointer) != BLOCK.get() {
-            return None;
+        // SAFETY: the type and the tag say that the address is null or that of a `Block`, which lives until the
+        // pointer is finalized. The caller does not keep two of them.
+        unsafe {
+            if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP || R_ExternalPtrTag(pointer) != BLOCK.get() {
+                return None;
+            }
+            R_ExternalPtrAddr(pointer).cast::<Block>().as_mut()
         }
-        R_ExternalPtrAddr(pointer).cast::<Block>().as_mut()
     }
 
     /// The last of its mirai has been dropped or read.
     unsafe extern "C" fn finalize(pointer: SEXP) {
-        let block = R_ExternalPtrAddr(pointer).cast::<Block>();
-        R_ClearExternalPtr(pointer);
-        BLOCKS.fetch_sub(1, Ordering::Relaxed);
-        // A forked process leaves alone what it shares with its parent's threads: one of
-        // them may have held a lock when it was forked.
-        if !block.is_null() && !forks::is_forked() {
-            let slots = Box::from_raw(block).slots;
-            slots.iter().for_each(|slot| empty(slot));
-            fewer(slots.len());
-        }
-        // The next mirai have blocks of their own. Those that share this one do not keep it
-        // any longer than they need it.
-        if BLOCKS.load(Ordering::Relaxed) < MOST_ALONE {
-            r::SETCAR(BEGUN.get(), R_NilValue);
+        // SAFETY: R calls it once with the pointer, whose address is null or from `Box::into_raw`.
+        unsafe {
+            let block = R_ExternalPtrAddr(pointer).cast::<Block>();
+            R_ClearExternalPtr(pointer);
+            BLOCKS.fetch_sub(1, Ordering::Relaxed);
+            // A forked process leaves alone what it shares with its parent's threads: one of
+            // them may have held a lock when it was forked.
+            if !block.is_null() && !forks::is_forked() {
+                let slots = Box::from_raw(block).slots;
+                slots.iter().for_each(|slot| empty(slot));
+                fewer(slots.len());
+            }
+            // The next mirai have blocks of their own. Those that share this one do not keep it
+            // any longer than they need it.
+            if BLOCKS.load(Ordering::Relaxed) < MOST_ALONE {
+                r::SETCAR(BEGUN.get(), R_NilValue);
+            }
         }
     }
 }
 
 unsafe fn empty(slot: &Slot) {
-    let task = slot.replace(std::ptr::null());
-    if !task.is_null() {
-        drop(Arc::from_raw(task));
+    // SAFETY: a slot holds null or a pointer from `Arc::into_raw`, which is taken out here.
+    unsafe {
+        let task = slot.replace(std::ptr::null());
+        if !task.is_null() {
+            drop(Arc::from_raw(task));
+        }
     }
 }
 
 /// The slot of a mirai by its `.task`; `None` if it has been given back.
 unsafe fn slot<'a>(pointer: SEXP) -> Option<&'a Slot> {
-    let block = Block::of(R_ExternalPtrTag(pointer))?;
-    block
-        .slots
-        .get(R_ExternalPtrAddr(pointer).addr().checked_sub(1)?)
+    // SAFETY: as in `Block::of`; a slot is given back with its block only.
+    unsafe {
+        let block = Block::of(R_ExternalPtrTag(pointer))?;
+        block
+            .slots
+            .get(R_ExternalPtrAddr(pointer).addr().checked_sub(1)?)
+    }
 }
 
 /// Gives a mirai the next number of the session. That of its task is another, because R code that
 /// runs between the two (hooks, finalizers) may make mirai itself.
 unsafe fn number(env: SEXP) {
-    static LAST: AtomicI32 = AtomicI32::new(0);
-    let id = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-    let id = Rf_protect(r::integers(&[id]));
-    Rf_setAttrib(env, ID.get(), id);
-    Rf_unprotect(1);
+    // SAFETY: on R's main thread; `env` is protected, and so is `id`.
+    unsafe {
+        static LAST: AtomicI32 = AtomicI32::new(0);
+        let id = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let id = Rf_protect(r::integers(&[id]));
+        Rf_setAttrib(env, ID.get(), id);
+        Rf_unprotect(1);
+    }
 }
 
 /// Makes a mirai with all that it needs to follow a task, and returns its environment and
 /// its `.task`. Everything that R can fail at happens here, before there is a task.
-pub unsafe fn new_pending() -> (SEXP, SEXP) {
-    let (block, slot) = Block::take_slot();
-    Rf_protect(block);
-    let (env, pointer) = new_mirai(block, slot);
-    Rf_protect(env);
-    let function = Rf_protect(Rf_eval(BINDING.get(), env));
-    R_MakeActiveBinding(DATA.get(), function, env);
-    number(env);
-    Rf_unprotect(3);
-    (env, pointer)
+pub(crate) unsafe fn new_pending() -> (SEXP, SEXP) {
+    // SAFETY: on R's main thread; what was allocated is protected.
+    unsafe {
+        let (block, slot) = Block::take_slot();
+        Rf_protect(block);
+        let (env, pointer) = new_mirai(block, slot);
+        Rf_protect(env);
+        let function = Rf_protect(Rf_eval(BINDING.get(), env));
+        R_MakeActiveBinding(DATA.get(), function, env);
+        number(env);
+        Rf_unprotect(3);
+        (env, pointer)
+    }
 }
 
 unsafe fn release(pointer: SEXP) {
-    if let Some(slot) = slot(pointer) {
-        empty(slot);
+    // SAFETY: on R's main thread; `pointer` is a mirai's `.task` and protected.
+    unsafe {
+        if let Some(slot) = slot(pointer) {
+            empty(slot);
+        }
+        // It keeps the tasks of others no longer.
+        R_SetExternalPtrTag(pointer, R_NilValue);
     }
-    // It keeps the tasks of others no longer.
-    R_SetExternalPtrTag(pointer, R_NilValue);
 }
 
 /// Makes the task of a mirai, to be submitted before R is called again: ids are in order then.
-pub unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
-    let task = Arc::new(Task::new(next_task_id(), payload));
-    if let Some(slot) = slot(pointer) {
-        slot.set(Arc::into_raw(task.clone()));
+pub(crate) unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
+    // SAFETY: `pointer` is a mirai's `.task` and protected.
+    unsafe {
+        let task = Arc::new(Task::new(next_task_id(), payload));
+        if let Some(slot) = slot(pointer) {
+            slot.set(Arc::into_raw(task.clone()));
+        }
+        task
     }
-    task
 }
 
 /// What `.task` points to.
 unsafe fn held<'a>(pointer: SEXP) -> Option<&'a Task> {
-    slot(pointer)?.get().as_ref()
+    // SAFETY: a slot holds null or a task, which it keeps alive until it is emptied.
+    unsafe { slot(pointer)?.get().as_ref() }
 }
 
 /// The task of a mirai, or `None` if it has been let go: the value is there.
 /// Borrowed for as long as the mirai is reachable and its value is not read.
-pub unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
-    let pointer = r::get_var_in_frame(TASK.get(), mirai);
-    if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
-        return None;
+pub(crate) unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
+    // SAFETY: on R's main thread; `mirai` is an environment and protected.
+    unsafe {
+        let pointer = r::get_var_in_frame(TASK.get(), mirai);
+        if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
+            return None;
+        }
+        held(pointer)
     }
-    held(pointer)
 }
 
-pub unsafe fn is_mirai(x: SEXP) -> bool {
-    TYPEOF(x) == SEXPTYPE::ENVSXP
+pub(crate) unsafe fn is_mirai(x: SEXP) -> bool {
+    // SAFETY: on R's main thread; `x` is protected.
+    unsafe {
+        TYPEOF(x) == SEXPTYPE::ENVSXP
         // As one that is made here has it, which is quick to see.
         && (Rf_getAttrib(x, R_ClassSymbol) == CLASS.get()
             || Rf_inherits(x, c"mirai".as_ptr()) == Rboolean::TRUE)
+    }
 }
 
 /// The error value for R's last error.
-pub unsafe fn failure() -> SEXP {
-    failure_with(r::string(&r::last_error().to_string_lossy()))
+pub(crate) unsafe fn failure() -> SEXP {
+    // SAFETY: on R's main thread.
+    unsafe { failure_with(r::string(&r::last_error().to_string_lossy())) }
 }
 
 unsafe fn failure_of(unread: Unread) -> SEXP {
-    let text = unread.to_string();
-    let string = r::string(&text);
-    drop(text);
-    failure_with(string)
+    // SAFETY: on R's main thread; the text is dropped before R is called again.
+    unsafe {
+        let text = unread.to_string();
+        let string = r::string(&text);
+        drop(text);
+        failure_with(string)
+    }
 }
 
 unsafe fn failure_with(text: SEXP) -> SEXP {
-    let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
-    let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
-    let value = Rf_eval(call, r::NAMESPACE.get());
-    Rf_unprotect(2);
-    value
+    // SAFETY: on R's main thread; what was allocated is protected.
+    unsafe {
+        let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
+        let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
+        let value = Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(2);
+        value
+    }
 }
 
 /// `.Call(resolved, value)`: a mirai that has this value from the beginning.
 unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
-    let (env, _) = new_mirai(R_NilValue, 0);
-    Rf_protect(env);
-    Rf_defineVar(DATA.get(), value, env);
-    number(env);
-    Rf_unprotect(1);
-    env
+    // SAFETY: R calls it on its main thread and protects the argument; `env` is protected.
+    unsafe {
+        let (env, _) = new_mirai(R_NilValue, 0);
+        Rf_protect(env);
+        Rf_defineVar(DATA.get(), value, env);
+        number(env);
+        Rf_unprotect(1);
+        env
+    }
 }
 
 /// `.Call(data, .task)`: the value, or an unresolved value.
 unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
-    match held(pointer) {
-        Some(task) if task.is_resolved() => settle(pointer),
-        Some(_) => UNRESOLVED.get(),
-        // A copy that came through serialization has a value only if it had been
-        // read before; a binding that is still active would lead back to here.
-        None => error_value(7),
+    // SAFETY: R calls it on its main thread and protects the argument.
+    unsafe {
+        match held(pointer) {
+            Some(task) if task.is_resolved() => settle(pointer),
+            Some(_) => UNRESOLVED.get(),
+            // A copy that came through serialization has a value only if it had been
+            // read before; a binding that is still active would lead back to here.
+            None => error_value(7),
+        }
     }
 }
 
 /// Makes the value of a resolved task the mirai's ordinary `data`.
 unsafe fn settle(pointer: SEXP) -> SEXP {
-    let env = Rf_protect(R_ExternalPtrProtected(pointer));
-    let Some(task) = held(pointer).map(std::ptr::from_ref) else {
-        return error_value(7);
-    };
-    // Reading may run code of the user's (hooks, finalizers), which may read the same
-    // mirai; it may also leave by a long jump.
-    Arc::increment_strong_count(task);
-    let held = task.cast_mut().cast();
-    let value = r::R_ExecWithCleanup(Some(read_outcome), held, Some(drop_task), held);
-    Rf_protect(value);
-    r::R_removeVarFromFrame(DATA.get(), env);
-    Rf_defineVar(DATA.get(), value, env);
-    release(pointer);
-    Rf_unprotect(2);
-    value
+    // SAFETY: on R's main thread; `env` is protected. The task has been counted once more, for `drop_task`, which
+    // R calls in any case.
+    unsafe {
+        let env = Rf_protect(R_ExternalPtrProtected(pointer));
+        let Some(task) = held(pointer).map(std::ptr::from_ref) else {
+            return error_value(7);
+        };
+        // Reading may run code of the user's (hooks, finalizers), which may read the same
+        // mirai; it may also leave by a long jump.
+        Arc::increment_strong_count(task);
+        let held = task.cast_mut().cast();
+        let value = r::R_ExecWithCleanup(Some(read_outcome), held, Some(drop_task), held);
+        Rf_protect(value);
+        r::R_removeVarFromFrame(DATA.get(), env);
+        Rf_defineVar(DATA.get(), value, env);
+        release(pointer);
+        Rf_unprotect(2);
+        value
+    }
 }
 
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
-    match (*task.cast::<Task>()).outcome() {
-        Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
-        Some(Outcome::TimedOut) => error_value(5),
-        Some(Outcome::Closed) => error_value(7),
-        Some(Outcome::Reset) => error_value(19),
-        Some(Outcome::Canceled) | None => error_value(20),
+    // SAFETY: `settle` passes a task that it keeps alive.
+    unsafe {
+        match (*task.cast::<Task>()).outcome() {
+            Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
+            Some(Outcome::TimedOut) => error_value(5),
+            Some(Outcome::Closed) => error_value(7),
+            Some(Outcome::Reset) => error_value(19),
+            Some(Outcome::Canceled) | None => error_value(20),
+        }
     }
 }
 
 /// The value that a daemon has sent; an error value if it cannot be read. A long jump leaves this only
 /// for an interrupt, and then the value can be read again.
 unsafe fn value(content: &Content) -> SEXP {
-    let mut reading = Reading {
-        content,
-        unread: None,
-    };
-    match serialize::read_plain(content) {
-        Some(Ok(value)) => return value,
-        Some(Err(unread)) => return failure_of(unread),
-        // Being ready for R's errors takes longer than reading a small value.
-        None => {}
-    }
-    let data = std::ptr::from_mut(&mut reading).cast();
-    let value = r::R_tryCatchError(Some(read_content), data, Some(unreadable), data);
-    match reading.unread {
-        None => value,
-        Some(unread) => failure_of(unread),
+    // SAFETY: on R's main thread; `reading` outlives the call, in which long jumps end but for interrupts.
+    unsafe {
+        let mut reading = Reading {
+            content,
+            unread: None,
+        };
+        match serialize::read_plain(content) {
+            Some(Ok(value)) => return value,
+            Some(Err(unread)) => return failure_of(unread),
+            // Being ready for R's errors takes longer than reading a small value.
+            None => {}
+        }
+        let data = std::ptr::from_mut(&mut reading).cast();
+        let value = r::R_tryCatchError(Some(read_content), data, Some(unreadable), data);
+        match reading.unread {
+            None => value,
+            Some(unread) => failure_of(unread),
+        }
     }
 }
 
@@ -374,38 +441,53 @@ struct Reading<'a> {
 }
 
 unsafe extern "C" fn read_content(reading: *mut c_void) -> SEXP {
-    let reading = &mut *reading.cast::<Reading<'_>>();
-    serialize::read(reading.content).unwrap_or_else(|unread| {
-        reading.unread = Some(unread);
-        R_NilValue
-    })
+    // SAFETY: `value` passes its `reading`, which nobody else uses meanwhile.
+    unsafe {
+        let reading = &mut *reading.cast::<Reading<'_>>();
+        serialize::read(reading.content).unwrap_or_else(|unread| {
+            reading.unread = Some(unread);
+            R_NilValue
+        })
+    }
 }
 
 /// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
 unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
-    let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
-    let call = Rf_protect(Rf_lang2(name, condition));
-    let value = Rf_eval(call, r::NAMESPACE.get());
-    Rf_unprotect(1);
-    value
+    // SAFETY: on R's main thread; R protects the condition, and the call is protected.
+    unsafe {
+        let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
+        let call = Rf_protect(Rf_lang2(name, condition));
+        let value = Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(1);
+        value
+    }
 }
 
 unsafe extern "C" fn drop_task(task: *mut c_void) {
-    drop(Arc::from_raw(task.cast::<Task>().cast_const()));
+    // SAFETY: `settle` passes a task that it has counted for this.
+    unsafe {
+        drop(Arc::from_raw(task.cast::<Task>().cast_const()));
+    }
 }
 
 unsafe fn error_value(code: i32) -> SEXP {
-    let value = Rf_protect(r::integers(&[code]));
-    Rf_setAttrib(value, R_ClassSymbol, ERROR_CLASS.get());
-    Rf_unprotect(1);
-    value
+    // SAFETY: on R's main thread; `value` is protected.
+    unsafe {
+        let value = Rf_protect(r::integers(&[code]));
+        Rf_setAttrib(value, R_ClassSymbol, ERROR_CLASS.get());
+        Rf_unprotect(1);
+        value
+    }
 }
 
 /// The value of a mirai that has resolved.
-pub unsafe fn value_of(mirai: SEXP) -> SEXP {
-    if task_of(mirai).is_some() {
-        settle(r::get_var_in_frame(TASK.get(), mirai))
-    } else {
-        r::get_var_in_frame(DATA.get(), mirai)
+pub(crate) unsafe fn value_of(mirai: SEXP) -> SEXP {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    unsafe {
+        if task_of(mirai).is_some() {
+            settle(r::get_var_in_frame(TASK.get(), mirai))
+        } else {
+            r::get_var_in_frame(DATA.get(), mirai)
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::r;
 ///
 /// # Errors
 /// `tls` is not valid, or a certificate cannot be made.
-pub fn identity(
+pub(crate) fn identity(
     addresses: &[Address],
     tls: Option<Vec<String>>,
     pass: Option<String>,
@@ -38,7 +38,7 @@ pub fn identity(
 ///
 /// # Errors
 /// There is no certificate that can be used.
-pub fn trust(text: &str) -> std::result::Result<Trust, TlsError> {
+pub(crate) fn trust(text: &str) -> std::result::Result<Trust, TlsError> {
     if text.contains("-----BEGIN") {
         Trust::from_pem(text)
     } else {

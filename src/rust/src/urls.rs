@@ -7,7 +7,7 @@ use mirai_core::transport::{self, Address};
 use crate::r;
 
 /// Parses URLs.
-pub fn addresses(urls: &[String]) -> Result<Vec<Address>> {
+pub(crate) fn addresses(urls: &[String]) -> Result<Vec<Address>> {
     urls.iter()
         .map(|url| url.parse::<Address>().map_err(r::error))
         .collect()

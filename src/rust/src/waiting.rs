@@ -18,7 +18,7 @@ use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
 use crate::tasks::{is_mirai, task_of, value_of, DATA};
 use crate::{gc, session};
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"collect", collect as *const (), 1),
         r::routine(c"collect_list", collect_list as *const (), 1),
@@ -34,30 +34,42 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 
 /// `.Call(collect, x)`: waits for a mirai and returns its value.
 unsafe extern "C-unwind" fn collect(x: SEXP) -> SEXP {
-    wait_all(x);
-    value_of(x)
+    // SAFETY: R calls it on its main thread and protects the argument.
+    unsafe {
+        wait_all(x);
+        value_of(x)
+    }
 }
 
 /// The mirai in `x`, which is one, or a list that may hold some.
 unsafe fn each(x: SEXP) -> impl Iterator<Item = SEXP> + Clone {
-    let list = TYPEOF(x) == SEXPTYPE::VECSXP;
-    let n = if list { Rf_xlength(x) } else { 1 };
-    (0..n)
-        .map(move |i| if list { VECTOR_ELT(x, i) } else { x })
-        .filter(|m| is_mirai(*m))
+    // SAFETY: on R's main thread; `x` is protected, and indices are below its length.
+    unsafe {
+        let list = TYPEOF(x) == SEXPTYPE::VECSXP;
+        let n = if list { Rf_xlength(x) } else { 1 };
+        (0..n)
+            .map(move |i| if list { VECTOR_ELT(x, i) } else { x })
+            .filter(|m| is_mirai(*m))
+    }
 }
 
 /// `.Call(wait_all, x)`: waits until all mirai in `x` have resolved; returns `x`.
 unsafe extern "C-unwind" fn wait_all(x: SEXP) -> SEXP {
-    Wait::new(x, false).run(usize::MAX, None);
-    x
+    // SAFETY: R calls it on its main thread and protects the argument.
+    unsafe {
+        Wait::new(x, false).run(usize::MAX, None);
+        x
+    }
 }
 
 /// `.Call(wait_some, x, until_failure)`: waits until all mirai in `x` have resolved, or one has failed
 /// (if `until_failure`); returns `x`.
 unsafe extern "C-unwind" fn wait_some(x: SEXP, until_failure: SEXP) -> SEXP {
-    Wait::new(x, *LOGICAL(until_failure) == 1).run(usize::MAX, None);
-    x
+    // SAFETY: R calls it on its main thread and protects the arguments; `until_failure` is logical.
+    unsafe {
+        Wait::new(x, *LOGICAL(until_failure) == 1).run(usize::MAX, None);
+        x
+    }
 }
 
 /// The shortest time between two calls of `show`: nobody reads faster.
@@ -72,21 +84,25 @@ unsafe extern "C-unwind" fn wait_showing(
     show: SEXP,
     step: SEXP,
 ) -> SEXP {
-    let step = r::as_number(step).unwrap_or(1.0).max(1.0) as usize;
-    let mut wait = Wait::new(x, *LOGICAL(until_failure) == 1);
-    let mut shown = 0;
-    loop {
-        let mut over = wait.run(usize::MAX, Some(SHOW_INTERVAL));
-        if !over && wait.resolved < shown + step {
-            over = wait.run(shown + step, None);
-        }
-        shown = wait.resolved;
-        let number = Rf_protect(Rf_ScalarInteger(shown as i32));
-        let call = Rf_protect(Rf_lang2(show, number));
-        Rf_eval(call, r::NAMESPACE.get());
-        Rf_unprotect(2);
-        if over {
-            return x;
+    // SAFETY: R calls it on its main thread and protects the arguments. `wait` owns nothing when R is called; what
+    // was allocated is protected.
+    unsafe {
+        let step = r::as_number(step).unwrap_or(1.0).max(1.0) as usize;
+        let mut wait = Wait::new(x, *LOGICAL(until_failure) == 1);
+        let mut shown = 0;
+        loop {
+            let mut over = wait.run(usize::MAX, Some(SHOW_INTERVAL));
+            if !over && wait.resolved < shown + step {
+                over = wait.run(shown + step, None);
+            }
+            shown = wait.resolved;
+            let number = Rf_protect(Rf_ScalarInteger(shown as i32));
+            let call = Rf_protect(Rf_lang2(show, number));
+            Rf_eval(call, r::NAMESPACE.get());
+            Rf_unprotect(2);
+            if over {
+                return x;
+            }
         }
     }
 }
@@ -114,76 +130,91 @@ thread_local! {
 
 impl Wait {
     unsafe fn new(x: SEXP, until_failure: bool) -> Wait {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
-        if gc::worth_collecting_when_idle() && each(x).any(|m| is_pending(m)) {
-            gc::collect();
-        }
-        Wait {
-            x,
-            until_failure,
-            number: LAST.fetch_add(1, Ordering::Relaxed),
-            count: 0,
-            read: 0,
-            resolved: 0,
-            over: false,
+        // SAFETY: on R's main thread; `x` is protected.
+        unsafe {
+            static LAST: AtomicU64 = AtomicU64::new(0);
+            // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
+            if gc::worth_collecting_when_idle() && each(x).any(|m| is_pending(m)) {
+                gc::collect();
+            }
+            Wait {
+                x,
+                until_failure,
+                number: LAST.fetch_add(1, Ordering::Relaxed),
+                count: 0,
+                read: 0,
+                resolved: 0,
+                over: false,
+            }
         }
     }
 
     /// Waits until `enough` have resolved, or all, or one has failed (if that ends it), or the time
     /// is over. Serves R meanwhile. True if there is nothing more to wait for.
     unsafe fn run(&mut self, enough: usize, timeout: Option<Duration>) -> bool {
-        let end = timeout.and_then(|t| Instant::now().checked_add(t));
-        while self.once(enough, end) == Waited::Interrupted {
-            events::serve();
+        // SAFETY: on R's main thread; nothing is owned when `events::serve` leaves by a long jump.
+        unsafe {
+            let end = timeout.and_then(|t| Instant::now().checked_add(t));
+            while self.once(enough, end) == Waited::Interrupted {
+                events::serve();
+            }
+            self.over
         }
-        self.over
     }
 
     unsafe fn once(&mut self, enough: usize, end: Option<Instant>) -> Waited {
-        // Nothing resolves in a forked process, and it shares the bell with its parent.
-        if forks::is_forked() && each(self.x).any(|m| is_pending(m)) {
-            r::raise(FORKED);
+        // SAFETY: on R's main thread; nothing is owned when the error is raised.
+        unsafe {
+            // Nothing resolves in a forked process, and it shares the bell with its parent.
+            if forks::is_forked() && each(self.x).any(|m| is_pending(m)) {
+                r::raise(FORKED);
+            }
+            let kept = UNDER_WAY
+                .take()
+                .filter(|(number, _)| *number == self.number);
+            let Some(group) = kept.map(|(_, group)| group).or_else(|| self.begin(enough)) else {
+                return Waited::Ready;
+            };
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let waited = group.wait(enough.saturating_sub(self.read), left, Events::new());
+            self.note(group.resolved(), group.len(), group.has_failed());
+            if !self.over {
+                UNDER_WAY.set(Some((self.number, group)));
+            }
+            waited
         }
-        let kept = UNDER_WAY
-            .take()
-            .filter(|(number, _)| *number == self.number);
-        let Some(group) = kept.map(|(_, group)| group).or_else(|| self.begin(enough)) else {
-            return Waited::Ready;
-        };
-        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let waited = group.wait(enough.saturating_sub(self.read), left, Events::new());
-        self.note(group.resolved(), group.len(), group.has_failed());
-        if !self.over {
-            UNDER_WAY.set(Some((self.number, group)));
-        }
-        waited
     }
 
     /// The tasks to wait for; `None` if there is no need to wait.
     unsafe fn begin(&mut self, enough: usize) -> Option<Group> {
-        if TYPEOF(self.x) == SEXPTYPE::ENVSXP {
-            // The common case, without a list.
-            let task = task_of(self.x);
-            self.begin_with(task.as_slice(), usize::from(task.is_none()), enough)
-        } else {
-            let mut tasks: Vec<&Task> = each(self.x).filter_map(|m| task_of(m)).collect();
-            let read = each(self.x).count() - tasks.len();
-            // The same mirai twice is one to wait for.
-            tasks.sort_unstable_by_key(|task| task.id());
-            tasks.dedup_by_key(|task| task.id());
-            self.begin_with(&tasks, read, enough)
+        // SAFETY: on R's main thread; R is called for reading only, so no task goes while it is borrowed.
+        unsafe {
+            if TYPEOF(self.x) == SEXPTYPE::ENVSXP {
+                // The common case, without a list.
+                let task = task_of(self.x);
+                self.begin_with(task.as_slice(), usize::from(task.is_none()), enough)
+            } else {
+                let mut tasks: Vec<&Task> = each(self.x).filter_map(|m| task_of(m)).collect();
+                let read = each(self.x).count() - tasks.len();
+                // The same mirai twice is one to wait for.
+                tasks.sort_unstable_by_key(|task| task.id());
+                tasks.dedup_by_key(|task| task.id());
+                self.begin_with(&tasks, read, enough)
+            }
         }
     }
 
     unsafe fn begin_with(&mut self, tasks: &[&Task], read: usize, enough: usize) -> Option<Group> {
-        self.read = read;
-        self.count = each(self.x).count();
-        let resolved = tasks.iter().filter(|task| task.is_resolved()).count();
-        let failed = self.until_failure && each(self.x).any(|m| has_failed(m));
-        self.note(resolved, tasks.len(), failed);
-        let wait = !self.over && read + resolved < enough;
-        wait.then(|| Group::new(tasks.iter().copied(), self.until_failure))
+        // SAFETY: on R's main thread; R is called for reading only.
+        unsafe {
+            self.read = read;
+            self.count = each(self.x).count();
+            let resolved = tasks.iter().filter(|task| task.is_resolved()).count();
+            let failed = self.until_failure && each(self.x).any(|m| has_failed(m));
+            self.note(resolved, tasks.len(), failed);
+            let wait = !self.over && read + resolved < enough;
+            wait.then(|| Group::new(tasks.iter().copied(), self.until_failure))
+        }
     }
 
     /// Of so many tasks so many have resolved.
@@ -200,11 +231,14 @@ impl Wait {
 
 /// Whether a mirai has resolved to an error value.
 unsafe fn has_failed(mirai: SEXP) -> bool {
-    match task_of(mirai) {
-        Some(task) => task.has_failed(),
-        None => {
-            let value = r::get_var_in_frame(DATA.get(), mirai);
-            Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    unsafe {
+        match task_of(mirai) {
+            Some(task) => task.has_failed(),
+            None => {
+                let value = r::get_var_in_frame(DATA.get(), mirai);
+                Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
+            }
         }
     }
 }
@@ -212,83 +246,102 @@ unsafe fn has_failed(mirai: SEXP) -> bool {
 /// `.Call(collect_list, x)`: waits for all mirai in a list; a list of their values with
 /// the same names.
 unsafe extern "C-unwind" fn collect_list(x: SEXP) -> SEXP {
-    wait_all(x);
-    let n = Rf_xlength(x);
-    let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-    for i in 0..n {
-        SET_VECTOR_ELT(out, i, value_of(VECTOR_ELT(x, i)));
+    // SAFETY: R calls it on its main thread and protects the argument; what was allocated is protected.
+    unsafe {
+        wait_all(x);
+        let n = Rf_xlength(x);
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+        for i in 0..n {
+            SET_VECTOR_ELT(out, i, value_of(VECTOR_ELT(x, i)));
+        }
+        let names = Rf_protect(Rf_getAttrib(x, R_NamesSymbol));
+        if names != R_NilValue {
+            Rf_setAttrib(out, R_NamesSymbol, names);
+        }
+        Rf_unprotect(2);
+        out
     }
-    let names = Rf_protect(Rf_getAttrib(x, R_NamesSymbol));
-    if names != R_NilValue {
-        Rf_setAttrib(out, R_NamesSymbol, names);
-    }
-    Rf_unprotect(2);
-    out
 }
 
 /// `.Call(first_failure, x)`: index of the first mirai in the list that has resolved to an
 /// error value, 0 if there is none.
 unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
-    let first = (0..Rf_xlength(x)).find(|i| has_failed(VECTOR_ELT(x, *i)));
-    Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
+    // SAFETY: R calls it on its main thread and protects the argument, a list of mirai.
+    unsafe {
+        let first = (0..Rf_xlength(x)).find(|i| has_failed(VECTOR_ELT(x, *i)));
+        Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
+    }
 }
 
 /// `.Call(race, x)`: waits for the first mirai in the list to resolve and returns
 /// its index, 0 for a list without mirai.
 unsafe extern "C-unwind" fn race(x: SEXP) -> SEXP {
-    Wait::new(x, false).run(1, None);
-    let list = TYPEOF(x) == SEXPTYPE::VECSXP;
-    let n = if list { Rf_xlength(x) } else { 1 };
-    let first = (0..n).find(|i| {
-        let m = if list { VECTOR_ELT(x, *i) } else { x };
-        is_mirai(m) && !is_pending(m)
-    });
-    Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
+    // SAFETY: R calls it on its main thread and protects the argument.
+    unsafe {
+        Wait::new(x, false).run(1, None);
+        let list = TYPEOF(x) == SEXPTYPE::VECSXP;
+        let n = if list { Rf_xlength(x) } else { 1 };
+        let first = (0..n).find(|i| {
+            let m = if list { VECTOR_ELT(x, *i) } else { x };
+            is_mirai(m) && !is_pending(m)
+        });
+        Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
+    }
 }
 
 unsafe fn is_pending(mirai: SEXP) -> bool {
-    task_of(mirai).is_some_and(|t| !t.is_resolved())
+    // SAFETY: on R's main thread; `mirai` is protected.
+    unsafe { task_of(mirai).is_some_and(|t| !t.is_resolved()) }
 }
 
 /// `.Call(pending, x)`: the number of unresolved mirai (or unresolved values).
 unsafe extern "C-unwind" fn pending(x: SEXP) -> SEXP {
-    let n = match TYPEOF(x) {
-        SEXPTYPE::VECSXP => (0..Rf_xlength(x))
-            .filter(|i| unresolved(VECTOR_ELT(x, *i)))
-            .count(),
-        _ => usize::from(unresolved(x)),
-    };
-    Rf_ScalarInteger(n as i32)
+    // SAFETY: R calls it on its main thread and protects the argument.
+    unsafe {
+        let n = match TYPEOF(x) {
+            SEXPTYPE::VECSXP => (0..Rf_xlength(x))
+                .filter(|i| unresolved(VECTOR_ELT(x, *i)))
+                .count(),
+            _ => usize::from(unresolved(x)),
+        };
+        Rf_ScalarInteger(n as i32)
+    }
 }
 
 unsafe fn unresolved(x: SEXP) -> bool {
-    if is_mirai(x) {
-        is_pending(x)
-    } else {
-        TYPEOF(x) == SEXPTYPE::LGLSXP
-            && Rf_inherits(x, c"unresolvedValue".as_ptr()) == Rboolean::TRUE
+    // SAFETY: on R's main thread; `x` is protected.
+    unsafe {
+        if is_mirai(x) {
+            is_pending(x)
+        } else {
+            TYPEOF(x) == SEXPTYPE::LGLSXP
+                && Rf_inherits(x, c"unresolvedValue".as_ptr()) == Rboolean::TRUE
+        }
     }
 }
 
 /// `.Call(cancel, x)`: cancels the mirai in `x`; for each whether that came in time.
 unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
-    let n = if TYPEOF(x) == SEXPTYPE::VECSXP {
-        Rf_xlength(x)
-    } else {
-        1
-    };
-    let out = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, n));
-    // From the last to the first: cancelling the running one first would only have
-    // its daemon begin the next, to be cancelled as well.
-    for i in (0..n).rev() {
-        let m = if TYPEOF(x) == SEXPTYPE::VECSXP {
-            VECTOR_ELT(x, i)
+    // SAFETY: R calls it on its main thread and protects the argument; `out` is protected, and has `n` elements.
+    unsafe {
+        let n = if TYPEOF(x) == SEXPTYPE::VECSXP {
+            Rf_xlength(x)
         } else {
-            x
+            1
         };
-        let done = is_mirai(m) && task_of(m).is_some_and(session::cancel);
-        *LOGICAL(out).add(i as usize) = done.into();
+        let out = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, n));
+        // From the last to the first: cancelling the running one first would only have
+        // its daemon begin the next, to be cancelled as well.
+        for i in (0..n).rev() {
+            let m = if TYPEOF(x) == SEXPTYPE::VECSXP {
+                VECTOR_ELT(x, i)
+            } else {
+                x
+            };
+            let done = is_mirai(m) && task_of(m).is_some_and(session::cancel);
+            *LOGICAL(out).add(i as usize) = done.into();
+        }
+        Rf_unprotect(1);
+        out
     }
-    Rf_unprotect(1);
-    out
 }

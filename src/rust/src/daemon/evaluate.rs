@@ -30,7 +30,7 @@ use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
 use crate::streams::random_seed;
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(super) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"serve_tasks", serve_tasks as *const (), 2),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
@@ -39,7 +39,7 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 
 /// Whether this process is a daemon.
 #[derive(Clone, Copy)]
-pub enum State {
+pub(super) enum State {
     NoDaemon = 0,
     Daemon = 1,
     /// It evaluates an element of a map.
@@ -50,7 +50,7 @@ static STATE: AtomicI32 = AtomicI32::new(State::NoDaemon as i32);
 
 impl State {
     /// Notes the new state and returns the one before.
-    pub fn set(self) -> State {
+    pub(super) fn set(self) -> State {
         match STATE.swap(self as i32, Ordering::Relaxed) {
             1 => State::Daemon,
             2 => State::Map,
@@ -61,7 +61,8 @@ impl State {
 
 /// `.Call(daemon_state)`: the number of the [`State`].
 unsafe extern "C-unwind" fn daemon_state() -> SEXP {
-    r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed))
+    // SAFETY: R calls it on its main thread.
+    unsafe { r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed)) }
 }
 
 r::symbols! {
@@ -72,7 +73,7 @@ r::symbols! {
 }
 
 /// Works until the link ends or a limit is reached.
-pub fn serve(
+pub(super) fn serve(
     worker: &mut Worker,
     settings: &Settings,
     limits: &mut Limits,
@@ -132,16 +133,20 @@ struct Serving<'a> {
 /// any and they have values. One that ends in an error leaves this by the long jump of the
 /// handlers that R has established around it, once for all tasks.
 unsafe extern "C-unwind" fn serve_tasks(serving: SEXP, frame: SEXP) -> SEXP {
-    let serving = R_ExternalPtrAddr(serving).cast::<Serving<'_>>();
-    if serving.is_null() {
-        r::raise("the link is no longer served");
+    // SAFETY: `serve` has made the pointer, and clears it before `Serving` goes. A long jump that leaves this
+    // drops no reference: `serving` is a pointer.
+    unsafe {
+        let serving = R_ExternalPtrAddr(serving).cast::<Serving<'_>>();
+        if serving.is_null() {
+            r::raise("the link is no longer served");
+        }
+        while (*serving).begin(frame) {
+            let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
+            (*serving).answer(value);
+            Rf_unprotect(1);
+        }
+        R_NilValue
     }
-    while (*serving).begin(frame) {
-        let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
-        (*serving).answer(value);
-        Rf_unprotect(1);
-    }
-    R_NilValue
 }
 
 // R's long jumps end in each of these.
@@ -149,103 +154,114 @@ impl Serving<'_> {
     /// Waits for the next task and puts its expression and environment into `frame`. False
     /// when the link or the daemon's time is over.
     unsafe fn begin(&mut self, frame: SEXP) -> bool {
-        let mut pause = gc::worth_collecting_when_idle().then(|| Instant::now() + gc::PAUSE);
-        while self.end.is_none() {
-            let until = [self.limits.until(), pause].into_iter().flatten().min();
-            let task = match self.worker.next(until, r::interrupted) {
-                Next::Task(task) => task,
-                Next::TimedOut if pause.is_some_and(|end| Instant::now() >= end) => {
-                    pause = None;
-                    let start = Instant::now();
-                    within_r(|| {
-                        // The last task's have no other hold, unless it has seen to that.
-                        Rf_defineVar(EXPR.get(), R_NilValue, frame);
-                        Rf_defineVar(ENVIR.get(), R_NilValue, frame);
-                        gc::collect();
-                    });
-                    self.worker.exclude_from_task_time(start.elapsed());
-                    continue;
+        // SAFETY: on R's main thread, with `frame` protected by R, which evaluates there. Within `within_r`,
+        // nothing owns anything.
+        unsafe {
+            let mut pause = gc::worth_collecting_when_idle().then(|| Instant::now() + gc::PAUSE);
+            while self.end.is_none() {
+                let until = [self.limits.until(), pause].into_iter().flatten().min();
+                let task = match self.worker.next(until, r::interrupted) {
+                    Next::Task(task) => task,
+                    Next::TimedOut if pause.is_some_and(|end| Instant::now() >= end) => {
+                        pause = None;
+                        let start = Instant::now();
+                        within_r(|| {
+                            // The last task's have no other hold, unless it has seen to that.
+                            Rf_defineVar(EXPR.get(), R_NilValue, frame);
+                            Rf_defineVar(ENVIR.get(), R_NilValue, frame);
+                            gc::collect();
+                        });
+                        self.worker.exclude_from_task_time(start.elapsed());
+                        continue;
+                    }
+                    Next::Configuration(bytes) => {
+                        configure(&bytes);
+                        continue;
+                    }
+                    Next::TimedOut if self.limits.wall_is_over() => {
+                        self.end = Some(End::Wall);
+                        break;
+                    }
+                    Next::TimedOut => {
+                        self.end = Some(End::Idle);
+                        break;
+                    }
+                    Next::Interrupted if self.settings.dial.interruptible => {
+                        self.end = Some(End::Interrupted);
+                        break;
+                    }
+                    Next::Interrupted => {
+                        // Ctrl-C on an idle daemon means nothing.
+                        r::clear_interrupt();
+                        continue;
+                    }
+                    Next::Lost { end } => {
+                        self.limits.told_to_end = end;
+                        self.end = Some(End::Lost);
+                        break;
+                    }
+                };
+                let state = match task.kind {
+                    Kind::Map => State::Map,
+                    Kind::Task | Kind::Setup => State::Daemon,
+                };
+                state.set();
+                let task = self.task.insert(task);
+                let prepared = within_r(|| {
+                    prepare(task, frame);
+                    // So that `failure` knows whether an error was what ended it.
+                    r::forget_error();
+                });
+                if prepared {
+                    return true;
                 }
-                Next::Configuration(bytes) => {
-                    configure(&bytes);
-                    continue;
-                }
-                Next::TimedOut if self.limits.wall_is_over() => {
-                    self.end = Some(End::Wall);
-                    break;
-                }
-                Next::TimedOut => {
-                    self.end = Some(End::Idle);
-                    break;
-                }
-                Next::Interrupted if self.settings.dial.interruptible => {
-                    self.end = Some(End::Interrupted);
-                    break;
-                }
-                Next::Interrupted => {
-                    // Ctrl-C on an idle daemon means nothing.
-                    r::clear_interrupt();
-                    continue;
-                }
-                Next::Lost { end } => {
-                    self.limits.told_to_end = end;
-                    self.end = Some(End::Lost);
-                    break;
-                }
-            };
-            let state = match task.kind {
-                Kind::Map => State::Map,
-                Kind::Task | Kind::Setup => State::Daemon,
-            };
-            state.set();
-            let task = self.task.insert(task);
-            let prepared = within_r(|| {
-                prepare(task, frame);
-                // So that `failure` knows whether an error was what ended it.
-                r::forget_error();
-            });
-            if prepared {
-                return true;
+                self.give_up(Stage::Reading);
             }
-            self.give_up(Stage::Reading);
+            false
         }
-        false
     }
 
     /// Answers the task with its value, which is protected.
     unsafe fn answer(&mut self, value: SEXP) {
-        finish(self.worker);
-        let out = &raw mut self.out;
-        let mut written = false;
-        let mut failed = true;
-        within_r(|| {
-            written = serialize::write(out, value);
-            failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
-        });
-        if written {
-            self.reply(failed);
-        } else {
-            self.give_up(Stage::Writing);
+        // SAFETY: on R's main thread, with `value` protected. `out` outlives `within_r`, in which nobody else uses
+        // it.
+        unsafe {
+            finish(self.worker);
+            let out = &raw mut self.out;
+            let mut written = false;
+            let mut failed = true;
+            within_r(|| {
+                written = serialize::write(out, value);
+                failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
+            });
+            if written {
+                self.reply(failed);
+            } else {
+                self.give_up(Stage::Writing);
+            }
         }
     }
 
     /// Answers the task with what R has last said. It was left by a long jump that nothing
     /// caught.
     unsafe fn give_up(&mut self, stage: Stage) {
-        finish(self.worker);
-        let out = &raw mut self.out;
-        let written = within_r(|| {
-            let value = Rf_protect(failure(stage));
-            if !serialize::write(out, value) {
-                (*out).let_go();
+        // SAFETY: on R's main thread. `out` outlives `within_r`, in which nobody else uses it.
+        unsafe {
+            finish(self.worker);
+            let out = &raw mut self.out;
+            let written = within_r(|| {
+                let value = Rf_protect(failure(stage));
+                if !serialize::write(out, value) {
+                    (*out).let_go();
+                }
+                Rf_unprotect(1);
+            });
+            if !written {
+                // Out of memory, most likely. An empty value is an error on the host.
+                self.out.let_go();
             }
-            Rf_unprotect(1);
-        });
-        if !written {
-            // Out of memory, most likely. An empty value is an error on the host.
-            self.out.let_go();
+            self.reply(true);
         }
-        self.reply(true);
     }
 
     /// Sends what is in `out` and cleans up.
@@ -278,14 +294,17 @@ impl Serving<'_> {
 /// Calls `f` where R's long jumps end. False if one did.
 fn within_r<F: FnMut()>(mut f: F) -> bool {
     unsafe extern "C" fn call<F: FnMut()>(data: *mut c_void) {
-        (*data.cast::<F>())();
+        // SAFETY: `data` is the closure that `within_r` passes, and nobody else uses it.
+        unsafe {
+            (*data.cast::<F>())();
+        }
     }
     let data = std::ptr::from_mut(&mut f).cast();
     // SAFETY: `f` outlives the call. It is not dropped by a long jump but here.
     unsafe { r::R_ToplevelExec(Some(call::<F>), data) == Rboolean::TRUE }
 }
 
-pub fn take_snapshot() -> Option<Snapshot> {
+pub(super) fn take_snapshot() -> Option<Snapshot> {
     let mut taken = None;
     // SAFETY: in a top-level context, on the main thread.
     within_r(|| taken = Some(unsafe { Snapshot::take() }));
@@ -342,44 +361,51 @@ fn finish(worker: &Worker) {
 
 /// Reads an object that was sent.
 unsafe fn read(source: Source<'_>) -> SEXP {
-    serialize::read_or_raise(source)
+    // SAFETY: in `within_r`, where long jumps end; the caller's `Assignment` outlives it.
+    unsafe { serialize::read_or_raise(source) }
 }
 
 /// Puts a task's objects in place, and into `frame` what to evaluate and where.
 unsafe fn prepare(task: &Assignment, frame: SEXP) {
-    let own = Source::new(&task.body, &task.pieces);
-    let common = task
-        .constants
-        .as_ref()
-        .map(|c| Source::new(&c.bytes, &c.pieces).common());
-    let payload = Rf_protect(read(common.unwrap_or(own)));
-    // R does not check an index.
-    if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
-        r::raise("what the host has sent is no task");
+    // SAFETY: in `within_r`, where long jumps end. What was read is protected until a variable has it; indices are
+    // below the length checked.
+    unsafe {
+        let own = Source::new(&task.body, &task.pieces);
+        let common = task
+            .constants
+            .as_ref()
+            .map(|c| Source::new(&c.bytes, &c.pieces).common());
+        let payload = Rf_protect(read(common.unwrap_or(own)));
+        // R does not check an index.
+        if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
+            r::raise("what the host has sent is no task");
+        }
+        if let Some(stream) = task.stream {
+            let seed = Rf_protect(r::integers(&random_seed(stream)));
+            Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
+            Rf_unprotect(1);
+        }
+        define_all(VECTOR_ELT(payload, 1), R_GlobalEnv);
+        let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
+        define_all(VECTOR_ELT(payload, 2), env);
+        if task.constants.is_some() {
+            let element = Rf_protect(read(own));
+            Rf_defineVar(ELEMENT.get(), element, env);
+            Rf_unprotect(1);
+        }
+        Rf_defineVar(EXPR.get(), VECTOR_ELT(payload, 0), frame);
+        Rf_defineVar(ENVIR.get(), env, frame);
+        Rf_unprotect(2);
     }
-    if let Some(stream) = task.stream {
-        let seed = Rf_protect(r::integers(&random_seed(stream)));
-        Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
-        Rf_unprotect(1);
-    }
-    define_all(VECTOR_ELT(payload, 1), R_GlobalEnv);
-    let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
-    define_all(VECTOR_ELT(payload, 2), env);
-    if task.constants.is_some() {
-        let element = Rf_protect(read(own));
-        Rf_defineVar(ELEMENT.get(), element, env);
-        Rf_unprotect(1);
-    }
-    Rf_defineVar(EXPR.get(), VECTOR_ELT(payload, 0), frame);
-    Rf_defineVar(ENVIR.get(), env, frame);
-    Rf_unprotect(2);
 }
 
 /// The function of R/evaluate.R that establishes handlers and calls [`serve_tasks`].
+// SAFETY: on R's main thread; R keeps our namespace and its functions.
 static SERVE: Constant = Constant::new(|| unsafe { r::our_function(c"serve") });
 
 /// `eval(.expr., .envir.)`: within `eval()`, so that a task may `return()`, and as R/evaluate.R
 /// calls it, which knows such a call for none of the task's.
+// SAFETY: on R's main thread; symbols need no protection.
 static TASK_CALL: Constant = Constant::new(|| unsafe {
     let function = Rf_install(c"eval".as_ptr());
     Rf_lang3(function, EXPR.get(), ENVIR.get())
@@ -387,40 +413,46 @@ static TASK_CALL: Constant = Constant::new(|| unsafe {
 
 /// Assigns the elements of a named list, which is empty afterwards.
 unsafe fn define_all(list: SEXP, env: SEXP) {
-    let names = Rf_getAttrib(list, R_NamesSymbol);
-    let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
-    if !is_named && Rf_xlength(list) > 0 {
-        r::raise("what the host has sent is no task");
-    }
-    for i in 0..Rf_xlength(list) {
-        Rf_defineVar(
-            Rf_installChar(STRING_ELT(names, i)),
-            VECTOR_ELT(list, i),
-            env,
-        );
-        // Now the variable alone has it, so that it can be changed without a copy.
-        extendr_ffi::SET_VECTOR_ELT(list, i, R_NilValue);
+    // SAFETY: on R's main thread. `list` is protected; names and values of a list have the same length.
+    unsafe {
+        let names = Rf_getAttrib(list, R_NamesSymbol);
+        let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
+        if !is_named && Rf_xlength(list) > 0 {
+            r::raise("what the host has sent is no task");
+        }
+        for i in 0..Rf_xlength(list) {
+            Rf_defineVar(
+                Rf_installChar(STRING_ELT(names, i)),
+                VECTOR_ELT(list, i),
+                env,
+            );
+            // Now the variable alone has it, so that it can be changed without a copy.
+            extendr_ffi::SET_VECTOR_ELT(list, i, R_NilValue);
+        }
     }
 }
 
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {
-    let text = r::last_error().to_string_lossy();
-    let text = if stage == Stage::Evaluating && !text.ends_with('\n') {
-        // A jump to top level, such as by the abort restart. What is there without an
-        // end of line is the message of an error that was handled before.
-        R_NilValue
-    } else if stage == Stage::Writing && serialize::TOO_DEEP.load(Ordering::Relaxed) {
-        // R has words about its stack for that.
-        r::string("the value is nested too deeply to be sent")
-    } else {
-        // Errors of a full stack, too, get here: R shows them to no calling handler.
-        r::string(&text)
-    };
-    let text = Rf_protect(text);
-    let name = Rf_install(c"failure_value".as_ptr());
-    let call = Rf_protect(Rf_lang2(name, text));
-    let value = Rf_eval(call, r::NAMESPACE.get());
-    Rf_unprotect(2);
-    value
+    // SAFETY: on R's main thread; what was allocated is protected.
+    unsafe {
+        let text = r::last_error().to_string_lossy();
+        let text = if stage == Stage::Evaluating && !text.ends_with('\n') {
+            // A jump to top level, such as by the abort restart. What is there without an
+            // end of line is the message of an error that was handled before.
+            R_NilValue
+        } else if stage == Stage::Writing && serialize::TOO_DEEP.load(Ordering::Relaxed) {
+            // R has words about its stack for that.
+            r::string("the value is nested too deeply to be sent")
+        } else {
+            // Errors of a full stack, too, get here: R shows them to no calling handler.
+            r::string(&text)
+        };
+        let text = Rf_protect(text);
+        let name = Rf_install(c"failure_value".as_ptr());
+        let call = Rf_protect(Rf_lang2(name, text));
+        let value = Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(2);
+        value
+    }
 }

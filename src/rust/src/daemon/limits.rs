@@ -6,7 +6,7 @@ use super::settings::Settings;
 
 /// Why a daemon has ended: the value of `daemon()`.
 #[derive(Clone, Copy)]
-pub enum End {
+pub(super) enum End {
     Lost = 0,
     Idle = 1,
     Wall = 2,
@@ -16,7 +16,7 @@ pub enum End {
 }
 
 /// When a daemon leaves by itself. It looks at the limits between tasks only.
-pub struct Limits {
+pub(super) struct Limits {
     /// Tasks that have been evaluated.
     pub tasks: u64,
     /// Whether `timerstart` tasks have been evaluated, so that the two timers count.
@@ -30,7 +30,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(settings: &Settings) -> Limits {
+    pub(super) fn new(settings: &Settings) -> Limits {
         let mut limits = Limits {
             tasks: 0,
             timers_run: false,
@@ -43,7 +43,7 @@ impl Limits {
     }
 
     /// Starts the timers if enough tasks have been evaluated.
-    pub fn start_timers(&mut self, settings: &Settings) {
+    pub(super) fn start_timers(&mut self, settings: &Settings) {
         if !self.timers_run && self.tasks >= settings.timerstart {
             self.timers_run = true;
             self.idle = settings.idletime;
@@ -54,13 +54,13 @@ impl Limits {
     }
 
     /// Until when to wait for a task.
-    pub fn until(&self) -> Option<Instant> {
+    pub(super) fn until(&self) -> Option<Instant> {
         let idle = self.idle.and_then(|t| Instant::now().checked_add(t));
         [idle, self.wall].into_iter().flatten().min()
     }
 
     /// Whether `walltime` is over.
-    pub fn wall_is_over(&self) -> bool {
+    pub(super) fn wall_is_over(&self) -> bool {
         self.wall.is_some_and(|t| Instant::now() >= t)
     }
 }

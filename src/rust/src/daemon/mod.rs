@@ -21,7 +21,7 @@ use settings::Settings;
 use silence::Silence;
 use watched::RSession;
 
-pub fn routines() -> Vec<R_CallMethodDef> {
+pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     let mut all = evaluate::routines();
     all.push(r::routine(c"run_daemon", run_daemon as *const (), 2));
     all
@@ -29,16 +29,20 @@ pub fn routines() -> Vec<R_CallMethodDef> {
 
 /// `.Call(run_daemon, url, settings)`: the number of [`End`], or an error message.
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
-    if forks::is_forked_from_session() {
-        // It shares R's session directory, and a host would have it removed with this process.
-        r::raise(forks::FORKED);
-    }
-    match run(Settings::read(url, settings)) {
-        Ok(end) => r::Rf_ScalarInteger(end as i32),
-        Err(message) => {
-            let out = r::string(&message);
-            drop(message);
-            out
+    // SAFETY: R calls it on its main thread and protects the arguments. What is raised owns nothing, and nothing
+    // else is alive.
+    unsafe {
+        if forks::is_forked_from_session() {
+            // It shares R's session directory, and a host would have it removed with this process.
+            r::raise(forks::FORKED);
+        }
+        match run(Settings::read(url, settings)) {
+            Ok(end) => r::Rf_ScalarInteger(end as i32),
+            Err(message) => {
+                let out = r::string(&message);
+                drop(message);
+                out
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use mirai_core::worker::{AutoExit, Options};
 use crate::r;
 
 /// Arguments of `daemon()`, which R has checked.
-pub struct Settings {
+pub(super) struct Settings {
     pub url: String,
     /// For the link.
     pub dial: Options,
@@ -31,45 +31,51 @@ impl Settings {
     ///
     /// # Safety
     /// On R's main thread. `url` is a character vector, `settings` a named list; both are protected.
-    pub unsafe fn read(url: SEXP, settings: SEXP) -> Settings {
-        let element = |name| r::element(settings, name);
-        let text = |name| r::as_str(element(name)).map(String::from);
-        let flag = |name| r::as_flag(element(name)) == Some(true);
-        let number = |name| r::as_number(element(name)).unwrap_or(f64::INFINITY);
-        let milliseconds = |name| Duration::try_from_secs_f64(number(name) / 1000.0).ok();
-        let autoexit = autoexit(element("autoexit"));
-        let maxtasks = number("maxtasks");
-        Settings {
-            url: r::as_str(url).unwrap_or_default().into(),
-            dial: Options {
-                autoexit,
-                asyncdial: flag("asyncdial") || autoexit == AutoExit::Never,
-                insist: false,
-                tempdir: text("tempdir").unwrap_or_default(),
-                interruptible: flag("interruptible"),
-                slots: 1,
-                trust: None,
-            },
-            tls: text("tls"),
-            cleanup: number("cleanup") as c_int,
-            output: flag("output"),
-            idletime: milliseconds("idletime"),
-            walltime: milliseconds("walltime"),
-            maxtasks: maxtasks.is_finite().then_some(maxtasks as u64),
-            timerstart: number("timerstart") as u64,
+    pub(super) unsafe fn read(url: SEXP, settings: SEXP) -> Settings {
+        // SAFETY: as this function demands.
+        unsafe {
+            let element = |name| r::element(settings, name);
+            let text = |name| r::as_str(element(name)).map(String::from);
+            let flag = |name| r::as_flag(element(name)) == Some(true);
+            let number = |name| r::as_number(element(name)).unwrap_or(f64::INFINITY);
+            let milliseconds = |name| Duration::try_from_secs_f64(number(name) / 1000.0).ok();
+            let autoexit = autoexit(element("autoexit"));
+            let maxtasks = number("maxtasks");
+            Settings {
+                url: r::as_str(url).unwrap_or_default().into(),
+                dial: Options {
+                    autoexit,
+                    asyncdial: flag("asyncdial") || autoexit == AutoExit::Never,
+                    insist: false,
+                    tempdir: text("tempdir").unwrap_or_default(),
+                    interruptible: flag("interruptible"),
+                    slots: 1,
+                    trust: None,
+                },
+                tls: text("tls"),
+                cleanup: number("cleanup") as c_int,
+                output: flag("output"),
+                idletime: milliseconds("idletime"),
+                walltime: milliseconds("walltime"),
+                maxtasks: maxtasks.is_finite().then_some(maxtasks as u64),
+                timerstart: number("timerstart") as u64,
+            }
         }
     }
 }
 
 /// `TRUE`, `FALSE`, `NA`, or the number of a signal.
 unsafe fn autoexit(x: SEXP) -> AutoExit {
-    if TYPEOF(x) == SEXPTYPE::LGLSXP {
-        match r::as_flag(x) {
-            Some(true) => AutoExit::Now,
-            Some(false) => AutoExit::Never,
-            None => AutoExit::AfterTask,
+    // SAFETY: `x` is an element of a list that is protected.
+    unsafe {
+        if TYPEOF(x) == SEXPTYPE::LGLSXP {
+            match r::as_flag(x) {
+                Some(true) => AutoExit::Now,
+                Some(false) => AutoExit::Never,
+                None => AutoExit::AfterTask,
+            }
+        } else {
+            AutoExit::Signal(r::as_number(x).unwrap_or_default() as c_int)
         }
-    } else {
-        AutoExit::Signal(r::as_number(x).unwrap_or_default() as c_int)
     }
 }

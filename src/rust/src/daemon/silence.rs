@@ -5,13 +5,13 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Discards what is written to stdout and stderr for as long as it lives.
-pub struct Silence {
+pub(super) struct Silence {
     saved: [Option<OwnedFd>; 2],
 }
 
 impl Silence {
     /// From now on.
-    pub fn begin() -> Silence {
+    pub(super) fn begin() -> Silence {
         let saved = [1, 2].map(duplicate);
         if let Ok(null) = File::options().write(true).open("/dev/null") {
             for fd in [1, 2] {

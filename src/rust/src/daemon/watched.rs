@@ -14,7 +14,7 @@ static ASKED_TO_INTERRUPT: AtomicBool = AtomicBool::new(false);
 /// Makes the watcher's SIGINT interrupt R in a daemon that was started with SIGINT ignored. A shell starts background jobs
 /// of a script so (`Rscript -e 'mirai::daemon(...)' &`), and R 4.6 keeps ignoring SIGINT except in `Sys.sleep()`. The daemon
 /// still ignores Ctrl-C: the handler acts only if the watcher has set `ASKED_TO_INTERRUPT`.
-pub fn obey_the_watcher() {
+pub(super) fn obey_the_watcher() {
     extern "C" fn handle(_: c_int) {
         if ASKED_TO_INTERRUPT.swap(false, Ordering::SeqCst) {
             r::set_interrupt();
@@ -34,14 +34,14 @@ pub fn obey_the_watcher() {
 }
 
 /// What the watcher may do to this R session.
-pub struct RSession {
+pub(super) struct RSession {
     main: libc::pthread_t,
     tempdir: PathBuf,
 }
 
 impl RSession {
     /// This process; R runs on the calling thread. `tempdir` is its session directory.
-    pub fn new(tempdir: PathBuf) -> RSession {
+    pub(super) fn new(tempdir: PathBuf) -> RSession {
         // SAFETY: it has no conditions and always succeeds.
         let main = unsafe { libc::pthread_self() };
         RSession { main, tempdir }

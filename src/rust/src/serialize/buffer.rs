@@ -16,7 +16,7 @@ const PART: usize = 8096;
 
 /// Memory to serialize into, used again for each small object.
 #[derive(Default)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     pub(super) bytes: Vec<u8>,
     /// Segments with the data that have been left out of `bytes`.
     pub(super) insets: Vec<Inset>,
@@ -50,7 +50,7 @@ impl Run {
 }
 
 impl Buffer {
-    pub const fn new() -> Buffer {
+    pub(crate) const fn new() -> Buffer {
         Buffer {
             bytes: Vec::new(),
             insets: Vec::new(),
@@ -60,18 +60,18 @@ impl Buffer {
     }
 
     /// Sets whether the data of large vectors are left out and put into segments.
-    pub fn share(&mut self, sharing: bool) {
+    pub(crate) fn share(&mut self, sharing: bool) {
         self.sharing = sharing;
     }
 
     /// Bytes in all, including segments.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         let shared: usize = self.insets.iter().map(|i| i.segment.len()).sum();
         self.bytes.len() + shared
     }
 
     /// What was written.
-    pub fn as_slice(&self) -> Parts<'_> {
+    pub(crate) fn as_slice(&self) -> Parts<'_> {
         Parts {
             bytes: &self.bytes,
             insets: &self.insets,
@@ -230,7 +230,7 @@ impl Buffer {
     }
 
     /// Forgets what was written and gives back the memory, unless that is little.
-    pub fn let_go(&mut self) {
+    pub(crate) fn let_go(&mut self) {
         self.clear();
         if self.bytes.capacity() > 4 * SMALL {
             self.bytes = Vec::new();
@@ -238,7 +238,7 @@ impl Buffer {
     }
 
     /// What was written, to be sent and kept.
-    pub fn take(&mut self) -> Body {
+    pub(crate) fn take(&mut self) -> Body {
         let bytes = if self.bytes.len() <= SMALL {
             Bytes::from(self.bytes.as_slice().to_vec())
         } else {
@@ -253,6 +253,6 @@ impl Buffer {
 static mut BUFFER: Buffer = Buffer::new();
 
 /// The buffer of the main thread.
-pub fn buffer() -> *mut Buffer {
+pub(crate) fn buffer() -> *mut Buffer {
     std::ptr::addr_of_mut!(BUFFER)
 }

@@ -4,7 +4,7 @@ use mirai_core::memory::{Content, Piece};
 
 /// Bytes to read, and where among them there are pieces of shared memory. Copying it copies the position only.
 #[derive(Clone, Copy)]
-pub struct Source<'a> {
+pub(crate) struct Source<'a> {
     /// All bytes, without those of pieces.
     pub(super) bytes: &'a [u8],
     /// The bytes up to the next piece.
@@ -23,7 +23,7 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// `bytes`, with `pieces` at the offsets that they tell.
-    pub fn new(bytes: &'a [u8], pieces: &'a [Piece]) -> Source<'a> {
+    pub(crate) fn new(bytes: &'a [u8], pieces: &'a [Piece]) -> Source<'a> {
         let mut source = Source {
             bytes,
             rest: &[],
@@ -38,7 +38,7 @@ impl<'a> Source<'a> {
     }
 
     /// The same, where other processes have mapped the pieces, too.
-    pub fn common(self) -> Source<'a> {
+    pub(crate) fn common(self) -> Source<'a> {
         Source {
             common: true,
             ..self
@@ -82,32 +82,39 @@ impl<'a> Source<'a> {
 
     /// The data of a piece, to be copied.
     pub(super) unsafe fn bytes_of(piece: &'a Piece) -> &'a [u8] {
-        let memory = piece.memory();
-        std::slice::from_raw_parts(memory.as_ptr(), memory.len())
+        // SAFETY: the piece is borrowed, so its memory stays mapped; what other processes write to it stays unseen
+        // (see [`mirai_core::memory`]).
+        unsafe {
+            let memory = piece.memory();
+            std::slice::from_raw_parts(memory.as_ptr(), memory.len())
+        }
     }
 
     /// Copies the next `n` bytes, from pieces and between them. False if there are fewer.
     pub(super) unsafe fn copy(&mut self, to: *mut u8, n: usize) -> bool {
-        let mut done = 0;
-        while done < n {
-            let from = if self.begun.is_empty() {
-                &mut self.rest
-            } else {
-                &mut self.begun
-            };
-            let now = from.len().min(n - done);
-            std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(done), now);
-            *from = &from[now..];
-            done += now;
-            if done < n {
-                let Some(piece) = self.piece() else {
-                    return false;
+        // SAFETY: `to` has room for `n` bytes, by the caller's word, and `now` is not more than are left.
+        unsafe {
+            let mut done = 0;
+            while done < n {
+                let from = if self.begun.is_empty() {
+                    &mut self.rest
+                } else {
+                    &mut self.begun
                 };
-                self.begun = Self::bytes_of(piece);
-                self.pass_piece();
+                let now = from.len().min(n - done);
+                std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(done), now);
+                *from = &from[now..];
+                done += now;
+                if done < n {
+                    let Some(piece) = self.piece() else {
+                        return false;
+                    };
+                    self.begun = Self::bytes_of(piece);
+                    self.pass_piece();
+                }
             }
+            true
         }
-        true
     }
 }
 

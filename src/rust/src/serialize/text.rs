@@ -4,7 +4,7 @@ use extendr_ffi::{cetype_t, R_NaString, Rf_mkCharLenCE, SEXP, SEXPTYPE};
 
 use super::format::{BYTES, HAS_ATTRIBUTES, LATIN1, UTF8};
 
-pub struct Text<'a> {
+pub(crate) struct Text<'a> {
     flags: i32,
     /// `None` is `NA`.
     bytes: Option<&'a [u8]>,
@@ -12,7 +12,7 @@ pub struct Text<'a> {
 
 impl<'a> Text<'a> {
     /// The one that comes first, which is taken away. `None` if it is not a string.
-    pub fn take(from: &mut &'a [u8]) -> Option<Text<'a>> {
+    pub(crate) fn take(from: &mut &'a [u8]) -> Option<Text<'a>> {
         let flags = integer(from)?;
         if flags & (0xff | HAS_ATTRIBUTES) != SEXPTYPE::CHARSXP as i32 {
             return None;
@@ -21,7 +21,7 @@ impl<'a> Text<'a> {
     }
 
     /// The same where its flags have been taken.
-    pub fn after(flags: i32, from: &mut &'a [u8]) -> Option<Text<'a>> {
+    pub(crate) fn after(flags: i32, from: &mut &'a [u8]) -> Option<Text<'a>> {
         let bytes = match integer(from)? {
             -1 => None,
             n => {
@@ -38,18 +38,21 @@ impl<'a> Text<'a> {
     /// # Safety
     /// On R's main thread. May leave by a long jump if R runs out of memory or there is a zero
     /// among the bytes.
-    pub unsafe fn make(self) -> SEXP {
-        let Some(bytes) = self.bytes else {
-            return R_NaString;
-        };
-        let encoding = match self.flags >> 12 & (UTF8 | LATIN1 | BYTES) {
-            UTF8 => cetype_t::CE_UTF8,
-            LATIN1 => cetype_t::CE_LATIN1,
-            BYTES => cetype_t::CE_BYTES,
-            // The header says that the sender's native encoding is ours.
-            _ => cetype_t::CE_NATIVE,
-        };
-        Rf_mkCharLenCE(bytes.as_ptr().cast(), bytes.len() as i32, encoding)
+    pub(crate) unsafe fn make(self) -> SEXP {
+        // SAFETY: as this function demands; `take` has found as many bytes.
+        unsafe {
+            let Some(bytes) = self.bytes else {
+                return R_NaString;
+            };
+            let encoding = match self.flags >> 12 & (UTF8 | LATIN1 | BYTES) {
+                UTF8 => cetype_t::CE_UTF8,
+                LATIN1 => cetype_t::CE_LATIN1,
+                BYTES => cetype_t::CE_BYTES,
+                // The header says that the sender's native encoding is ours.
+                _ => cetype_t::CE_NATIVE,
+            };
+            Rf_mkCharLenCE(bytes.as_ptr().cast(), bytes.len() as i32, encoding)
+        }
     }
 }
 

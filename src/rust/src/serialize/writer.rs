@@ -35,7 +35,7 @@ const LEVEL: usize = 512;
 const SMALL_COMPACT: isize = 256;
 
 /// Whether the last object was too deep.
-pub static TOO_DEEP: AtomicBool = AtomicBool::new(false);
+pub(crate) static TOO_DEEP: AtomicBool = AtomicBool::new(false);
 
 /// Up to here a linear search finds a reference as fast as a table would.
 const FEW: usize = 24;
@@ -43,14 +43,14 @@ const FEW: usize = 24;
 /// Symbols and other reference objects written so far: later ones are references to
 /// them, by number.
 #[derive(Default)]
-pub struct References {
+pub(super) struct References {
     seen: Vec<SEXP>,
     /// Made when there are many.
     table: Option<FxHashMap<SEXP, i32>>,
 }
 
 impl References {
-    pub const fn new() -> References {
+    pub(super) const fn new() -> References {
         References {
             seen: Vec::new(),
             table: None,
@@ -87,26 +87,32 @@ impl References {
 /// # Safety
 /// On R's main thread, the pointers valid. May leave by a long jump if R runs out of
 /// memory, so they must be to what outlives that.
-pub unsafe fn write(
+pub(super) unsafe fn write(
     out: *mut Buffer,
     references: *mut References,
     hooks: Option<*mut Collected>,
     object: SEXP,
 ) -> bool {
-    TOO_DEEP.store(false, Ordering::Relaxed);
-    (*references).clear();
-    (*out).bytes.extend_from_slice(header());
-    Writer {
-        out,
-        references,
-        hooks,
-        deepest: stack::levels(LEVEL) as u32,
+    // SAFETY: as this function demands; no reference is held while R is called.
+    unsafe {
+        TOO_DEEP.store(false, Ordering::Relaxed);
+        (*references).clear();
+        (*out).bytes.extend_from_slice(header());
+        Writer {
+            out,
+            references,
+            hooks,
+            deepest: stack::levels(LEVEL) as u32,
+        }
+        .item(object, 0)
     }
-    .item(object, 0)
 }
 
 /// Holds pointers, not references, because whatever allocates in R may run a finalizer,
-/// and that may serialize something itself (see [`Buffer`]).
+/// and that may serialize something itself (see [`write_once`](super::write_once)).
+///
+/// Its unsafe functions demand R's main thread, and objects that are reachable from the one that is written, which the
+/// caller of [`write`] protects.
 struct Writer {
     out: *mut Buffer,
     references: *mut References,
@@ -144,76 +150,91 @@ impl Writer {
 
     /// False if there is no memory for them: R will say so.
     unsafe fn bytes<T>(&mut self, data: *const T, n: isize) -> bool {
-        let size = n as usize * std::mem::size_of::<T>();
-        let bytes = std::slice::from_raw_parts(data.cast::<u8>(), size);
-        // SAFETY: as in `out`.
-        (*self.out).append(bytes)
+        // SAFETY: `data` are those of a vector of `n` elements, which is protected. No reference to the buffer is
+        // held while R is called.
+        unsafe {
+            let size = n as usize * std::mem::size_of::<T>();
+            let bytes = std::slice::from_raw_parts(data.cast::<u8>(), size);
+            // SAFETY: as in `out`.
+            (*self.out).append(bytes)
+        }
     }
 
     unsafe fn item(&mut self, object: SEXP, depth: u32) -> bool {
-        if depth > self.deepest {
-            TOO_DEEP.store(true, Ordering::Relaxed);
-            return false;
-        }
-        let mut object = object;
-        // Pairlists are written cell by cell, without recursion along them.
-        loop {
-            if let Some(code) = special(object) {
-                self.integer(code);
-                return true;
+        // SAFETY: as [`Writer`] demands; each accessor is used on an object of its type.
+        unsafe {
+            if depth > self.deepest {
+                TOO_DEEP.store(true, Ordering::Relaxed);
+                return false;
             }
-            if self.hooks.is_some() && is_object(object) && self.hooked(object) {
-                return true;
-            }
-            match TYPEOF(object) {
-                SEXPTYPE::SYMSXP => return self.symbol(object),
-                SEXPTYPE::ENVSXP => return self.environment(object, depth),
-                SEXPTYPE::EXTPTRSXP | SEXPTYPE::WEAKREFSXP => return self.pointer(object, depth),
-                SEXPTYPE::LISTSXP | SEXPTYPE::LANGSXP => {
-                    let tag = TAG(object);
-                    let attributes = r::has_attributes(object);
-                    self.flags(object, attributes, tag != R_NilValue);
-                    if attributes && !self.attributes(object, depth) {
-                        return false;
-                    }
-                    if tag != R_NilValue && !self.item(tag, depth + 1) {
-                        return false;
-                    }
-                    if !self.item(CAR(object), depth + 1) {
-                        return false;
-                    }
-                    object = CDR(object);
+            let mut object = object;
+            // Pairlists are written cell by cell, without recursion along them.
+            loop {
+                if let Some(code) = special(object) {
+                    self.integer(code);
+                    return true;
                 }
-                SEXPTYPE::CLOSXP => return self.closure(object, depth),
-                _ => return self.plain(object, depth),
+                if self.hooks.is_some() && is_object(object) && self.hooked(object) {
+                    return true;
+                }
+                match TYPEOF(object) {
+                    SEXPTYPE::SYMSXP => return self.symbol(object),
+                    SEXPTYPE::ENVSXP => return self.environment(object, depth),
+                    SEXPTYPE::EXTPTRSXP | SEXPTYPE::WEAKREFSXP => {
+                        return self.pointer(object, depth)
+                    }
+                    SEXPTYPE::LISTSXP | SEXPTYPE::LANGSXP => {
+                        let tag = TAG(object);
+                        let attributes = r::has_attributes(object);
+                        self.flags(object, attributes, tag != R_NilValue);
+                        if attributes && !self.attributes(object, depth) {
+                            return false;
+                        }
+                        if tag != R_NilValue && !self.item(tag, depth + 1) {
+                            return false;
+                        }
+                        if !self.item(CAR(object), depth + 1) {
+                            return false;
+                        }
+                        object = CDR(object);
+                    }
+                    SEXPTYPE::CLOSXP => return self.closure(object, depth),
+                    _ => return self.plain(object, depth),
+                }
             }
         }
     }
 
     unsafe fn flags(&mut self, object: SEXP, attributes: bool, tag: bool) {
-        let mut flags = TYPEOF(object) as i32;
-        if r::Rf_isS4(object) == Rboolean::TRUE {
-            flags |= S4 << 12;
+        // SAFETY: as [`Writer`] demands.
+        unsafe {
+            let mut flags = TYPEOF(object) as i32;
+            if r::Rf_isS4(object) == Rboolean::TRUE {
+                flags |= S4 << 12;
+            }
+            if is_object(object) {
+                flags |= IS_OBJECT;
+            }
+            if attributes {
+                flags |= HAS_ATTRIBUTES;
+            }
+            if tag {
+                flags |= HAS_TAG;
+            }
+            self.integer(flags);
         }
-        if is_object(object) {
-            flags |= IS_OBJECT;
-        }
-        if attributes {
-            flags |= HAS_ATTRIBUTES;
-        }
-        if tag {
-            flags |= HAS_TAG;
-        }
-        self.integer(flags);
     }
 
     unsafe fn attributes(&mut self, object: SEXP, depth: u32) -> bool {
-        let done = r::all_attributes(object, |name, value| {
-            self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG);
-            self.symbol(name) && self.item(value, depth + 2)
-        });
-        self.integer(NIL);
-        done
+        // SAFETY: as [`Writer`] demands; names of attributes are symbols.
+        unsafe {
+            let done = r::all_attributes(object, |name, value| {
+                self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG);
+                self.symbol(name) && self.item(value, depth + 2)
+            });
+            self.integer(NIL);
+            done
+        }
     }
 
     /// A reference, if the object has been written before.
@@ -228,302 +249,357 @@ impl Writer {
     /// Leaves an object to the hook of its class, if there is one: what is written here
     /// is where to find it among those that the hooks make.
     unsafe fn hooked(&mut self, object: SEXP) -> bool {
-        if self.reference(object) {
-            return true;
+        // SAFETY: as [`Writer`] demands; R is not called while what is collected is borrowed.
+        unsafe {
+            if self.reference(object) {
+                return true;
+            }
+            let Some(place) = self.hooks.and_then(|hooks| (*hooks).collect(object)) else {
+                return false;
+            };
+            self.references().add(object);
+            self.integer(PERSISTENT);
+            self.integer(0);
+            self.integer(place.len() as i32);
+            for number in place {
+                let text = number.to_string();
+                self.integer(SEXPTYPE::CHARSXP as i32 | ASCII << 12);
+                self.integer(text.len() as i32);
+                self.out().extend_from_slice(text.as_bytes());
+            }
+            true
         }
-        let Some(place) = self.hooks.and_then(|hooks| (*hooks).collect(object)) else {
-            return false;
-        };
-        self.references().add(object);
-        self.integer(PERSISTENT);
-        self.integer(0);
-        self.integer(place.len() as i32);
-        for number in place {
-            let text = number.to_string();
-            self.integer(SEXPTYPE::CHARSXP as i32 | ASCII << 12);
-            self.integer(text.len() as i32);
-            self.out().extend_from_slice(text.as_bytes());
-        }
-        true
     }
 
     unsafe fn symbol(&mut self, symbol: SEXP) -> bool {
-        if self.reference(symbol) {
-            return true;
+        // SAFETY: as [`Writer`] demands; `symbol` is a symbol.
+        unsafe {
+            if self.reference(symbol) {
+                return true;
+            }
+            self.integer(SEXPTYPE::SYMSXP as i32);
+            self.references().add(symbol);
+            self.string(PRINTNAME(symbol))
         }
-        self.integer(SEXPTYPE::SYMSXP as i32);
-        self.references().add(symbol);
-        self.string(PRINTNAME(symbol))
     }
 
     unsafe fn environment(&mut self, env: SEXP, depth: u32) -> bool {
-        if self.reference(env) {
-            true
-        } else if R_IsNamespaceEnv(env) == Rboolean::TRUE {
-            self.namespace(env)
-        } else {
-            extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE && self.variables(env, depth)
+        // SAFETY: as [`Writer`] demands; `env` is an environment.
+        unsafe {
+            if self.reference(env) {
+                true
+            } else if R_IsNamespaceEnv(env) == Rboolean::TRUE {
+                self.namespace(env)
+            } else {
+                extendr_ffi::R_IsPackageEnv(env) == Rboolean::FALSE && self.variables(env, depth)
+            }
         }
     }
 
     /// An environment by its variables, in a hash table as R would have it.
     unsafe fn variables(&mut self, env: SEXP, depth: u32) -> bool {
-        let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
-        let n = Rf_xlength(names);
-        // First, because much may have been written in vain otherwise.
-        let known = (0..n).all(|i| is_known(r::Rf_installChar(STRING_ELT(names, i)), env));
-        if !known {
-            Rf_unprotect(1);
-            return false;
-        }
-        self.references().add(env);
-        self.integer(SEXPTYPE::ENVSXP as i32);
-        self.integer((r::R_EnvironmentIsLocked(env) == Rboolean::TRUE).into());
-        if !self.item(extendr_ffi::backports::get_parent_env(env), depth + 1) {
-            Rf_unprotect(1);
-            return false;
-        }
-        let size = (n + n / 3).max(29);
-        let mut order: Vec<(u32, isize)> = (0..n)
-            .map(|i| (hash(STRING_ELT(names, i)) % size as u32, i))
-            .collect();
-        order.sort_unstable();
-        self.integer(NIL);
-        self.integer(SEXPTYPE::VECSXP as i32);
-        self.integer(size as i32);
-        let mut next = order.iter().peekable();
-        for bucket in 0..size as u32 {
-            while let Some((_, i)) = next.next_if(|(b, _)| *b == bucket) {
-                if !self.variable(r::Rf_installChar(STRING_ELT(names, *i)), env, depth) {
-                    Rf_unprotect(1);
-                    return false;
-                }
+        // SAFETY: as [`Writer`] demands; `names` is protected and has `n` elements. The order is lost if a long
+        // jump leaves this: R is out of memory then.
+        unsafe {
+            let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
+            let n = Rf_xlength(names);
+            // First, because much may have been written in vain otherwise.
+            let known = (0..n).all(|i| is_known(r::Rf_installChar(STRING_ELT(names, i)), env));
+            if !known {
+                Rf_unprotect(1);
+                return false;
             }
+            self.references().add(env);
+            self.integer(SEXPTYPE::ENVSXP as i32);
+            self.integer((r::R_EnvironmentIsLocked(env) == Rboolean::TRUE).into());
+            if !self.item(extendr_ffi::backports::get_parent_env(env), depth + 1) {
+                Rf_unprotect(1);
+                return false;
+            }
+            let size = (n + n / 3).max(29);
+            let mut order: Vec<(u32, isize)> = (0..n)
+                .map(|i| (hash(STRING_ELT(names, i)) % size as u32, i))
+                .collect();
+            order.sort_unstable();
             self.integer(NIL);
+            self.integer(SEXPTYPE::VECSXP as i32);
+            self.integer(size as i32);
+            let mut next = order.iter().peekable();
+            for bucket in 0..size as u32 {
+                while let Some((_, i)) = next.next_if(|(b, _)| *b == bucket) {
+                    if !self.variable(r::Rf_installChar(STRING_ELT(names, *i)), env, depth) {
+                        Rf_unprotect(1);
+                        return false;
+                    }
+                }
+                self.integer(NIL);
+            }
+            Rf_unprotect(1);
+            self.attributes(env, depth)
         }
-        Rf_unprotect(1);
-        self.attributes(env, depth)
     }
 
     unsafe fn variable(&mut self, symbol: SEXP, env: SEXP, depth: u32) -> bool {
-        let locked = r::R_BindingIsLocked(symbol, env) == Rboolean::TRUE;
-        let levels = if locked { LOCKED } else { 0 };
-        self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG | levels << 12);
-        if !self.symbol(symbol) {
-            return false;
-        }
-        match Variable::of_known(symbol, env) {
-            Variable::Value(value) | Variable::Forced { value, .. } => self.item(value, depth + 1),
-            // It is not for us to evaluate it.
-            Variable::Delayed { expr, env } => {
-                self.integer(SEXPTYPE::PROMSXP as i32 | HAS_TAG);
-                if !self.item(env, depth + 1) {
-                    return false;
-                }
-                self.integer(UNBOUND_VALUE);
-                self.item(expr, depth + 1)
+        // SAFETY: as [`Writer`] demands; the variable is one that `is_known` accepts.
+        unsafe {
+            let locked = r::R_BindingIsLocked(symbol, env) == Rboolean::TRUE;
+            let levels = if locked { LOCKED } else { 0 };
+            self.integer(SEXPTYPE::LISTSXP as i32 | HAS_TAG | levels << 12);
+            if !self.symbol(symbol) {
+                return false;
             }
-            _ => false,
+            match Variable::of_known(symbol, env) {
+                Variable::Value(value) | Variable::Forced { value, .. } => {
+                    self.item(value, depth + 1)
+                }
+                // It is not for us to evaluate it.
+                Variable::Delayed { expr, env } => {
+                    self.integer(SEXPTYPE::PROMSXP as i32 | HAS_TAG);
+                    if !self.item(env, depth + 1) {
+                        return false;
+                    }
+                    self.integer(UNBOUND_VALUE);
+                    self.item(expr, depth + 1)
+                }
+                _ => false,
+            }
         }
     }
 
     /// External pointers and weak references arrive empty, as R has it.
     unsafe fn pointer(&mut self, pointer: SEXP, depth: u32) -> bool {
-        if self.hooks.is_none() {
-            return false;
-        }
-        if self.reference(pointer) {
-            return true;
-        }
-        let attributes = r::has_attributes(pointer);
-        self.flags(pointer, attributes, false);
-        self.references().add(pointer);
-        if TYPEOF(pointer) == SEXPTYPE::EXTPTRSXP {
-            let protected = extendr_ffi::R_ExternalPtrProtected(pointer);
-            let tag = extendr_ffi::R_ExternalPtrTag(pointer);
-            if !self.item(protected, depth + 1) || !self.item(tag, depth + 1) {
+        // SAFETY: as [`Writer`] demands; the accessors are used on an external pointer only.
+        unsafe {
+            if self.hooks.is_none() {
                 return false;
             }
+            if self.reference(pointer) {
+                return true;
+            }
+            let attributes = r::has_attributes(pointer);
+            self.flags(pointer, attributes, false);
+            self.references().add(pointer);
+            if TYPEOF(pointer) == SEXPTYPE::EXTPTRSXP {
+                let protected = extendr_ffi::R_ExternalPtrProtected(pointer);
+                let tag = extendr_ffi::R_ExternalPtrTag(pointer);
+                if !self.item(protected, depth + 1) || !self.item(tag, depth + 1) {
+                    return false;
+                }
+            }
+            !attributes || self.attributes(pointer, depth)
         }
-        !attributes || self.attributes(pointer, depth)
     }
 
     unsafe fn namespace(&mut self, env: SEXP) -> bool {
-        self.references().add(env);
-        let spec = Rf_protect(R_NamespaceEnvSpec(env));
-        self.integer(NAMESPACE);
-        self.integer(0);
-        self.integer(Rf_xlength(spec) as i32);
-        let done = (0..Rf_xlength(spec)).all(|i| self.string(STRING_ELT(spec, i)));
-        Rf_unprotect(1);
-        done
+        // SAFETY: as [`Writer`] demands; `spec` is protected.
+        unsafe {
+            self.references().add(env);
+            let spec = Rf_protect(R_NamespaceEnvSpec(env));
+            self.integer(NAMESPACE);
+            self.integer(0);
+            self.integer(Rf_xlength(spec) as i32);
+            let done = (0..Rf_xlength(spec)).all(|i| self.string(STRING_ELT(spec, i)));
+            Rf_unprotect(1);
+            done
+        }
     }
 
     unsafe fn closure(&mut self, closure: SEXP, depth: u32) -> bool {
-        let attributes = r::has_attributes(closure);
-        self.flags(closure, attributes, true);
-        if attributes && !self.attributes(closure, depth) {
-            return false;
+        // SAFETY: as [`Writer`] demands; `closure` is a closure.
+        unsafe {
+            let attributes = r::has_attributes(closure);
+            self.flags(closure, attributes, true);
+            if attributes && !self.attributes(closure, depth) {
+                return false;
+            }
+            // The body as an expression, also if it has been compiled: the receiver compiles
+            // again what is worth it, and byte code is large.
+            self.item(extendr_ffi::backports::get_closure_env(closure), depth + 1)
+                && self.item(
+                    extendr_ffi::backports::get_closure_formals(closure),
+                    depth + 1,
+                )
+                && self.item(r::R_ClosureExpr(closure), depth + 1)
         }
-        // The body as an expression, also if it has been compiled: the receiver compiles
-        // again what is worth it, and byte code is large.
-        self.item(extendr_ffi::backports::get_closure_env(closure), depth + 1)
-            && self.item(
-                extendr_ffi::backports::get_closure_formals(closure),
-                depth + 1,
-            )
-            && self.item(r::R_ClosureExpr(closure), depth + 1)
     }
 
     unsafe fn string(&mut self, string: SEXP) -> bool {
-        if string == R_NaString {
-            self.integer(SEXPTYPE::CHARSXP as i32);
-            self.integer(-1);
-            return true;
+        // SAFETY: as [`Writer`] demands; `string` has so many bytes. No reference to the buffer is held while R is
+        // called.
+        unsafe {
+            if string == R_NaString {
+                self.integer(SEXPTYPE::CHARSXP as i32);
+                self.integer(-1);
+                return true;
+            }
+            // Nothing of a string is left out: the reader wants it in one.
+            let Ok(n) = i32::try_from(Rf_xlength(string)) else {
+                return false;
+            };
+            let bytes = std::slice::from_raw_parts(R_CHAR(string).cast::<u8>(), n as usize);
+            // R declares the encoding of those that are not ASCII only.
+            let levels = match () {
+                () if bytes.is_ascii() => ASCII,
+                () => match r::Rf_getCharCE(string) {
+                    cetype_t::CE_UTF8 => UTF8,
+                    cetype_t::CE_LATIN1 => LATIN1,
+                    cetype_t::CE_BYTES => BYTES,
+                    _ => 0,
+                },
+            };
+            self.integer(SEXPTYPE::CHARSXP as i32 | levels << 12);
+            self.integer(n);
+            // SAFETY: as in `out`.
+            (*self.out).append_plain(bytes)
         }
-        // Nothing of a string is left out: the reader wants it in one.
-        let Ok(n) = i32::try_from(Rf_xlength(string)) else {
-            return false;
-        };
-        let bytes = std::slice::from_raw_parts(R_CHAR(string).cast::<u8>(), n as usize);
-        // R declares the encoding of those that are not ASCII only.
-        let levels = match () {
-            () if bytes.is_ascii() => ASCII,
-            () => match r::Rf_getCharCE(string) {
-                cetype_t::CE_UTF8 => UTF8,
-                cetype_t::CE_LATIN1 => LATIN1,
-                cetype_t::CE_BYTES => BYTES,
-                _ => 0,
-            },
-        };
-        self.integer(SEXPTYPE::CHARSXP as i32 | levels << 12);
-        self.integer(n);
-        // SAFETY: as in `out`.
-        (*self.out).append_plain(bytes)
     }
 
     /// The elements of a character vector.
     unsafe fn strings(&mut self, vector: SEXP, n: isize) -> bool {
-        // Received, and hardly asked for since.
-        if let Some(bytes) = altrep::strings::unasked(vector) {
-            return (*self.out).append(bytes);
+        // SAFETY: as [`Writer`] demands; `vector` has `n` elements. No reference to the buffer is held while R is
+        // called.
+        unsafe {
+            // Received, and hardly asked for since.
+            if let Some(bytes) = altrep::strings::unasked(vector) {
+                return (*self.out).append(bytes);
+            }
+            // SAFETY: as in `out`, here and below.
+            (*self.out).begin_strings();
+            (0..n).all(|i| {
+                self.string(STRING_ELT(vector, i)) && (*self.out).spill(|| differ(vector, n))
+            }) && (*self.out).end_strings()
         }
-        // SAFETY: as in `out`, here and below.
-        (*self.out).begin_strings();
-        (0..n)
-            .all(|i| self.string(STRING_ELT(vector, i)) && (*self.out).spill(|| differ(vector, n)))
-            && (*self.out).end_strings()
     }
 
     /// Vectors and S4 objects.
     unsafe fn plain(&mut self, object: SEXP, depth: u32) -> bool {
-        let kind = TYPEOF(object);
-        let n = match kind {
-            r::S4SXP => 0,
-            SEXPTYPE::LGLSXP
-            | SEXPTYPE::INTSXP
-            | SEXPTYPE::REALSXP
-            | SEXPTYPE::CPLXSXP
-            | SEXPTYPE::RAWSXP
-            | SEXPTYPE::STRSXP
-            | SEXPTYPE::VECSXP
-            | SEXPTYPE::EXPRSXP => Rf_xlength(object),
-            _ => return false,
-        };
-        // A large one may be a few bytes in R's hands, or memory that is not there yet; but
-        // R would not see hooks of classes that are lists.
-        if r::ALTREP(object) != 0
-            && n > SMALL_COMPACT
-            && self.hooks.is_none()
-            && !has_data(object, kind)
-        {
-            return false;
+        // SAFETY: as [`Writer`] demands; each accessor is used on a vector of its type, up to its length.
+        unsafe {
+            let kind = TYPEOF(object);
+            let n = match kind {
+                r::S4SXP => 0,
+                SEXPTYPE::LGLSXP
+                | SEXPTYPE::INTSXP
+                | SEXPTYPE::REALSXP
+                | SEXPTYPE::CPLXSXP
+                | SEXPTYPE::RAWSXP
+                | SEXPTYPE::STRSXP
+                | SEXPTYPE::VECSXP
+                | SEXPTYPE::EXPRSXP => Rf_xlength(object),
+                _ => return false,
+            };
+            // A large one may be a few bytes in R's hands, or memory that is not there yet; but
+            // R would not see hooks of classes that are lists.
+            if r::ALTREP(object) != 0
+                && n > SMALL_COMPACT
+                && self.hooks.is_none()
+                && !has_data(object, kind)
+            {
+                return false;
+            }
+            let attributes = r::has_attributes(object);
+            self.flags(object, attributes, false);
+            if kind != r::S4SXP {
+                self.length(n);
+            }
+            let done = match kind {
+                SEXPTYPE::LGLSXP => self.bytes(LOGICAL(object), n),
+                SEXPTYPE::INTSXP => self.bytes(INTEGER(object), n),
+                SEXPTYPE::REALSXP => self.bytes(REAL(object), n),
+                SEXPTYPE::CPLXSXP => self.bytes(COMPLEX(object), n),
+                SEXPTYPE::RAWSXP => self.bytes(RAW(object), n),
+                SEXPTYPE::STRSXP => self.strings(object, n),
+                r::S4SXP => true,
+                _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),
+            };
+            done && (!attributes || self.attributes(object, depth))
         }
-        let attributes = r::has_attributes(object);
-        self.flags(object, attributes, false);
-        if kind != r::S4SXP {
-            self.length(n);
-        }
-        let done = match kind {
-            SEXPTYPE::LGLSXP => self.bytes(LOGICAL(object), n),
-            SEXPTYPE::INTSXP => self.bytes(INTEGER(object), n),
-            SEXPTYPE::REALSXP => self.bytes(REAL(object), n),
-            SEXPTYPE::CPLXSXP => self.bytes(COMPLEX(object), n),
-            SEXPTYPE::RAWSXP => self.bytes(RAW(object), n),
-            SEXPTYPE::STRSXP => self.strings(object, n),
-            r::S4SXP => true,
-            _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),
-        };
-        done && (!attributes || self.attributes(object, depth))
     }
 }
 
 /// Whether a variable is of a kind that can be written here.
 unsafe fn is_known(symbol: SEXP, env: SEXP) -> bool {
-    match Variable::of_existing(symbol, env) {
-        Variable::Value(value) => TYPEOF(value) != SEXPTYPE::DOTSXP,
-        Variable::Forced { .. } | Variable::Delayed { .. } => true,
-        _ => false,
+    // SAFETY: as [`Writer`] demands; `symbol` is bound in `env`.
+    unsafe {
+        match Variable::of_existing(symbol, env) {
+            Variable::Value(value) => TYPEOF(value) != SEXPTYPE::DOTSXP,
+            Variable::Forced { .. } | Variable::Delayed { .. } => true,
+            _ => false,
+        }
     }
 }
 
 unsafe fn is_object(object: SEXP) -> bool {
-    r::Rf_isObject(object) == Rboolean::TRUE
+    // SAFETY: as [`Writer`] demands.
+    unsafe { r::Rf_isObject(object) == Rboolean::TRUE }
 }
 
 /// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
 unsafe fn has_data(object: SEXP, kind: SEXPTYPE) -> bool {
-    if kind == SEXPTYPE::STRSXP {
-        return altrep::strings::is_one(object);
+    // SAFETY: as [`Writer`] demands; `object` is an ALTREP vector.
+    unsafe {
+        if kind == SEXPTYPE::STRSXP {
+            return altrep::strings::is_one(object);
+        }
+        !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
     }
-    !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
 }
 
 /// Whether the strings of a vector are mostly different ones, as a sample has it. Those that
 /// repeat R finds at once among all it has, and then to make them later gains less than it may
 /// cost.
 unsafe fn differ(vector: SEXP, n: isize) -> bool {
-    const SAMPLE: isize = 1024;
-    let mut sample = [R_NilValue; SAMPLE as usize];
-    let size = n.min(SAMPLE);
-    let mut count = 0;
-    for i in 0..size {
-        let string = STRING_ELT(vector, i * (n / size));
-        if string != R_NaString && string != R_BlankString {
-            sample[count] = string;
-            count += 1;
+    // SAFETY: as [`Writer`] demands; indices are below `n`, the vector's length.
+    unsafe {
+        const SAMPLE: isize = 1024;
+        let mut sample = [R_NilValue; SAMPLE as usize];
+        let size = n.min(SAMPLE);
+        let mut count = 0;
+        for i in 0..size {
+            let string = STRING_ELT(vector, i * (n / size));
+            if string != R_NaString && string != R_BlankString {
+                sample[count] = string;
+                count += 1;
+            }
         }
+        let strings = &mut sample[..count];
+        strings.sort_unstable();
+        let repeated = strings.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        4 * count >= size as usize && 4 * repeated <= count
     }
-    let strings = &mut sample[..count];
-    strings.sort_unstable();
-    let repeated = strings.windows(2).filter(|pair| pair[0] == pair[1]).count();
-    4 * count >= size as usize && 4 * repeated <= count
 }
 
 /// R's hash of a variable's name.
 unsafe fn hash(name: SEXP) -> u32 {
-    let bytes = std::slice::from_raw_parts(R_CHAR(name).cast::<u8>(), Rf_xlength(name) as usize);
-    bytes.iter().fold(0u32, |hash, byte| {
-        // The P. J. Weinberger hash, on signed characters.
-        let hash = (hash << 4).wrapping_add(*byte as i8 as u32);
-        let high = hash & 0xf000_0000;
-        if high == 0 {
-            hash
-        } else {
-            hash ^ high >> 24 ^ high
-        }
-    })
+    // SAFETY: as [`Writer`] demands; a string has as many bytes as `Rf_xlength()` says.
+    unsafe {
+        let bytes =
+            std::slice::from_raw_parts(R_CHAR(name).cast::<u8>(), Rf_xlength(name) as usize);
+        bytes.iter().fold(0u32, |hash, byte| {
+            // The P. J. Weinberger hash, on signed characters.
+            let hash = (hash << 4).wrapping_add(*byte as i8 as u32);
+            let high = hash & 0xf000_0000;
+            if high == 0 {
+                hash
+            } else {
+                hash ^ high >> 24 ^ high
+            }
+        })
+    }
 }
 
 /// Objects that are written as a number.
 unsafe fn special(object: SEXP) -> Option<i32> {
-    Some(match () {
-        _ if object == R_NilValue => NIL,
-        _ if object == R_GlobalEnv => GLOBAL_ENV,
-        _ if object == R_EmptyEnv => EMPTY_ENV,
-        _ if object == R_BaseEnv => BASE_ENV,
-        _ if object == R_BaseNamespace => BASE_NAMESPACE,
-        _ if object == R_MissingArg => MISSING_ARG,
-        _ => return None,
-    })
+    // SAFETY: R's own constants.
+    unsafe {
+        Some(match () {
+            _ if object == R_NilValue => NIL,
+            _ if object == R_GlobalEnv => GLOBAL_ENV,
+            _ if object == R_EmptyEnv => EMPTY_ENV,
+            _ if object == R_BaseEnv => BASE_ENV,
+            _ if object == R_BaseNamespace => BASE_NAMESPACE,
+            _ if object == R_MissingArg => MISSING_ARG,
+            _ => return None,
+        })
+    }
 }
