@@ -1,20 +1,21 @@
 //! Reads R objects from R's serialization format: those that [`writer`](super::writer)
 //! writes. For anything else `R_Unserialize()` reads it all from the beginning.
 
+mod vectors;
+
 use std::mem::MaybeUninit;
 
 use extendr_ffi::{
     R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_MissingArg, R_NewEnv, R_NilValue,
-    Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect, CAR, CDR,
-    COMPLEX, INTEGER, LOGICAL, RAW, REAL, SETCDR, SET_STRING_ELT, SET_TAG, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, TAG, TYPEOF,
+    Rboolean, Rf_cons, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect, CAR, CDR, SETCDR, SET_TAG,
+    SEXP, SEXPTYPE, TAG, TYPEOF,
 };
 
 use super::format::*;
 use super::text::Text;
 use super::Source;
 use crate::r::{self, Attributes};
-use crate::{altrep, stack};
+use crate::stack;
 
 /// Stack that a level of nesting takes at most.
 pub(super) const LEVEL: usize = 512;
@@ -379,17 +380,6 @@ impl Reader<'_> {
         unsafe { Some(Text::after(flags, &mut self.source.rest)?.make()) }
     }
 
-    /// The elements of a character vector.
-    unsafe fn strings(&mut self, vector: SEXP, n: usize) -> Option<()> {
-        // SAFETY: as [`Reader`] demands; `vector` is protected and has `n` elements.
-        unsafe {
-            for i in 0..n as isize {
-                SET_STRING_ELT(vector, i, Text::take(&mut self.source.rest)?.make());
-            }
-            Some(())
-        }
-    }
-
     unsafe fn namespace(&mut self) -> Option<SEXP> {
         // SAFETY: as [`Reader`] demands; `string` is protected, and R keeps loaded namespaces.
         unsafe {
@@ -434,16 +424,6 @@ impl Reader<'_> {
         }
     }
 
-    unsafe fn data<T>(&mut self, to: *mut T, n: usize) -> Option<()> {
-        // SAFETY: `to` is the data of a new vector of `n` elements, and `take` has found as many bytes.
-        unsafe {
-            let size = n.checked_mul(std::mem::size_of::<T>())?;
-            let bytes = self.take(size)?;
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), size);
-            Some(())
-        }
-    }
-
     /// A vector's length.
     fn length(&mut self) -> Option<usize> {
         match self.integer()? {
@@ -452,77 +432,6 @@ impl Reader<'_> {
                 usize::try_from(i64::from(high) << 32 | i64::from(low as u32)).ok()
             }
             n => usize::try_from(n).ok(),
-        }
-    }
-
-    /// The vector whose data are in the piece that comes next. `None` if that does not fit.
-    unsafe fn shared(&mut self, kind: SEXPTYPE, n: usize, size: usize) -> Option<SEXP> {
-        // SAFETY: as [`Reader`] demands.
-        unsafe {
-            let piece = self.source.piece()?;
-            let vector = if kind == SEXPTYPE::STRSXP {
-                altrep::strings::vector(piece, n, self.source.common)?
-            } else if piece.memory().len() == size {
-                altrep::vector(kind, piece, self.source.common)?
-            } else {
-                return None;
-            };
-            self.source.pass_piece();
-            Some(vector)
-        }
-    }
-
-    /// Vectors and S4 objects.
-    unsafe fn plain(&mut self, kind: i32, flags: i32, depth: u32) -> Option<SEXP> {
-        // SAFETY: as [`Reader`] demands. `object` is protected, and has `n` elements of the type that is filled
-        // in.
-        unsafe {
-            let (sexptype, width) = match kind {
-                10 => (SEXPTYPE::LGLSXP, 4),
-                13 => (SEXPTYPE::INTSXP, 4),
-                14 => (SEXPTYPE::REALSXP, 8),
-                15 => (SEXPTYPE::CPLXSXP, 16),
-                16 => (SEXPTYPE::STRSXP, 8),
-                19 => (SEXPTYPE::VECSXP, 4),
-                20 => (SEXPTYPE::EXPRSXP, 4),
-                24 => (SEXPTYPE::RAWSXP, 1),
-                // S4 objects and whatever else there may be.
-                _ => return None,
-            };
-            let n = self.length()?;
-            let size = n.checked_mul(width)?;
-            let shared = if self.source.piece().is_some() {
-                Some(self.shared(sexptype, n, size)?)
-            } else {
-                None
-            };
-            // No allocation for what is not there.
-            if shared.is_none() && self.source.rest.len() < size {
-                return None;
-            }
-            let object = shared.unwrap_or_else(|| Rf_allocVector(sexptype, n as isize));
-            let object = self.protect(object);
-            match sexptype {
-                _ if shared.is_some() => {}
-                SEXPTYPE::LGLSXP => self.data(LOGICAL(object), n)?,
-                SEXPTYPE::INTSXP => self.data(INTEGER(object), n)?,
-                SEXPTYPE::REALSXP => self.data(REAL(object), n)?,
-                SEXPTYPE::CPLXSXP => self.data(COMPLEX(object), n)?,
-                SEXPTYPE::RAWSXP => self.data(RAW(object), n)?,
-                SEXPTYPE::STRSXP => self.strings(object, n)?,
-                _ => {
-                    for i in 0..n {
-                        let element = self.item(depth + 1)?;
-                        SET_VECTOR_ELT(object, i as isize, element);
-                    }
-                }
-            }
-            self.attributes(object, flags, depth)?;
-            if flags >> 12 & S4 != 0 {
-                r::set_s4(object);
-            }
-            self.unprotect(1);
-            Some(object)
         }
     }
 }

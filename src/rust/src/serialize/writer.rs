@@ -7,17 +7,16 @@
 //! bindings; external pointers unless there are hooks): then `R_Serialize()` does
 //! it all.
 //!
-//! This file is over 500 lines because it is one recursion over the kinds of objects.
-//!
 //! Facts about the format: "R Internals", section 1.8; `src/main/serialize.c` of R.
+
+mod vectors;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use extendr_ffi::{
-    cetype_t, R_BaseEnv, R_BaseNamespace, R_BlankString, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv,
-    R_MissingArg, R_NaString, R_NamespaceEnvSpec, R_NilValue, Rboolean, Rf_protect, Rf_unprotect,
-    Rf_xlength, CAR, CDR, COMPLEX, INTEGER, LOGICAL, PRINTNAME, RAW, REAL, R_CHAR, SEXP, SEXPTYPE,
-    STRING_ELT, TAG, TYPEOF, VECTOR_ELT,
+    cetype_t, R_BaseEnv, R_BaseNamespace, R_EmptyEnv, R_GlobalEnv, R_IsNamespaceEnv, R_MissingArg,
+    R_NaString, R_NamespaceEnvSpec, R_NilValue, Rboolean, Rf_protect, Rf_unprotect, Rf_xlength,
+    CAR, CDR, PRINTNAME, R_CHAR, SEXP, SEXPTYPE, STRING_ELT, TAG, TYPEOF,
 };
 
 use rustc_hash::FxHashMap;
@@ -26,13 +25,11 @@ use super::format::*;
 use super::hooks::Collected;
 use super::Buffer;
 use crate::r::{self, Variable};
-use crate::{altrep, stack};
+use crate::stack;
 
 /// Stack that a level of nesting takes at most. If there is no room for another one, it is left to R,
 /// which says so if it has none, either.
 const LEVEL: usize = 512;
-/// A compact vector (such as `1:10`) up to this many elements is written out.
-const SMALL_COMPACT: isize = 256;
 
 /// Whether the last object was too deep.
 pub(crate) static TOO_DEEP: AtomicBool = AtomicBool::new(false);
@@ -145,18 +142,6 @@ impl Writer {
                 self.integer((n >> 32) as i32);
                 self.integer(n as i32);
             }
-        }
-    }
-
-    /// False if there is no memory for them: R will say so.
-    unsafe fn bytes<T>(&mut self, data: *const T, n: isize) -> bool {
-        // SAFETY: `data` are those of a vector of `n` elements, which is protected. No reference to the buffer is
-        // held while R is called.
-        unsafe {
-            let size = n as usize * std::mem::size_of::<T>();
-            let bytes = std::slice::from_raw_parts(data.cast::<u8>(), size);
-            // SAFETY: as in `out`.
-            (*self.out).append(bytes)
         }
     }
 
@@ -453,68 +438,6 @@ impl Writer {
             (*self.out).append_plain(bytes)
         }
     }
-
-    /// The elements of a character vector.
-    unsafe fn strings(&mut self, vector: SEXP, n: isize) -> bool {
-        // SAFETY: as [`Writer`] demands; `vector` has `n` elements. No reference to the buffer is held while R is
-        // called.
-        unsafe {
-            // Received, and hardly asked for since.
-            if let Some(bytes) = altrep::strings::unasked(vector) {
-                return (*self.out).append(bytes);
-            }
-            // SAFETY: as in `out`, here and below.
-            (*self.out).begin_strings();
-            (0..n).all(|i| {
-                self.string(STRING_ELT(vector, i)) && (*self.out).spill(|| differ(vector, n))
-            }) && (*self.out).end_strings()
-        }
-    }
-
-    /// Vectors and S4 objects.
-    unsafe fn plain(&mut self, object: SEXP, depth: u32) -> bool {
-        // SAFETY: as [`Writer`] demands; each accessor is used on a vector of its type, up to its length.
-        unsafe {
-            let kind = TYPEOF(object);
-            let n = match kind {
-                r::S4SXP => 0,
-                SEXPTYPE::LGLSXP
-                | SEXPTYPE::INTSXP
-                | SEXPTYPE::REALSXP
-                | SEXPTYPE::CPLXSXP
-                | SEXPTYPE::RAWSXP
-                | SEXPTYPE::STRSXP
-                | SEXPTYPE::VECSXP
-                | SEXPTYPE::EXPRSXP => Rf_xlength(object),
-                _ => return false,
-            };
-            // A large one may be a few bytes in R's hands, or memory that is not there yet; but
-            // R would not see hooks of classes that are lists.
-            if r::ALTREP(object) != 0
-                && n > SMALL_COMPACT
-                && self.hooks.is_none()
-                && !has_data(object, kind)
-            {
-                return false;
-            }
-            let attributes = r::has_attributes(object);
-            self.flags(object, attributes, false);
-            if kind != r::S4SXP {
-                self.length(n);
-            }
-            let done = match kind {
-                SEXPTYPE::LGLSXP => self.bytes(LOGICAL(object), n),
-                SEXPTYPE::INTSXP => self.bytes(INTEGER(object), n),
-                SEXPTYPE::REALSXP => self.bytes(REAL(object), n),
-                SEXPTYPE::CPLXSXP => self.bytes(COMPLEX(object), n),
-                SEXPTYPE::RAWSXP => self.bytes(RAW(object), n),
-                SEXPTYPE::STRSXP => self.strings(object, n),
-                r::S4SXP => true,
-                _ => (0..n).all(|i| self.item(VECTOR_ELT(object, i), depth + 1)),
-            };
-            done && (!attributes || self.attributes(object, depth))
-        }
-    }
 }
 
 /// Whether a variable is of a kind that can be written here.
@@ -532,41 +455,6 @@ unsafe fn is_known(symbol: SEXP, env: SEXP) -> bool {
 unsafe fn is_object(object: SEXP) -> bool {
     // SAFETY: as [`Writer`] demands.
     unsafe { r::Rf_isObject(object) == Rboolean::TRUE }
-}
-
-/// Whether the data of an ALTREP vector are in memory, as are those of vectors that were sent.
-unsafe fn has_data(object: SEXP, kind: SEXPTYPE) -> bool {
-    // SAFETY: as [`Writer`] demands; `object` is an ALTREP vector.
-    unsafe {
-        if kind == SEXPTYPE::STRSXP {
-            return altrep::strings::is_one(object);
-        }
-        !extendr_ffi::DATAPTR_OR_NULL(object).is_null()
-    }
-}
-
-/// Whether the strings of a vector are mostly different ones, as a sample has it. Those that
-/// repeat R finds at once among all it has, and then to make them later gains less than it may
-/// cost.
-unsafe fn differ(vector: SEXP, n: isize) -> bool {
-    // SAFETY: as [`Writer`] demands; indices are below `n`, the vector's length.
-    unsafe {
-        const SAMPLE: isize = 1024;
-        let mut sample = [R_NilValue; SAMPLE as usize];
-        let size = n.min(SAMPLE);
-        let mut count = 0;
-        for i in 0..size {
-            let string = STRING_ELT(vector, i * (n / size));
-            if string != R_NaString && string != R_BlankString {
-                sample[count] = string;
-                count += 1;
-            }
-        }
-        let strings = &mut sample[..count];
-        strings.sort_unstable();
-        let repeated = strings.windows(2).filter(|pair| pair[0] == pair[1]).count();
-        4 * count >= size as usize && 4 * repeated <= count
-    }
 }
 
 /// R's hash of a variable's name.
