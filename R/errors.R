@@ -10,7 +10,8 @@
 #'
 #' * An integer of class `"errorValue"`: the evaluation did not end by itself. 5 timed out,
 #'   7 object closed, 19 connection reset (the daemon was lost, or daemons were reset), 20
-#'   operation canceled (by [stop_mirai()]).
+#'   operation canceled (by [stop_mirai()]). If a daemon was lost, attribute `"reason"` of 19 says which one, and why as
+#'   far as that is known: `daemon 2 (pid 4711 on node) was killed by signal 9`. [conditionMessage()] has it, too.
 #' * A `"miraiError"`: the evaluation ended in an error. It is a character string of
 #'   the form `Error in <call>: <message>`. Further to that, `$stack.trace` is a list of the
 #'   calls on the stack, innermost first: as strings, or as calls in [edition 2][mirai-edition];
@@ -89,6 +90,15 @@ print.miraiInterrupt <- function(x, ...) {
 .DollarNames.miraiError <- function(x, pattern = "") {
   grep(pattern, setdiff(names(attributes(x)), "class"), value = TRUE)
 }
+
+# An error value as one line of text, with the reason if there is one.
+error_reason <- function(code) {
+  reason <- attr(code, "reason", exact = TRUE)
+  paste(c(error_text(code), reason), collapse = ": ")
+}
+
+#' @export
+conditionMessage.errorValue <- function(c) error_reason(c)
 
 #' @export
 conditionMessage.miraiError <- function(c) attr(c, "message", exact = TRUE)

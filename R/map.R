@@ -75,7 +75,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   }
   expr <- map_call(elements$arguments, .args)
   args <- list(.f = .f, .args = .args)
-  ms <- .Call(rs_submit_map, expr, globals, args, elements$x, profile)
+  ms <- .Call(rs_submit_map, expr, globals, args, elements$x, elements$names, profile)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)
@@ -120,7 +120,9 @@ map_call <- function(arguments, constants) {
 #' @export
 print.mirai_map <- function(x, ...) {
   n <- length(x)
-  cat(paste0("< mirai map [", n - .Call(rs_pending, unclass(x)), "/", n, "] >\n"))
+  failed <- .Call(rs_failures, unclass(x))
+  failed <- if (failed > 0L) paste0(", ", failed, " failed")
+  cat(paste0("< mirai map [", n - .Call(rs_pending, unclass(x)), "/", n, failed, "] >\n"))
   invisible(x)
 }
 
@@ -129,14 +131,14 @@ print.mirai_map <- function(x, ...) {
   collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
 }
 
-#' Collection options: .stop, .flat, .progress
+#' Collection options: .stop, .flat, .progress, .relay
 #'
-#' For use within the brackets of a mirai map: see [mirai_map()].
+#' For use within the brackets of a mirai map: see [mirai_map()]. `.relay` is for a mirai, too: see [mirai_conditions()].
 #'
 #' @format Character strings, each of its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
-#' @aliases .flat .progress .progress_cli .stop
+#' @aliases .flat .progress .progress_cli .relay .stop
 #' @examples
 #' with(daemons(2), mirai_map(1:4, sqrt)[.flat, .progress])
 NULL
@@ -157,7 +159,7 @@ NULL
 #' @export
 .stop <- ".stop"
 
-collection_options <- c(".flat", ".progress", ".progress_cli", ".stop")
+collection_options <- c(".flat", ".progress", ".progress_cli", ".relay", ".stop")
 
 # The arguments within the brackets, or within c() there, as a list: of what is given by name, and of
 # strings. The options' own names need no package attached; anything else is evaluated.
@@ -203,7 +205,7 @@ check_options <- function(options, call) {
 }
 
 check_progress <- function(name, value, call) {
-  if (name %in% c(".flat", ".stop")) stop_argument(name, "TRUE or FALSE", call)
+  if (name %in% c(".flat", ".relay", ".stop")) stop_argument(name, "TRUE or FALSE", call)
   label <- is.character(value) && length(value) == 1L && !is.na(value)
   if (!label && !(is.list(value) && all_named(value))) {
     stop_argument(name, "TRUE, FALSE, a label, or a list of arguments for cli::cli_progress_bar()", call)
@@ -220,6 +222,7 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   } else {
     .Call(rs_wait_some, x, stop_early)
   }
+  if (!is.null(options$.relay) || relays()) relay(x)
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
     stop(map_error(x, i, value_condition(x[[i]]$data), call))
@@ -304,7 +307,7 @@ value_condition <- function(value, call = NULL) {
     bare$message <- own
     return(if (identical(condition_text(bare), own)) cnd else bare)
   }
-  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_text(value)
+  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_reason(value)
   simpleError(text, call)
 }
 

@@ -54,7 +54,8 @@ print.miraiStatus <- function(x, ...) {
 #'
 #' @inheritParams status
 #' @returns A named integer vector: `connections` now and `cumulative` ones; tasks `awaiting`,
-#'   `executing` and `completed` (however they ended). `NULL` if no daemons are set.
+#'   `executing` and `completed` (however they ended). Printing it also says how many of the completed ones have failed.
+#'   `NULL` if no daemons are set.
 #' @seealso [status()], [daemons()].
 #' @examples
 #' info()
@@ -67,6 +68,18 @@ info <- function(.compute = NULL) {
   if (is.null(x) || x$sync) return(NULL)
   structure(
     c(x$connections, x$cumulative, x$tasks),
-    names = c("connections", "cumulative", "awaiting", "executing", "completed")
+    names = c("connections", "cumulative", "awaiting", "executing", "completed"),
+    tally = .Call(rs_tally_of_tasks, check_profile(.compute)),
+    class = "miraiInfo"
   )
+}
+
+#' @export
+print.miraiInfo <- function(x, ...) {
+  print(c(unclass(x)[seq_along(x)]))
+  tally <- attr(x, "tally")[-1L]
+  names(tally) <- c("failed", "cancelled", "timed out", "lost")
+  tally <- tally[tally > 0]
+  if (length(tally)) cat("of the completed:", toString(paste(tally, names(tally))), "\n")
+  invisible(x)
 }

@@ -192,3 +192,11 @@ local_binding <- function(name, value, frame = parent.frame()) {
   defer(function() put(old), frame)
   put(value)
 }
+
+# That a task was lost with its daemon, for whatever reason.
+expect_reset <- function(value) expect_identical(without_reason(value), structure(19L, class = "errorValue"))
+
+without_reason <- function(value) {
+  attr(value, "reason") <- NULL
+  value
+}

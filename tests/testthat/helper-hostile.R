@@ -112,7 +112,7 @@ evil_daemon <- function(url, files) {
       list(sum(as.integer(bytes[seq_len(n)]) %% 128 * 128^(seq_len(n) - 1)), bytes[-seq_len(n)])
     }
     # Hello: version, process id, directory, slots
-    send(as.raw(c(0, 2, 1, 0, 1)))
+    send(as.raw(c(0, 3, 1, 0, 1)))
     arrived <- granted <- answered <- 0
     for (file in c(", files, ")) {
       while (answered >= min(arrived, granted)) {
@@ -132,8 +132,8 @@ evil_daemon <- function(url, files) {
         if (meta[1] == 7 && meta[2] == 2) granted <- max(granted, number_in(meta[-(1:2)])[[1]])
       }
       answered <- answered + 1
-      # Done: number, value, time
-      send(c(as.raw(3), varint(answered), as.raw(c(0, 0))), readBin(file, 'raw', file.size(file)))
+      # Done: number, value, time, no notes, no error
+      send(c(as.raw(3), varint(answered), as.raw(c(0, 0, 0, 0))), readBin(file, 'raw', file.size(file)))
     }
     # Until the host goes.
     readBin(con, 'raw', 1)

@@ -21,7 +21,7 @@ test_that("status() shows tasks that wait and run", {
   ms <- lapply(1:3, function(i) mirai(Sys.sleep(60)))
   expect_identical(status()$mirai, c(awaiting = 2L, executing = 1L, completed = 0L))
   expect_identical(unname(status()$daemons[1, c("assigned", "complete")]), c(1L, 0L))
-  expect_identical(info(), c(connections = 1L, cumulative = 1L, awaiting = 2L, executing = 1L, completed = 0L))
+  expect_identical(c(unclass(info())[1:5]), c(connections = 1L, cumulative = 1L, awaiting = 2L, executing = 1L, completed = 0L))
   expect_identical(status()$memory[["capacity"]], Inf)
   expect_gt(status()$memory[["used"]], 0)
   stop_mirai(ms)
@@ -58,7 +58,7 @@ test_that("every mirai that has resolved counts as completed, however it ended",
 test_that("status() counts connections", {
   local_tmpdir()
   profile <- local_test_daemons(2)
-  expect_identical(mirai(quit())[], structure(19L, class = "errorValue"))
+  expect_reset(mirai(quit())[])
   expect_true(connected(1))
   x <- status()$daemons
   expect_identical(sum(x[, "online"]), 1L)

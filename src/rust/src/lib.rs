@@ -31,7 +31,9 @@ mod events;
 mod forks;
 mod gc;
 mod launch;
+mod log;
 mod mrg32k3a;
+mod notes;
 mod promises;
 mod r;
 mod relay;
@@ -54,6 +56,7 @@ extendr_module! {
     mod mirai;
     use daemons;
     use launch;
+    use log;
     use relay;
     use session;
     use streams;
@@ -98,6 +101,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             serialize::routines(),
             daemon::routines(),
             launch::routines(),
+            notes::routines(),
         ]
         .into_iter()
         .flatten();

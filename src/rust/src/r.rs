@@ -318,10 +318,22 @@ pub(crate) unsafe fn integers(values: &[i32]) -> SEXP {
 pub(crate) unsafe fn as_str<'a>(x: SEXP) -> Option<&'a str> {
     // SAFETY: on R's main thread; `x` has one element, whose text R keeps as long as it.
     unsafe {
-        if TYPEOF(x) != SEXPTYPE::STRSXP || Rf_xlength(x) != 1 || STRING_ELT(x, 0) == R_NaString {
+        if TYPEOF(x) != SEXPTYPE::STRSXP || Rf_xlength(x) != 1 {
             return None;
         }
-        CStr::from_ptr(R_CHAR(STRING_ELT(x, 0))).to_str().ok()
+        string_at(x, 0)
+    }
+}
+
+/// The text of an element of a character vector, borrowed from R; `None` if it is `NA` or no UTF-8. `i` is below its length.
+pub(crate) unsafe fn string_at<'a>(x: SEXP, i: isize) -> Option<&'a str> {
+    // SAFETY: on R's main thread; `x` is a character vector of more than `i` elements, whose text R keeps as long as it.
+    unsafe {
+        let string = STRING_ELT(x, i);
+        if string == R_NaString {
+            return None;
+        }
+        CStr::from_ptr(R_CHAR(string)).to_str().ok()
     }
 }
 

@@ -9,7 +9,7 @@ use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
     R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons,
     Rf_protect, Rf_unprotect, Rf_xlength, Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, VECTOR_ELT,
+    SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
@@ -27,7 +27,7 @@ use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"submit", submit as *const (), 6),
-        r::routine(c"submit_map", submit_map as *const (), 5),
+        r::routine(c"submit_map", submit_map as *const (), 6),
         r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
         r::routine(c"submit_to", submit_to as *const (), 4),
     ]
@@ -152,7 +152,7 @@ unsafe fn submit_buffer(
                 constants: None,
                 body: (*buffer()).take(),
             };
-            new_task(pointer, payload)
+            new_task(pointer, payload, None)
         };
         let submitted = session::with_profile(profile, |current| {
             let profile = current?;
@@ -200,7 +200,7 @@ unsafe fn wait_for_room(profile: SEXP) -> bool {
     }
 }
 
-/// `.Call(submit_map, expr, globals, args, elements, profile)`: a list of mirai, one
+/// `.Call(submit_map, expr, globals, args, elements, names, profile)`: a list of mirai, one
 /// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`;
 /// what they have in common is serialized once. `FALSE` if the profile is synchronous.
 unsafe extern "C-unwind" fn submit_map(
@@ -208,6 +208,7 @@ unsafe extern "C-unwind" fn submit_map(
     globals: SEXP,
     args: SEXP,
     elements: SEXP,
+    names: SEXP,
     profile: SEXP,
 ) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the arguments. `out` and `keeper` are protected, and
@@ -240,7 +241,7 @@ unsafe extern "C-unwind" fn submit_map(
                 fail(env, profile);
                 continue;
             }
-            while !submit_element(pointer, keeper, profile) {
+            while !submit_element(pointer, keeper, name_at(names, i), profile) {
                 if !wait_for_room(profile) && !serialize::write(buffer(), element) {
                     r::raise("a serialization hook has failed");
                 }
@@ -287,8 +288,27 @@ unsafe fn release_constants(keeper: SEXP) {
     }
 }
 
+/// Names in the log are at most this long, in bytes.
+const MOST_OF_A_NAME: usize = 256;
+
+/// The name of an element, by which the log calls its task; `None` if it has none.
+unsafe fn name_at<'a>(names: SEXP, i: isize) -> Option<&'a str> {
+    // SAFETY: on R's main thread; `names` is protected, and R keeps its strings.
+    unsafe {
+        if TYPEOF(names) != SEXPTYPE::STRSXP || i >= Rf_xlength(names) {
+            return None;
+        }
+        let name = r::string_at(names, i)?;
+        let mut end = name.len().min(MOST_OF_A_NAME);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        Some(&name[..end]).filter(|name| !name.is_empty())
+    }
+}
+
 /// Submits the element in the buffer. False if there is no room for it.
-unsafe fn submit_element(pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
+unsafe fn submit_element(pointer: SEXP, keeper: SEXP, name: Option<&str>, profile: SEXP) -> bool {
     // SAFETY: on R's main thread; `keeper`'s address is null or from `Arc::into_raw`, and stays so meanwhile. The
     // buffer is used here alone.
     unsafe {
@@ -309,7 +329,7 @@ unsafe fn submit_element(pointer: SEXP, keeper: SEXP, profile: SEXP) -> bool {
                 constants: shared,
                 body: (*buffer()).take(),
             };
-            let task = new_task(pointer, payload);
+            let task = new_task(pointer, payload, name);
             match host {
                 Some(host) => host.submit(task, None, Target::Any),
                 // Daemons were reset meanwhile (by a finalizer, say).
@@ -390,7 +410,7 @@ unsafe fn submit_pinned(out: SEXP, n: usize, min: usize, profile: SEXP) -> Resul
                     constants: None,
                     body: body.clone(),
                 };
-                new_task(pointer, payload)
+                new_task(pointer, payload, None)
             };
             let mut tasks: Vec<_> = (0..n).map(task).collect();
             let Some(host) = host else {
@@ -440,7 +460,7 @@ unsafe extern "C-unwind" fn submit_to(
                 constants: None,
                 body: (*buffer()).take(),
             };
-            let task = new_task(pointer, payload);
+            let task = new_task(pointer, payload, None);
             let endpoint = *INTEGER(endpoint) as usize - 1;
             match current.and_then(|p| p.host()) {
                 Some(host) => host.submit(task, None, Target::Endpoint(endpoint)),

@@ -32,6 +32,7 @@ use mirai_core::memory::Content;
 use mirai_core::task::{next_task_id, Outcome, Payload, Task};
 
 use crate::forks;
+use crate::notes;
 use crate::r::{
     self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_lang2, Rf_list3,
 };
@@ -281,10 +282,13 @@ unsafe fn release(pointer: SEXP) {
 }
 
 /// Makes the task of a mirai, to be submitted before R is called again: ids are in order then.
-pub(crate) unsafe fn new_task(pointer: SEXP, payload: Payload) -> Arc<Task> {
+pub(crate) unsafe fn new_task(pointer: SEXP, payload: Payload, name: Option<&str>) -> Arc<Task> {
     // SAFETY: `pointer` is a mirai's `.task` and protected.
     unsafe {
-        let task = Arc::new(Task::new(next_task_id(), payload));
+        let number = Rf_getAttrib(R_ExternalPtrProtected(pointer), ID.get());
+        let number = r::as_number(number).map_or(0, |number| number as u32);
+        let task =
+            Arc::new(Task::new(next_task_id(), payload).labelled(number, name.map(Into::into)));
         if let Some(slot) = slot(pointer) {
             slot.set(Arc::into_raw(task.clone()));
         }
@@ -390,6 +394,10 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
         let held = task.cast_mut().cast();
         let value = r::R_ExecWithCleanup(Some(read_outcome), held, Some(drop_task), held);
         Rf_protect(value);
+        // The user's code may have read it, too.
+        if let Some(task) = self::held(pointer) {
+            notes::keep(env, task);
+        }
         r::R_removeVarFromFrame(DATA.get(), env);
         Rf_defineVar(DATA.get(), value, env);
         release(pointer);
@@ -401,11 +409,12 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
     // SAFETY: `settle` passes a task that it keeps alive.
     unsafe {
-        match (*task.cast::<Task>()).outcome() {
+        let task = &*task.cast::<Task>();
+        match task.outcome() {
             Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
             Some(Outcome::TimedOut) => error_value(5),
             Some(Outcome::Closed) => error_value(7),
-            Some(Outcome::Reset) => error_value(19),
+            Some(Outcome::Reset) => reset_value(task),
             Some(Outcome::Canceled) | None => error_value(20),
         }
     }
@@ -432,6 +441,22 @@ unsafe fn value(content: &Content) -> SEXP {
             None => value,
             Some(unread) => failure_of(unread),
         }
+    }
+}
+
+/// An error value 19 that says which daemon was lost, and why.
+unsafe fn reset_value(task: &Task) -> SEXP {
+    // SAFETY: on R's main thread; what was allocated is protected. The text is dropped before R may run code.
+    unsafe {
+        let value = Rf_protect(error_value(19));
+        if let Some(loss) = task.loss() {
+            let text = loss.to_string();
+            let reason = Rf_protect(r::string(&text));
+            Rf_setAttrib(value, extendr_ffi::Rf_install(c"reason".as_ptr()), reason);
+            Rf_unprotect(1);
+        }
+        Rf_unprotect(1);
+        value
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) fn routines() -> Vec<R_CallMethodDef> {
         r::routine(c"wait_some", wait_some as *const (), 2),
         r::routine(c"wait_showing", wait_showing as *const (), 4),
         r::routine(c"first_failure", first_failure as *const (), 1),
+        r::routine(c"failures", failures as *const (), 1),
         r::routine(c"race", race as *const (), 1),
         r::routine(c"pending", pending as *const (), 1),
         r::routine(c"cancel", cancel as *const (), 1),
@@ -270,6 +271,15 @@ unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
     unsafe {
         let first = (0..Rf_xlength(x)).find(|i| has_failed(VECTOR_ELT(x, *i)));
         Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
+    }
+}
+
+/// `.Call(failures, x)`: number of mirai in the list that have resolved to an error value.
+unsafe extern "C-unwind" fn failures(x: SEXP) -> SEXP {
+    // SAFETY: R calls it on its main thread and protects the argument, a list of mirai.
+    unsafe {
+        let failed = (0..Rf_xlength(x)).filter(|i| has_failed(VECTOR_ELT(x, *i)));
+        Rf_ScalarInteger(failed.count() as i32)
     }
 }
 

@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::time::Instant;
 
 use extendr_ffi::{
@@ -19,6 +19,7 @@ use extendr_ffi::{
     R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
     Rf_protect, Rf_unprotect, Rf_xlength, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
+use mirai_core::process::Owner;
 use mirai_core::protocol::Kind;
 use mirai_core::worker::{Assignment, Next, Worker};
 
@@ -26,6 +27,7 @@ use super::limits::{End, Limits};
 use super::settings::Settings;
 use crate::cleanup::{self, Snapshot};
 use crate::gc;
+use crate::notes;
 use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
 use crate::serialize::{self, hooks, Buffer, Source};
 use crate::streams::random_seed;
@@ -34,6 +36,7 @@ pub(super) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"serve_tasks", serve_tasks as *const (), 2),
         r::routine(c"daemon_state", daemon_state as *const (), 0),
+        r::routine(c"report", report as *const (), 1),
     ]
 }
 
@@ -87,10 +90,14 @@ pub(super) fn serve(
         limits,
         snapshot,
         out,
+        report: Buffer::new(),
+        owner: Owner::this(),
+        error: None,
         task: None,
         end: None,
     };
     let this = &raw mut serving;
+    let _current = Current::set(this);
     loop {
         // Returns for every task that ends otherwise than with a value.
         // SAFETY: in a top-level context, on the main thread; `serving` outlives it, and R
@@ -123,10 +130,58 @@ struct Serving<'a> {
     limits: &'a mut Limits,
     snapshot: &'a mut Snapshot,
     out: Buffer,
+    /// For what is sent ahead of a value.
+    report: Buffer,
+    /// This process.
+    owner: Owner,
+    /// Message of the error in which the task has ended.
+    error: Option<String>,
     /// The task under evaluation.
     task: Option<Assignment>,
     /// Why there is no next one.
     end: Option<End>,
+}
+
+/// The link that is served, for [`report`]; null if there is none.
+static CURRENT: AtomicPtr<Serving<'static>> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Puts back what [`CURRENT`] was before.
+struct Current(*mut Serving<'static>);
+
+impl Current {
+    fn set(serving: *mut Serving<'_>) -> Current {
+        Current(CURRENT.swap(serving.cast(), Ordering::Relaxed))
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        CURRENT.store(self.0, Ordering::Relaxed);
+    }
+}
+
+/// `.Call(report, value)`: sends a value ahead of that of the task that runs. `FALSE` if no task of a daemon runs here, or
+/// its host is gone.
+unsafe extern "C-unwind" fn report(value: SEXP) -> SEXP {
+    // SAFETY: R calls it on its main thread and protects the argument. `serve` clears the pointer before `Serving` goes;
+    // while a task is evaluated, nobody else refers to it. A long jump out of `write` leaves nothing that is owned.
+    unsafe {
+        let serving = CURRENT.load(Ordering::Relaxed);
+        // A process forked from a daemon shares its link, on which it must not say anything.
+        if serving.is_null() || (*serving).task.is_none() || (*serving).owner.has_forked() {
+            return r::Rf_ScalarLogical(0);
+        }
+        (*serving).report.share((*serving).worker.passes_memory());
+        if !serialize::write(&raw mut (*serving).report, value) {
+            r::raise_again();
+        }
+        let Some(seq) = (*serving).task.as_ref().map(|task| task.seq) else {
+            return r::Rf_ScalarLogical(0);
+        };
+        let sent = (*serving).worker.report(seq, (*serving).report.as_slice());
+        (*serving).report.let_go();
+        r::Rf_ScalarLogical(sent.into())
+    }
 }
 
 /// `.Call(serve_tasks, serving, frame)`: evaluates one task after the other, as long as there are
@@ -228,11 +283,15 @@ impl Serving<'_> {
         unsafe {
             finish(self.worker);
             let out = &raw mut self.out;
+            let error = &raw mut self.error;
             let mut written = false;
             let mut failed = true;
             within_r(|| {
                 written = serialize::write(out, value);
                 failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
+                if failed {
+                    *error = message_of(value);
+                }
             });
             if written {
                 self.reply(failed);
@@ -249,11 +308,13 @@ impl Serving<'_> {
         unsafe {
             finish(self.worker);
             let out = &raw mut self.out;
+            let error = &raw mut self.error;
             let written = within_r(|| {
                 let value = Rf_protect(failure(stage));
                 if !serialize::write(out, value) {
                     (*out).let_go();
                 }
+                *error = message_of(value);
                 Rf_unprotect(1);
             });
             if !written {
@@ -267,8 +328,18 @@ impl Serving<'_> {
     /// Sends what is in `out` and cleans up.
     unsafe fn reply(&mut self, failed: bool) {
         let Some(task) = self.task.take() else { return };
+        let mut noted = 0;
+        if notes::are_there() {
+            let out = &raw mut self.out;
+            // SAFETY: long jumps end in `within_r`, in which nobody else uses `out`.
+            within_r(|| noted = unsafe { notes::append(out) });
+        }
+        let error = self.error.take();
+        let parts = self.out.as_slice();
         // If that fails, the link has ended with it, and the host hears so; the next call returns why.
-        let _sent = self.worker.reply(task.seq, self.out.as_slice(), failed);
+        let _sent = self
+            .worker
+            .reply_noted(task.seq, parts, failed, noted, error.as_deref());
         self.out.let_go();
         match task.kind {
             Kind::Setup => {
@@ -363,6 +434,18 @@ fn finish(worker: &Worker) {
 unsafe fn read(source: Source<'_>) -> SEXP {
     // SAFETY: in `within_r`, where long jumps end; the caller's `Assignment` outlives it.
     unsafe { serialize::read_or_raise(source) }
+}
+
+/// The message of an error value; `None` if it has none.
+unsafe fn message_of(value: SEXP) -> Option<String> {
+    // SAFETY: on R's main thread; `value` is protected, and so are its attributes. Nothing is called that could jump
+    // after the string is made.
+    unsafe {
+        let message = Rf_getAttrib(value, Rf_install(c"message".as_ptr()));
+        r::as_str(message)
+            .filter(|text| !text.is_empty())
+            .map(String::from)
+    }
 }
 
 /// Puts a task's objects in place, and into `frame` what to evaluate and where.

@@ -121,6 +121,11 @@ impl Buffer {
         reserved
     }
 
+    /// Appends bytes that are not of the value. False if there is no memory for them.
+    pub(crate) fn append_notes(&mut self, bytes: &[u8]) -> bool {
+        self.append_plain(bytes)
+    }
+
     /// Begins the strings of a vector; [`end_strings`](Self::end_strings) ends them.
     pub(super) fn begin_strings(&mut self) {
         self.run = Run::NONE;

@@ -1,0 +1,185 @@
+# Signals and catches what `expr` relays, in order.
+relayed <- function(expr) {
+  seen <- list()
+  keep <- function(restart) function(cnd) {
+    seen <<- c(seen, list(cnd))
+    invokeRestart(restart)
+  }
+  withCallingHandlers(expr, warning = keep("muffleWarning"), message = keep("muffleMessage"))
+  seen
+}
+
+test_that("a mirai keeps the warnings and messages of its evaluation, in order, with classes and calls", {
+  local_test_daemons(1)
+  m <- mirai({
+    f <- function() warning("from f")
+    message("one")
+    f()
+    suppressWarnings(warning("handled"))
+    withCallingHandlers(message("seen"), message = function(m) NULL)
+    rlang_like <- structure(class = c("my_warning", "warning", "condition"), list(message = "mine", call = NULL))
+    warning(rlang_like)
+    "value"
+  })
+  expect_identical(m[], "value")
+  got <- mirai_conditions(m)
+  expect_identical(vapply(got, conditionMessage, ""), c("one\n", "from f", "seen\n", "mine"))
+  expect_identical(conditionCall(got[[2L]]), quote(f()))
+  expect_identical(class(got[[4L]]), c("my_warning", "warning", "condition"))
+  expect_null(attr(got, "dropped"))
+  # The next task begins anew.
+  m <- mirai(NULL)
+  m[]
+  expect_identical(mirai_conditions(m), list())
+})
+
+test_that("the conditions of an evaluation that fails are kept, too", {
+  local_test_daemons(1)
+  m <- mirai({
+    warning("before")
+    stop("the end")
+  })
+  expect_true(is_mirai_error(m[]))
+  expect_identical(conditionMessage(mirai_conditions(m)[[1L]]), "before")
+})
+
+test_that("conditions are kept within bounds, and those beyond are counted", {
+  local_test_daemons(1)
+  m <- mirai(for (i in 1:100000) warning(i))
+  m[]
+  got <- mirai_conditions(m)
+  expect_length(got, 100L)
+  expect_identical(conditionMessage(got[[100L]]), "100")
+  expect_identical(attr(got, "dropped"), 99900L)
+  m <- mirai(for (i in 1:10) message(strrep("x", 30000)))
+  m[]
+  expect_length(mirai_conditions(m), 2L)
+  expect_identical(attr(mirai_conditions(m), "dropped"), 8L)
+  # A call with large data in it, and a condition that has no message.
+  m <- mirai({
+    do.call(warning, list(numeric(1e6)[1], call. = TRUE))
+    do.call(function(x) warning("large"), list(numeric(1e6)))
+    warning(structure(class = c("odd", "warning", "condition"), list()))
+  })
+  m[]
+  got <- mirai_conditions(m)
+  expect_null(conditionCall(got[[2L]]))
+  expect_lt(length(serialize(got, NULL)), 20000)
+})
+
+test_that("conditions are relayed upon request, from a map with index and name", {
+  local_test_daemons(2)
+  m <- mirai({
+    message("hello")
+    warning("careful")
+    1
+  })
+  m[]
+  expect_identical(vapply(relayed(m[.relay]), conditionMessage, ""), c("hello\n", "careful"))
+  expect_length(relayed(m[]), 0L)
+  local_options(mirai.relay = TRUE)
+  expect_length(relayed(m[]), 2L)
+  options(mirai.relay = NULL)
+  x <- mirai_map(c(a = 1, b = 2, 3), function(i) {
+    if (i > 1) warning("no. ", i)
+    i
+  })
+  seen <- relayed(x[.relay, .flat])
+  expect_identical(
+    vapply(seen, conditionMessage, ""),
+    c("In index: 2. With name: b. no. 2", "In index: 3. no. 3")
+  )
+  expect_identical(seen[[1L]]$location, 2L)
+  expect_identical(seen[[1L]]$name, "b")
+  expect_null(seen[[2L]]$name)
+  expect_identical(conditionMessage(seen[[1L]]$parent), "no. 2")
+  expect_length(relayed(collect_mirai(x, ".relay")), 2L)
+  expect_error(m[.relay = "x"], class = "mirai_error_argument")
+  expect_error(m["nonsense"], class = "mirai_error_argument")
+})
+
+test_that("conditions are of no account while there are none", {
+  expect_identical(mirai_conditions(list()), list())
+  m <- mirai(Sys.sleep(60))
+  expect_identical(mirai_conditions(m), list())
+  stop_mirai(m)
+  expect_identical(mirai_conditions(m), list())
+  expect_error(mirai_conditions(1), class = "mirai_error_argument")
+})
+
+test_that("conditions and reports come by every transport, and through a relay", {
+  noted <- function() {
+    m <- mirai({
+      warning("careful")
+      mirai::mirai_report(numeric(1e5))
+      1
+    })
+    expect_identical(m[], 1)
+    expect_identical(conditionMessage(mirai_conditions(m)[[1L]]), "careful")
+    mirai_reports(m)
+  }
+  for (scheme in c("abstract", "tcp", "tls+tcp", "wss")) {
+    local({
+      url <- if (scheme == "abstract") paste0("abstract://notes-", Sys.getpid()) else paste0(scheme, "://127.0.0.1:0")
+      local_test_daemons(url = url)
+      launch_local()
+      expect_identical(noted(), list(numeric(1e5)))
+    })
+  }
+  local_test_daemons(1, dispatcher = FALSE)
+  expect_identical(noted(), list(numeric(1e5)))
+})
+
+test_that("a task's reports can be read while it runs and afterwards", {
+  local_test_daemons(1)
+  go <- local_file()
+  m <- mirai({
+    for (i in 1:3) mirai::mirai_report(i)
+    while (!file.exists(go)) Sys.sleep(0.01)
+    mirai::mirai_report("last")
+    "value"
+  }, go = go)
+  expect_true(wait_until(function() length(mirai_reports(m)) == 3L))
+  expect_true(unresolved(m))
+  expect_identical(mirai_reports(m), list(1L, 2L, 3L))
+  file.create(go)
+  expect_identical(m[], "value")
+  expect_identical(mirai_reports(m), list(1L, 2L, 3L, "last"))
+})
+
+test_that("only the last reports of very many are kept", {
+  local_test_daemons(1)
+  m <- mirai(for (i in 1:5000) mirai::mirai_report(i))
+  m[]
+  got <- mirai_reports(m)
+  expect_identical(unlist(got), 4001:5000)
+  expect_identical(attr(got, "dropped"), 4000L)
+  m <- mirai(for (i in 1:20) mirai::mirai_report(rep(i, 1e6)))
+  m[]
+  got <- mirai_reports(m)
+  expect_identical(got[[length(got)]][[1L]], 20L)
+  expect_lt(length(got), 6L)
+})
+
+test_that("a report that cannot be sent is an error in the task, and one outside of a task is nothing", {
+  expect_false(mirai_report(1))
+  expect_error(mirai_reports(1), class = "mirai_error_argument")
+  local_test_daemons(1)
+  m <- mirai({
+    x <- NULL
+    for (i in 1:200000) x <- list(x)
+    try(mirai::mirai_report(x), silent = TRUE)
+    mirai::mirai_report("after")
+  })
+  expect_true(m[])
+  expect_identical(mirai_reports(m), list("after"))
+})
+
+test_that("a process that a task has forked does not report on its daemon's link", {
+  skip_on_os("windows")
+  local_test_daemons(1)
+  m <- mirai(unlist(parallel::mclapply(1:4, function(i) mirai::mirai_report(i), mc.cores = 2)))
+  expect_identical(m[], rep(FALSE, 4L))
+  expect_identical(mirai_reports(m), list())
+  expect_identical(mirai(1)[], 1)
+})
