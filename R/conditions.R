@@ -1,8 +1,7 @@
 #' Errors raised by mirai
 #'
-#' Errors about arguments, daemons, URLs, launches and maps have class `"mirai_error"`. A finer class says what kind
-#' of error it is, so that code can catch it. Errors in the course of a task's submission (a serialization hook that
-#' fails, use in a forked process) are simple errors.
+#' Errors that mirai raises have class `"mirai_error"`, so that code can catch them. Most of them have a finer class, too,
+#' which says what kind of error it is.
 #'
 #' @details
 #' | class | raised when | by, for example |
@@ -29,6 +28,9 @@
 #' @name mirai-errors
 #' @aliases mirai_error mirai_error_argument mirai_error_no_daemons mirai_error_connect mirai_error_launch
 NULL
+
+# For errors of native code (error.rs). The call is that of the function in which `.Call()` is.
+raise <- function(message, class) stop_error(message, if (sys.nframe() > 1L) sys.call(-1L), class)
 
 # `call` is that of the function the user called, or NULL. `class` is the finer class, or NULL.
 stop_error <- function(message, call = NULL, class = NULL) {

@@ -89,7 +89,6 @@ daemon <- function(
     tls = tls[1L]
   )
   code <- .Call(rs_run_daemon, url, settings)
-  if (is.character(code)) stop_error(code, sys.call(), "mirai_error_connect")
   if (code < 0L) {
     .Call(rs_serve_events)
     code <- 0L

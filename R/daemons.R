@@ -153,7 +153,7 @@ daemons <- function(
 extend_urls <- function(url, n, call) {
   if (is.null(n) || n == length(url)) return(url)
   if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
-  with_call(.Call(rs_extend_url, url, as.integer(n)), call, "mirai_error_argument")
+  with_call(.Call(rs_extend_url, url, as.integer(n)), call)
 }
 
 # The value of daemons(), where `n` are set.
@@ -192,8 +192,7 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
       if (settings$token) urls <- .Call(rs_with_tokens, urls)
       .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
     },
-    call,
-    "mirai_error_connect"
+    call
   )
   the$settings[[profile]] <- settings
   start_setup_streams(profile, seed)
@@ -222,9 +221,9 @@ wait_connected <- function(profile, n, call) {
 }
 
 # Shows errors of native code as those of the function that the user called.
-with_call <- function(expr, call, class = NULL) {
+with_call <- function(expr, call) {
   tryCatch(expr, error = function(e) {
-    if (!inherits(e, "mirai_error")) stop_error(conditionMessage(e), call, class)
+    if (!inherits(e, "mirai_error")) stop_error(conditionMessage(e), call)
     e["call"] <- list(call)
     stop(e)
   })

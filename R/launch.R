@@ -129,7 +129,7 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
   settled <- FALSE
   on.exit(if (!settled) end_commands(running))
   for (job in jobs) {
-    command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call, "mirai_error_launch")
+    command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call)
     running <- c(running, list(command))
   }
   now <- function() proc.time()[["elapsed"]]
@@ -334,7 +334,7 @@ launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FA
   output <- isTRUE(settings$daemon$output)
   # A daemon of a host elsewhere may outlive this session, whose fork server does not.
   code <- if (daemons_set(profile)) fork_code(args)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call, "mirai_error_launch")
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
 }
 
 # The call of daemon() that a process has to evaluate, as text.

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use extendr_api::prelude::*;
-use extendr_api::Result;
 use mirai_core::dispatcher::{Config, Policy};
 use mirai_core::host::Host;
 use mirai_core::tls::Identity;
 
+use crate::error::{Error, Result};
+use crate::functions::functions;
+use crate::promises;
 use crate::session::{unless_forked, with_session, Profile};
 use crate::tls::identity;
 use crate::urls::addresses;
-use crate::{promises, r};
 
 /// Sets up a profile that listens at `urls`, in place of one of that name.
 /// `memory` is in megabytes, `patience` in milliseconds. Returns the URLs.
-#[extendr]
 #[allow(clippy::too_many_arguments)] // those of `daemons()`
 fn open_profile(
     name: &str,
@@ -28,7 +28,7 @@ fn open_profile(
     tls: Nullable<Vec<String>>,
     pass: Nullable<String>,
 ) -> Result<Vec<String>> {
-    let addresses = addresses(&urls)?;
+    let addresses = addresses(&urls).map_err(Error::connect)?;
     let identity = identity(&addresses, tls.into_option(), pass.into_option())?;
     let patience = Duration::from_secs_f64(patience / 1000.0);
     with_session(|session| {
@@ -46,7 +46,7 @@ fn open_profile(
         host.configure(session.configuration());
         if let Err((address, e)) = host.listen_all(&addresses, identity.as_ref()) {
             host.close(false);
-            return Err(r::error(format!("cannot listen at '{address}': {e}")));
+            return Err(Error::connect(format!("cannot listen at '{address}': {e}")));
         }
         let urls = host.urls();
         session.open(name, Profile::with_host(host, seed.into_option(), identity));
@@ -55,7 +55,6 @@ fn open_profile(
 }
 
 /// The certificates by which daemons recognise a profile's host; `NULL` if it has no secure URL.
-#[extendr]
 fn profile_tls(name: &str) -> Result<Nullable<String>> {
     with_session(|session| {
         let identity = session.find(name).and_then(Profile::identity);
@@ -66,7 +65,6 @@ fn profile_tls(name: &str) -> Result<Nullable<String>> {
 
 /// Has a profile listen at a fresh URL in place of its `i`th, from 1, and returns it. `NULL` if the URL
 /// has no part that can be changed, or is in use and not `force`.
-#[extendr]
 fn renew_url(name: &str, i: i32, force: bool) -> Result<Nullable<String>> {
     with_session(|session| {
         let host = session.host(name)?;
@@ -75,13 +73,12 @@ fn renew_url(name: &str, i: i32, force: bool) -> Result<Nullable<String>> {
         };
         let url = host
             .renew(endpoint, force)
-            .map_err(|e| r::error(format!("a new URL cannot be listened at: {e}")))?;
+            .map_err(|e| Error::connect(format!("a new URL cannot be listened at: {e}")))?;
         Ok(url.map_or(Nullable::Null, Nullable::NotNull))
     })
 }
 
 /// Sets up a profile that evaluates in this process.
-#[extendr]
 fn open_sync(name: &str, seed: Nullable<i32>) -> Result<()> {
     with_session(|session| {
         session.open(name, Profile::sync(seed.into_option()));
@@ -90,7 +87,6 @@ fn open_sync(name: &str, seed: Nullable<i32>) -> Result<()> {
 }
 
 /// Ends a profile; with `end`, also daemons that would outlive it.
-#[extendr]
 fn close_profile(name: &str, end: bool) -> Result<()> {
     with_session(|session| {
         session.close(name, end);
@@ -99,16 +95,15 @@ fn close_profile(name: &str, end: bool) -> Result<()> {
 }
 
 /// Ends all profiles: the session is over.
-#[extendr]
-fn close_session() {
+fn close_session() -> Result<()> {
     unless_forked(|session| {
         promises::close();
         session.close_all();
     });
+    Ok(())
 }
 
 /// The state of a profile, for `status()`; `NULL` if it is not set.
-#[extendr]
 fn profile_status(name: &str) -> Result<Robj> {
     let found = with_session(|session| {
         let profile = session.find(name);
@@ -148,13 +143,12 @@ fn profile_status(name: &str) -> Result<Robj> {
     .into())
 }
 
-extendr_module! {
-    mod daemons;
-    fn open_profile;
-    fn open_sync;
-    fn close_profile;
-    fn close_session;
-    fn profile_tls;
-    fn renew_url;
-    fn profile_status;
+functions! {
+    fn open_profile(name, urls, round_robin, retry, memory, seed, patience, tls, pass);
+    fn open_sync(name, seed);
+    fn close_profile(name, end);
+    fn close_session();
+    fn profile_tls(name);
+    fn renew_url(name, i, force);
+    fn profile_status(name);
 }

@@ -4,14 +4,12 @@
 
 use std::sync::OnceLock;
 
-use extendr_api::Error;
 use mirai_core::process::Owner;
 
-use crate::r;
+use crate::error::Error;
 
 /// The message of the error that a forked process gets.
-pub(crate) static FORKED: &str =
-    "mirai cannot be used in a process that was forked from an R session: \
+static FORKED: &str = "mirai cannot be used in a process that was forked from an R session: \
                            use it in the session itself";
 
 /// The process that has loaded the package.
@@ -41,7 +39,7 @@ pub(crate) fn is_forked() -> bool {
     SESSION.get_or_init(Owner::this).has_forked()
 }
 
-/// [`FORKED`], for functions that return their errors.
+/// The error [`FORKED`].
 pub(crate) fn error() -> Error {
-    r::error(FORKED)
+    Error::other(FORKED)
 }

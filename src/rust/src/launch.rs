@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use extendr_api::prelude::*;
-use extendr_api::Result;
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP, VECTOR_ELT};
 use mirai_core::process::{self, command, Child, Exit, Program};
 use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::Task;
 use mirai_core::transport::Address;
 
+use crate::error::{Error, Result};
 use crate::events::Events;
-use crate::forks::{self, FORKED};
+use crate::forks;
+use crate::functions::functions;
 use crate::r;
 use crate::session::{self, with_session, Profile};
 
@@ -35,7 +36,7 @@ pub(crate) unsafe fn submit_to_new(
     task: Arc<Task>,
     timeout: Option<Duration>,
     launch: SEXP,
-) -> std::result::Result<(), String> {
+) -> Result<()> {
     // SAFETY: as this function demands: `launch` keeps its strings, and R is not called.
     unsafe {
         let text = |i| r::as_str(VECTOR_ELT(launch, i)).unwrap_or_default();
@@ -47,9 +48,10 @@ pub(crate) unsafe fn submit_to_new(
         });
         let code = r::as_str(VECTOR_ELT(launch, 3));
         let program = program(text(0), args, false, code);
-        let address: Address = text(2).parse().map_err(|e| format!("{e}"))?;
-        let failed =
-            |e: &dyn std::fmt::Display| format!("a process for the task cannot be started: {e}");
+        let address: Address = text(2).parse().map_err(Error::launch)?;
+        let failed = |e: &dyn std::fmt::Display| {
+            Error::launch(format!("a process for the task cannot be started: {e}"))
+        };
         let submitted = session::unless_forked(|session| {
             // The system may refuse the host its thread or descriptors. That is a panic, which must not reach R: this
             // is called by a plain routine, around which nothing catches it.
@@ -61,7 +63,7 @@ pub(crate) unsafe fn submit_to_new(
             host.submit_to_new(task, timeout, &address, &program)
                 .map_err(|e| failed(&e))
         });
-        submitted.unwrap_or_else(|| Err(FORKED.into()))
+        submitted.unwrap_or_else(|| Err(forks::error()))
     }
 }
 
@@ -86,7 +88,6 @@ fn program(
 
 /// Starts the fork server, a program that calls `serve_forks` on its stdin. `FALSE` if that
 /// cannot be done.
-#[extendr]
 fn start_fork_server(path: &str, args: Vec<String>) -> Result<bool> {
     with_session(|_| {
         #[cfg(target_os = "linux")]
@@ -101,12 +102,11 @@ fn start_fork_server(path: &str, args: Vec<String>) -> Result<bool> {
 }
 
 /// Whether there is a fork server.
-#[extendr]
-fn has_fork_server() -> bool {
+fn has_fork_server() -> Result<bool> {
     #[cfg(target_os = "linux")]
-    return process::fork::is_running();
+    return Ok(process::fork::is_running());
     #[cfg(not(target_os = "linux"))]
-    return false;
+    return Ok(false);
 }
 
 /// `.Call(serve_forks, tempdir())`: the fork server. `NULL` when it is over; in each process
@@ -148,7 +148,6 @@ fn give_up_directory(path: &str) -> bool {
 /// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
 /// set for the profile. `code` is what a fork evaluates instead; `NULL` if it must not be a fork. With
 /// `awaited`, `wait_connected()` reports its failure.
-#[extendr]
 fn launch(
     name: &str,
     path: &str,
@@ -163,7 +162,7 @@ fn launch(
         output,
         code.into_option().as_deref(),
     );
-    let failed = |e| r::error(format!("'{path}' cannot be started: {e}"));
+    let failed = |e| Error::launch(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
         let Some(profile) = session.find(name) else {
             // A daemon of a host elsewhere may outlive this session, also before it has connected.
@@ -185,7 +184,6 @@ fn launch(
 /// Waits until `n` daemons have connected since the profile was set up: `TRUE`. `FALSE` if R has
 /// something to do first: call `serve_events`. A message if one of the processes launched has ended
 /// without having connected.
-#[extendr]
 fn wait_connected(name: &str, n: i32) -> Result<Robj> {
     let waited = with_session(|session| {
         let profile = session.profile(name)?;
@@ -229,13 +227,12 @@ fn is_failure(exit: Exit) -> bool {
 }
 
 /// Starts a command, with `input` to read from its stdin.
-#[extendr]
 fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result<Robj> {
     if forks::is_forked() {
         return Err(forks::error());
     }
     let child = command::run(path, &args, input.into_option())
-        .map_err(|e| r::error(format!("'{path}' cannot be started: {e}")))?;
+        .map_err(|e| Error::launch(format!("'{path}' cannot be started: {e}")))?;
     Ok(ExternalPtr::new(Launched(child)).into())
 }
 
@@ -243,7 +240,6 @@ fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result
 /// connected since the profile was set up, or the time is over (unless `NULL`): `TRUE`. `FALSE` if R has
 /// something to do first: call `serve_events`. `cumulative` is infinite if the daemons do not connect
 /// to the profile.
-#[extendr]
 fn wait_commands(
     profile: Robj,
     commands: List,
@@ -253,7 +249,7 @@ fn wait_commands(
     let commands = commands
         .values()
         .map(ExternalPtr::<Launched>::try_from)
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<extendr_api::Result<Vec<_>>>()?;
     let connected = || {
         // SAFETY: it is an R object.
         let counts = unsafe {
@@ -277,25 +273,23 @@ fn wait_commands(
 }
 
 /// The state of a command.
-#[extendr]
-fn command_state(command: ExternalPtr<Launched>) -> List {
+fn command_state(command: ExternalPtr<Launched>) -> Result<List> {
     let exit = command.0.exit();
-    list!(
+    Ok(list!(
         running = exit.is_none(),
         failed = exit.is_some_and(is_failure),
         how = exit.map(|exit| exit.to_string()).unwrap_or_default(),
         output = command.0.stderr(),
         pid = command.0.pid() as i32
-    )
+    ))
 }
 
-extendr_module! {
-    mod launch;
-    fn start_fork_server;
-    fn has_fork_server;
-    fn launch;
-    fn wait_connected;
-    fn run_command;
-    fn wait_commands;
-    fn command_state;
+functions! {
+    fn start_fork_server(path, args);
+    fn has_fork_server();
+    fn launch(name, path, args, output, code, awaited);
+    fn wait_connected(name, n);
+    fn run_command(path, args, input);
+    fn wait_commands(profile, commands, cumulative, seconds);
+    fn command_state(command);
 }

@@ -1,8 +1,9 @@
 //! The R side of mirai: the only crate that knows R.
 //!
 //! Everything here runs on R's main thread. There are two kinds of entry points. Those of set-up and inspection are
-//! `#[extendr]` functions, which convert and check their arguments. Those on the path of every task ([`submit`],
-//! [`tasks`], [`waiting`], [`daemon`]) are plain `.Call` routines on `SEXP`, because there each conversion counts.
+//! ordinary Rust functions, whose arguments and results [`functions`] converts. Those on the path of every task
+//! ([`submit`], [`tasks`], [`waiting`], [`daemon`]) are plain `.Call` routines on `SEXP`, because there each conversion
+//! counts.
 //!
 //! # Safety
 //!
@@ -27,8 +28,10 @@ mod altrep;
 mod cleanup;
 mod daemon;
 mod daemons;
+mod error;
 mod events;
 mod forks;
+mod functions;
 mod gc;
 mod launch;
 mod log;
@@ -47,24 +50,12 @@ mod tls;
 mod urls;
 mod waiting;
 
-use extendr_api::prelude::*;
 use extendr_ffi::{
     DllInfo, R_CallMethodDef, R_forceSymbols, R_registerRoutines, R_useDynamicSymbols, Rboolean,
 };
 
-extendr_module! {
-    mod mirai;
-    use daemons;
-    use launch;
-    use log;
-    use relay;
-    use session;
-    use streams;
-    use urls;
-}
-
 /// Called by `R_init_mirai()` when R loads the shared library: registers the
-/// routines of both kinds at once, because R keeps only one table.
+/// routines.
 ///
 /// # Safety
 /// `info` is the pointer that R passes to the initialisation routine.
@@ -78,21 +69,14 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
         // Now, because it calls R, which could come back to ask for it.
         serialize::header();
         altrep::register(info);
-        let functions = get_mirai_metadata().functions;
-        let names: Vec<std::ffi::CString> = functions
-            .iter()
-            .map(|f| std::ffi::CString::new(f.mod_name).expect("identifiers hold no NUL"))
-            .collect();
-        let extendr = functions
-            .iter()
-            .zip(&names)
-            .map(|(f, name)| R_CallMethodDef {
-                name: name.as_ptr(),
-                // extendr's wrappers are functions of that many SEXP.
-                fun: std::mem::transmute::<*const u8, extendr_ffi::DL_FUNC>(f.func_ptr),
-                numArgs: f.args.len() as i32,
-            });
-        let plain = [
+        let routines = [
+            daemons::functions(),
+            launch::functions(),
+            log::functions(),
+            relay::functions(),
+            session::functions(),
+            streams::functions(),
+            urls::functions(),
             tasks::routines(),
             submit::routines(),
             waiting::routines(),
@@ -110,7 +94,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             fun: None,
             numArgs: 0,
         };
-        let table: Vec<R_CallMethodDef> = extendr.chain(plain).chain([end]).collect();
+        let table: Vec<R_CallMethodDef> = routines.chain([end]).collect();
         let none = std::ptr::null();
         // R copies the table.
         R_registerRoutines(info, none, table.as_ptr(), none.cast(), none.cast());
@@ -119,8 +103,8 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
     }
 }
 
-/// On R's main thread extendr turns a panic into an R error, which says what there is to
-/// say (and is how it raises errors of ours); elsewhere it is a bug that must be seen.
+/// On R's main thread a panic becomes an R error that has its message (see [`functions`]). On any other thread it is a
+/// bug, and printed.
 fn quiet_panics() {
     let main = std::thread::current().id();
     let default = std::panic::take_hook();

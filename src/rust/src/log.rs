@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use extendr_api::prelude::*;
-use extendr_api::Result;
 use mirai_core::dispatcher::{PeerState, TaskState};
 use mirai_core::host::Log;
 
+use crate::error::Result;
+use crate::functions::functions;
 use crate::session::with_session;
 
 /// Seconds since 1970 of a time in a log; NA if there is none.
@@ -46,7 +47,6 @@ fn peer_state(state: PeerState) -> &'static str {
 }
 
 /// Columns of the task log of a profile, the last `n` rows; `NULL` if no daemons are set.
-#[extendr]
 fn log_of_tasks(name: &str, n: f64) -> Result<Robj> {
     let log = with_session(|session| {
         let host = session.find(name).and_then(|p| p.host());
@@ -90,7 +90,6 @@ fn log_of_tasks(name: &str, n: f64) -> Result<Robj> {
 }
 
 /// Columns of the daemon log of a profile; `NULL` if no daemons are set.
-#[extendr]
 fn log_of_daemons(name: &str) -> Result<Robj> {
     let log = with_session(|session| {
         let host = session.find(name).and_then(|p| p.host());
@@ -136,7 +135,6 @@ fn log_of_daemons(name: &str) -> Result<Robj> {
 
 /// Tasks of a profile that are over, by how they ended: done, failed, cancelled, timed out, lost; `NULL` if no daemons
 /// are set.
-#[extendr]
 fn tally_of_tasks(name: &str) -> Result<Robj> {
     let tally = with_session(|session| {
         let host = session.find(name).and_then(|p| p.host());
@@ -155,9 +153,8 @@ fn text(text: Option<&str>) -> Rstr {
     text.map_or_else(Rstr::na, Rstr::from)
 }
 
-extendr_module! {
-    mod log;
-    fn log_of_tasks;
-    fn log_of_daemons;
-    fn tally_of_tasks;
+functions! {
+    fn log_of_tasks(name, n);
+    fn log_of_daemons(name);
+    fn tally_of_tasks(name);
 }

@@ -17,7 +17,7 @@ use extendr_ffi::{
     TYPEOF, VECTOR_ELT,
 };
 
-use crate::forks::{self, FORKED};
+use crate::forks;
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
 use crate::tasks::{task_of, DATA};
 
@@ -235,7 +235,7 @@ unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
     // SAFETY: R calls it on its main thread.
     unsafe {
         if forks::is_forked() {
-            r::raise(FORKED);
+            forks::error().raise();
         }
         #[cfg(unix)]
         hold_during_forks();

@@ -76,10 +76,23 @@ extern "C" {
     fn R_FindNamespace(info: SEXP) -> SEXP;
 }
 
-/// Text for `Rf_error()`: on the stack, because a long jump leaves it there.
+/// The text of an error, on the stack, where a long jump may leave it. Cut if it is long.
 struct Line {
+    /// Ends with a zero.
     bytes: [u8; 1024],
     length: usize,
+}
+
+impl Line {
+    fn new(text: impl std::fmt::Display) -> Line {
+        let mut line = Line {
+            bytes: [0; 1024],
+            length: 0,
+        };
+        // It fails where the text is cut.
+        let _ = std::fmt::Write::write_fmt(&mut line, format_args!("{text}"));
+        line
+    }
 }
 
 impl std::fmt::Write for Line {
@@ -102,24 +115,17 @@ impl std::fmt::Write for Line {
     }
 }
 
-/// Raises an R error. This is the only way in which it is done here: the text, which may hold what a
-/// peer has sent, is never R's format; a zero in it is replaced, and it is cut if it is long.
-/// `text` is dropped first.
+/// Raises a simple R error, without calling R code. For R's callbacks, and for what a daemon answers as the value of a
+/// task; [`error`](crate::error) has the errors for the user. As there, the text is never R's format, and `text` is
+/// dropped first.
 ///
 /// # Safety
 /// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
 pub(crate) unsafe fn raise(text: impl std::fmt::Display) -> ! {
-    // SAFETY: as this function demands. The text is an argument and ends with a zero: `Line` keeps its last byte.
-    unsafe {
-        let mut line = Line {
-            bytes: [0; 1024],
-            length: 0,
-        };
-        // It fails where the text is cut.
-        let _ = std::fmt::Write::write_fmt(&mut line, format_args!("{text}"));
-        drop(text);
-        extendr_ffi::Rf_error(c"%s".as_ptr(), line.bytes.as_ptr())
-    }
+    let line = Line::new(&text);
+    drop(text);
+    // SAFETY: as this function demands; `Line` ends with a zero.
+    unsafe { extendr_ffi::Rf_error(c"%s".as_ptr(), line.bytes.as_ptr()) }
 }
 
 /// Raises R's last error again.
@@ -129,16 +135,6 @@ pub(crate) unsafe fn raise(text: impl std::fmt::Display) -> ! {
 pub(crate) unsafe fn raise_again() -> ! {
     // SAFETY: as this function demands; R's text ends with a zero, and R copies it.
     unsafe { extendr_ffi::Rf_error(c"%s".as_ptr(), last_error().as_ptr()) }
-}
-
-/// An error of an extendr function. extendr passes its text to `Rf_error()` as the format, and panics
-/// if it holds a zero.
-pub(crate) fn error(text: impl std::fmt::Display) -> extendr_api::Error {
-    let text = text
-        .to_string()
-        .replace('%', "%%")
-        .replace('\0', "\u{fffd}");
-    extendr_api::Error::Other(text)
 }
 
 /// A `.Call` routine of `n` arguments, for the table.
@@ -378,5 +374,22 @@ pub(crate) unsafe fn as_number(x: SEXP) -> Option<f64> {
             SEXPTYPE::REALSXP => Some(*REAL(x)),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> String {
+        let line = Line::new(text);
+        let text = CStr::from_bytes_until_nul(&line.bytes).expect("the last byte is zero");
+        text.to_str().expect("cut between characters").into()
+    }
+
+    #[test]
+    fn the_text_of_an_error_holds_no_zero_and_is_cut_between_characters() {
+        assert_eq!(line("100 % of %s\0!"), "100 % of %s\u{fffd}!");
+        assert_eq!(line(&"\u{e9}".repeat(600)), "\u{e9}".repeat(511));
     }
 }

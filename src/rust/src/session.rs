@@ -5,8 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use extendr_api::prelude::*;
-use extendr_api::Result;
 use extendr_ffi::SEXP;
 use mirai_core::dispatcher::Config;
 use mirai_core::host::Host;
@@ -16,6 +14,8 @@ use mirai_core::task::Task;
 use mirai_core::tls::Identity;
 use rustc_hash::FxHashMap;
 
+use crate::error::{Error, Result};
+use crate::functions::functions;
 use crate::{forks, mrg32k3a, r};
 
 /// A compute profile.
@@ -175,7 +175,7 @@ impl Session {
     /// It is not set.
     pub(crate) fn profile(&self, name: &str) -> Result<&Profile> {
         self.find(name)
-            .ok_or_else(|| r::error(format!("no daemons set for profile '{name}'")))
+            .ok_or_else(|| Error::no_daemons(format!("no daemons set for profile '{name}'")))
     }
 
     /// The host of a profile.
@@ -185,7 +185,7 @@ impl Session {
     pub(crate) fn host(&self, name: &str) -> Result<&Host> {
         let host = self.profile(name)?.host();
         host.ok_or_else(|| {
-            r::error(format!(
+            Error::no_daemons(format!(
                 "profile '{name}' is synchronous: it has no daemons"
             ))
         })
@@ -292,19 +292,16 @@ pub(crate) fn cancel(task: &Task) -> bool {
 }
 
 /// The name of the profile that `.compute = NULL` stands for.
-#[extendr]
-fn current_profile() -> String {
-    SESSION.with_borrow(|session| session.current.clone())
+fn current_profile() -> Result<String> {
+    Ok(SESSION.with_borrow(|session| session.current.clone()))
 }
 
 /// Makes a profile current and returns the name of the one before.
-#[extendr]
-fn set_current_profile(name: &str) -> String {
-    SESSION.with_borrow_mut(|session| std::mem::replace(&mut session.current, name.into()))
+fn set_current_profile(name: &str) -> Result<String> {
+    Ok(SESSION.with_borrow_mut(|session| std::mem::replace(&mut session.current, name.into())))
 }
 
-extendr_module! {
-    mod session;
-    fn current_profile;
-    fn set_current_profile;
+functions! {
+    fn current_profile();
+    fn set_current_profile(name);
 }

@@ -1,9 +1,10 @@
 //! Random number streams of profiles, as values of R's `.Random.seed`.
 
 use extendr_api::prelude::*;
-use extendr_api::Result;
 use mirai_core::protocol::Stream;
 
+use crate::error::Result;
+use crate::functions::functions;
 use crate::session::with_session;
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
@@ -17,7 +18,6 @@ pub(crate) fn random_seed(stream: Stream) -> [i32; 7] {
 }
 
 /// The profile's next stream, as a value of `.Random.seed`.
-#[extendr]
 fn next_stream(name: &str) -> Result<Vec<i32>> {
     with_session(|session| {
         let next = match session.find(name) {
@@ -29,19 +29,16 @@ fn next_stream(name: &str) -> Result<Vec<i32>> {
 }
 
 /// The stream that `next_stream()` would return.
-#[extendr]
 fn peek_stream(name: &str) -> Result<Vec<i32>> {
     with_session(|session| Ok(random_seed(session.profile(name)?.peek_stream()).to_vec()))
 }
 
 /// The stream for the next task of a profile, or `NULL`.
-#[extendr]
 fn task_stream(name: &str) -> Result<Robj> {
     with_session(|session| Ok(session.profile(name)?.task_stream())).map(or_null)
 }
 
 /// The stream for the next daemon of a profile, or `NULL`.
-#[extendr]
 fn daemon_stream(name: &str) -> Result<Robj> {
     with_session(|session| Ok(session.profile(name)?.daemon_stream())).map(or_null)
 }
@@ -51,10 +48,9 @@ fn or_null(stream: Option<Stream>) -> Robj {
     stream.map_or_else(|| ().into(), |stream| random_seed(stream).to_vec().into())
 }
 
-extendr_module! {
-    mod streams;
-    fn next_stream;
-    fn peek_stream;
-    fn task_stream;
-    fn daemon_stream;
+functions! {
+    fn next_stream(name);
+    fn peek_stream(name);
+    fn task_stream(name);
+    fn daemon_stream(name);
 }

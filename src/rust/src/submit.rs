@@ -16,8 +16,9 @@ use mirai_core::protocol::Kind;
 use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::{Constants, Outcome, Payload};
 
+use crate::error::{self, Class, Error};
 use crate::events::{self, Events};
-use crate::forks::{self, FORKED};
+use crate::forks;
 use crate::launch;
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
 use crate::serialize::{self, buffer};
@@ -70,10 +71,14 @@ pub(crate) fn milliseconds(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
 }
 
-/// How a submission went that did not lead to a task.
+/// Why a submission did not lead to a task.
 enum Refusal {
+    /// The tasks that wait have as much memory as they may.
     NoRoom,
-    Message(String),
+    /// Daemons were set or reset after the submission had begun.
+    Changed,
+    /// No process can be started for the task.
+    NotStarted(Error),
 }
 
 /// `.Call(submit, expr, globals, args, timeout, profile, or_give_up)`.
@@ -97,7 +102,7 @@ unsafe extern "C-unwind" fn submit(
             Found::Host => R_NilValue,
             Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
             Found::Sync => return Rf_ScalarLogical(0),
-            Found::Forked => r::raise(FORKED),
+            Found::Forked => forks::error().raise(),
         };
         Rf_protect(launch);
         let (env, pointer) = new_pending();
@@ -117,10 +122,13 @@ unsafe extern "C-unwind" fn submit(
                 }
                 Err(Refusal::NoRoom) => {
                     if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
-                        r::raise("a serialization hook has failed");
+                        error::raise(Class::Other, "a serialization hook has failed");
                     }
                 }
-                Err(Refusal::Message(text)) => r::raise(text),
+                Err(Refusal::Changed) => {
+                    error::raise(Class::Other, "daemons were changed meanwhile")
+                }
+                Err(Refusal::NotStarted(error)) => error.raise(),
             }
         }
         Rf_unprotect(2);
@@ -157,9 +165,7 @@ unsafe fn submit_buffer(
         let submitted = session::with_profile(profile, |current| {
             let profile = current?;
             let Some(host) = profile.host() else {
-                return Some(Err(Refusal::Message(
-                    "daemons were changed meanwhile".into(),
-                )));
+                return Some(Err(Refusal::Changed));
             };
             if !host.has_room((*buffer()).len() as u64) {
                 return Some(Err(Refusal::NoRoom));
@@ -169,9 +175,9 @@ unsafe fn submit_buffer(
         });
         submitted.unwrap_or_else(|| {
             if launch == R_NilValue {
-                return Err(Refusal::Message("daemons were changed meanwhile".into()));
+                return Err(Refusal::Changed);
             }
-            launch::submit_to_new(make(None), timeout, launch).map_err(Refusal::Message)
+            launch::submit_to_new(make(None), timeout, launch).map_err(Refusal::NotStarted)
         })
     }
 }
@@ -216,9 +222,9 @@ unsafe extern "C-unwind" fn submit_map(
     unsafe {
         match session::find(profile) {
             Found::Host => {}
-            Found::Nothing => r::raise("no daemons set"),
+            Found::Nothing => error::raise(Class::NoDaemons, "no daemons set"),
             Found::Sync => return Rf_ScalarLogical(0),
-            Found::Forked => r::raise(FORKED),
+            Found::Forked => forks::error().raise(),
         }
         let n = Rf_xlength(elements);
         let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
@@ -243,7 +249,7 @@ unsafe extern "C-unwind" fn submit_map(
             }
             while !submit_element(pointer, keeper, name_at(names, i), profile) {
                 if !wait_for_room(profile) && !serialize::write(buffer(), element) {
-                    r::raise("a serialization hook has failed");
+                    error::raise(Class::Other, "a serialization hook has failed");
                 }
             }
         }
@@ -358,7 +364,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
             Found::Host => {}
             Found::Nothing => return R_NilValue,
             Found::Sync => return Rf_ScalarLogical(0),
-            Found::Forked => r::raise(FORKED),
+            Found::Forked => forks::error().raise(),
         }
         let min = r::as_number(min).unwrap_or(1.0) as usize;
         let mut n = session::with_profile(profile, |p| {
@@ -444,7 +450,7 @@ unsafe extern "C-unwind" fn submit_to(
         match session::find(profile) {
             Found::Host => {}
             Found::Nothing | Found::Sync => return R_NilValue,
-            Found::Forked => r::raise(FORKED),
+            Found::Forked => forks::error().raise(),
         }
         let (env, pointer) = new_pending();
         Rf_protect(env);

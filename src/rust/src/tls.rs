@@ -1,11 +1,10 @@
 //! TLS as R's arguments describe it: how a host identifies itself, and what its daemons trust.
 
-use extendr_api::Result;
 use mirai_core::host::Host;
 use mirai_core::tls::{Identity, TlsError, Trust};
 use mirai_core::transport::Address;
 
-use crate::r;
+use crate::error::{Error, Result};
 
 /// What the host presents at secure URLs: from `tls` if it is given (a file name, or a certificate chain and a
 /// key), else made for these URLs. `None` if no URL is secure.
@@ -18,7 +17,7 @@ pub(crate) fn identity(
     pass: Option<String>,
 ) -> Result<Option<Identity>> {
     let pass = pass.as_deref();
-    let given = |e| r::error(format!("'tls' cannot be used: {e}"));
+    let given = |e| Error::connect(format!("'tls' cannot be used: {e}"));
     match tls.as_deref() {
         Some([file]) if !file.contains("-----BEGIN") => Identity::from_file(file.as_ref(), pass)
             .map(Some)
@@ -29,7 +28,7 @@ pub(crate) fn identity(
             .map_err(given),
         _ if addresses.iter().any(Address::is_secure) => Host::single_use_identity(addresses)
             .map(Some)
-            .map_err(|e| r::error(format!("a certificate cannot be made: {e}"))),
+            .map_err(|e| Error::connect(format!("a certificate cannot be made: {e}"))),
         _ => Ok(None),
     }
 }

@@ -13,7 +13,7 @@ use mirai_core::sys::Waited;
 use mirai_core::task::{Group, Task};
 
 use crate::events::{self, Events};
-use crate::forks::{self, FORKED};
+use crate::forks;
 use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
 use crate::tasks::{is_mirai, task_of, value_of, DATA};
 use crate::{gc, session};
@@ -168,7 +168,7 @@ impl Wait {
         unsafe {
             // Nothing resolves in a forked process, and it shares the bell with its parent.
             if forks::is_forked() && each(self.x).any(|m| is_pending(m)) {
-                r::raise(FORKED);
+                forks::error().raise();
             }
             let kept = UNDER_WAY
                 .take()

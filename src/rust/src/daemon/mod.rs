@@ -13,6 +13,7 @@ use mirai_core::process::line;
 use mirai_core::transport::Address;
 use mirai_core::worker::{AutoExit, DialError, Worker};
 
+use crate::error::{Error, Result};
 use crate::tls::trust;
 use crate::{forks, r};
 use evaluate::{serve, take_snapshot, State};
@@ -27,37 +28,35 @@ pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     all
 }
 
-/// `.Call(run_daemon, url, settings)`: the number of [`End`], or an error message.
+/// `.Call(run_daemon, url, settings)`: the number of [`End`].
 unsafe extern "C-unwind" fn run_daemon(url: SEXP, settings: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the arguments. What is raised owns nothing, and nothing
-    // else is alive.
+    // SAFETY: R calls it on its main thread and protects the arguments. Nothing else is alive when an
+    // error is raised.
     unsafe {
         if forks::is_forked_from_session() {
             // It shares R's session directory, and a host would have it removed with this process.
-            r::raise(forks::FORKED);
+            forks::error().raise();
         }
         match run(Settings::read(url, settings)) {
             Ok(end) => r::Rf_ScalarInteger(end as i32),
-            Err(message) => {
-                let out = r::string(&message);
-                drop(message);
-                out
-            }
+            Err(error) => error.raise(),
         }
     }
 }
 
-fn run(mut settings: Settings) -> Result<End, String> {
+fn run(mut settings: Settings) -> Result<End> {
     // SAFETY: on the main thread, and no other thread of this crate uses the line yet.
     unsafe { line::find() };
     line::tell_directory(settings.dial.tempdir.as_ref());
-    let address: Address = settings.url.parse().map_err(|e| format!("{e}"))?;
+    let address: Address = settings.url.parse().map_err(Error::connect)?;
     let trust = settings.tls.as_deref().map(trust).transpose();
-    settings.dial.trust = trust.map_err(|e| format!("'tls' cannot be used: {e}"))?;
+    settings.dial.trust =
+        trust.map_err(|e| Error::connect(format!("'tls' cannot be used: {e}")))?;
     let runtime = Arc::new(RSession::new(settings.dial.tempdir.clone().into()));
     watched::obey_the_watcher();
     // Taken before any task, kept across reconnections.
-    let mut snapshot = take_snapshot().ok_or("the session's state cannot be read")?;
+    let mut snapshot =
+        take_snapshot().ok_or_else(|| Error::other("the session's state cannot be read"))?;
     let mut limits = Limits::new(&settings);
     let before = State::Daemon.set();
     let end = loop {
@@ -72,7 +71,7 @@ fn run(mut settings: Settings) -> Result<End, String> {
             Ok(worker) => worker,
             Err(DialError::TimedOut) => break Ok(End::Wall),
             Err(DialError::Interrupted) => break Ok(End::Interrupted),
-            Err(e) => break Err(e.to_string()),
+            Err(e) => break Err(Error::connect(e)),
         };
         line::tell_connected();
         // After a reconnection the host may present another certificate for a while.
