@@ -229,17 +229,6 @@ with_call <- function(expr, call) {
   })
 }
 
-# What the package remembers of profiles between calls.
-the <- new.env(parent = emptyenv())
-the$settings <- list()
-the$globals <- list()
-# The numbers of daemons set, and under `seed` the streams for everywhere(): see setup_stream().
-the$numbers <- list()
-the$setup_streams <- list()
-# How many clusters there have been; and, on a node of one, its id.
-the$clusters <- 0L
-the$node_id <- NULL
-
 #' @export
 print.miraiDaemons <- function(x, ...) {
   print(unclass(x))

@@ -47,11 +47,6 @@ edition <- function() {
   stop_error(text, class = "mirai_error_argument")
 }
 
-# The edition that daemons have been told last: they make stack traces of the kind that is wanted.
-the$told_edition <- 1L
-# On a daemon, the edition of its host; NULL if the host has said nothing.
-the$host_edition <- NULL
-
 # Called when daemons are set, and for each task that has a process of its own.
 tell_edition <- function() {
   now <- edition()

@@ -109,5 +109,3 @@ warn_of_cleanup <- function(what, why) {
   the$not_cleaned <- c(the$not_cleaned, what)
   cat("mirai: the clean-up after a task could not restore ", what, ": ", why, "\n", sep = "", file = stderr())
 }
-
-the$not_cleaned <- character()

@@ -166,9 +166,6 @@ end_commands <- function(commands) {
   }
 }
 
-# By profile: the commands that were running when they were last looked at.
-the$launches <- list()
-
 # For status(): warns of commands that have failed since they were last looked at.
 warn_failed_launches <- function(profile, call) {
   waiting <- list()

@@ -15,6 +15,46 @@
 #' @name mirai-package
 NULL
 
+# What the package remembers between calls. Fields that hold one value for each compute profile are lists, named by
+# profile.
+the <- new.env(parent = emptyenv())
+
+# By profile: the options that daemons() was given in `...`, as daemons_settings() returns them. launch_local() and
+# launch_remote() use them.
+the$settings <- list()
+# By profile: the number of daemons set. nextget("n") returns it.
+the$numbers <- list()
+# By profile, with `sync = TRUE`: the objects that everywhere() has left in the global environment, and the state of the
+# random number generator.
+the$globals <- list()
+# By profile, with a `seed`: the random number stream for the next call of everywhere().
+the$setup_streams <- list()
+# By profile: the launch commands that were still running when they were last checked. status() warns if one fails.
+the$launches <- list()
+
+# By profile: the value of serial_config() that daemons() was given as `serial`.
+the$serial <- list()
+# The functions registered by serialization(), as a list of one hook, or NULL.
+the$serialization <- NULL
+# The hooks registered by register_serial(), as a list.
+the$registered <- NULL
+
+# The edition that daemons were told last. It decides which kind of stack trace they record.
+the$told_edition <- 1L
+# On a daemon: the edition of its host, or NULL if the host has not told it.
+the$host_edition <- NULL
+
+# The number of clusters made so far. It makes the next cluster's id.
+the$clusters <- 0L
+# On a node of a cluster: the node's id. It is the prefix of the ids of clusters made there.
+the$node_id <- NULL
+
+# What startup_settings() returned when the fork server was started. NULL if it has not been started.
+the$fork_server <- NULL
+
+# On a daemon: what the clean-up could not restore. Each is reported once.
+the$not_cleaned <- character()
+
 .onLoad <- function(libname, pkgname) {
   # Sockets in the file system do not go away by themselves.
   reg.finalizer(environment(.onLoad), function(e) .Call(rs_close_session), onexit = TRUE)
