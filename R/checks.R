@@ -91,3 +91,13 @@ environment_objects <- function(env) {
   objects <- as.list.environment(env, all.names = TRUE)
   objects[setdiff(names(objects), c(".Random.seed", "..."))]
 }
+
+is_positive <- function(x) is_number(x) && x > 0
+
+is_flag <- function(x) is.logical(x) && length(x) == 1L && !is.na(x)
+
+is_autoexit <- function(x) length(x) == 1L && (is.logical(x) || is_count(x) && x > 0)
+
+is_cleanup <- function(x) {
+  is.logical(x) && length(x) == 1L && !is.na(x) || is_count(x) && x <= 15
+}

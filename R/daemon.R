@@ -96,12 +96,6 @@ daemon <- function(
   invisible(code)
 }
 
-is_autoexit <- function(x) length(x) == 1L && (is.logical(x) || is_count(x) && x > 0)
-
-is_cleanup <- function(x) {
-  is.logical(x) && length(x) == 1L && !is.na(x) || is_count(x) && x <= 15
-}
-
 #' Is this process a daemon?
 #'
 #' @returns `TRUE` within the evaluation of a mirai on a daemon, otherwise `FALSE`.

@@ -178,3 +178,21 @@ failure_value <- function(text) {
 unreadable_value <- function(cnd) {
   new_mirai_error(simpleError(conditionMessage(cnd)), list())
 }
+
+# The error that an error value was.
+value_condition <- function(value, call = NULL) {
+  if (is_mirai_error(value)) {
+    fields <- attributes(value)
+    class <- fields$condition.class
+    own <- fields$condition.message
+    fields <- fields[setdiff(names(fields), c("class", "condition.class", "condition.message", "stack.trace"))]
+    cnd <- structure(c(fields, list(stack.trace = value$stack.trace)), class = class)
+    if (is.null(own)) return(cnd)
+    # If the class has its method of conditionMessage() here, too, that would add again what it has added.
+    bare <- cnd
+    bare$message <- own
+    return(if (identical(condition_text(bare), own)) cnd else bare)
+  }
+  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_reason(value)
+  simpleError(text, call)
+}

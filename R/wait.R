@@ -29,24 +29,6 @@ call_mirai <- function(x) {
 #' @export
 call_mirai_ <- call_mirai
 
-#' Wait for mirai and collect their values
-#'
-#' @param x a mirai, or a list of mirai (such as a mirai map).
-#' @param options collection options, for a list: a character vector of any of `".flat"`, `".progress"`,
-#'   `".progress_cli"` and `".stop"`; or a list of values by these names, such as
-#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()].
-#' @returns The value of a mirai, or a list of the values with the names of `x`.
-#' @seealso [call_mirai()], [mirai_map()], [collection-options].
-#' @examples
-#' collect_mirai(mirai(1 + 1))
-#' collect_mirai(list(a = mirai("a"), b = mirai("b")))
-#' @export
-collect_mirai <- function(x, options = NULL) {
-  check_waitable(x)
-  if (is.environment(x)) return(.Call(rs_collect, x))
-  collect_list(x, options)
-}
-
 #' Wait for the first of several mirai
 #'
 #' @param x a mirai, or a list of mirai.

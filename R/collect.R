@@ -1,0 +1,198 @@
+#' Wait for mirai and collect their values
+#'
+#' @param x a mirai, or a list of mirai (such as a mirai map).
+#' @param options collection options, for a list: a character vector of any of `".flat"`, `".progress"`,
+#'   `".progress_cli"` and `".stop"`; or a list of values by these names, such as
+#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()].
+#' @returns The value of a mirai, or a list of the values with the names of `x`.
+#' @seealso [call_mirai()], [mirai_map()], [collection-options].
+#' @examples
+#' collect_mirai(mirai(1 + 1))
+#' collect_mirai(list(a = mirai("a"), b = mirai("b")))
+#' @export
+collect_mirai <- function(x, options = NULL) {
+  check_waitable(x)
+  if (is.environment(x)) return(.Call(rs_collect, x))
+  collect_list(x, options)
+}
+
+#' @export
+`[.mirai_map` <- function(x, ...) {
+  collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
+}
+
+#' Collection options: .stop, .flat, .progress, .relay
+#'
+#' For use within the brackets of a mirai map: see [mirai_map()]. `.relay` is for a mirai, too: see [mirai_conditions()].
+#'
+#' @format Character strings, each of its own name.
+#' @seealso [mirai_map()], [collect_mirai()].
+#' @name collection-options
+#' @aliases .flat .progress .progress_cli .relay .stop
+#' @examples
+#' with(daemons(2), mirai_map(1:4, sqrt)[.flat, .progress])
+NULL
+
+#' @rdname collection-options
+#' @export
+.flat <- ".flat"
+
+#' @rdname collection-options
+#' @export
+.progress <- ".progress"
+
+#' @rdname collection-options
+#' @export
+.progress_cli <- ".progress_cli"
+
+#' @rdname collection-options
+#' @export
+.stop <- ".stop"
+
+collection_options <- c(".flat", ".progress", ".progress_cli", ".relay", ".stop")
+
+# The arguments within the brackets, or within c() there, as a list: of what is given by name, and of
+# strings. The options' own names need no package attached; anything else is evaluated.
+collection_arguments <- function(call, envir) {
+  args <- as.list(call)[-1L]
+  named <- if (is.null(names(args))) logical(length(args)) else nzchar(names(args))
+  out <- lapply(seq_along(args), function(i) {
+    if (named[[i]]) structure(list(eval(args[[i]], envir)), names = names(args)[[i]]) else collection_argument(args[[i]], envir)
+  })
+  unlist(out, recursive = FALSE)
+}
+
+collection_argument <- function(expr, envir) {
+  if (identical(expr, quote(expr = ))) return(NULL)
+  if (is.symbol(expr) && as.character(expr) %in% collection_options) return(list(as.character(expr)))
+  if (is.call(expr) && identical(expr[[1L]], quote(c))) return(collection_arguments(expr, envir))
+  value <- eval(expr, envir)
+  if (is.character(value) || is.list(value)) as.list(value) else if (!is.null(value)) list(value)
+}
+
+# Collection options as a list by their names: TRUE, or what configures the progress. Those that are
+# FALSE are left out.
+check_options <- function(options, call) {
+  unknown <- function() stop_argument("options", paste("any of", toString(dQuote(collection_options, FALSE))), call)
+  if (!is.null(options) && !is.character(options) && !is.list(options)) unknown()
+  options <- as.list(options)
+  names <- names(options)
+  if (is.null(names)) names <- character(length(options))
+  out <- list()
+  for (i in seq_along(options)) {
+    value <- options[[i]]
+    name <- names[[i]]
+    if (!nzchar(name)) {
+      if (!is.character(value)) unknown()
+      name <- value
+      value <- TRUE
+    }
+    if (!all(name %in% collection_options)) unknown()
+    if (!is_flag(value)) check_progress(name, value, call)
+    for (one in name) out[[one]] <- value
+  }
+  out[!vapply(out, isFALSE, NA)]
+}
+
+check_progress <- function(name, value, call) {
+  if (name %in% c(".flat", ".relay", ".stop")) stop_argument(name, "TRUE or FALSE", call)
+  label <- is.character(value) && length(value) == 1L && !is.na(value)
+  if (!label && !(is.list(value) && all_named(value))) {
+    stop_argument(name, "TRUE, FALSE, a label, or a list of arguments for cli::cli_progress_bar()", call)
+  }
+}
+
+# Waits for a list of mirai and returns their values, as `options` say.
+collect_list <- function(x, options, call = sys.call(-1L)) {
+  options <- check_options(options, call)
+  x <- unclass(x)
+  stop_early <- !is.null(options$.stop)
+  if (any(c(".progress", ".progress_cli") %in% names(options))) {
+    wait_with_progress(x, stop_early, progress_bar(length(x), options, call))
+  } else {
+    .Call(rs_wait_some, x, stop_early)
+  }
+  if (!is.null(options$.relay) || relays()) relay(x)
+  if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
+    .Call(rs_cancel, x)
+    stop(map_error(x, i, value_condition(x[[i]]$data), call))
+  }
+  values <- .Call(rs_collect_list, x)
+  if (is.null(options$.flat)) values else flatten(values, call)
+}
+
+wait_with_progress <- function(x, stop_early, bar) {
+  on.exit(bar$done())
+  .Call(rs_wait_showing, x, stop_early, bar$set, bar$step)
+}
+
+# `set` is called with the number that have resolved: when `step` more have than at its last call.
+progress_bar <- function(n, options, call) {
+  # A label, or arguments for cli.
+  settings <- Find(Negate(is.logical), options[grepl("progress", names(options))])
+  if (is.character(settings)) settings <- list(name = settings, type = "iterator")
+  if (progress_uses_cli()) {
+    fixed <- list(total = n, .auto_close = FALSE)
+    arguments <- utils::modifyList(utils::modifyList(list(type = "tasks"), as.list(settings)), fixed)
+    # purrr's documentation has all that cli takes in C, and purrr adds its caller: the bar in R has no arguments of these names.
+    after <- arguments$show_after
+    if (!is.null(after)) {
+      old <- options(cli.progress_show_after = after)
+      on.exit(options(old))
+    }
+    id <- do.call(cli::cli_progress_bar, arguments[setdiff(names(arguments), c("show_after", "caller"))])
+    return(list(
+      set = function(i) cli::cli_progress_update(set = i, id = id),
+      done = function() cli::cli_progress_done(id = id),
+      step = 1
+    ))
+  }
+  if (!is.null(options$.progress_cli)) stop_error("'.progress_cli' needs package cli, which is not installed", call)
+  label <- if (!is.null(settings$name)) paste0(settings$name, " ")
+  line <- function(i) paste0(label, paste("[", i, "/", n, "....", "]"))
+  if (progress_redraws()) {
+    return(list(
+      set = function(i) cat("\r", line(i), sep = "", file = stderr()),
+      done = function() cat("\n", file = stderr()),
+      step = 1
+    ))
+  }
+  # A log keeps every line: no more than ten of them, and the last.
+  list(set = function(i) cat(line(i), "\n", sep = "", file = stderr()), done = function() NULL, step = ceiling(n / 10))
+}
+
+progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
+
+progress_redraws <- function() isatty(stderr())
+
+# The error of the `i`th element of a map, of which `parent` is the element's own condition. The field `message`
+# says where, and the method of conditionMessage() also what: rlang, which prints parents by itself, takes
+# the former, and R the latter.
+map_error <- function(x, i, parent, call) {
+  name <- names(x)[i]
+  if (!is.null(name) && (is.na(name) || !nzchar(name))) name <- NULL
+  where <- paste0("In index: ", i, ".", if (!is.null(name)) paste0(" With name: ", name, "."))
+  fields <- list(message = where, call = call, location = i, name = name, parent = parent)
+  structure(fields, class = c("mirai_error_map", "mirai_error", "error", "condition"))
+}
+
+#' @export
+conditionMessage.mirai_error_map <- function(c) {
+  call <- tryCatch(conditionCall(c$parent), error = function(e) NULL)
+  place <- if (!is.null(call)) paste0(" in ", deparse(call, nlines = 1L)[1L])
+  paste0(c$message, "\nCaused by error", place, ": ", condition_text(c$parent))
+}
+
+flatten <- function(values, call) {
+  failed <- which(vapply(values, is_error_value, NA))
+  if (length(failed)) {
+    stop(map_error(values, failed[[1L]], value_condition(values[[failed[[1L]]]]), call))
+  }
+  types <- vapply(values, typeof, "", USE.NAMES = FALSE)
+  odd <- which(types != types[1L])
+  if (length(odd)) {
+    text <- paste0("cannot flatten values of different types: ", toString(unique(types)))
+    stop(map_error(values, odd[[1L]], simpleError(text), call))
+  }
+  unlist(values, recursive = FALSE)
+}

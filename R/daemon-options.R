@@ -1,0 +1,68 @@
+# The `...` of daemons() and of the functions that launch daemons.
+
+# Sorts out the `...` of daemons() and of what launches daemons: `daemon`, a list of arguments for daemon();
+# and options of the dispatch. What is unknown or of the wrong type is dropped with a warning; NULL stands for
+# the default. To be called by the user's function itself, of which warnings tell.
+daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formals(sys.function(-1L)))) {
+  given <- list(...)
+  names <- names(given)
+  if (is.null(names)) names <- character(length(given))
+  kept <- logical(length(given))
+  for (i in seq_along(given)) {
+    option <- daemon_options[[names[[i]]]]
+    if (is.null(option)) {
+      warn_option(unknown_option(names[[i]], .formals), .call)
+    } else if (!is.null(given[[i]])) {
+      kept[[i]] <- option$fits(given[[i]])
+      if (!kept[[i]]) warn_option(paste0("'", names[[i]], "' is ignored: it must be ", option$expected), .call)
+    }
+  }
+  given <- given[kept]
+  dispatch <- names(given) %in% c("retry", "token", "force")
+  list(
+    daemon = given[!dispatch],
+    retry = isTRUE(given$retry),
+    token = isTRUE(given$token),
+    force = !isFALSE(given$force)
+  )
+}
+
+warn_option <- function(text, call) {
+  warning(warningCondition(text, class = "mirai_warning_option", call = call))
+}
+
+# What to say about an argument in `...` that is none of the options: there may be a slip in its name.
+unknown_option <- function(name, formals) {
+  if (!nzchar(name)) return("an argument without a name is ignored: options of daemons have names")
+  known <- setdiff(c(names(daemon_options), formals), "...")
+  distance <- utils::adist(name, known, ignore.case = TRUE)[1L, ]
+  # Part of a name, or a name with something added, is nearer than its length tells.
+  squeeze <- function(x) tolower(gsub("[._]", "", x))
+  given <- squeeze(name)
+  is_part <- function(a, b) nchar(a) > 2L && grepl(a, b, fixed = TRUE)
+  part <- vapply(squeeze(known), function(x) is_part(x, given) || is_part(given, x), NA)
+  distance[part] <- pmin(distance[part], 1)
+  nearest <- which.min(distance)
+  hint <- if (distance[[nearest]] <= max(1, nchar(name) / 2)) {
+    paste0("; did you mean '", known[[nearest]], "'?")
+  } else {
+    paste0(", which are: ", toString(names(daemon_options)))
+  }
+  paste0("'", name, "' is ignored: it is none of the options of daemons", hint)
+}
+
+# The options that go into `...`.
+daemon_options <- list(
+  asyncdial = list(fits = is_flag, expected = "TRUE or FALSE"),
+  autoexit = list(fits = is_autoexit, expected = "TRUE, FALSE, NA or a signal number"),
+  cleanup = list(fits = is_cleanup, expected = "TRUE, FALSE or a whole number from 0 to 15"),
+  output = list(fits = is_flag, expected = "TRUE or FALSE"),
+  maxtasks = list(fits = is_positive, expected = "a single positive number"),
+  idletime = list(fits = is_positive, expected = "a single positive number"),
+  walltime = list(fits = is_positive, expected = "a single positive number"),
+  timerstart = list(fits = is_count, expected = "a single whole number, zero or greater"),
+  dispatcher = list(fits = is_flag, expected = "TRUE or FALSE"),
+  retry = list(fits = is_flag, expected = "TRUE or FALSE"),
+  token = list(fits = is_flag, expected = "TRUE or FALSE"),
+  force = list(fits = is_flag, expected = "TRUE or FALSE")
+)

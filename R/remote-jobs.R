@@ -1,0 +1,122 @@
+# The processes that launch daemons as a configuration of remote_config(), ssh_config(), cluster_config() or
+# http_config() says. run_jobs() runs them.
+
+# What to run to have daemons launched whose shell commands these are, one for each URL at
+# which the host listens and that which they dial: see run_jobs().
+remote_jobs <- function(remote, commands, urls, dialled) {
+  switch(
+    remote$type,
+    command = if (!is.null(remote$command)) Map(command_job, list(remote), commands, remote$args),
+    ssh = ssh_jobs(remote, commands, urls, dialled),
+    job = lapply(commands, cluster_job, remote = remote),
+    http = lapply(commands, http_job, remote = remote)
+  )
+}
+
+command_job <- function(remote, command, args) {
+  args[args == "."] <- if (remote$quote) sh_quote(command) else command
+  shell_job(remote$command, args[nzchar(args)])
+}
+
+cluster_job <- function(remote, command) {
+  # They may be indented in R code, but resource managers look for theirs where lines begin.
+  options <- sub("^[[:space:]]+#", "#", unlist(strsplit(remote$options, "\n", fixed = TRUE)))
+  script <- c("#!/bin/sh", options, command, "")
+  shell_job(remote$command, character(), paste(script, collapse = "\n"))
+}
+
+# A command with arguments, which are shell code. It takes the place of the shell, so that its end
+# is that of the process started.
+shell_job <- function(command, args, input = NULL) {
+  found <- nzchar(Sys.which(command))
+  name <- if (found) command else sub("^([^[:space:]]*).*$", "\\1", command)
+  if (!found && !nzchar(Sys.which(name))) {
+    text <- paste0("the launch of daemons has failed: there is no command '", name, "'")
+    stop_error(text, class = "mirai_error_launch")
+  }
+  line <- paste(c("exec", if (found) sh_quote(command) else command, args), collapse = " ")
+  list(name = basename(name), path = "/bin/sh", args = c("-c", line), input = input)
+}
+
+# User, host and port of a remote. None begins with what ssh takes for an option.
+ssh_pattern <- "^(?:ssh://)?([^-@:/\\s][^@:/\\s]*@)?(\\[[0-9A-Fa-f:.]+(?:%\\w+)?\\]|[^-@:/\\s\\[][^@:/\\s\\[]*)(:[0-9]+)?/?$"
+
+ssh_jobs <- function(remote, commands, urls, dialled) {
+  remotes <- rep_len(remote$remotes, length(commands))
+  lapply(unique(remotes), function(target) {
+    here <- remotes == target
+    part <- function(i) sub(ssh_pattern, paste0("\\", i), target, perl = TRUE)
+    args <- c("-o", paste0("ConnectTimeout=", format(remote$timeout, scientific = FALSE)), "-T")
+    # Without -f, which would hide what the other machine says: that there is no Rscript, say. It
+    # is in the background anyway.
+    if (nzchar(part(3L))) args <- c(args, "-p", sub(":", "", part(3L)))
+    if (remote$tunnel) args <- c(args, tunnel_args(urls[here], dialled[here]))
+    machine <- paste0(part(1L), gsub("[][]", "", part(2L)))
+    shell_job(remote$command, sh_quote(c(args, machine, at_once(commands[here]))))
+  })
+}
+
+tunnel_args <- function(urls, dialled) {
+  forward <- paste(url_parts(dialled)$port, url_parts(urls)$host, url_parts(urls)$port, sep = ":")
+  c("-o", "ExitOnForwardFailure=yes", rbind("-R", unique(forward)))
+}
+
+# Shell code that runs commands all at once, and fails if one does. Whoever logs in there may have
+# a shell that does not know this language.
+at_once <- function(commands) {
+  if (length(commands) == 1L) return(commands)
+  i <- seq_along(commands)
+  waits <- paste0("wait $p", i, collapse = " && ")
+  paste("exec sh -c", sh_quote(paste(c(paste0(commands, " & p", i, "=$!"), waits), collapse = "; ")))
+}
+
+http_job <- function(remote, command) {
+  if (!nzchar(Sys.which("curl"))) {
+    stop_error("the launch of daemons has failed: there is no command 'curl'", class = "mirai_error_launch")
+  }
+  data <- if (is.function(remote$data)) {
+    paste(remote$data(command), collapse = "\n")
+  } else {
+    gsub("%s", json_escape(command), remote$data, fixed = TRUE)
+  }
+  headers <- remote$headers
+  if (!"content-type" %in% tolower(names(headers))) headers <- c(headers, "Content-Type" = "application/json")
+  options <- c(
+    list(url = remote$url, request = remote$method),
+    structure(as.list(paste0(names(headers), ": ", headers)), names = rep("header", length(headers))),
+    list("data-raw" = data, silent = TRUE, "show-error" = TRUE, globoff = TRUE, "connect-timeout" = 10),
+    remote$options,
+    list("write-out" = "\n%{http_code}")
+  )
+  list(
+    name = paste("curl", remote$url),
+    path = Sys.which("curl")[[1L]],
+    args = c("--config", "-"),
+    input = paste(unlist(Map(curl_option, names(options), options)), collapse = "\n"),
+    failure = function(state) http_failure(remote$url, state)
+  )
+}
+
+# A line of curl's configuration file.
+curl_option <- function(name, value) {
+  if (isTRUE(value)) return(name)
+  if (identical(value, FALSE)) return(NULL)
+  value <- gsub("([\\\\\"])", "\\\\\\1", enc2utf8(as.character(value)))
+  for (i in seq_along(escapes)) value <- gsub(escapes[[i]], names(escapes)[[i]], value, fixed = TRUE)
+  paste0(name, " = \"", value, "\"")
+}
+
+escapes <- c("\\n" = "\n", "\\r" = "\r", "\\t" = "\t")
+
+json_escape <- function(text) {
+  text <- gsub("([\\\\\"])", "\\\\\\1", enc2utf8(text))
+  for (i in seq_along(escapes)) text <- gsub(escapes[[i]], names(escapes)[[i]], text, fixed = TRUE)
+  text
+}
+
+http_failure <- function(url, state) {
+  status <- as.integer(sub("^.*\n", "", state$output))
+  said <- trimws(sub("\n[0-9]*$", "", state$output))
+  if (state$failed) return(paste0("curl (", state$how, "):\n", said))
+  if (status >= 400L) paste0(url, " has answered with status ", status, ":\n", if (nzchar(said)) said else "(nothing)")
+}
