@@ -76,3 +76,118 @@ test_that("without daemons set, they can be launched for another host by its URL
   daemons(0, .compute = host)
   for (pid in pids) expect_true(ends(pid))
 })
+
+test_that("launch_remote() returns commands that print as they are pasted", {
+  profile <- local_test_daemons(url = c(local_url(), local_url()), cleanup = FALSE, maxtasks = 100)
+  cmd <- launch_remote(1:2)
+  expect_s3_class(cmd, "miraiLaunchCmd")
+  mask <- function(lines) gsub("rs=c[(]10407(,-?[0-9]+){6}[)]", "rs=<random>", mask_urls(lines))
+  expect_snapshot(transform = mask, {
+    launch_remote(1:2)
+    launch_remote(2, maxtasks = 5L)
+    launch_remote(1, remote_config(rscript = "/opt/R/bin/Rscript"))
+  })
+  certificate <- "-----BEGIN CERTIFICATE-----\nMIIF\nAAAA==\n-----END CERTIFICATE-----\n"
+  expect_snapshot(transform = mask, {
+    launch_remote("wss://hostname:37955/1", tls = certificate)
+    launch_remote("tls+tcp://hostname:5555", tls = c("chain", ""))
+    launch_remote("tls+tcp://hostname:5555", tls = "/path/to/file")
+    launch_remote("tcp://hostname:5555", tls = certificate)
+  })
+  # random number streams differ; with a seed, tasks have them
+  expect_false(anyDuplicated(sub(".*rs=", "", cmd)) > 0L)
+  daemons(url = local_url(), seed = 1L, .compute = profile)
+  expect_no_match(launch_remote(1), "rs=", fixed = TRUE)
+})
+
+test_that("a command that is pasted launches a daemon", {
+  skip_if_not_installed("processx")
+  local_tmpdir()
+  local_test_daemons(url = local_url())
+  script <- local_file(fileext = ".sh")
+  writeLines(c(launch_remote(1), ""), script)
+  local_envvar(R_LIBS = paste(.libPaths(), collapse = ":"))
+  p <- processx::process$new("sh", script)
+  defer(function() p$kill_tree(), environment())
+  # Without this, a command that launches nothing makes the next line wait for ever.
+  stopifnot(connected(1))
+  expect_identical(mirai("from there")[], "from there")
+})
+
+test_that("without a command the user deploys by hand", {
+  local_tmpdir()
+  profile <- test_profile()
+  defer(function() daemons(0, .compute = profile), environment())
+  expect_identical(c(daemons(n = 2, url = "ws://127.0.0.1:0/a", remote = remote_config(), .compute = profile)), 2L)
+  expect_length(launch_remote(1:2, .compute = profile), 2L)
+  expect_identical(info(profile)[["cumulative"]], 0L)
+  launch_local(n = 2, .compute = profile)
+  expect_identical(mirai("deployed", .compute = profile)[], "deployed")
+  url <- daemons(url = local_url(), remote = remote_config(), dispatcher = FALSE, .compute = profile)
+  expect_identical(as.vector(url), nextget("url", .compute = profile))
+})
+
+test_that("a cluster's nodes are launched, and others in their place", {
+  cl <- make_cluster(url = c(local_url(), local_url()), remote = remote_config("env"))
+  defer(function() stop_cluster(cl), environment())
+  expect_identical(parallel::parLapply(cl, 1:4, sqrt), lapply(1:4, sqrt))
+  urls <- rownames(status(cl)$daemons)
+  url_of <- function(cmd) sub("^[^\"]*\"([^\"]*)\".*$", "\\1", unclass(cmd))
+  expect_identical(url_of(launch_remote(cl)), urls)
+  expect_identical(url_of(launch_remote(cl[[2L]])), urls[[2L]])
+  expect_match(launch_remote(cl), "cleanup=FALSE", fixed = TRUE)
+  expect_error(make_cluster(1, url = local_url(), remote = remote_config("false")), "false (exit status 1)", fixed = TRUE)
+})
+
+test_that("a launch that fails is an error, and leaves neither a profile nor a process", {
+  pid <- local_file()
+  expect_snapshot(show_errors({
+    daemons(2, url = local_url(), remote = remote_config("nosuchcommand"), .compute = "f")
+    daemons(2, url = local_url(), remote = remote_config("nosuchcommand -o", "."), .compute = "f")
+    daemons(2, url = local_url(), remote = remote_config("false"), .compute = "f")
+    daemons(1, url = local_url(), remote = remote_config("sh", c("-c 'echo oh; echo no >&2; exit 3'", ".")), .compute = "f")
+    daemons(1, url = local_url(), remote = remote_config("sh", c("-c 'kill -9 $$'", ".")), .compute = "f")
+    daemons(1, url = local_url(), remote = cluster_config("sh", "echo wrong >&2; exit 4"), .compute = "f")
+  }))
+  expect_false(daemons_set("f"))
+  # one fails, the other would stay
+  slow <- paste0("-c 'echo $$ >", pid, "; exec sleep 600'")
+  fails <- paste0("-c 'while ! [ -s ", pid, " ]; do sleep 0.01; done; exit 5'")
+  remote <- remote_config("sh", list(c(slow, "."), c(fails, ".")))
+  expect_error(daemons(url = local_url(), remote = remote, .compute = "f"), "sh (exit status 5)", fixed = TRUE)
+  expect_false(daemons_set("f"))
+  expect_true(ends(as.integer(readLines(pid))))
+  # a profile that was there before is left
+  local_test_daemons(url = local_url())
+  expect_error(launch_remote(1, remote_config("false")), "false (exit status 1)", fixed = TRUE)
+  expect_true(daemons_set())
+})
+
+test_that("launching does not wait for long for a command that stays; status() tells of its failure", {
+  fifo <- local_file()
+  system2("mkfifo", fifo)
+  remote <- remote_config("sh", c(paste0("-c 'read line <", fifo, "; echo $line >&2; exit 6'"), "."))
+  remote$patience <- 0.1
+  profile <- local_test_daemons(url = local_url(), remote = remote)
+  expect_no_warning(status())
+  con <- file(fifo, "w", raw = TRUE)
+  writeLines("not today", con)
+  close(con)
+  expect_identical(launch_warning(), "a launch of daemons has failed: sh (exit status 6):\nnot today")
+  expect_no_warning(status())
+})
+
+test_that("waiting for a launch can be interrupted", {
+  pid <- local_file()
+  p <- r_process(c(
+    "library(mirai)",
+    sprintf("remote <- cluster_config('sh', 'echo $$ >%s; exec sleep 600')", pid),
+    "tryCatch(daemons(1, url = local_url(), remote = remote), interrupt = function(e) cat('interrupted\\n'))",
+    "cat(daemons_set(), '\\n')"
+  ))
+  expect_true(wait_until(function() file.exists(pid) && length(readLines(pid)) == 1L))
+  p$interrupt()
+  wait_for_line(p, "interrupted")
+  wait_for_line(p, "FALSE")
+  expect_true(ends(as.integer(readLines(pid))))
+})

@@ -17,17 +17,6 @@ test_that("call_mirai() waits for one or several and returns them invisibly", {
   expect_identical(call_mirai(map), map)
 })
 
-test_that("collect_mirai() returns the value or the list of values", {
-  local_test_daemons(2)
-  expect_identical(collect_mirai(mirai(1)), 1)
-  expect_identical(collect_mirai(list(a = mirai("x"), b = mirai(NULL))), list(a = "x", b = NULL))
-  expect_identical(collect_mirai(list()), list())
-  failed <- collect_mirai(list(mirai(stop("no")), mirai(2)))
-  expect_true(is_mirai_error(failed[[1L]]))
-  expect_identical(failed[[2L]], 2)
-  expect_identical(collect_mirai(everywhere(3)), list(3, 3))
-})
-
 test_that("race_mirai() waits for the first to resolve", {
   local_test_daemons(2)
   expect_identical(race_mirai(list()), 0L)

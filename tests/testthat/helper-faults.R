@@ -1,0 +1,62 @@
+reset <- structure(19L, class = "errorValue")
+canceled <- structure(20L, class = "errorValue")
+
+all_end <- function(pids, seconds = 3) {
+  wait_until(function() !any(vapply(pids, is_alive, NA)), seconds)
+}
+
+daemon_pids <- function() unlist(collect_mirai(everywhere(Sys.getpid())))
+
+# A task that creates a file and then sleeps "for ever"; returns once it does so.
+sleeper <- function(file = tempfile()) {
+  m <- mirai({
+    file.create(file)
+    Sys.sleep(1e6)
+  }, file = file)
+  expect_true(wait_until(function() file.exists(file)))
+  unlink(file)
+  m
+}
+
+# Daemons are all there and take tasks that nothing interrupts.
+expect_healthy <- function(pids) {
+  expect_setequal(daemon_pids(), pids)
+  expect_identical(collect_mirai(lapply(1:20, function(i) mirai(i, i = i))), as.list(1:20))
+  expect_identical(status()$mirai[c("awaiting", "executing")], c(awaiting = 0L, executing = 0L))
+}
+
+# Numbers of descriptors and threads of this process.
+resources <- function() {
+  c(length(list.files("/proc/self/fd")), length(list.files("/proc/self/task")))
+}
+
+# From /proc/<pid>/stat, after the name: state, parent, and 12 and 13 the CPU time in ticks.
+process_stat <- function(pid) {
+  stat <- suppressWarnings(tryCatch(readLines(file.path("/proc", pid, "stat")), error = function(e) ") Z 0"))
+  strsplit(sub("^.*\\) ", "", stat[1L]), " ")[[1L]]
+}
+
+cpu_ticks <- function(pids) vapply(pids, function(pid) sum(as.numeric(process_stat(pid)[12:13])), 0)
+
+# Our own living child processes.
+children <- function() {
+  pids <- grep("^[0-9]+$", list.files("/proc"), value = TRUE)
+  ours <- vapply(pids, function(pid) {
+    stat <- process_stat(pid)
+    stat[2L] == Sys.getpid() && stat[1L] != "Z"
+  }, NA)
+  as.integer(pids[ours])
+}
+
+# What a host process has written to a file, once it has.
+read_ints <- function(file) {
+  expect_true(wait_until(function() file.exists(file), 30))
+  scan(file, 0L, quiet = TRUE)
+}
+
+# Code that puts integers into a file all at once.
+put <- function(what, file) {
+  sprintf("{x <- %s; cat(x, '\\n', file = '%s-'); invisible(file.rename('%s-', '%s'))}", what, file, file, file)
+}
+
+all_pids <- "unlist(collect_mirai(everywhere(Sys.getpid())))"

@@ -1,0 +1,101 @@
+# The fork server, and processes that are forked from a host or a daemon by other means.
+
+skip_if_not(dir.exists("/proc/self"), "there is no /proc")
+
+test_that("a fork server that is interrupted means nothing, and one that is killed is done without", {
+  said <- r_output(c(
+    "library(mirai)",
+    paste(c("process_stat <-", deparse(process_stat)), collapse = "\n"),
+    paste(c("children <-", deparse(children)), collapse = "\n"),
+    "d <- daemons(2)",
+    "server <- children()",
+    "stopifnot(length(server) == 1L, mirai(1)[] == 1)",
+    "tools::pskill(server, tools::SIGINT)",
+    "d <- daemons(2, .compute = 'second')",
+    "stopifnot(mirai(2, .compute = 'second')[] == 2, identical(children(), server))",
+    "tools::pskill(server, tools::SIGKILL)",
+    "d <- daemons(2, .compute = 'third')",
+    "stopifnot(mirai(3, .compute = 'third')[] == 3, mirai(4, .compute = 'none')[] == 4)",
+    "d <- daemons(1, .compute = 'third')",
+    "stopifnot(mirai(5, .compute = 'third')[] == 5, mirai(6)[] == 6)",
+    "cat('fine\\n')"
+  ))
+  expect_identical(said[length(said)], "fine")
+})
+
+test_that("children of parallel::mclapply() do not disturb daemons", {
+  local_test_daemons(2)
+  pids <- daemon_pids()
+  m <- sleeper()
+  resolved <- call_mirai(mirai("resolved"))
+  dropped <- lapply(1:100, function(i) mirai(i, i = i))
+  said <- parallel::mclapply(1:4, function(i) {
+    dropped <<- NULL
+    gc()
+    text <- function(expr) tryCatch(expr, error = conditionMessage)
+    list(
+      text(mirai(1)),
+      text(daemons(1)),
+      text(daemons(0)),
+      text(mirai(1, .compute = "none set")),
+      text(m[]),
+      text(race_mirai(list(m))),
+      stop_mirai(m),
+      unresolved(m),
+      resolved[]
+    )
+  }, mc.cores = 2)
+  for (x in said) {
+    expect_match(unlist(x[1:6]), "forked")
+    expect_identical(x[7:9], list(FALSE, TRUE, "resolved"))
+  }
+  expect_true(unresolved(m))
+  expect_identical(collect_mirai(dropped), as.list(1:100))
+  expect_true(stop_mirai(m))
+  expect_healthy(pids)
+})
+
+test_that("mclapply() works in a task, and its children neither disturb nor keep anything", {
+  local_test_daemons(2)
+  pids <- daemon_pids()
+  m <- mirai(unlist(parallel::mclapply(1:4, function(i) i^2, mc.cores = 2)))
+  expect_identical(m[], c(1, 4, 9, 16))
+  expect_healthy(pids)
+
+  # A daemon that is killed is lost at once, although its children have its sockets.
+  file <- local_file()
+  m <- mirai({
+    parallel::mcparallel({
+      writeLines(as.character(Sys.getpid()), file)
+      Sys.sleep(1e6)
+    })
+    while (!length(readLines(file))) Sys.sleep(0.01)
+    tools::pskill(Sys.getpid(), tools::SIGKILL)
+  }, file = {
+    file.create(file)
+    file
+  })
+  expect_identical(m[], reset)
+  child <- as.integer(readLines(file))
+  expect_true(is_alive(child))
+  tools::pskill(child, tools::SIGKILL)
+  expect_true(connected(1))
+})
+
+test_that("a host that is killed takes its daemons along although a fork of it lives on", {
+  files <- vapply(1:2, function(i) local_file(), "")
+  host <- r_process(c(
+    "library(mirai)",
+    "d <- daemons(2)",
+    put(all_pids, files[1L]),
+    "m <- mirai(Sys.sleep(1e6))",
+    paste0("fork <- parallel::mcparallel({", put("Sys.getpid()", files[2L]), "; Sys.sleep(1e6)})"),
+    "m[]"
+  ))
+  pids <- read_ints(files[1L])
+  fork <- read_ints(files[2L])
+  defer(function() tools::pskill(fork, tools::SIGKILL), environment())
+  host$signal(tools::SIGKILL)
+  expect_true(all_end(pids))
+  expect_true(is_alive(fork))
+})
