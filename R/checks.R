@@ -30,8 +30,12 @@ check_positive <- function(x, name, what = "a single positive number", call = sy
 }
 
 check_profile <- function(x, call = sys.call(-1L)) {
-  if (is.null(x)) return(.Call(rs_current_profile))
-  if (inherits(x, "miraiCluster")) x <- cluster_profile(x)
+  if (is.null(x)) {
+    return(.Call(rs_current_profile))
+  }
+  if (inherits(x, "miraiCluster")) {
+    x <- cluster_profile(x)
+  }
   check_string(x, ".compute", call)
   x
 }
@@ -52,8 +56,12 @@ check_identity <- function(tls, pass, call) {
 
 # `tlscert` is what later releases call `tls`.
 either_tls <- function(tls, tlscert, call) {
-  if (is.null(tlscert)) return(tls)
-  if (!is.null(tls)) stop_argument("tlscert", "left out where there is 'tls', which is the same", call)
+  if (is.null(tlscert)) {
+    return(tls)
+  }
+  if (!is.null(tls)) {
+    stop_argument("tlscert", "left out where there is 'tls', which is the same", call)
+  }
   tlscert
 }
 
@@ -71,8 +79,12 @@ named_dots <- function(dots, call = sys.call(-1L)) {
 
 # What they take as `.args`: likewise.
 named_args <- function(args, call = sys.call(-1L)) {
-  if (is.environment(args)) return(environment_objects(args))
-  if (!is.list(args)) args <- as.list(args)
+  if (is.environment(args)) {
+    return(environment_objects(args))
+  }
+  if (!is.list(args)) {
+    args <- as.list(args)
+  }
   if (!all_named(args)) {
     stop_argument(".args", "a named list, or an environment", call)
   }
@@ -80,7 +92,9 @@ named_args <- function(args, call = sys.call(-1L)) {
 }
 
 all_named <- function(x) {
-  if (!length(x)) return(TRUE)
+  if (!length(x)) {
+    return(TRUE)
+  }
   nms <- names(x)
   !is.null(nms) && !anyNA(nms) && all(nzchar(nms))
 }

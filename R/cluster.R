@@ -46,19 +46,27 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
     check_remote(remote, call)
     if (is.null(url)) stop_argument("url", "the URL at which to listen for nodes launched by 'remote'", call)
   }
-  if (!missing(n) && !is_positive_count(n)) stop_argument("n", "a single whole number, one or greater", call)
+  if (!missing(n) && !is_positive_count(n)) {
+    stop_argument("n", "a single whole number, one or greater", call)
+  }
   settings <- daemons_settings(...)
   # Nodes keep what there is: to compare it with what there was would be a waste of time.
   settings$daemon$cleanup <- FALSE
   if (is.null(url)) {
-    if (missing(n)) stop_argument("n", "the number of nodes, unless there is 'url'", call)
+    if (missing(n)) {
+      stop_argument("n", "the number of nodes, unless there is 'url'", call)
+    }
     cluster <- new_cluster_state()
     set_local(cluster$profile, as.integer(n), TRUE, settings, NULL, NULL, call, own_urls = TRUE)
   } else {
     check_urls(url)
-    if (missing(n)) n <- if (length(url) == 1L && !is.null(remote)) remote_places(remote)
+    if (missing(n)) {
+      n <- if (length(url) == 1L && !is.null(remote)) remote_places(remote)
+    }
     if (!is.null(n) && n != length(url)) {
-      if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' nodes", call)
+      if (length(url) > 1L) {
+        stop_argument("url", "a single URL, or one for each of 'n' nodes", call)
+      }
       url <- extend_urls(url, n, call)
     }
     cluster <- new_cluster_state()
@@ -77,7 +85,9 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
 #' @rdname make_cluster
 #' @export
 stop_cluster <- function(cl) {
-  if (missing(cl) || !inherits(cl, "miraiCluster")) stop_argument("cl", "a cluster made by make_cluster()", sys.call())
+  if (missing(cl) || !inherits(cl, "miraiCluster")) {
+    stop_argument("cl", "a cluster made by make_cluster()", sys.call())
+  }
   parallel::stopCluster(cl)
 }
 
@@ -164,13 +174,17 @@ node_call <- quote(list(base::do.call(fun, args, quote = TRUE)))
 
 #' @exportS3Method parallel::sendData
 sendData.miraiNode <- function(node, data) {
-  if (data$type != "EXEC") return(invisible())
+  if (data$type != "EXEC") {
+    return(invisible())
+  }
   # Of a call that was given up.
   abandon(node)
   m <- if (node$open) {
     .Call(rs_submit_to, node_call, data$data[c("fun", "args")], node$rank, node$cluster$profile)
   }
-  if (is.null(m)) stop_error(paste0("cluster ", node$cluster$id, " has been stopped"))
+  if (is.null(m)) {
+    stop_error(paste0("cluster ", node$cluster$id, " has been stopped"))
+  }
   node$pending <- list(m = m, tag = data$data$tag)
   invisible()
 }
@@ -178,7 +192,9 @@ sendData.miraiNode <- function(node, data) {
 #' @exportS3Method parallel::recvData
 recvData.miraiNode <- function(node) {
   on.exit(lapply(node$cluster$nodes, abandon))
-  if (is.null(node$pending)) stop_not_called()
+  if (is.null(node$pending)) {
+    stop_not_called()
+  }
   call_mirai(node$pending$m)
   reply <- take_reply(node)
   on.exit()
@@ -189,7 +205,9 @@ recvData.miraiNode <- function(node) {
 recvOneData.miraiCluster <- function(cl) {
   on.exit(if (length(cl)) lapply(cl[[1L]]$cluster$nodes, abandon))
   i <- .Call(rs_race, lapply(cl, function(node) node$pending$m))
-  if (i == 0L) stop_not_called()
+  if (i == 0L) {
+    stop_not_called()
+  }
   reply <- take_reply(cl[[i]])
   on.exit()
   list(node = i, value = reply)
@@ -198,7 +216,9 @@ recvOneData.miraiCluster <- function(cl) {
 stop_not_called <- function() stop_error("no call has been sent to wait for")
 
 abandon <- function(node) {
-  if (!is.null(node$pending)) stop_mirai(node$pending$m)
+  if (!is.null(node$pending)) {
+    stop_mirai(node$pending$m)
+  }
   node$pending <- NULL
 }
 
@@ -228,13 +248,19 @@ stop_lost <- function(node, value) {
 # All nodes that are left, or some of them.
 #' @rawNamespace S3method(parallel::stopCluster, miraiCluster)
 stopCluster.miraiCluster <- function(cl = NULL) {
-  if (!length(cl)) return(invisible())
+  if (!length(cl)) {
+    return(invisible())
+  }
   cluster <- cl[[1L]]$cluster
   others <- setdiff(which(vapply(cluster$nodes, is_active, NA)), vapply(cl, function(node) node$rank, 0L))
   if (length(others)) {
-    for (node in cl) closeNode.miraiNode(node)
+    for (node in cl) {
+      closeNode.miraiNode(node)
+    }
   } else {
-    for (node in cl) node$open <- FALSE
+    for (node in cl) {
+      node$open <- FALSE
+    }
     .Call(rs_close_profile, cluster$profile, TRUE)
   }
   invisible()
@@ -264,7 +290,9 @@ closeNode.miraiNode <- function(node) {
 register_cluster <- function(default = TRUE) {
   check_flag(default, "default")
   register <- parallel_function("registerClusterType")
-  if (is.null(register)) stop_error("cluster types can be registered in R 4.5 and later only", sys.call())
+  if (is.null(register)) {
+    stop_error("cluster types can be registered in R 4.5 and later only", sys.call())
+  }
   register("MIRAI", make_cluster, make.default = default)
   invisible()
 }

@@ -12,7 +12,9 @@
 #' @export
 collect_mirai <- function(x, options = NULL) {
   check_waitable(x)
-  if (is.environment(x)) return(.Call(rs_collect, x))
+  if (is.environment(x)) {
+    return(.Call(rs_collect, x))
+  }
   collect_list(x, options)
 }
 
@@ -21,14 +23,14 @@ collect_mirai <- function(x, options = NULL) {
   collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
 }
 
-#' Collection options: .stop, .flat, .progress, .relay
+#' Collection options: .stop, .flat, .progress
 #'
-#' For use within the brackets of a mirai map: see [mirai_map()]. `.relay` is for a mirai, too: see [mirai_conditions()].
+#' For use within the brackets of a mirai map: see [mirai_map()].
 #'
 #' @format Character strings, each of its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
-#' @aliases .flat .progress .progress_cli .relay .stop
+#' @aliases .flat .progress .progress_cli .stop
 #' @examples
 #' with(daemons(2), mirai_map(1:4, sqrt)[.flat, .progress])
 NULL
@@ -49,7 +51,7 @@ NULL
 #' @export
 .stop <- ".stop"
 
-collection_options <- c(".flat", ".progress", ".progress_cli", ".relay", ".stop")
+collection_options <- c(".flat", ".progress", ".progress_cli", ".stop")
 
 # The arguments within the brackets, or within c() there, as a list: of what is given by name, and of
 # strings. The options' own names need no package attached; anything else is evaluated.
@@ -57,45 +59,73 @@ collection_arguments <- function(call, envir) {
   args <- as.list(call)[-1L]
   named <- if (is.null(names(args))) logical(length(args)) else nzchar(names(args))
   out <- lapply(seq_along(args), function(i) {
-    if (named[[i]]) structure(list(eval(args[[i]], envir)), names = names(args)[[i]]) else collection_argument(args[[i]], envir)
+    if (named[[i]]) {
+      structure(list(eval(args[[i]], envir)), names = names(args)[[i]])
+    } else {
+      collection_argument(args[[i]], envir)
+    }
   })
   unlist(out, recursive = FALSE)
 }
 
 collection_argument <- function(expr, envir) {
-  if (identical(expr, quote(expr = ))) return(NULL)
-  if (is.symbol(expr) && as.character(expr) %in% collection_options) return(list(as.character(expr)))
-  if (is.call(expr) && identical(expr[[1L]], quote(c))) return(collection_arguments(expr, envir))
+  if (identical(expr, quote(expr = ))) {
+    return(NULL)
+  }
+  if (is.symbol(expr) && as.character(expr) %in% collection_options) {
+    return(list(as.character(expr)))
+  }
+  if (is.call(expr) && identical(expr[[1L]], quote(c))) {
+    return(collection_arguments(expr, envir))
+  }
   value <- eval(expr, envir)
-  if (is.character(value) || is.list(value)) as.list(value) else if (!is.null(value)) list(value)
+  if (is.character(value) || is.list(value)) {
+    as.list(value)
+  } else if (!is.null(value)) {
+    list(value)
+  }
 }
 
 # Collection options as a list by their names: TRUE, or what configures the progress. Those that are
 # FALSE are left out.
 check_options <- function(options, call) {
   unknown <- function() stop_argument("options", paste("any of", toString(dQuote(collection_options, FALSE))), call)
-  if (!is.null(options) && !is.character(options) && !is.list(options)) unknown()
+  if (!is.null(options) && !is.character(options) && !is.list(options)) {
+    unknown()
+  }
   options <- as.list(options)
   names <- names(options)
-  if (is.null(names)) names <- character(length(options))
+  if (is.null(names)) {
+    names <- character(length(options))
+  }
   out <- list()
   for (i in seq_along(options)) {
     value <- options[[i]]
     name <- names[[i]]
     if (!nzchar(name)) {
-      if (!is.character(value)) unknown()
+      if (!is.character(value)) {
+        unknown()
+      }
       name <- value
       value <- TRUE
     }
-    if (!all(name %in% collection_options)) unknown()
-    if (!is_flag(value)) check_progress(name, value, call)
-    for (one in name) out[[one]] <- value
+    if (!all(name %in% collection_options)) {
+      unknown()
+    }
+    if (!is_flag(value)) {
+      check_progress(name, value, call)
+    }
+    for (one in name) {
+      out[[one]] <- value
+    }
   }
   out[!vapply(out, isFALSE, NA)]
 }
 
 check_progress <- function(name, value, call) {
-  if (name %in% c(".flat", ".relay", ".stop")) stop_argument(name, "TRUE or FALSE", call)
+  if (name %in% c(".flat", ".stop")) {
+    stop_argument(name, "TRUE or FALSE", call)
+  }
   label <- is.character(value) && length(value) == 1L && !is.na(value)
   if (!label && !(is.list(value) && all_named(value))) {
     stop_argument(name, "TRUE, FALSE, a label, or a list of arguments for cli::cli_progress_bar()", call)
@@ -112,7 +142,6 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   } else {
     .Call(rs_wait_some, x, stop_early)
   }
-  if (!is.null(options$.relay) || relays()) relay(x)
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
     stop(map_error(x, i, value_condition(x[[i]]$data), call))
@@ -130,7 +159,9 @@ wait_with_progress <- function(x, stop_early, bar) {
 progress_bar <- function(n, options, call) {
   # A label, or arguments for cli.
   settings <- Find(Negate(is.logical), options[grepl("progress", names(options))])
-  if (is.character(settings)) settings <- list(name = settings, type = "iterator")
+  if (is.character(settings)) {
+    settings <- list(name = settings, type = "iterator")
+  }
   if (progress_uses_cli()) {
     fixed <- list(total = n, .auto_close = FALSE)
     arguments <- utils::modifyList(utils::modifyList(list(type = "tasks"), as.list(settings)), fixed)
@@ -147,7 +178,9 @@ progress_bar <- function(n, options, call) {
       step = 1
     ))
   }
-  if (!is.null(options$.progress_cli)) stop_error("'.progress_cli' needs package cli, which is not installed", call)
+  if (!is.null(options$.progress_cli)) {
+    stop_error("'.progress_cli' needs package cli, which is not installed", call)
+  }
   label <- if (!is.null(settings$name)) paste0(settings$name, " ")
   line <- function(i) paste0(label, paste("[", i, "/", n, "....", "]"))
   if (progress_redraws()) {
@@ -170,7 +203,9 @@ progress_redraws <- function() isatty(stderr())
 # the former, and R the latter.
 map_error <- function(x, i, parent, call) {
   name <- names(x)[i]
-  if (!is.null(name) && (is.na(name) || !nzchar(name))) name <- NULL
+  if (!is.null(name) && (is.na(name) || !nzchar(name))) {
+    name <- NULL
+  }
   where <- paste0("In index: ", i, ".", if (!is.null(name)) paste0(" With name: ", name, "."))
   fields <- list(message = where, call = call, location = i, name = name, parent = parent)
   structure(fields, class = c("mirai_error_map", "mirai_error", "error", "condition"))

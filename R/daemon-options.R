@@ -6,7 +6,9 @@
 daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formals(sys.function(-1L)))) {
   given <- list(...)
   names <- names(given)
-  if (is.null(names)) names <- character(length(given))
+  if (is.null(names)) {
+    names <- character(length(given))
+  }
   kept <- logical(length(given))
   for (i in seq_along(given)) {
     option <- daemon_options[[names[[i]]]]
@@ -33,7 +35,9 @@ warn_option <- function(text, call) {
 
 # What to say about an argument in `...` that is none of the options: there may be a slip in its name.
 unknown_option <- function(name, formals) {
-  if (!nzchar(name)) return("an argument without a name is ignored: options of daemons have names")
+  if (!nzchar(name)) {
+    return("an argument without a name is ignored: options of daemons have names")
+  }
   known <- setdiff(c(names(daemon_options), formals), "...")
   distance <- utils::adist(name, known, ignore.case = TRUE)[1L, ]
   # Part of a name, or a name with something added, is nearer than its length tells.

@@ -65,30 +65,42 @@ daemon <- function(
   check_string(url, "url")
   check_flag(asyncdial, "asyncdial")
   check_flag(output, "output")
-  for (name in c("idletime", "walltime", "maxtasks")) check_positive(get(name), name)
+  for (name in c("idletime", "walltime", "maxtasks")) {
+    check_positive(get(name), name)
+  }
   check_count(timerstart, "timerstart")
   tls <- either_tls(tls, tlscert, sys.call())
   check_tls(tls, sys.call())
-  if (!is_autoexit(autoexit)) stop_argument("autoexit", "TRUE, FALSE, NA or a signal number", sys.call())
-  if (!is_cleanup(cleanup)) stop_argument("cleanup", "TRUE, FALSE or a whole number from 0 to 15", sys.call())
+  if (!is_autoexit(autoexit)) {
+    stop_argument("autoexit", "TRUE, FALSE, NA or a signal number", sys.call())
+  }
+  if (!is_cleanup(cleanup)) {
+    stop_argument("cleanup", "TRUE, FALSE or a whole number from 0 to 15", sys.call())
+  }
   if (!is.null(rs)) {
-    if (!is.numeric(rs) || length(rs) != 7L || anyNA(rs)) stop_argument("rs", "seven integers", sys.call())
+    if (!is.numeric(rs) || length(rs) != 7L || anyNA(rs)) {
+      stop_argument("rs", "seven integers", sys.call())
+    }
     assign(".Random.seed", as.integer(rs), envir = globalenv())
   }
   settings <- list(
-    autoexit = if (is.logical(autoexit)) autoexit else as.integer(autoexit),
-    cleanup = if (isTRUE(cleanup)) 7L else as.integer(cleanup),
-    output = output,
-    idletime = idletime,
-    walltime = walltime,
-    maxtasks = maxtasks,
-    timerstart = timerstart,
-    asyncdial = asyncdial,
-    tempdir = tempdir(),
-    interruptible = interactive(),
-    tls = tls[1L]
+    # A signal's number is moved out of the way of TRUE and FALSE.
+    if (is.logical(autoexit)) as.integer(autoexit) else 100L + as.integer(autoexit),
+    if (isTRUE(cleanup)) 7L else as.integer(cleanup),
+    output,
+    idletime,
+    walltime,
+    maxtasks,
+    timerstart,
+    asyncdial,
+    tempdir(),
+    interactive(),
+    tls[1L]
   )
   code <- .Call(rs_run_daemon, url, settings)
+  if (is.character(code)) {
+    stop_error(code, sys.call(), "mirai_error_connect")
+  }
   if (code < 0L) {
     .Call(rs_serve_events)
     code <- 0L
@@ -116,8 +128,12 @@ on_daemon <- function() .Call(rs_daemon_state) > 0L
 #' nextcode(1L)
 #' @export
 nextcode <- function(code, xc) {
-  if (missing(code) && !missing(xc)) code <- xc
-  if (missing(code) || !is_count(code) || code > 3) stop_argument("code", "a value of daemon(): 0, 1, 2 or 3", sys.call())
+  if (missing(code) && !missing(xc)) {
+    code <- xc
+  }
+  if (missing(code) || !is_count(code) || code > 3) {
+    stop_argument("code", "a value of daemon(): 0, 1, 2 or 3", sys.call())
+  }
   c(
     "0 | The host has gone, or has ended this daemon",
     "1 | The daemon has reached its idletime",

@@ -91,24 +91,38 @@ daemons <- function(
 ) {
   profile <- check_profile(.compute)
   check_flag(sync, "sync")
-  if (missing(n) && is.null(url) && !sync) return(status(profile))
+  if (missing(n) && is.null(url) && !sync) {
+    return(status(profile))
+  }
   call <- sys.call()
-  if (!missing(n) && !is.null(n)) check_count(n, "n")
-  if (!is.null(url)) check_urls(url)
+  if (!missing(n) && !is.null(n)) {
+    check_count(n, "n")
+  }
+  if (!is.null(url)) {
+    check_urls(url)
+  }
   if (!is.null(seed) && !(is_number(seed) && seed == trunc(seed))) {
     stop_argument("seed", "a single whole number, or NULL", call)
   }
-  if (!is.null(memory)) check_positive(memory, "memory", "a single positive number of megabytes")
+  if (!is.null(memory)) {
+    check_positive(memory, "memory", "a single positive number of megabytes")
+  }
   dispatcher <- as_dispatcher(dispatcher, call)
   check_serial(serial, call)
-  if (!is.null(remote)) check_remote(remote, call)
-  if (!is.null(remote) && is.null(url)) stop_argument("url", "given with 'remote': it is where daemons connect", call)
+  if (!is.null(remote)) {
+    check_remote(remote, call)
+  }
+  if (!is.null(remote) && is.null(url)) {
+    stop_argument("url", "given with 'remote': it is where daemons connect", call)
+  }
   tls <- either_tls(tls, tlscert, call)
   check_identity(tls, pass, call)
   settings <- daemons_settings(...)
   edition()
   resets <- is.null(url) && !sync && (is.null(n) || n == 0L)
-  if (!resets && !settings$force && daemons_set(profile)) return(new_daemons(the$numbers[[profile]], profile))
+  if (!resets && !settings$force && daemons_set(profile)) {
+    return(new_daemons(the$numbers[[profile]], profile))
+  }
 
   the$globals[[profile]] <- NULL
   the$setup_streams[[profile]] <- NULL
@@ -134,14 +148,20 @@ daemons <- function(
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
   }
-  if (!dispatcher && length(url) != 1L) stop_argument("url", "a single URL without dispatcher", call)
+  if (!dispatcher && length(url) != 1L) {
+    stop_argument("url", "a single URL without dispatcher", call)
+  }
   n <- if (!missing(n)) n
-  if (dispatcher) url <- extend_urls(url, n, call)
+  if (dispatcher) {
+    url <- extend_urls(url, n, call)
+  }
   url <- open_profile(profile, url, dispatcher, settings, seed, memory, call, tls, pass)
   if (launches(remote)) {
     ready <- FALSE
     on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-    if (!dispatcher && !is.null(n)) url <- rep_len(url, max(n, 1L))
+    if (!dispatcher && !is.null(n)) {
+      url <- rep_len(url, max(n, 1L))
+    }
     launched <- launch_remotes(profile, url, remote, settings, NULL, call)
     ready <- TRUE
     return(new_daemons(launched, profile))
@@ -151,15 +171,21 @@ daemons <- function(
 
 # One URL becomes as many as there shall be daemons.
 extend_urls <- function(url, n, call) {
-  if (is.null(n) || n == length(url)) return(url)
-  if (length(url) > 1L) stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
-  with_call(.Call(rs_extend_url, url, as.integer(n)), call)
+  if (is.null(n) || n == length(url)) {
+    return(url)
+  }
+  if (length(url) > 1L) {
+    stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
+  }
+  with_call(.Call(rs_extend_url, url, as.integer(n)), call, "mirai_error_argument")
 }
 
 # The value of daemons(), where `n` are set.
 new_daemons <- function(n, profile, value = n) {
   the$numbers[[profile]] <- as.integer(n)
-  if (edition() == 1L) return(structure(value, class = c("miraiDaemons", profile)))
+  if (edition() == 1L) {
+    return(structure(value, class = c("miraiDaemons", profile)))
+  }
   invisible(structure(n > 0L, class = c("miraiDaemons", profile)))
 }
 
@@ -167,7 +193,9 @@ as_seed <- function(seed) if (!is.null(seed)) as.integer(seed)
 
 # "process", "thread" and "none" are how early releases said it, and packages of that time still do.
 as_dispatcher <- function(x, call) {
-  if (is_flag(x)) return(x)
+  if (is_flag(x)) {
+    return(x)
+  }
   if (!is.character(x) || length(x) != 1L || !x %in% c("process", "thread", "none")) {
     stop_argument("dispatcher", "TRUE or FALSE", call)
   }
@@ -180,7 +208,9 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_
   urls <- open_profile(profile, urls, dispatcher, settings, seed, memory, call)
   ready <- FALSE
   on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-  for (url in rep_len(urls, n)) launch_daemon(profile, url, settings, call, awaited = TRUE)
+  for (url in rep_len(urls, n)) {
+    launch_daemon(profile, url, settings, call, awaited = TRUE)
+  }
   ready <- wait_connected(profile, n, call)
   new_daemons(n, profile)
 }
@@ -189,10 +219,13 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
   memory <- as_double(memory)
   urls <- with_call(
     {
-      if (settings$token) urls <- .Call(rs_with_tokens, urls)
+      if (settings$token) {
+        urls <- .Call(rs_with_tokens, urls)
+      }
       .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
     },
-    call
+    call,
+    "mirai_error_connect"
   )
   the$settings[[profile]] <- settings
   start_setup_streams(profile, seed)
@@ -204,7 +237,10 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
 patience <- function() {
   given <- getOption("mirai.keepalive", 30000)
   if (!is_number(given) || given < 100) {
-    stop_error("option 'mirai.keepalive' must be a single number of milliseconds, 100 or more", class = "mirai_error_argument")
+    stop_error(
+      "option 'mirai.keepalive' must be a single number of milliseconds, 100 or more",
+      class = "mirai_error_argument"
+    )
   }
   min(as.double(given), 1e9)
 }
@@ -214,16 +250,22 @@ as_double <- function(x) if (!is.null(x)) as.double(x)
 wait_connected <- function(profile, n, call) {
   repeat {
     ended <- .Call(rs_wait_connected, profile, n)
-    if (isTRUE(ended)) return(TRUE)
-    if (is.character(ended)) stop_error(ended, call, "mirai_error_launch")
+    if (isTRUE(ended)) {
+      return(TRUE)
+    }
+    if (is.character(ended)) {
+      stop_error(ended, call, "mirai_error_launch")
+    }
     .Call(rs_serve_events)
   }
 }
 
 # Shows errors of native code as those of the function that the user called.
-with_call <- function(expr, call) {
+with_call <- function(expr, call, class = NULL) {
   tryCatch(expr, error = function(e) {
-    if (!inherits(e, "mirai_error")) stop_error(conditionMessage(e), call)
+    if (!inherits(e, "mirai_error")) {
+      stop_error(conditionMessage(e), call, class)
+    }
     e["call"] <- list(call)
     stop(e)
   })
@@ -289,7 +331,9 @@ local_daemons <- function(.compute, frame = parent.frame()) {
 }
 
 existing_profile <- function(x, call = sys.call(-1L)) {
-  if (inherits(x, "miraiDaemons")) x <- class(x)[[2L]]
+  if (inherits(x, "miraiDaemons")) {
+    x <- class(x)[[2L]]
+  }
   check_string(x, ".compute", call)
   if (!daemons_set(x)) {
     stop_error(paste0("no daemons set for profile '", x, "'"), call, "mirai_error_no_daemons")
@@ -318,7 +362,9 @@ daemons_set <- function(.compute = NULL) {
 #' @export
 require_daemons <- function(.compute = NULL, call = sys.call(-1L)) {
   profile <- check_profile(.compute)
-  if (!daemons_set(profile)) stop_no_daemons(profile, call)
+  if (!daemons_set(profile)) {
+    stop_no_daemons(profile, call)
+  }
   invisible(TRUE)
 }
 

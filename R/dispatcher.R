@@ -45,11 +45,15 @@ dispatcher <- function(
   check_string(host, "host")
   check_flag(asyncdial, "asyncdial")
   check_tls(tls_host, sys.call())
-  if (is.null(url) && is.null(n)) stop_argument("n", "the number of daemons, unless there is 'url'", sys.call())
+  if (is.null(url) && is.null(n)) {
+    stop_argument("n", "the number of daemons, unless there is 'url'", sys.call())
+  }
   profile <- paste0("dispatcher-", Sys.getpid())
   on.exit(daemons(0L, .compute = profile))
   daemons(n, url, remote, ..., tls = tls, tlscert = tlscert, pass = pass, .compute = profile)
-  ended <- with_call(.Call(rs_relay, profile, host, tls_host[1L], asyncdial), sys.call())
-  if (!ended) .Call(rs_serve_events)
+  ended <- with_call(.Call(rs_relay, profile, host, tls_host[1L], asyncdial), sys.call(), "mirai_error_connect")
+  if (!ended) {
+    .Call(rs_serve_events)
+  }
   invisible()
 }

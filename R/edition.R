@@ -36,13 +36,19 @@ NULL
 edition <- function() {
   given <- getOption("mirai.edition")
   if (!is.null(given)) {
-    if (is_number(given) && given %in% 1:2) return(as.integer(given))
+    if (is_number(given) && given %in% 1:2) {
+      return(as.integer(given))
+    }
     given <- deparse(given, nlines = 1L)[1L]
     stop_error(paste0("option 'mirai.edition' must be 1 or 2, not ", given), class = "mirai_error_argument")
   }
   given <- Sys.getenv("MIRAI_EDITION")
-  if (given %in% c("", "1")) return(1L)
-  if (given == "2") return(2L)
+  if (given %in% c("", "1")) {
+    return(1L)
+  }
+  if (given == "2") {
+    return(2L)
+  }
   text <- paste0("environment variable MIRAI_EDITION must be 1 or 2, not \"", given, "\"")
   stop_error(text, class = "mirai_error_argument")
 }
@@ -50,7 +56,9 @@ edition <- function() {
 # Called when daemons are set, and for each task that has a process of its own.
 tell_edition <- function() {
   now <- edition()
-  if (now == the$told_edition) return()
+  if (now == the$told_edition) {
+    return()
+  }
   the$told_edition <- now
   update_hooks()
 }
@@ -72,7 +80,9 @@ edition_trace <- function(trace) {
     return(lapply(trace, function(call) if (is.character(call)) call else call_text(call)))
   }
   lapply(trace, function(call) {
-    if (!is.character(call)) return(call)
+    if (!is.character(call)) {
+      return(call)
+    }
     tryCatch(str2lang(call), error = function(e) as.name(call))
   })
 }

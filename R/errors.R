@@ -111,7 +111,9 @@ conditionCall.miraiError <- function(c) attr(c, "call", exact = TRUE)
 new_mirai_error <- function(cnd, calls) {
   message <- condition_text(cnd)
   call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
-  if (identical(call, evaluator_call)) call <- NULL
+  if (identical(call, evaluator_call)) {
+    call <- NULL
+  }
   text <- if (is.null(call)) {
     paste0("Error: ", message)
   } else {
@@ -157,7 +159,9 @@ call_text <- function(call) {
     tryCatch(as.character(source), error = function(e) NULL)
   }
   # Without end, a call into which large data was substituted could take for ever.
-  if (is.null(text)) text <- deparse(call, nlines = 50L)
+  if (is.null(text)) {
+    text <- deparse(call, nlines = 50L)
+  }
   paste(text, collapse = "\n")
 }
 
@@ -168,7 +172,9 @@ new_mirai_interrupt <- function() {
 # The value of a task that has none: it has jumped to top level (NULL), or R could not
 # serialize its value, with R's own words about that.
 failure_value <- function(text) {
-  if (is.null(text)) return(new_mirai_interrupt())
+  if (is.null(text)) {
+    return(new_mirai_interrupt())
+  }
   # Twice where native code has passed an error on.
   message <- sub("^(Error[^:\n]*:\\s+)+", "", trimws(text))
   new_mirai_error(simpleError(message), list())
@@ -187,7 +193,9 @@ value_condition <- function(value, call = NULL) {
     own <- fields$condition.message
     fields <- fields[setdiff(names(fields), c("class", "condition.class", "condition.message", "stack.trace"))]
     cnd <- structure(c(fields, list(stack.trace = value$stack.trace)), class = class)
-    if (is.null(own)) return(cnd)
+    if (is.null(own)) {
+      return(cnd)
+    }
     # If the class has its method of conditionMessage() here, too, that would add again what it has added.
     bare <- cnd
     bare$message <- own

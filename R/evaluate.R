@@ -36,7 +36,9 @@ evaluator_call <- quote(eval(.expr., .envir.))
 # at `last`, and what R calls it through for an error of its own.
 task_calls <- function(calls, depth, last) {
   last <- last - 1L
-  if (last > 0L && identical(calls[[last]][[1L]], quote(.handleSimpleError))) last <- last - 1L
+  if (last > 0L && identical(calls[[last]][[1L]], quote(.handleSimpleError))) {
+    last <- last - 1L
+  }
   first <- depth + 4L
   if (last < first) list() else as.list(calls[first:last])
 }
@@ -51,7 +53,9 @@ detach_others <- function(known) {
   at <- 2L
   while (at < length(search())) {
     env <- as.environment(at)
-    if (!any(vapply(known, identical, NA, env))) detach_at(at)
+    if (!any(vapply(known, identical, NA, env))) {
+      detach_at(at)
+    }
     if (at < length(search()) && identical(as.environment(at), env)) at <- at + 1L
   }
 }
@@ -61,7 +65,9 @@ detach_at <- function(at) {
   # By force, because a package that needs this one may be about to go as well.
   step <- quote(detach(pos = at, character.only = TRUE, force = TRUE))
   why <- failure(eval(step))
-  if (is.null(why)) return()
+  if (is.null(why)) {
+    return()
+  }
   # A hook that a task has set may be what fails.
   setHook(packageEvent(sub("^package:", "", name), "detach"), list(), "replace")
   warn_of_cleanup(name, failure(eval(step)))
@@ -77,7 +83,9 @@ reset_options <- function(names, values, namespaces) {
   }
   added <- setdiff(names(now), names)
   own <- vapply(added, is_package_option, NA, setdiff(loadedNamespaces(), namespaces))
-  for (name in added[!own]) reset(name, NULL)
+  for (name in added[!own]) {
+    reset(name, NULL)
+  }
   any(own)
 }
 
@@ -105,7 +113,9 @@ warn_of_locked_globals <- function() warn_of_cleanup("the global environment", "
 
 # On this daemon's stderr, once for each thing; not if there is nothing to say.
 warn_of_cleanup <- function(what, why) {
-  if (is.null(why) || what %in% the$not_cleaned) return()
+  if (is.null(why) || what %in% the$not_cleaned) {
+    return()
+  }
   the$not_cleaned <- c(the$not_cleaned, what)
   cat("mirai: the clean-up after a task could not restore ", what, ": ", why, "\n", sep = "", file = stderr())
 }

@@ -23,7 +23,9 @@
 #' daemons(0)
 #' @export
 everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
-  if (missing(.expr)) stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
+  if (missing(.expr)) {
+    stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
+  }
   expr <- substitute(.expr)
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
@@ -32,10 +34,16 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
   args <- if (length(.args)) named_args(.args)
   check_count(.min, ".min")
   profile <- check_profile(.compute)
-  if (is.null(globals[[".Random.seed"]])) globals <- c(globals, setup_stream(profile))
+  if (is.null(globals[[".Random.seed"]])) {
+    globals <- c(globals, setup_stream(profile))
+  }
   ms <- .Call(rs_submit_everywhere, expr, globals, args, .min, profile)
-  if (is.null(ms)) stop_no_daemons(profile)
-  if (is.logical(ms)) ms <- list(evaluate_sync(expr, globals, args, profile, setup = TRUE))
+  if (is.null(ms)) {
+    stop_no_daemons(profile)
+  }
+  if (is.logical(ms)) {
+    ms <- list(evaluate_sync(expr, globals, args, profile, setup = TRUE))
+  }
   invisible(new_mirai_map(ms))
 }
 
@@ -43,7 +51,9 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
 # substreams of the first task's: as far from its numbers as 2^76 of them, and from the next task's by more.
 setup_stream <- function(profile) {
   stream <- the$setup_streams[[profile]]
-  if (is.null(stream)) return(NULL)
+  if (is.null(stream)) {
+    return(NULL)
+  }
   the$setup_streams[[profile]] <- parallel::nextRNGSubStream(stream)
   list(.Random.seed = stream)
 }

@@ -50,7 +50,9 @@ launch_local <- function(url = 1L, ..., n = NULL, tls = NULL, .compute = NULL, t
   check_tls(tls, call)
   settings <- daemons_settings(...)
   settings <- launch_settings(profile, settings)
-  for (url in urls) launch_daemon(profile, url, settings, call, tls)
+  for (url in urls) {
+    launch_daemon(profile, url, settings, call, tls)
+  }
   invisible(length(urls))
 }
 
@@ -69,10 +71,16 @@ launch_remote <- function(
   check_remote(remote, call)
   if (inherits(url, c("miraiCluster", "miraiNode"))) {
     nodes <- if (inherits(url, "miraiNode")) list(url) else unclass(url)
-    if (!length(nodes)) stop_argument("url", "a cluster with nodes", call)
+    if (!length(nodes)) {
+      stop_argument("url", "a cluster with nodes", call)
+    }
     profile <- nodes[[1L]]$cluster$profile
-    if (!all(vapply(nodes, is_active, NA))) stop_argument("url", "a cluster, or node, that has not been stopped", call)
-    if (!is.null(n)) stop_argument("n", "left out where 'url' is a cluster or a node", call)
+    if (!all(vapply(nodes, is_active, NA))) {
+      stop_argument("url", "a cluster, or node, that has not been stopped", call)
+    }
+    if (!is.null(n)) {
+      stop_argument("n", "left out where 'url' is a cluster or a node", call)
+    }
     urls <- vapply(nodes, function(node) node$url, "")
   } else {
     profile <- check_profile(.compute)
@@ -84,7 +92,9 @@ launch_remote <- function(
   settings <- launch_settings(profile, settings)
   # One for each place at least, unless it has been said how many.
   counted <- !is.null(n) || edition() == 2L && is.numeric(url) && !missing(url)
-  if (!counted) urls <- rep_len(urls, max(length(urls), remote_places(remote)))
+  if (!counted) {
+    urls <- rep_len(urls, max(length(urls), remote_places(remote)))
+  }
   launch_commands(profile, urls, remote, settings, tls, call)
 }
 
@@ -107,13 +117,20 @@ launches <- function(remote) !is.null(remote) && !(remote$type == "command" && i
 # Launches one for each URL, at the places of `remote` in turn. Their shell commands.
 launch_commands <- function(profile, urls, remote, settings, tls, call) {
   dialled <- remote_urls(remote, urls, call)
-  commands <- vapply(dialled, function(url) {
-    rs <- launch_stream(profile)
-    code <- daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile))
-    paste(remote$rscript, "-e", sh_quote(code))
-  }, "", USE.NAMES = FALSE)
+  commands <- vapply(
+    dialled,
+    function(url) {
+      rs <- launch_stream(profile)
+      code <- daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile))
+      paste(remote$rscript, "-e", sh_quote(code))
+    },
+    "",
+    USE.NAMES = FALSE
+  )
   jobs <- with_call(remote_jobs(remote, commands, urls, dialled), call)
-  if (length(jobs)) run_jobs(profile, jobs, length(commands), remote$patience, call)
+  if (length(jobs)) {
+    run_jobs(profile, jobs, length(commands), remote$patience, call)
+  }
   structure(commands, class = "miraiLaunchCmd")
 }
 
@@ -136,7 +153,9 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
   start <- now()
   repeat {
     left <- if (!is.null(seconds)) max(0, start + seconds - now())
-    if (.Call(rs_wait_commands, profile, running, enough, left)) break
+    if (.Call(rs_wait_commands, profile, running, enough, left)) {
+      break
+    }
     .Call(rs_serve_events)
   }
   states <- lapply(running, function(command) .Call(rs_command_state, command))
@@ -154,7 +173,9 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
 
 # NULL if it has not failed.
 describe_failure <- function(name, state) {
-  if (!state$failed) return(NULL)
+  if (!state$failed) {
+    return(NULL)
+  }
   said <- trimws(state$output)
   paste0(name, " (", state$how, "):\n", if (nzchar(said)) said else "(it wrote nothing)")
 }
@@ -171,7 +192,9 @@ warn_failed_launches <- function(profile, call) {
   waiting <- list()
   for (launch in the$launches[[profile]]) {
     state <- .Call(rs_command_state, launch$command)
-    if (state$running) waiting <- c(waiting, list(launch))
+    if (state$running) {
+      waiting <- c(waiting, list(launch))
+    }
     text <- describe_failure(launch$name, state)
     if (!is.null(text)) warning(simpleWarning(paste0("a launch of daemons has failed: ", text), call))
   }
@@ -189,8 +212,12 @@ check_tls <- function(tls, call) {
 
 # The argument `tls` of daemon() for a URL: none unless it is a secure one.
 daemon_tls <- function(url, tls, profile) {
-  if (!is_secure(url)) return(NULL)
-  if (is.null(tls)) tls <- nextget("tls", profile)
+  if (!is_secure(url)) {
+    return(NULL)
+  }
+  if (is.null(tls)) {
+    tls <- nextget("tls", profile)
+  }
   if (length(tls) == 1L && grepl("-----BEGIN", tls, fixed = TRUE)) c(tls, "") else tls
 }
 
@@ -210,14 +237,20 @@ launch_urls <- function(url, n, given, profile, call) {
   } else if (!length(urls)) {
     stop_error(paste0("profile '", profile, "' is synchronous: it has no daemons"), call, "mirai_error_no_daemons")
   } else if (edition() == 2L && (given || is.null(n))) {
-    if (!is.null(n)) stop_argument("url", "URLs, where there is 'n'", call)
-    if (!is_positive_count(url)) stop_argument("url", "URLs, or the number of daemons to launch", call)
+    if (!is.null(n)) {
+      stop_argument("url", "URLs, where there is 'n'", call)
+    }
+    if (!is_positive_count(url)) {
+      stop_argument("url", "URLs, or the number of daemons to launch", call)
+    }
     n <- url
   } else if (is.null(n) || given) {
     urls <- indexed_urls(url, urls, call)
     if (is.null(n)) return(urls)
   }
-  if (!is_positive_count(n)) stop_argument("n", "a single whole number, one or greater", call)
+  if (!is_positive_count(n)) {
+    stop_argument("n", "a single whole number, one or greater", call)
+  }
   spread(urls, n, profile)
 }
 
@@ -237,7 +270,9 @@ spread <- function(urls, n, profile) {
 
 # Options for a daemon: those given now, or else those given to daemons().
 launch_settings <- function(profile, given) {
-  if (!daemons_set(profile)) return(given)
+  if (!daemons_set(profile)) {
+    return(given)
+  }
   utils::modifyList(the$settings[[profile]], given["daemon"])
 }
 

@@ -63,13 +63,19 @@
 mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = NULL) {
   call <- sys.call()
   profile <- check_profile(.compute)
-  if (!is.function(.f)) stop_argument(".f", "a function", call)
-  if (!is.list(.args)) stop_argument(".args", "a list", call)
+  if (!is.function(.f)) {
+    stop_argument(".f", "a function", call)
+  }
+  if (!is.list(.args)) {
+    stop_argument(".args", "a list", call)
+  }
   handlers <- if (!is.null(.promise)) check_handlers(.promise, call)
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
   if (!daemons_set(profile)) {
-    if (edition() == 2L) stop_no_daemons(profile, call)
+    if (edition() == 2L) {
+      stop_no_daemons(profile, call)
+    }
     warning("launching one local daemon as none previously set")
     daemons(1L, dispatcher = FALSE, .compute = profile)
   }
@@ -83,7 +89,9 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   }
   names(ms) <- elements$names
   map <- new_mirai_map(ms)
-  if (!is.null(handlers)) promise_each(map, handlers)
+  if (!is.null(handlers)) {
+    promise_each(map, handlers)
+  }
   invisible(map)
 }
 
@@ -92,11 +100,14 @@ new_mirai_map <- function(x) structure(x, class = "mirai_map")
 # Elements as a list `x`, their names, and the calls by which `.f` gets at each in turn.
 map_elements <- function(x, call) {
   if (length(dim(x)) == 2L) {
-    rows <- lapply(seq_len(nrow(x)), if (is.data.frame(x)) {
-      function(i) lapply(x, function(column) if (length(dim(column)) == 2L) column[i, ] else column[[i]])
-    } else {
-      function(i) as.list(x[i, ])
-    })
+    rows <- lapply(
+      seq_len(nrow(x)),
+      if (is.data.frame(x)) {
+        function(i) lapply(x, function(column) if (length(dim(column)) == 2L) column[i, ] else column[[i]])
+      } else {
+        function(i) as.list(x[i, ])
+      }
+    )
     arguments <- lapply(seq_len(ncol(x)), function(j) call("[[", quote(.x), j))
     names(arguments) <- colnames(x)
     named <- if (is.data.frame(x)) .row_names_info(x) > 0L else !is.null(rownames(x))

@@ -53,17 +53,25 @@
 #' is_mirai_error(m$data)
 #' @export
 mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
-  if (missing(.expr)) stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
+  if (missing(.expr)) {
+    stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
+  }
   expr <- substitute(.expr)
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
   }
   globals <- if (...length()) named_dots(list(...))
   args <- if (length(.args)) named_args(.args)
-  if (!is.null(.timeout)) check_positive(.timeout, ".timeout")
-  if (!is.null(.compute)) check_string(.compute, ".compute")
+  if (!is.null(.timeout)) {
+    check_positive(.timeout, ".timeout")
+  }
+  if (!is.null(.compute)) {
+    check_string(.compute, ".compute")
+  }
   m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, give_up)
-  if (is.logical(m)) m <- evaluate_sync(expr, globals, args, check_profile(.compute))
+  if (is.logical(m)) {
+    m <- evaluate_sync(expr, globals, args, check_profile(.compute))
+  }
   invisible(m)
 }
 

@@ -33,7 +33,9 @@ nextget <- function(x, .compute = NULL) {
   profile <- check_profile(.compute)
   check_string(x, "x")
   status <- .Call(rs_profile_status, profile)
-  if (is.null(status)) return(NULL)
+  if (is.null(status)) {
+    return(NULL)
+  }
   switch(
     x,
     urls = status$urls,

@@ -54,12 +54,18 @@ as.promise.mirai <- function(x) {
 as.promise.mirai_map <- function(x) {
   .Call(rs_prepare_promise)
   promises::promise(function(resolve, reject) {
-    when_resolved(unclass(x), function(i) {
-      if (i > 0L) return(rejects(x[[i]]$data) && settle_with(x[[i]]$data, resolve, reject))
-      values <- .Call(rs_collect_list, unclass(x))
-      failed <- Find(rejects, values)
-      settle_with(if (is.null(failed)) values else failed, resolve, reject)
-    }, reject)
+    when_resolved(
+      unclass(x),
+      function(i) {
+        if (i > 0L) {
+          return(rejects(x[[i]]$data) && settle_with(x[[i]]$data, resolve, reject))
+        }
+        values <- .Call(rs_collect_list, unclass(x))
+        failed <- Find(rejects, values)
+        settle_with(if (is.null(failed)) values else failed, resolve, reject)
+      },
+      reject
+    )
   })
 }
 
@@ -73,7 +79,11 @@ rejects <- function(value) is_error_value(value) && !is_mirai_interrupt(value)
 
 # TRUE, because the promise is then settled.
 settle_with <- function(value, resolve, reject) {
-  if (rejects(value)) reject(value_condition(value)) else resolve(value)
+  if (rejects(value)) {
+    reject(value_condition(value))
+  } else {
+    resolve(value)
+  }
   TRUE
 }
 
@@ -94,11 +104,15 @@ settle_promise <- function(functions, index) {
 
 # Functions to call with the outcome of each element of a map.
 promise_each <- function(map, handlers) {
-  for (m in map) promises::then(m, handlers[[1L]], if (length(handlers) > 1L) handlers[[2L]])
+  for (m in map) {
+    promises::then(m, handlers[[1L]], if (length(handlers) > 1L) handlers[[2L]])
+  }
 }
 
 check_handlers <- function(x, call) {
-  if (is.function(x)) x <- list(x)
+  if (is.function(x)) {
+    x <- list(x)
+  }
   if (!is.list(x) || !length(x) %in% 1:2 || !all(vapply(x, is.function, NA))) {
     stop_argument(".promise", "a function, or a list of one or two functions", call)
   }

@@ -49,8 +49,12 @@ ssh_jobs <- function(remote, commands, urls, dialled) {
     args <- c("-o", paste0("ConnectTimeout=", format(remote$timeout, scientific = FALSE)), "-T")
     # Without -f, which would hide what the other machine says: that there is no Rscript, say. It
     # is in the background anyway.
-    if (nzchar(part(3L))) args <- c(args, "-p", sub(":", "", part(3L)))
-    if (remote$tunnel) args <- c(args, tunnel_args(urls[here], dialled[here]))
+    if (nzchar(part(3L))) {
+      args <- c(args, "-p", sub(":", "", part(3L)))
+    }
+    if (remote$tunnel) {
+      args <- c(args, tunnel_args(urls[here], dialled[here]))
+    }
     machine <- paste0(part(1L), gsub("[][]", "", part(2L)))
     shell_job(remote$command, sh_quote(c(args, machine, at_once(commands[here]))))
   })
@@ -64,7 +68,9 @@ tunnel_args <- function(urls, dialled) {
 # Shell code that runs commands all at once, and fails if one does. Whoever logs in there may have
 # a shell that does not know this language.
 at_once <- function(commands) {
-  if (length(commands) == 1L) return(commands)
+  if (length(commands) == 1L) {
+    return(commands)
+  }
   i <- seq_along(commands)
   waits <- paste0("wait $p", i, collapse = " && ")
   paste("exec sh -c", sh_quote(paste(c(paste0(commands, " & p", i, "=$!"), waits), collapse = "; ")))
@@ -80,7 +86,9 @@ http_job <- function(remote, command) {
     gsub("%s", json_escape(command), remote$data, fixed = TRUE)
   }
   headers <- remote$headers
-  if (!"content-type" %in% tolower(names(headers))) headers <- c(headers, "Content-Type" = "application/json")
+  if (!"content-type" %in% tolower(names(headers))) {
+    headers <- c(headers, "Content-Type" = "application/json")
+  }
   options <- c(
     list(url = remote$url, request = remote$method),
     structure(as.list(paste0(names(headers), ": ", headers)), names = rep("header", length(headers))),
@@ -99,10 +107,16 @@ http_job <- function(remote, command) {
 
 # A line of curl's configuration file.
 curl_option <- function(name, value) {
-  if (isTRUE(value)) return(name)
-  if (identical(value, FALSE)) return(NULL)
+  if (isTRUE(value)) {
+    return(name)
+  }
+  if (identical(value, FALSE)) {
+    return(NULL)
+  }
   value <- gsub("([\\\\\"])", "\\\\\\1", enc2utf8(as.character(value)))
-  for (i in seq_along(escapes)) value <- gsub(escapes[[i]], names(escapes)[[i]], value, fixed = TRUE)
+  for (i in seq_along(escapes)) {
+    value <- gsub(escapes[[i]], names(escapes)[[i]], value, fixed = TRUE)
+  }
   paste0(name, " = \"", value, "\"")
 }
 
@@ -110,13 +124,17 @@ escapes <- c("\\n" = "\n", "\\r" = "\r", "\\t" = "\t")
 
 json_escape <- function(text) {
   text <- gsub("([\\\\\"])", "\\\\\\1", enc2utf8(text))
-  for (i in seq_along(escapes)) text <- gsub(escapes[[i]], names(escapes)[[i]], text, fixed = TRUE)
+  for (i in seq_along(escapes)) {
+    text <- gsub(escapes[[i]], names(escapes)[[i]], text, fixed = TRUE)
+  }
   text
 }
 
 http_failure <- function(url, state) {
   status <- as.integer(sub("^.*\n", "", state$output))
   said <- trimws(sub("\n[0-9]*$", "", state$output))
-  if (state$failed) return(paste0("curl (", state$how, "):\n", said))
+  if (state$failed) {
+    return(paste0("curl (", state$how, "):\n", said))
+  }
   if (status >= 400L) paste0(url, " has answered with status ", status, ":\n", if (nzchar(said)) said else "(nothing)")
 }

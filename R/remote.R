@@ -47,7 +47,9 @@
 #' @export
 remote_config <- function(command = NULL, args = c("", "."), rscript = "Rscript", quote = FALSE) {
   call <- sys.call()
-  if (!is.null(command)) check_string(command, "command")
+  if (!is.null(command)) {
+    check_string(command, "command")
+  }
   args <- if (is.list(args)) args else list(args)
   fits <- function(x) is.character(x) && !anyNA(x) && "." %in% x
   if (!length(args) || !all(vapply(args, fits, NA))) {
@@ -95,7 +97,9 @@ remote_config <- function(command = NULL, args = c("", "."), rscript = "Rscript"
 #' @export
 ssh_config <- function(remotes, tunnel = FALSE, timeout = 10, command = "ssh", rscript = "Rscript", host) {
   call <- sys.call()
-  if (missing(remotes) || !is.character(remotes) || !length(remotes) || !all(grepl(ssh_pattern, remotes, perl = TRUE))) {
+  if (
+    missing(remotes) || !is.character(remotes) || !length(remotes) || !all(grepl(ssh_pattern, remotes, perl = TRUE))
+  ) {
     stop_argument("remotes", "one or more of the form \"ssh://host\" or \"ssh://user@host:port\"", call)
   }
   check_flag(tunnel, "tunnel")
@@ -146,7 +150,9 @@ ssh_config <- function(remotes, tunnel = FALSE, timeout = 10, command = "ssh", r
 #' @export
 cluster_config <- function(command = "sbatch", options = "", rscript = "Rscript") {
   check_string(command, "command")
-  if (!is.character(options) || anyNA(options)) stop_argument("options", "a character vector", sys.call())
+  if (!is.character(options) || anyNA(options)) {
+    stop_argument("options", "a character vector", sys.call())
+  }
   check_string(rscript, "rscript")
   new_remote("job", command = command, options = options, rscript = rscript)
 }
@@ -190,14 +196,20 @@ http_config <- function(
 ) {
   call <- sys.call()
   check_string(url, "url")
-  if (!grepl("^https?://", url)) stop_argument("url", "an address that starts with http:// or https://", call)
+  if (!grepl("^https?://", url)) {
+    stop_argument("url", "an address that starts with http:// or https://", call)
+  }
   check_string(method, "method")
   if (!is.null(headers) && !(is.character(headers) && !anyNA(headers) && all_named(headers))) {
     stop_argument("headers", "a named character vector, or NULL", call)
   }
-  if (!is.function(data)) check_string(data, "data")
+  if (!is.function(data)) {
+    check_string(data, "data")
+  }
   options <- list(...)
-  if (!all_named(options)) stop_argument("...", "named options of curl", call)
+  if (!all_named(options)) {
+    stop_argument("...", "named options of curl", call)
+  }
   check_string(rscript, "rscript")
   new_remote(
     "http",
@@ -226,18 +238,30 @@ remote_places <- function(remote) {
 
 # The URLs to be dialled by daemons so that they reach the host at `urls`.
 remote_urls <- function(remote, urls, call) {
-  if (remote$type != "ssh" || !remote$tunnel && is.null(remote$host)) return(urls)
+  if (remote$type != "ssh" || !remote$tunnel && is.null(remote$host)) {
+    return(urls)
+  }
   parts <- url_parts(urls)
-  if (remote$tunnel) check_tunnel(parts, remote, call)
-  if (is.null(remote$host)) return(urls)
-  if (anyNA(parts$port)) stop_argument("url", "a tcp or ws URL, with a port, where there is 'host'", call)
+  if (remote$tunnel) {
+    check_tunnel(parts, remote, call)
+  }
+  if (is.null(remote$host)) {
+    return(urls)
+  }
+  if (anyNA(parts$port)) {
+    stop_argument("url", "a tcp or ws URL, with a port, where there is 'host'", call)
+  }
   host <- remote$host
-  if (!grepl(":[0-9]+$", host)) host <- paste0(host, ":", parts$port)
+  if (!grepl(":[0-9]+$", host)) {
+    host <- paste0(host, ":", parts$port)
+  }
   paste0(parts$scheme, "://", host, parts$path)
 }
 
 check_tunnel <- function(parts, remote, call) {
-  if (anyNA(parts$port)) stop_argument("url", "a tcp or ws URL, with a port, for a tunnel", call)
+  if (anyNA(parts$port)) {
+    stop_argument("url", "a tcp or ws URL, with a port, for a tunnel", call)
+  }
   local <- c("127.0.0.1", "localhost", "[::1]")
   if (is.null(remote$host) && !all(parts$host %in% local)) {
     stop_argument("url", "one whose host is 127.0.0.1 or localhost, for a tunnel", call)

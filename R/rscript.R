@@ -9,7 +9,9 @@ daemon_call <- function(url, args = list(), rs = NULL, tls = NULL) {
   } else if (length(tls)) {
     parts <- c(parts, paste0("tls=", r_string(tls)))
   }
-  if (!is.null(rs)) parts <- c(parts, paste0("rs=c(", paste(rs, collapse = ","), ")"))
+  if (!is.null(rs)) {
+    parts <- c(parts, paste0("rs=c(", paste(rs, collapse = ","), ")"))
+  }
   paste0("mirai::daemon(", paste(parts, collapse = ","), ")")
 }
 
@@ -46,11 +48,15 @@ single_use <- function() {
 # these arguments would be. NULL if it could differ from that, by what R reads when it
 # starts, or if the user does not want forks.
 fork_code <- function(args) {
-  if (Sys.info()[["sysname"]] != "Linux" || !isTRUE(getOption("mirai.fork_server", TRUE))) return(NULL)
+  if (Sys.info()[["sysname"]] != "Linux" || !isTRUE(getOption("mirai.fork_server", TRUE))) {
+    return(NULL)
+  }
   startup <- startup_settings()
   if (!.Call(rs_has_fork_server)) {
     # One that has failed would do so again.
-    if (!is.null(the$fork_server)) return(NULL)
+    if (!is.null(the$fork_server)) {
+      return(NULL)
+    }
     the$fork_server <- startup
     started <- .Call(rs_start_fork_server, rscript(), rscript_args("mirai:::fork_server()"))
     if (!started) return(NULL)
@@ -68,7 +74,9 @@ startup_settings <- function() {
 # Run by the server, and by each process that it forks.
 fork_server <- function() {
   code <- .Call(rs_serve_forks, tempdir())
-  if (is.null(code)) return(invisible())
+  if (is.null(code)) {
+    return(invisible())
+  }
   # a session directory of its own
   tempdir(check = TRUE)
   eval(parse(text = code, keep.source = FALSE), globalenv())

@@ -42,7 +42,9 @@
 serialization <- function(fns, class, vec = FALSE, refhook) {
   call <- sys.call()
   if (missing(fns)) {
-    if (missing(refhook)) return(as_registration(the$serialization))
+    if (missing(refhook)) {
+      return(as_registration(the$serialization))
+    }
     fns <- refhook
   }
   if (is.null(fns)) {
@@ -53,7 +55,9 @@ serialization <- function(fns, class, vec = FALSE, refhook) {
   if (!is.list(fns) || length(fns) != 2L || !all(vapply(fns, is.function, NA))) {
     stop_argument("fns", "a list of two functions, or NULL", call)
   }
-  if (missing(class)) stop_argument("class", "given, as a character string", call)
+  if (missing(class)) {
+    stop_argument("class", "given, as a character string", call)
+  }
   check_string(class, "class", call)
   check_flag(vec, "vec", call)
   the$serialization <- list(new_hook(class, fns[[1L]], fns[[2L]], vec, references_only = FALSE))
@@ -62,7 +66,9 @@ serialization <- function(fns, class, vec = FALSE, refhook) {
 }
 
 as_registration <- function(hooks) {
-  if (is.null(hooks)) return(NULL)
+  if (is.null(hooks)) {
+    return(NULL)
+  }
   hook <- hooks[[1L]]
   list(fns = list(hook$sfunc, hook$ufunc), class = hook$class, vec = hook$vec)
 }
@@ -119,7 +125,9 @@ register_serial <- function(class, sfunc, ufunc) {
 }
 
 hook_functions <- function(x, name, n, call) {
-  if (is.function(x)) x <- list(x)
+  if (is.function(x)) {
+    x <- list(x)
+  }
   if (!is.list(x) || length(x) != n || !all(vapply(x, is.function, NA))) {
     stop_argument(name, "a function for each class, in a list if there are several", call)
   }
@@ -157,7 +165,11 @@ write_hooked <- function(objects, registry) {
       })
     }
     if (!all(vapply(made, is.raw, NA))) {
-      hook_error(hook, "serialize", paste0("it returned ", class(Find(Negate(is.raw), made))[[1L]], " instead of a raw vector"))
+      hook_error(
+        hook,
+        "serialize",
+        paste0("it returned ", class(Find(Negate(is.raw), made))[[1L]], " instead of a raw vector")
+      )
     }
     list(hook$class, made)
   })
@@ -167,7 +179,9 @@ write_hooked <- function(objects, registry) {
 read_hooked <- function(made, registry) {
   classes <- vapply(registry, `[[`, "", "class")
   lapply(made, function(x) {
-    if (!length(x[[2L]])) return(list())
+    if (!length(x[[2L]])) {
+      return(list())
+    }
     i <- match(x[[1L]], classes)
     if (is.na(i)) {
       stop_error(paste0("there is no function to unserialize class '", x[[1L]], "' here"))

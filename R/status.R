@@ -28,7 +28,9 @@ status <- function(.compute = NULL) {
   profile <- check_profile(.compute)
   warn_failed_launches(profile, sys.call())
   x <- .Call(rs_profile_status, profile)
-  if (is.null(x) || x$sync) return(list(connections = 0L, daemons = 0L))
+  if (is.null(x) || x$sync) {
+    return(list(connections = 0L, daemons = 0L))
+  }
   out <- if (x$round_robin || edition() == 2L) {
     list(connections = x$connections, daemons = x$urls)
   } else {
@@ -65,7 +67,9 @@ print.miraiStatus <- function(x, ...) {
 #' @export
 info <- function(.compute = NULL) {
   x <- .Call(rs_profile_status, check_profile(.compute))
-  if (is.null(x) || x$sync) return(NULL)
+  if (is.null(x) || x$sync) {
+    return(NULL)
+  }
   structure(
     c(x$connections, x$cumulative, x$tasks),
     names = c("connections", "cumulative", "awaiting", "executing", "completed"),

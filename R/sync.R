@@ -4,7 +4,9 @@
 # profile's next tasks.
 evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
   # Without a seed, the session would not return to its own kind of generator.
-  if (is.null(globalenv()[[".Random.seed"]])) set.seed(NULL)
+  if (is.null(globalenv()[[".Random.seed"]])) {
+    set.seed(NULL)
+  }
   session <- take_globals()
   on.exit({
     take_globals()
@@ -14,12 +16,18 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
   put_globals(kept)
   put_globals(globals)
   stream <- if (!setup) .Call(rs_task_stream, profile)
-  if (!is.null(stream)) put_globals(list(.Random.seed = stream))
+  if (!is.null(stream)) {
+    put_globals(list(.Random.seed = stream))
+  }
   envir <- list2env(as.list(args), parent = globalenv())
   # Those of a full stack are shown to no calling handler.
   value <- tryCatch(evaluate(expr, envir), error = function(cnd) new_mirai_error(cnd, list()))
   left <- take_globals()
-  if (setup) kept <- left else kept[[".Random.seed"]] <- left[[".Random.seed"]]
+  if (setup) {
+    kept <- left
+  } else {
+    kept[[".Random.seed"]] <- left[[".Random.seed"]]
+  }
   the$globals[[profile]] <- kept
   .Call(rs_resolved, value)
 }

@@ -38,7 +38,13 @@ make_host_url <- function(ws, tls, port, call) {
   check_flag(ws, "ws", call)
   check_flag(tls, "tls", call)
   check_port(port, call)
-  scheme <- if (ws) if (tls) "wss" else "ws" else if (tls) "tls+tcp" else "tcp"
+  scheme <- if (ws) {
+    if (tls) "wss" else "ws"
+  } else if (tls) {
+    "tls+tcp"
+  } else {
+    "tcp"
+  }
   paste0(scheme, "://", .Call(rs_node_name), ":", as.integer(port))
 }
 
@@ -74,9 +80,15 @@ check_port <- function(port, call = sys.call(-1L)) {
 #' @export
 saisei <- function(i, force = FALSE, .compute = NULL) {
   profile <- check_profile(.compute)
-  if (!is_number(i) || i != trunc(i)) stop_argument("i", "a single whole number", sys.call())
+  if (!is_number(i) || i != trunc(i)) {
+    stop_argument("i", "a single whole number", sys.call())
+  }
   check_flag(force, "force")
-  if (!daemons_set(profile)) return(NULL)
-  if (i < 1 || i > .Machine$integer.max) return(NULL)
-  with_call(.Call(rs_renew_url, profile, as.integer(i), force), sys.call())
+  if (!daemons_set(profile)) {
+    return(NULL)
+  }
+  if (i < 1 || i > .Machine$integer.max) {
+    return(NULL)
+  }
+  with_call(.Call(rs_renew_url, profile, as.integer(i), force), sys.call(), "mirai_error_connect")
 }

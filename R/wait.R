@@ -19,9 +19,15 @@
 #' call_mirai(m)$data
 #' @export
 call_mirai <- function(x) {
-  if (missing(x)) check_waitable(x)
-  if (is_mirai(x)) return(invisible(.Call(rs_wait_all, x)))
-  if (is.list(x)) .Call(rs_wait_all, unclass(x)[are_mirai(x)])
+  if (missing(x)) {
+    check_waitable(x)
+  }
+  if (is_mirai(x)) {
+    return(invisible(.Call(rs_wait_all, x)))
+  }
+  if (is.list(x)) {
+    .Call(rs_wait_all, unclass(x)[are_mirai(x)])
+  }
   invisible(x)
 }
 
@@ -62,9 +68,15 @@ race_mirai <- function(x) {
 #' m$data
 #' @export
 stop_mirai <- function(x) {
-  if (missing(x)) check_waitable(x)
-  if (is_mirai(x)) return(invisible(.Call(rs_cancel, x)))
-  if (!is.list(x)) return(invisible(FALSE))
+  if (missing(x)) {
+    check_waitable(x)
+  }
+  if (is_mirai(x)) {
+    return(invisible(.Call(rs_cancel, x)))
+  }
+  if (!is.list(x)) {
+    return(invisible(FALSE))
+  }
   stopped <- are_mirai(x)
   stopped[stopped] <- .Call(rs_cancel, unclass(x)[stopped])
   invisible(stopped)
@@ -90,6 +102,8 @@ unresolved <- function(x) .Call(rs_pending, x) > 0L
 are_mirai <- function(x) vapply(unclass(x), is_mirai, NA, USE.NAMES = FALSE)
 
 check_waitable <- function(x, call = sys.call(-1L)) {
-  if (!missing(x) && (is_mirai(x) || is.list(x) && all(are_mirai(x)))) return()
+  if (!missing(x) && (is_mirai(x) || is.list(x) && all(are_mirai(x)))) {
+    return()
+  }
   stop_argument("x", "a mirai, or a list of mirai", call)
 }

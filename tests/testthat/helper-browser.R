@@ -2,7 +2,9 @@
 # (the WebDriver protocol, which is JSON over HTTP), and concurrent HTTP requests.
 
 skip_unless_driven <- function() {
-  for (package in c("curl", "jsonlite", "callr", "promises")) skip_if_not_installed(package)
+  for (package in c("curl", "jsonlite", "callr", "promises")) {
+    skip_if_not_installed(package)
+  }
 }
 
 # Waits until a process has written a line that matches, and returns what the pattern's parentheses
@@ -13,7 +15,9 @@ wait_for_match <- function(p, pattern, seconds = 30) {
   repeat {
     found <- regmatches(lines, regexec(pattern, lines))
     found <- Filter(length, found)
-    if (length(found)) return(found[[1L]][[2L]])
+    if (length(found)) {
+      return(found[[1L]][[2L]])
+    }
     if (Sys.time() > deadline || !p$is_alive() && !p$is_incomplete_output()) {
       stop("'", pattern, "' not seen in:\n", paste(lines, collapse = "\n"))
     }
@@ -32,7 +36,9 @@ local_server <- function(code, pattern, frame = parent.frame()) {
 end_server <- function(server) {
   server$process$interrupt()
   server$process$wait(20000)
-  if (server$process$is_alive()) return("still running")
+  if (server$process$is_alive()) {
+    return("still running")
+  }
   c(server$process$read_all_output_lines(), paste("status", server$process$get_exit_status()))
 }
 
@@ -41,10 +47,13 @@ local_chromedriver <- function(frame = parent.frame()) {
   home <- local_file("home", frame = frame)
   dir.create(home)
   p <- processx::process$new(
-    "chromedriver", "--port=0",
+    "chromedriver",
+    "--port=0",
     # Chromium keeps some files outside of its profile, too.
     env = c("current", HOME = home, TMPDIR = home, XDG_CONFIG_HOME = home, XDG_CACHE_HOME = home),
-    stdout = "|", stderr = "2>&1", cleanup_tree = TRUE
+    stdout = "|",
+    stderr = "2>&1",
+    cleanup_tree = TRUE
   )
   defer(
     function() {
@@ -66,24 +75,39 @@ webdriver <- function(method, url, body = list()) {
   }
   answer <- curl::curl_fetch_memory(url, handle)
   value <- jsonlite::fromJSON(rawToChar(answer$content), simplifyVector = FALSE)$value
-  if (answer$status_code != 200L) stop("WebDriver: ", value$error, ": ", value$message)
+  if (answer$status_code != 200L) {
+    stop("WebDriver: ", value$error, ": ", value$message)
+  }
   value
 }
 
 # A browser that shows `url`: a list of functions.
 local_browser <- function(driver, url, frame = parent.frame()) {
   flags <- c(
-    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-    "disable-background-networking", "disable-component-update", "disable-sync",
-    "disable-dev-shm-usage", "window-size=1200,900",
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "disable-dev-shm-usage",
+    "window-size=1200,900",
     paste0("user-data-dir=", tempfile("profile", driver$home))
   )
-  session <- webdriver("POST", paste0(driver$url, "/session"), list(
-    capabilities = list(alwaysMatch = list(
-      "goog:chromeOptions" = list(args = as.list(paste0("--", flags))),
-      timeouts = list(script = 60000L)
-    ))
-  ))
+  session <- webdriver(
+    "POST",
+    paste0(driver$url, "/session"),
+    list(
+      capabilities = list(
+        alwaysMatch = list(
+          "goog:chromeOptions" = list(args = as.list(paste0("--", flags))),
+          timeouts = list(script = 60000L)
+        )
+      )
+    )
+  )
   base <- paste0(driver$url, "/session/", session$sessionId)
   defer(function() webdriver("DELETE", base), frame)
   post <- function(what, ...) webdriver("POST", paste0(base, what), list(...))
@@ -98,7 +122,9 @@ local_browser <- function(driver, url, frame = parent.frame()) {
       code <- paste0(
         "const done = arguments[arguments.length - 1];",
         "const look = () => {",
-        "  const value = (", expression, ");",
+        "  const value = (",
+        expression,
+        ");",
         "  if (value) { observer.disconnect(); done(value); }",
         "};",
         "const observer = new MutationObserver(look);",

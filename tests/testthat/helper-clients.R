@@ -2,7 +2,9 @@
 
 # Skips unless a package is there in a version that has what the test is about.
 skip_unless_version <- function(package, version) {
-  if (!requireNamespace(package, quietly = TRUE)) skip(paste(package, "is not installed"))
+  if (!requireNamespace(package, quietly = TRUE)) {
+    skip(paste(package, "is not installed"))
+  }
   has <- utils::packageVersion(package)
   if (has < version) skip(paste0(package, " ", has, " is too old: ", version, " is needed"))
 }
@@ -34,7 +36,9 @@ run_client <- function(script, ..., library = character(), frame = parent.frame(
 # test. Returns that library.
 local_client_library <- function(package, frame = parent.frame()) {
   source <- test_path("..", "..", "..", "shared", "clients", paste0(package, ".tar.gz"))
-  if (!file.exists(source)) skip(paste("the source of", package, "is not beside the checkout"))
+  if (!file.exists(source)) {
+    skip(paste("the source of", package, "is not beside the checkout"))
+  }
   sources <- local_file("sources", frame = frame)
   utils::untar(source, exdir = sources)
   install_locally(file.path(sources, package), frame)
@@ -45,7 +49,15 @@ local_package_library <- function(package, code, namespace, frame = parent.frame
   sources <- file.path(local_file("sources", frame = frame), package)
   dir.create(file.path(sources, "R"), recursive = TRUE)
   writeLines(
-    c(paste("Package:", package), "Title: T", "Version: 99.0", "Description: D.", "License: MIT", "Author: A", "Maintainer: A <a@a>"),
+    c(
+      paste("Package:", package),
+      "Title: T",
+      "Version: 99.0",
+      "Description: D.",
+      "License: MIT",
+      "Author: A",
+      "Maintainer: A <a@a>"
+    ),
     file.path(sources, "DESCRIPTION")
   )
   writeLines(namespace, file.path(sources, "NAMESPACE"))
@@ -58,6 +70,8 @@ install_locally <- function(sources, frame) {
   library <- local_file("library", frame = frame)
   dir.create(library)
   out <- callr::rcmd("INSTALL", c("--no-docs", "--no-lock", paste0("--library=", library), sources))
-  if (out$status != 0L) stop(out$stdout, out$stderr)
+  if (out$status != 0L) {
+    stop(out$stdout, out$stderr)
+  }
   library
 }

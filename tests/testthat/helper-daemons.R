@@ -54,14 +54,18 @@ local_file <- function(..., frame = parent.frame()) {
 wait_until <- function(condition, seconds = 10) {
   deadline <- Sys.time() + seconds
   while (!condition()) {
-    if (Sys.time() > deadline) return(FALSE)
+    if (Sys.time() > deadline) {
+      return(FALSE)
+    }
     Sys.sleep(0.005)
   }
   TRUE
 }
 
 is_alive <- function(pid) {
-  if (!dir.exists("/proc/self")) return(tools::pskill(pid, 0L))
+  if (!dir.exists("/proc/self")) {
+    return(tools::pskill(pid, 0L))
+  }
   state <- suppressWarnings(
     tryCatch(readLines(file.path("/proc", pid, "stat")), error = function(e) NULL)
   )
@@ -146,14 +150,17 @@ mask_urls <- function(lines) {
 show_errors <- function(block) {
   frame <- parent.frame()
   for (expr in as.list(substitute(block))[-1L]) {
-    result <- tryCatch({
-      eval(expr, frame)
-      "no error"
-    }, error = function(e) {
-      call <- conditionCall(e)
-      call <- if (is.symbol(call[[1L]])) paste0(" in ", call[[1L]], "()")
-      paste0("Error", call, ": ", conditionMessage(e))
-    })
+    result <- tryCatch(
+      {
+        eval(expr, frame)
+        "no error"
+      },
+      error = function(e) {
+        call <- conditionCall(e)
+        call <- if (is.symbol(call[[1L]])) paste0(" in ", call[[1L]], "()")
+        paste0("Error", call, ": ", conditionMessage(e))
+      }
+    )
     cat("> ", deparse(expr, nlines = 1L), "\n", result, "\n", sep = "")
   }
 }

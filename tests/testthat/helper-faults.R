@@ -9,10 +9,13 @@ daemon_pids <- function() unlist(collect_mirai(everywhere(Sys.getpid())))
 
 # A task that creates a file and then sleeps "for ever"; returns once it does so.
 sleeper <- function(file = tempfile()) {
-  m <- mirai({
-    file.create(file)
-    Sys.sleep(1e6)
-  }, file = file)
+  m <- mirai(
+    {
+      file.create(file)
+      Sys.sleep(1e6)
+    },
+    file = file
+  )
   expect_true(wait_until(function() file.exists(file)))
   unlink(file)
   m
@@ -41,10 +44,14 @@ cpu_ticks <- function(pids) vapply(pids, function(pid) sum(as.numeric(process_st
 # Our own living child processes.
 children <- function() {
   pids <- grep("^[0-9]+$", list.files("/proc"), value = TRUE)
-  ours <- vapply(pids, function(pid) {
-    stat <- process_stat(pid)
-    stat[2L] == Sys.getpid() && stat[1L] != "Z"
-  }, NA)
+  ours <- vapply(
+    pids,
+    function(pid) {
+      stat <- process_stat(pid)
+      stat[2L] == Sys.getpid() && stat[1L] != "Z"
+    },
+    NA
+  )
   as.integer(pids[ours])
 }
 

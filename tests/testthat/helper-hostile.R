@@ -5,28 +5,77 @@
 many_kinds <- function() {
   env <- new.env()
   env$self <- env
-  local({
-    a <- 1
-    f <- function(x, ...) x + a
-    delayedAssign("later", stop("not evaluated"))
-    makeActiveBinding("active", function() a, environment())
-    g <- function(...) environment()
-    dots <- g(a, b = 2)
-    lockBinding("a", environment())
-  }, env)
-  compiled <- compiler::cmpfun(function(x, y = 2) { z <- x + y; for (i in 1:3) z <- z * i; z })
+  local(
+    {
+      a <- 1
+      f <- function(x, ...) x + a
+      delayedAssign("later", stop("not evaluated"))
+      makeActiveBinding("active", function() a, environment())
+      g <- function(...) environment()
+      dots <- g(a, b = 2)
+      lockBinding("a", environment())
+    },
+    env
+  )
+  compiled <- compiler::cmpfun(function(x, y = 2) {
+    z <- x + y
+    for (i in 1:3) {
+      z <- z * i
+    }
+    z
+  })
   setClass("HostilePoint", representation(x = "numeric", y = "numeric"), where = env)
   point <- methods::new(methods::getClass("HostilePoint", where = env), x = 1, y = 2)
   list(
-    NULL, NA, 1:10, c(1.5, NA), 1i, as.raw(1:9), c("a", NA, "\u00fc"), letters, list(1, "a", NULL), expression(a + b, 1),
-    quote(f(x, y = 2)[[1]]), as.name("a"), as.pairlist(list(a = 1, 2)), function(x, y = 1, ...) x, sum, `if`, compiled,
-    list(compiled, sum, compiled), compiler::compile(quote(x + 1)), globalenv(), baseenv(), emptyenv(), asNamespace("stats"),
-    as.environment("package:stats"), env, list(env, env), y ~ x, iris[c(1, 51, 101), ], factor(c("a", "b", NA)),
-    matrix(1:6, 2, dimnames = list(c("a", "b"), NULL)), array(1:8, c(2, 2, 2)), ts(1:10, frequency = 4), as.POSIXlt(Sys.time(), "UTC"),
-    Sys.Date(), structure(list(), class = "x"), structure(1, attribute = quote(a)), 1:1e6, as.numeric(1:300) + 0,
-    as.character(1:1000), seq(2, 1000), sort(c(3L, 1L, 2L)), point, structure(function() 1, class = "f"),
-    lapply(1:3, function(i) function(x) x + i), numeric_version("1.2.3"), try(stop("a"), silent = TRUE),
-    tryCatch(stop("a"), error = identity), setNames(as.list(1:40), paste0("n", 1:40)), list(quote(expr = ), 1)
+    NULL,
+    NA,
+    1:10,
+    c(1.5, NA),
+    1i,
+    as.raw(1:9),
+    c("a", NA, "\u00fc"),
+    letters,
+    list(1, "a", NULL),
+    expression(a + b, 1),
+    quote(f(x, y = 2)[[1]]),
+    as.name("a"),
+    as.pairlist(list(a = 1, 2)),
+    function(x, y = 1, ...) x,
+    sum,
+    `if`,
+    compiled,
+    list(compiled, sum, compiled),
+    compiler::compile(quote(x + 1)),
+    globalenv(),
+    baseenv(),
+    emptyenv(),
+    asNamespace("stats"),
+    as.environment("package:stats"),
+    env,
+    list(env, env),
+    y ~ x,
+    iris[c(1, 51, 101), ],
+    factor(c("a", "b", NA)),
+    matrix(1:6, 2, dimnames = list(c("a", "b"), NULL)),
+    array(1:8, c(2, 2, 2)),
+    ts(1:10, frequency = 4),
+    as.POSIXlt(Sys.time(), "UTC"),
+    Sys.Date(),
+    structure(list(), class = "x"),
+    structure(1, attribute = quote(a)),
+    1:1e6,
+    as.numeric(1:300) + 0,
+    as.character(1:1000),
+    seq(2, 1000),
+    sort(c(3L, 1L, 2L)),
+    point,
+    structure(function() 1, class = "f"),
+    lapply(1:3, function(i) function(x) x + i),
+    numeric_version("1.2.3"),
+    try(stop("a"), silent = TRUE),
+    tryCatch(stop("a"), error = identity),
+    setNames(as.list(1:40), paste0("n", 1:40)),
+    list(quote(expr = ), 1)
   )
 }
 
@@ -36,7 +85,9 @@ payloads <- function() lapply(many_kinds(), function(x) suppressWarnings(.Call(m
 mutate <- function(bytes, others) {
   for (i in seq_len(sample.int(3L, 1L))) {
     n <- length(bytes)
-    if (n < 40L) return(bytes)
+    if (n < 40L) {
+      return(bytes)
+    }
     # What the header says is mostly left as it is.
     at <- if (runif(1) < 0.02) sample.int(n, 1L) else 23L + sample.int(n - 23L, 1L)
     word <- max(1L, min(24L + 4L * ((at - 24L) %/% 4L), n - 3L))
@@ -81,7 +132,9 @@ read_mutants <- function(n, seed) {
   for (i in seq_len(n)) {
     bytes <- mutate(all[[sample.int(length(all), 1L)]], all)
     value <- tryCatch(suppressWarnings(list(.Call(mirai:::rs_decode, bytes))), error = function(e) NULL)
-    if (is.null(value)) next
+    if (is.null(value)) {
+      next
+    }
     read <- read + 1L
     # All of it is looked at.
     tryCatch(suppressWarnings(serialize(value, NULL)), error = function(e) NULL)
@@ -95,8 +148,11 @@ read_mutants <- function(n, seed) {
 evil_daemon <- function(url, files) {
   port <- sub(".*:", "", url)
   files <- paste(encodeString(files, quote = "\""), collapse = ", ")
-  paste0("
-    con <- socketConnection('127.0.0.1', ", port, ", blocking = TRUE, open = 'r+b', timeout = 60)
+  paste0(
+    "
+    con <- socketConnection('127.0.0.1', ",
+    port,
+    ", blocking = TRUE, open = 'r+b', timeout = 60)
     number <- function(x) writeBin(as.integer(x), raw(), endian = 'little')
     send <- function(meta, body = raw()) {
       writeBin(c(charToRaw('mira'), number(c(length(meta), length(body), 0L)), meta, body), con)
@@ -114,7 +170,9 @@ evil_daemon <- function(url, files) {
     # Hello: version, process id, directory, slots
     send(as.raw(c(0, 3, 1, 0, 1)))
     arrived <- granted <- answered <- 0
-    for (file in c(", files, ")) {
+    for (file in c(",
+    files,
+    ")) {
       while (answered >= min(arrived, granted)) {
         head <- readBin(con, 'raw', 16)
         if (length(head) < 16) quit()
@@ -137,5 +195,6 @@ evil_daemon <- function(url, files) {
     }
     # Until the host goes.
     readBin(con, 'raw', 1)
-  ")
+  "
+  )
 }

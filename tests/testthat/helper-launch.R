@@ -109,14 +109,23 @@ local_ssh <- function(frame = parent.frame()) {
 local_slurm <- function(frame = parent.frame()) {
   skip_on_os(c("windows", "mac", "solaris"))
   need_command("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel", "squeue")
-  if (Sys.info()[["effective_user"]] != "root") skip("Slurm's servers need root")
+  if (Sys.info()[["effective_user"]] != "root") {
+    skip("Slurm's servers need root")
+  }
   dir <- local_file("slurm", frame = frame)
   dir.create(dir, mode = "0755")
   path <- function(name) file.path(dir, name)
-  for (name in c("state", "spool")) dir.create(path(name))
+  for (name in c("state", "spool")) {
+    dir.create(path(name))
+  }
   writeBin(as.raw(sample(0:255, 128L, replace = TRUE)), path("key"))
   Sys.chmod(path("key"), "0400")
-  munge <- paste0("--", c("key-file", "socket", "pid-file", "log-file", "seed-file"), "=", path(c("key", "munge", "munge.pid", "munge.log", "seed")))
+  munge <- paste0(
+    "--",
+    c("key-file", "socket", "pid-file", "log-file", "seed-file"),
+    "=",
+    path(c("key", "munge", "munge.pid", "munge.log", "seed"))
+  )
   munged <- local_program("munged", c("--foreground", "--force", "--num-threads=1", munge), frame)
   server_ready(munged, function() file.exists(path("munge")))
 

@@ -4,7 +4,9 @@
 local_hosts <- function(n, frame = parent.frame()) {
   skip_on_os(c("mac", "windows", "solaris"))
   ip <- Sys.which("ip")
-  if (!nzchar(ip)) skip("Debian's iproute2 is not installed")
+  if (!nzchar(ip)) {
+    skip("Debian's iproute2 is not installed")
+  }
   run <- function(...) {
     out <- suppressWarnings(system2(ip, c(...), stdout = TRUE, stderr = TRUE))
     if (!is.null(attr(out, "status"))) stop("ip ", paste(c(...), collapse = " "), ": ", paste(out, collapse = "\n"))
@@ -12,9 +14,15 @@ local_hosts <- function(n, frame = parent.frame()) {
   names <- paste0("mirai", Sys.getpid(), "-", seq_len(n + 1L))
   net <- Sys.getpid() %% 250L
   made <- tryCatch(run("netns", "add", names[[1L]]), error = conditionMessage)
-  if (is.character(made)) skip(paste0("network namespaces cannot be made here (", made, ")"))
+  if (is.character(made)) {
+    skip(paste0("network namespaces cannot be made here (", made, ")"))
+  }
   defer(
-    function() for (name in names) suppressWarnings(system2(ip, c("netns", "del", name), stdout = FALSE, stderr = FALSE)),
+    function() {
+      for (name in names) {
+        suppressWarnings(system2(ip, c("netns", "del", name), stdout = FALSE, stderr = FALSE))
+      }
+    },
     frame
   )
   hub <- names[[1L]]
@@ -36,7 +44,11 @@ local_hosts <- function(n, frame = parent.frame()) {
 
 # What R code prints that runs on the first of the hosts. It finds the others in `hosts`.
 output_on_host <- function(hosts, code, seconds = 60, frame = parent.frame()) {
-  given <- paste0("hosts <- ", paste(deparse(hosts), collapse = ""), "; addresses <- hosts$addresses; names <- hosts$names")
+  given <- paste0(
+    "hosts <- ",
+    paste(deparse(hosts), collapse = ""),
+    "; addresses <- hosts$addresses; names <- hosts$names"
+  )
   dir <- local_file("tmp", frame = frame)
   dir.create(dir)
   local_envvar(TMPDIR = dir, R_LIBS = paste(.libPaths(), collapse = ":"), frame = frame)

@@ -32,7 +32,9 @@ free_port <- function() {
 # Certificates as an administrator would make them, in a directory of their own: an authority, an
 # intermediate one, and what they have signed.
 local_certificates <- function(frame = parent.frame()) {
-  if (!nzchar(Sys.which("openssl"))) skip("openssl is not installed")
+  if (!nzchar(Sys.which("openssl"))) {
+    skip("openssl is not installed")
+  }
   dir <- local_file("certificates", frame = frame)
   dir.create(dir)
   file <- function(name) file.path(dir, name)
@@ -43,7 +45,16 @@ local_certificates <- function(frame = parent.frame()) {
   key <- function(name) run("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", file(name))
   authority <- function(name, issuer = NULL) {
     key(paste0(name, ".key"))
-    run("req", "-new", "-key", file(paste0(name, ".key")), "-subj", paste0("/CN=mirai test ", name), "-out", file("csr"))
+    run(
+      "req",
+      "-new",
+      "-key",
+      file(paste0(name, ".key")),
+      "-subj",
+      paste0("/CN=mirai test ", name),
+      "-out",
+      file("csr")
+    )
     writeLines(c("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"), file("ext"))
     sign(name, if (is.null(issuer)) NULL else issuer)
   }
@@ -53,7 +64,19 @@ local_certificates <- function(frame = parent.frame()) {
     } else {
       c("-CA", file(paste0(issuer, ".pem")), "-CAkey", file(paste0(issuer, ".key")), "-CAcreateserial")
     }
-    run("x509", "-req", "-in", file("csr"), by, "-days", days, "-extfile", file("ext"), "-out", file(paste0(name, ".pem")))
+    run(
+      "x509",
+      "-req",
+      "-in",
+      file("csr"),
+      by,
+      "-days",
+      days,
+      "-extfile",
+      file("ext"),
+      "-out",
+      file(paste0(name, ".pem"))
+    )
   }
   server <- function(name, issuer, host = "IP:127.0.0.1,DNS:localhost", days = "2") {
     key(paste0(name, ".key"))

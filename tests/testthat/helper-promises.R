@@ -15,7 +15,9 @@ run_until <- function(condition, loop = later::current_loop(), seconds = 30) {
   deadline <- Sys.time() + seconds
   while (!condition()) {
     left <- as.double(deadline - Sys.time(), units = "secs")
-    if (left <= 0) stop("the event loop ran for ", seconds, " s in vain")
+    if (left <= 0) {
+      stop("the event loop ran for ", seconds, " s in vain")
+    }
     later::run_now(left, loop = loop)
   }
 }

@@ -17,15 +17,22 @@ local_rscript <- function(frame = parent.frame()) {
   # The code of `n` calls, each of which was `Rscript -e <code>`.
   code <- function(n) {
     calls <- function() list.files(dir, "^args", full.names = TRUE)
-    if (!wait_until(function() length(calls()) >= n)) stop("called ", length(calls()), " times")
-    out <- vapply(calls(), function(file) {
-      args <- readBin(file, "raw", file.size(file))
-      ends <- which(args == 0)
-      stopifnot(length(ends) == 2L, rawToChar(args[seq_len(ends[1L] - 1L)]) == "-e")
-      text <- rawToChar(args[seq(ends[1L] + 1L, ends[2L] - 1L)])
-      Encoding(text) <- "UTF-8"
-      text
-    }, "", USE.NAMES = FALSE)
+    if (!wait_until(function() length(calls()) >= n)) {
+      stop("called ", length(calls()), " times")
+    }
+    out <- vapply(
+      calls(),
+      function(file) {
+        args <- readBin(file, "raw", file.size(file))
+        ends <- which(args == 0)
+        stopifnot(length(ends) == 2L, rawToChar(args[seq_len(ends[1L] - 1L)]) == "-e")
+        text <- rawToChar(args[seq(ends[1L] + 1L, ends[2L] - 1L)])
+        Encoding(text) <- "UTF-8"
+        text
+      },
+      "",
+      USE.NAMES = FALSE
+    )
     unlink(calls())
     out
   }

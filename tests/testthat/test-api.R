@@ -7,14 +7,18 @@ imported <- function() {
   out <- system2("nm", c("-D", "-u", shQuote(dll)), stdout = TRUE)
   names <- sub("^ *[Uwv] +([^@ ]+).*$", "\\1", out)
   # macOS puts an underscore in front, and reads -D as something else
-  if (Sys.info()[["sysname"]] == "Darwin") names <- sub("^_", "", names)
+  if (Sys.info()[["sysname"]] == "Darwin") {
+    names <- sub("^_", "", names)
+  }
   names
 }
 
 test_that("the library refers to nothing that is not R's API", {
   skip_on_os("windows")
   # It comes with the compiler; on CI its absence is a failure.
-  if (!isTRUE(as.logical(Sys.getenv("CI")))) skip_if(!nzchar(Sys.which("nm")), "nm")
+  if (!isTRUE(as.logical(Sys.getenv("CI")))) {
+    skip_if(!nzchar(Sys.which("nm")), "nm")
+  }
   names <- imported()
   # so that it is known to have looked
   expect_true(all(c("Rf_protect", "R_MakeExternalPtr") %in% names))

@@ -51,7 +51,9 @@ test_that("purrr's in_parallel() maps on daemons", {
 
 test_that("future, foreach and doParallel are used beside this package, in one session", {
   skip_unless_version("future", "1.30.0")
-  for (package in c("foreach", "doParallel")) skip_if_not_installed(package)
+  for (package in c("foreach", "doParallel")) {
+    skip_if_not_installed(package)
+  }
   run_client({
     suppressPackageStartupMessages(library(future))
     invisible(daemons(2))
@@ -103,20 +105,23 @@ test_that("a table of data.table can be changed by reference where it arrives", 
     for (n in c(3L, 100000L)) {
       table <- data.table(id = n:1, value = as.double(n:1), name = paste0("name", n:1))
       truth <- copy(table)
-      m <- mirai({
-        options(warn = 2)
-        library(data.table)
-        changed <- function(x) {
-          x[, double := value * 2]
-          x[id == 2L, value := -1]
-          set(x, i = 1L, j = "name", value = "first")
-          x[, c("a", "b") := list(1L, "b")]
-          setkey(x, id)
-          x[, a := NULL]
-          x
-        }
-        list(table = changed(table), joined = table[.(2:3), on = "id", sum(value)])
-      }, table = table)
+      m <- mirai(
+        {
+          options(warn = 2)
+          library(data.table)
+          changed <- function(x) {
+            x[, double := value * 2]
+            x[id == 2L, value := -1]
+            set(x, i = 1L, j = "name", value = "first")
+            x[, c("a", "b") := list(1L, "b")]
+            setkey(x, id)
+            x[, a := NULL]
+            x
+          }
+          list(table = changed(table), joined = table[.(2:3), on = "id", sum(value)])
+        },
+        table = table
+      )
       back <- m[]$table
       stopifnot(identical(table, truth))
       # Here, too, without a copy or a warning.
@@ -166,29 +171,35 @@ test_that("Arrow's tables arrive, as in the examples that the package was built 
     m[]
     # deep inside of other things, and as a result
     m <- mirai(list(list(table = x, rows = nrow(x)), x$Species), x = as_arrow_table(iris[1:3, ]))
-    stopifnot(identical(as.data.frame(m[][[1L]]$table), as.data.frame(as_arrow_table(iris[1:3, ]))), m$data[[1L]]$rows == 3L)
+    stopifnot(
+      identical(as.data.frame(m[][[1L]]$table), as.data.frame(as_arrow_table(iris[1:3, ]))),
+      m$data[[1L]]$rows == 3L
+    )
     serialization(NULL)
     daemons(0)
   })
-  expect_identical(out, c(
-    "[1] 2",
-    "'miraiError' chr Error: Invalid <Table>, external pointer to null",
-    "$a",
-    "Table",
-    "6 rows x 5 columns",
-    "$Sepal.Length <double>",
-    "$Sepal.Width <double>",
-    "$Petal.Length <double>",
-    "$Petal.Width <double>",
-    "$Species <dictionary<values=string, indices=int8>>",
-    "",
-    "See $metadata for additional Schema metadata",
-    "",
-    "$b",
-    "[1] \"some text\"",
-    "",
-    "[1] 0"
-  ))
+  expect_identical(
+    out,
+    c(
+      "[1] 2",
+      "'miraiError' chr Error: Invalid <Table>, external pointer to null",
+      "$a",
+      "Table",
+      "6 rows x 5 columns",
+      "$Sepal.Length <double>",
+      "$Sepal.Width <double>",
+      "$Petal.Length <double>",
+      "$Petal.Width <double>",
+      "$Species <dictionary<values=string, indices=int8>>",
+      "",
+      "See $metadata for additional Schema metadata",
+      "",
+      "$b",
+      "[1] \"some text\"",
+      "",
+      "[1] 0"
+    )
+  )
 })
 
 # polars itself is not at hand. This package stands in for it: as there, a data frame is an external pointer with a class and
@@ -217,11 +228,15 @@ polars_stand_in <- function() {
 
 test_that("data frames that are external pointers arrive, as in the example with polars", {
   skip_if_not_installed("xml2")
-  library <- local_package_library("polars", body(polars_stand_in), c(
-    "export(pl, as_polars_df)",
-    paste0("S3method(", c("print", "as.data.frame", "\"$\""), ", RPolarsDataFrame)"),
-    "S3method(utils::head, RPolarsDataFrame)"
-  ))
+  library <- local_package_library(
+    "polars",
+    body(polars_stand_in),
+    c(
+      "export(pl, as_polars_df)",
+      paste0("S3method(", c("print", "as.data.frame", "\"$\""), ", RPolarsDataFrame)"),
+      "S3method(utils::head, RPolarsDataFrame)"
+    )
+  )
   out <- run_client(library = library, {
     daemons(2)
     polars <- asNamespace("polars")
@@ -240,17 +255,20 @@ test_that("data frames that are external pointers arrive, as in the example with
     serialization(NULL)
     daemons(0)
   })
-  expect_identical(out, c(
-    "[1] 2",
-    "$a",
-    "shape: (6, 5)",
-    utils::capture.output(print(utils::head(iris)[1:2])),
-    "",
-    "$b",
-    "[1] \"some text\"",
-    "",
-    "[1] 0"
-  ))
+  expect_identical(
+    out,
+    c(
+      "[1] 2",
+      "$a",
+      "shape: (6, 5)",
+      utils::capture.output(print(utils::head(iris)[1:2])),
+      "",
+      "$b",
+      "[1] \"some text\"",
+      "",
+      "[1] 0"
+    )
+  )
 })
 
 test_that("logger's asynchronous appender writes on a daemon", {
@@ -262,7 +280,9 @@ test_that("logger's asynchronous appender writes on a daemon", {
     log_appender(appender_async(appender_file(file), namespace = "log"))
     # It has asked for the number of daemons of a profile that was not set, has set one, and has prepared it.
     stopifnot(daemons_set("log"), identical(nextget("n", .compute = "log"), 1L))
-    for (i in 1:20) log_info("line {i}")
+    for (i in 1:20) {
+      log_info("line {i}")
+    }
     log_appender(appender_async(appender_file(file), namespace = "log"))
     log_warn("by the same daemon")
     # Whoever logs does not wait; the daemon writes line after line, so that this one is done after those.
@@ -286,7 +306,9 @@ test_that("promises and later take mirai as they are, without a warning", {
     run <- function(promise) {
       outcome <- NULL
       then(promise, function(value) outcome <<- list(value), function(cnd) outcome <<- cnd)
-      while (is.null(outcome)) later::run_now(Inf)
+      while (is.null(outcome)) {
+        later::run_now(Inf)
+      }
       if (is.list(outcome) && !inherits(outcome, "condition")) outcome[[1L]] else outcome
     }
     invisible(daemons(2))
@@ -311,7 +333,10 @@ test_that("promises and later take mirai as they are, without a warning", {
       identical(run(hybrid_then(mirai(5), tee = TRUE, \(value) 6)), 5)
     )
     stopifnot(
-      identical(run(promise_all(a = mirai(1), b = mirai_map(1:2, identity), c = promise_resolve(3))), list(a = 1, b = list(1L, 2L), c = 3)),
+      identical(
+        run(promise_all(a = mirai(1), b = mirai_map(1:2, identity), c = promise_resolve(3))),
+        list(a = 1, b = list(1L, 2L), c = 3)
+      ),
       identical(run(promise_race(mirai(Sys.sleep(60)), mirai("first"))), "first"),
       identical(run(promise_map(1:3, \(x) mirai(x^2, x = x))), list(1, 4, 9)),
       identical(run(promise_reduce(1:3, \(total, x) mirai(total + x, total = total, x = x), .init = 0)), 6)
@@ -322,14 +347,18 @@ test_that("promises and later take mirai as they are, without a warning", {
     # Promise domains, which Shiny uses, are kept.
     seen <- character()
     domain <- new_promise_domain(
-      wrapOnFulfilled = \(f) function(...) {
-        seen <<- c(seen, "wrapped")
-        f(...)
+      wrapOnFulfilled = \(f) {
+        function(...) {
+          seen <<- c(seen, "wrapped")
+          f(...)
+        }
       }
     )
     invisible(run(with_promise_domain(domain, then(mirai(1), identity))))
     stopifnot(identical(seen, "wrapped"))
-    while (!later::loop_empty()) later::run_now()
+    while (!later::loop_empty()) {
+      later::run_now()
+    }
   })
   expect_identical(out, character())
 })

@@ -99,13 +99,22 @@ test_that("more tasks than nodes go to whichever is free", {
   dir <- local_file()
   dir.create(dir)
   # the first waits for the last, so all others have to run on the other node
-  done <- clusterApplyLB(cl, 1:6, function(i, dir) {
-    last <- file.path(dir, "6")
-    deadline <- Sys.time() + 20
-    if (i == 1) while (!file.exists(last) && Sys.time() < deadline) Sys.sleep(0.005)
-    file.create(file.path(dir, i))
-    Sys.getpid()
-  }, dir)
+  done <- clusterApplyLB(
+    cl,
+    1:6,
+    function(i, dir) {
+      last <- file.path(dir, "6")
+      deadline <- Sys.time() + 20
+      if (i == 1) {
+        while (!file.exists(last) && Sys.time() < deadline) {
+          Sys.sleep(0.005)
+        }
+      }
+      file.create(file.path(dir, i))
+      Sys.getpid()
+    },
+    dir
+  )
   done <- unlist(done)
   expect_identical(done[-1L], rep(done[2L], 5L))
   expect_false(done[1L] == done[2L])
@@ -119,7 +128,9 @@ test_that("the example of the documents", {
   expect_identical(out, vector("list", 8))
   expect_gte(elapsed, 0.4)
   stop_cluster(cl)
-  for (pid in all) expect_true(ends(pid))
+  for (pid in all) {
+    expect_true(ends(pid))
+  }
 })
 
 test_that("it prints, and its parts are clusters and nodes", {
@@ -171,7 +182,9 @@ test_that("no process is left after it was stopped, busy or not", {
     all <- pids(cl)
     m <- mirai(Sys.sleep(60), .compute = cl[[1L]]$cluster$profile)
     stop(cl)
-    for (pid in all) expect_true(ends(pid))
+    for (pid in all) {
+      expect_true(ends(pid))
+    }
     expect_identical(unclass(m[]), 19L)
     # again
     expect_silent(stop(cl))
@@ -183,7 +196,9 @@ test_that("a part of it can be stopped", {
   cl <- make_cluster(3)
   all <- pids(cl)
   stop_cluster(cl[2:3])
-  for (pid in all[2:3]) expect_true(ends(pid))
+  for (pid in all[2:3]) {
+    expect_true(ends(pid))
+  }
   expect_error(pids(cl), "stopped")
   expect_identical(pids(cl[1]), all[1])
   stop_cluster(cl[2])
@@ -200,7 +215,13 @@ test_that("a node that dies is an error that names it, and the others go on", {
   lost <- paste0("node 2 of cluster [0-9.]+ \\(process ", all[2], "\\) has been lost: Connection reset")
   # in the middle of a call, while others are busy
   expect_error(
-    clusterApply(cl, 1:3, function(i) if (i == 2) tools::pskill(Sys.getpid(), tools::SIGKILL) else if (i == 3) Sys.sleep(60)),
+    clusterApply(cl, 1:3, function(i) {
+      if (i == 2) {
+        tools::pskill(Sys.getpid(), tools::SIGKILL)
+      } else if (i == 3) {
+        Sys.sleep(60)
+      }
+    }),
     lost
   )
   # used again
@@ -211,7 +232,9 @@ test_that("a node that dies is an error that names it, and the others go on", {
   expect_identical(parLapply(cl[c(3, 1)], 1:4, sqrt), lapply(1:4, sqrt))
   expect_match(capture.output(print(cl)), "nodes: 3 active: TRUE")
   stop_cluster(cl)
-  for (pid in all) expect_true(ends(pid))
+  for (pid in all) {
+    expect_true(ends(pid))
+  }
 })
 
 test_that("a node that dies during a load-balanced call is an error, too", {
@@ -258,11 +281,17 @@ test_that("errors and failures of every kind are those of the call, not of the n
     rep(list(structure(19L, class = "errorValue")), 2)
   )
   expect_error(clusterCall(cl[1], function() getNamespace("no.such.package")), "one node produced an error: ")
-  expect_error(clusterCall(cl[1], function() {
-    f <- function() f()
-    f()
-  }), "one node produced an error: ")
-  expect_error(clusterCall(cl[1], function() tools::pskill(Sys.getpid(), tools::SIGINT) && is.null(Sys.sleep(60))), "interrupt")
+  expect_error(
+    clusterCall(cl[1], function() {
+      f <- function() f()
+      f()
+    }),
+    "one node produced an error: "
+  )
+  expect_error(
+    clusterCall(cl[1], function() tools::pskill(Sys.getpid(), tools::SIGINT) && is.null(Sys.sleep(60))),
+    "interrupt"
+  )
   expect_identical(clusterCall(cl, function() 1), list(1, 1))
 })
 
@@ -285,7 +314,9 @@ test_that("it can be the default cluster", {
 test_that("with() has it as the default cluster for as long as its expression", {
   all <- with(make_cluster(2), unlist(clusterCall(fun = Sys.getpid)))
   expect_length(unique(all), 2)
-  for (pid in all) expect_true(ends(pid))
+  for (pid in all) {
+    expect_true(ends(pid))
+  }
   expect_null(getDefaultCluster())
   outer <- local_cluster(1)
   setDefaultCluster(outer)
@@ -324,7 +355,9 @@ test_that("with URLs, daemons become nodes as they connect", {
   expect_identical(clusterEvalQ(cl, url), list(url, url))
   expect_true(all(unlist(clusterEvalQ(cl, "package:tools" %in% search()))))
   stop_cluster(cl)
-  for (i in p) expect_identical(end_code(i), 0L)
+  for (i in p) {
+    expect_identical(end_code(i), 0L)
+  }
 
   cl <- local_cluster(2, url = local_url())
   expect_identical(unique(nchar(nextget("urls", .compute = cl))), nchar(local_url()) + 2L)
@@ -362,28 +395,34 @@ test_that("bad arguments and misuse are errors", {
   cl <- make_cluster(1)
   node <- cl[[1]]
   mask <- function(lines) gsub("cluster [0-9]+", "cluster <id>", lines)
-  expect_snapshot(transform = mask, show_errors({
-    make_cluster()
-    make_cluster(0)
-    make_cluster("a")
-    make_cluster(c(1, 2))
-    make_cluster(2, url = 1)
-    make_cluster(3, url = c(local_url(), local_url()))
-    make_cluster(url = "nonsense")
-    make_cluster(1, remote = list())
-    stop_cluster(1)
-    stop_cluster()
-    parallel:::recvData(node)
-    parallel:::recvOneData(cl)
-    register_cluster(NA)
-  }))
+  expect_snapshot(
+    transform = mask,
+    show_errors({
+      make_cluster()
+      make_cluster(0)
+      make_cluster("a")
+      make_cluster(c(1, 2))
+      make_cluster(2, url = 1)
+      make_cluster(3, url = c(local_url(), local_url()))
+      make_cluster(url = "nonsense")
+      make_cluster(1, remote = list())
+      stop_cluster(1)
+      stop_cluster()
+      parallel:::recvData(node)
+      parallel:::recvOneData(cl)
+      register_cluster(NA)
+    })
+  )
   stop_cluster(cl)
-  expect_snapshot(transform = mask, show_errors({
-    clusterCall(cl, Sys.getpid)
-    parLapply(cl, 1:2, sqrt)
-    clusterApplyLB(cl, 1:2, sqrt)
-    clusterExport(cl, "cl", environment())
-  }))
+  expect_snapshot(
+    transform = mask,
+    show_errors({
+      clusterCall(cl, Sys.getpid)
+      parLapply(cl, 1:2, sqrt)
+      clusterApplyLB(cl, 1:2, sqrt)
+      clusterExport(cl, "cl", environment())
+    })
+  )
 })
 
 test_that("a failed start leaves nothing", {

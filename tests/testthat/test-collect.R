@@ -131,11 +131,17 @@ test_that(".stop raises the first failure and stops the rest", {
     pids <- sort(unlist(everywhere(Sys.getpid())[]))
     dir <- local_file()
     dir.create(dir)
-    map <- mirai_map(1:20, function(i, dir) {
-      file.create(file.path(dir, i))
-      if (i == 2) stop(structure(class = c("custom", "error", "condition"), list(message = "second", call = NULL, data = 7)))
-      Sys.sleep(60)
-    }, .args = list(dir))
+    map <- mirai_map(
+      1:20,
+      function(i, dir) {
+        file.create(file.path(dir, i))
+        if (i == 2) {
+          stop(structure(class = c("custom", "error", "condition"), list(message = "second", call = NULL, data = 7)))
+        }
+        Sys.sleep(60)
+      },
+      .args = list(dir)
+    )
     elapsed <- system.time(e <- tryCatch(map[.stop], error = identity))[["elapsed"]]
     expect_lt(elapsed, 30)
     expect_s3_class(e, "mirai_error_map")
@@ -158,7 +164,13 @@ test_that(".stop raises the first failure and stops the rest", {
   expect_error(map[.stop], "Operation canceled")
   local_tmpdir()
   local_test_daemons(2)
-  expect_error(mirai_map(1:2, function(i) if (i == 2) tools::pskill(Sys.getpid(), tools::SIGKILL) else Sys.sleep(60))[.stop, .progress], "Connection reset")
+  expect_error(
+    mirai_map(1:2, function(i) if (i == 2) tools::pskill(Sys.getpid(), tools::SIGKILL) else Sys.sleep(60))[
+      .stop,
+      .progress
+    ],
+    "Connection reset"
+  )
 })
 
 # A script that shows the progress of `maps` without cli.
@@ -229,10 +241,13 @@ test_that(".progress writes a line for each further tenth where that is kept", {
 test_that(".progress redraws a line on a terminal when elements resolve", {
   skip_on_os("windows")
   skip_if_not_installed("processx")
-  script <- r_script(progress_script(
-    "x <- mirai_map(1:3, function(i) Sys.sleep(0.5))[.progress]",
-    "cat('end\\n')"
-  ), environment())
+  script <- r_script(
+    progress_script(
+      "x <- mirai_map(1:3, function(i) Sys.sleep(0.5))[.progress]",
+      "cat('end\\n')"
+    ),
+    environment()
+  )
   p <- processx::process$new(
     file.path(R.home("bin"), "Rscript"),
     c("--no-init-file", script),

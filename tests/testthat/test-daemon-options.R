@@ -12,14 +12,38 @@ test_that("unknown or wrongly typed options are dropped, with a warning that nam
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
   messages <- option_warnings(daemons(
-    1, NULL, NULL, TRUE, 5, unknown = 1, autoexit = "a", cleanup = 99, output = "yes", maxtasks = "many",
-    idletime = NULL, walltime = -1, timerstart = TRUE, asyncdial = 1, retry = "a", token = 1,
-    autoexti = TRUE, max_tasks = 1, idle = 100, OUTPUT = TRUE, dispather = FALSE, .seed = 1, .compute = profile
+    1,
+    NULL,
+    NULL,
+    TRUE,
+    5,
+    unknown = 1,
+    autoexit = "a",
+    cleanup = 99,
+    output = "yes",
+    maxtasks = "many",
+    idletime = NULL,
+    walltime = -1,
+    timerstart = TRUE,
+    asyncdial = 1,
+    retry = "a",
+    token = 1,
+    autoexti = TRUE,
+    max_tasks = 1,
+    idle = 100,
+    OUTPUT = TRUE,
+    dispather = FALSE,
+    .seed = 1,
+    .compute = profile
   ))
   expect_snapshot(cat(messages, sep = "\n"))
   expect_identical(mirai(1, .compute = profile)[], 1)
   # Whatever takes options does so.
-  expect_warning(daemons(0, outptu = TRUE, .compute = profile), "did you mean 'output'?", class = "mirai_warning_option")
+  expect_warning(
+    daemons(0, outptu = TRUE, .compute = profile),
+    "did you mean 'output'?",
+    class = "mirai_warning_option"
+  )
   daemons(url = local_url(), .compute = profile)
   expect_warning(launch_local(1, maxtask = 1, .compute = profile), "did you mean 'maxtasks'?", fixed = TRUE)
   expect_warning(launch_remote(1, walltim = 1, .compute = profile), "did you mean 'walltime'?", fixed = TRUE)
@@ -32,10 +56,22 @@ test_that("unknown or wrongly typed options are dropped, with a warning that nam
 test_that("every option that is documented passes without a word", {
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
-  expect_silent(d <- daemons(
-    1, autoexit = NA, cleanup = 7L, output = FALSE, maxtasks = 100, idletime = 1e6, walltime = Inf, timerstart = 0L,
-    asyncdial = TRUE, retry = TRUE, token = TRUE, .compute = profile
-  ))
+  expect_silent(
+    d <- daemons(
+      1,
+      autoexit = NA,
+      cleanup = 7L,
+      output = FALSE,
+      maxtasks = 100,
+      idletime = 1e6,
+      walltime = Inf,
+      timerstart = 0L,
+      asyncdial = TRUE,
+      retry = TRUE,
+      token = TRUE,
+      .compute = profile
+    )
+  )
   expect_silent(launch_local(1, autoexit = tools::SIGTERM, dispatcher = TRUE, maxtasks = NULL, .compute = profile))
   expect_identical(mirai(1, .compute = profile)[], 1)
   local_test_daemons(1, cleanup = FALSE, autoexit = NA)

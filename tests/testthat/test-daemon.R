@@ -48,9 +48,12 @@ test_that("timers start after as many tasks as timerstart says", {
 
 test_that("a daemon that cannot connect is an error, unless told to go on trying", {
   url <- local_url()
-  expect_snapshot(show_errors({
-    daemon(url)
-  }), transform = mask_urls)
+  expect_snapshot(
+    show_errors({
+      daemon(url)
+    }),
+    transform = mask_urls
+  )
   p <- daemon_process(url, ", asyncdial = TRUE", before = "cat('dialling\\n')")
   q <- daemon_process(url, ", autoexit = FALSE", before = "cat('dialling\\n')")
   wait_for_line(p, "dialling")
@@ -85,7 +88,9 @@ test_host <- function(daemons, task = "Sys.sleep(60)", frame = parent.frame()) {
     host$poll_io(1000)
     lines <- c(lines, host$read_output_lines())
   }
-  field <- function(name) strsplit(sub(paste0("^", name, " "), "", grep(paste0("^", name), lines, value = TRUE)), " ")[[1L]]
+  field <- function(name) {
+    strsplit(sub(paste0("^", name, " "), "", grep(paste0("^", name), lines, value = TRUE)), " ")[[1L]]
+  }
   list(process = host, pids = as.integer(field("pids")), dirs = field("dirs"))
 }
 
@@ -93,9 +98,13 @@ test_that("daemons end at once with their host, busy or idle", {
   busy <- test_host("d <- daemons(2)")
   hard <- test_host("d <- daemons(1, dispatcher = FALSE)", "repeat tryCatch(Sys.sleep(1), interrupt = identity)")
   idle <- test_host("d <- daemons(1, autoexit = NA)", "1")
-  for (host in list(busy, hard, idle)) host$process$kill()
   for (host in list(busy, hard, idle)) {
-    for (pid in host$pids) expect_true(ends(pid, 3))
+    host$process$kill()
+  }
+  for (host in list(busy, hard, idle)) {
+    for (pid in host$pids) {
+      expect_true(ends(pid, 3))
+    }
     expect_false(any(dir.exists(host$dirs)))
   }
 })
@@ -210,7 +219,9 @@ test_that("each step of the cleanup is done although others fail", {
   spoil({
     added <<- 1
     kept <<- "changed"
-    for (name in c("added", "kept")) lockBinding(name, globalenv())
+    for (name in c("added", "kept")) {
+      lockBinding(name, globalenv())
+    }
     unlockBinding("constant", globalenv())
     constant <<- "changed"
     "done"
@@ -256,14 +267,21 @@ test_that("what cannot be cleaned up is told once, and stops nothing else", {
   p <- daemon_process(url, ", output = TRUE", "options(keep.source = FALSE); known <- 1")
   expect_true(connected(1L))
   for (i in 1:3) {
-    m <- mirai({
-      if (!environmentIsLocked(globalenv())) assign(paste0("added", i), i, globalenv())
-      known <<- 2
-      options(digits = 3)
-      library(splines)
-      if (i == 2) lockEnvironment(globalenv(), bindings = TRUE)
-      i
-    }, .args = list(i = i))
+    m <- mirai(
+      {
+        if (!environmentIsLocked(globalenv())) {
+          assign(paste0("added", i), i, globalenv())
+        }
+        known <<- 2
+        options(digits = 3)
+        library(splines)
+        if (i == 2) {
+          lockEnvironment(globalenv(), bindings = TRUE)
+        }
+        i
+      },
+      .args = list(i = i)
+    )
     expect_identical(m[], i)
     left <- mirai(list(get("known", globalenv()), getOption("digits"), "package:splines" %in% search()))[]
     expect_identical(left, list(1, 7L, FALSE))
@@ -323,10 +341,14 @@ test_that("cleanup may be a bit mask", {
 })
 
 test_that("cleanup leaves a package the options that it has set when it was loaded", {
-  library <- local_package_library("loads.options", quote({
-    .onLoad <- function(libname, pkgname) options(loadsoptions.depth = 3L, unrelated = TRUE)
-    depth <- function() getOption("loadsoptions.depth") + 1L
-  }), "export(depth)")
+  library <- local_package_library(
+    "loads.options",
+    quote({
+      .onLoad <- function(libname, pkgname) options(loadsoptions.depth = 3L, unrelated = TRUE)
+      depth <- function() getOption("loadsoptions.depth") + 1L
+    }),
+    "export(depth)"
+  )
   local_test_daemons(1)
   use <- function() mirai(asNamespace("loads.options")$depth())
   everywhere(.libPaths(c(library, .libPaths())), library = library)
@@ -404,7 +426,13 @@ test_that("a daemon that was started in the background of a script, where Ctrl-C
     m <- mirai(
       {
         file.create(file)
-        if (sleeping) Sys.sleep(60) else repeat NULL
+        if (sleeping) {
+          Sys.sleep(60)
+        } else {
+          repeat {
+            NULL
+          }
+        }
       },
       .args = list(file = file, sleeping = sleeping)
     )

@@ -42,7 +42,9 @@ test_that("new settings replace the old ones, whose pending mirai become 19", {
   expect_length(unique(pids), 2)
   daemons(0, .compute = profile)
   expect_false(daemons_set(profile))
-  for (pid in pids) expect_true(ends(pid))
+  for (pid in pids) {
+    expect_true(ends(pid))
+  }
   # a value that has arrived stays
   daemons(1, .compute = profile)
   m <- call_mirai(mirai("value"))
@@ -73,10 +75,15 @@ test_that("without dispatcher, tasks are spread evenly", {
   profile <- local_test_daemons(3, dispatcher = FALSE)
   expect_identical(status()$connections, 3L)
   ms <- lapply(1:30, function(i) {
-    mirai({
-      if (i < 10) Sys.sleep(0.01)
-      Sys.getpid()
-    }, i = i)
+    mirai(
+      {
+        if (i < 10) {
+          Sys.sleep(0.01)
+        }
+        Sys.getpid()
+      },
+      i = i
+    )
   })
   pids <- unlist(collect_mirai(ms))
   expect_identical(as.vector(table(pids)), c(10L, 10L, 10L))
@@ -119,7 +126,9 @@ test_that("daemons may come by launch_local() or as any process", {
   expect_identical(status()$daemons[, "online"], 2L)
   daemons(0, .compute = profile)
   expect_identical(end_code(p), 0L)
-  for (pid in pids) expect_true(ends(pid))
+  for (pid in pids) {
+    expect_true(ends(pid))
+  }
 })
 
 test_that("several URLs are several endpoints, and ipc URLs are files that go away", {
@@ -154,12 +163,17 @@ test_that("retry runs the task of a daemon that died on the next", {
   local_tmpdir()
   local_test_daemons(2, retry = TRUE)
   file <- local_file()
-  m <- mirai({
-    first <- !file.exists(file)
-    cat(Sys.getpid(), "\n", file = file, append = TRUE)
-    if (first) tools::pskill(Sys.getpid(), tools::SIGKILL)
-    Sys.getpid()
-  }, file = file)
+  m <- mirai(
+    {
+      first <- !file.exists(file)
+      cat(Sys.getpid(), "\n", file = file, append = TRUE)
+      if (first) {
+        tools::pskill(Sys.getpid(), tools::SIGKILL)
+      }
+      Sys.getpid()
+    },
+    file = file
+  )
   pid <- m[]
   pids <- scan(file, quiet = TRUE)
   expect_length(pids, 2)
@@ -171,10 +185,15 @@ test_that("with a seed, results do not depend on the number of daemons", {
   draw <- function(...) {
     local_test_daemons(..., seed = 123L)
     unlist(collect_mirai(lapply(1:6, function(i) {
-      mirai({
-        if (wait) Sys.sleep(0.02)
-        c(rnorm(1), runif(1), sample(100L, 1L))
-      }, wait = i %% 2)
+      mirai(
+        {
+          if (wait) {
+            Sys.sleep(0.02)
+          }
+          c(rnorm(1), runif(1), sample(100L, 1L))
+        },
+        wait = i %% 2
+      )
     })))
   }
   one <- draw(1)
@@ -281,7 +300,9 @@ test_that("with_daemons() and local_daemons() make a profile current, and restor
   f <- function(fail) {
     before <- local_daemons(profile)
     expect_true(daemons_set())
-    if (fail) stop("inside")
+    if (fail) {
+      stop("inside")
+    }
     list(before, mirai(Sys.getpid())[], status()$connections)
   }
   expect_identical(f(FALSE), list("default", pid, 1L))
@@ -320,33 +341,36 @@ test_that("daemons(NULL) also ends daemons with autoexit = FALSE, daemons(0) doe
 test_that("bad arguments are errors", {
   profile <- test_profile()
   url <- local_url()
-  expect_snapshot(transform = mask_urls, show_errors({
-    daemons("a")
-    daemons(-1)
-    daemons(1.5)
-    daemons(NA)
-    daemons(c(1, 2))
-    daemons(url = 1)
-    daemons(url = character())
-    daemons(url = "")
-    daemons(url = "nonsense")
-    daemons(url = "gopher://host")
-    daemons(url = c(local_url(), local_url()), dispatcher = FALSE)
-    daemons(url = "ipc:///not/there/at/all", .compute = "broken")
-    daemons(1, dispatcher = "all")
-    daemons(1, dispatcher = NA)
-    daemons(1, sync = NA)
-    daemons(1, seed = "a")
-    daemons(1, seed = 1.5)
-    daemons(1, seed = 1:2)
-    daemons(1, memory = "a")
-    daemons(1, memory = 0)
-    daemons(1, .compute = 1)
-    daemons(1, .compute = character())
-    with_daemons("not set", 1)
-    with_daemons(1, 1)
-    local_daemons("not set")
-  }))
+  expect_snapshot(
+    transform = mask_urls,
+    show_errors({
+      daemons("a")
+      daemons(-1)
+      daemons(1.5)
+      daemons(NA)
+      daemons(c(1, 2))
+      daemons(url = 1)
+      daemons(url = character())
+      daemons(url = "")
+      daemons(url = "nonsense")
+      daemons(url = "gopher://host")
+      daemons(url = c(local_url(), local_url()), dispatcher = FALSE)
+      daemons(url = "ipc:///not/there/at/all", .compute = "broken")
+      daemons(1, dispatcher = "all")
+      daemons(1, dispatcher = NA)
+      daemons(1, sync = NA)
+      daemons(1, seed = "a")
+      daemons(1, seed = 1.5)
+      daemons(1, seed = 1:2)
+      daemons(1, memory = "a")
+      daemons(1, memory = 0)
+      daemons(1, .compute = 1)
+      daemons(1, .compute = character())
+      with_daemons("not set", 1)
+      with_daemons(1, 1)
+      local_daemons("not set")
+    })
+  )
   expect_false(daemons_set())
   expect_false(daemons_set("broken"))
 })
@@ -375,9 +399,13 @@ test_that("a process forked from the session is told that it cannot use its daem
     Sys.sleep(0.2)
     "value"
   })
-  out <- parallel::mclapply(1:2, function(i) {
-    tryCatch(mirai(1), error = conditionMessage)
-  }, mc.cores = 2)
+  out <- parallel::mclapply(
+    1:2,
+    function(i) {
+      tryCatch(mirai(1), error = conditionMessage)
+    },
+    mc.cores = 2
+  )
   expect_snapshot(out)
   expect_identical(pending[], "value")
   expect_identical(mirai(1)[], 1)

@@ -1,12 +1,18 @@
 relay_process <- function(host, args, frame = parent.frame()) {
-  r_process(paste0("mirai::dispatcher(", encodeString(host, quote = "\""), ", ", args, "); cat('ended\\n')"), frame = frame)
+  r_process(
+    paste0("mirai::dispatcher(", encodeString(host, quote = "\""), ", ", args, "); cat('ended\\n')"),
+    frame = frame
+  )
 }
 
 test_that("a relay stands between a host and its daemons", {
   local_test_daemons(url = loopback("tcp"), dispatcher = FALSE)
   p <- relay_process(nextget("url"), "n = 2")
   expect_true(connected(1))
-  pids <- unlist(mirai_map(1:40, function(x) { Sys.sleep(0.01); Sys.getpid() })[])
+  pids <- unlist(mirai_map(1:40, function(x) {
+    Sys.sleep(0.01)
+    Sys.getpid()
+  })[])
   expect_length(unique(pids), 2L)
   expect_false(p$get_pid() %in% pids)
   expect_identical(conditionMessage(mirai(stop("below"))[]), "below")
@@ -14,7 +20,10 @@ test_that("a relay stands between a host and its daemons", {
   expect_identical(mirai_map(1:10, function(x, y) sum(y), .args = list(y = constant))[.flat], rep(sum(constant), 10))
   # Set-up reaches all of them.
   everywhere(there <<- TRUE)
-  expect_true(all(unlist(mirai_map(1:20, function(x) { Sys.sleep(0.01); there })[])))
+  expect_true(all(unlist(mirai_map(1:20, function(x) {
+    Sys.sleep(0.01)
+    there
+  })[])))
   daemons(0)
   said <- words(p)
   expect_match(said, "ended", all = FALSE)
@@ -26,7 +35,13 @@ test_that("cancellation and loss pass through a relay", {
   p <- relay_process(nextget("url"), "n = 1")
   expect_true(connected(1))
   file <- local_file()
-  m <- mirai({ file.create(file); Sys.sleep(60) }, file = file)
+  m <- mirai(
+    {
+      file.create(file)
+      Sys.sleep(60)
+    },
+    file = file
+  )
   expect_true(wait_until(function() file.exists(file)))
   queued <- mirai("queued")
   unwanted <- mirai("unwanted")

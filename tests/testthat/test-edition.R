@@ -258,15 +258,25 @@ test_that("the error of an element says where and what, with and without rlang",
   })
   e <- tryCatch(nested[.stop], error = identity)
   expect_s3_class(e$parent, "mirai_error_map")
-  expect_match(conditionMessage(e), "^In index: 1[.] With name: x[.]\nCaused by error in .*: In index: 1[.] With name: y[.]\nCaused by error: deep$")
+  expect_match(
+    conditionMessage(e),
+    "^In index: 1[.] With name: x[.]\nCaused by error in .*: In index: 1[.] With name: y[.]\nCaused by error: deep$"
+  )
 
   skip_if_not_installed("rlang")
   e <- tryCatch(map[.stop], error = identity)
   lines <- cli_free(rlang::cnd_message(e))
   expect_identical(lines, c("In index: 2. With name: b.", "Caused by error in `fails()`:", "! bad"))
   outer <- tryCatch(rlang::abort("outer", parent = e), error = identity)
-  expect_match(conditionMessage(outer), "In index: 2. With name: b.\nCaused by error in `fails()`:\n! bad", fixed = TRUE)
-  e <- tryCatch(mirai_map(1, function(x) rlang::abort(c("first", i = "second"), class = "mine", data = 7))[.stop], error = identity)
+  expect_match(
+    conditionMessage(outer),
+    "In index: 2. With name: b.\nCaused by error in `fails()`:\n! bad",
+    fixed = TRUE
+  )
+  e <- tryCatch(
+    mirai_map(1, function(x) rlang::abort(c("first", i = "second"), class = "mine", data = 7))[.stop],
+    error = identity
+  )
   expect_s3_class(e$parent, "mine")
   expect_identical(e$parent$data, 7)
   expect_match(conditionMessage(e), "In index: 1.\nCaused by error in .*: first\n. second")

@@ -105,10 +105,16 @@ test_that("every field of a condition is kept, and names of attributes do not ge
 test_that("what the class of a condition adds to its message is added once", {
   local_test_daemons(1)
   twofold_message <- function(c) paste0(c$message, ", because ", c$reason)
-  m <- mirai({
-    registerS3method("conditionMessage", "twofold", method, envir = baseenv())
-    stop(structure(list(message = "it failed", call = NULL, reason = "so"), class = c("twofold", "error", "condition")))
-  }, method = twofold_message)
+  m <- mirai(
+    {
+      registerS3method("conditionMessage", "twofold", method, envir = baseenv())
+      stop(structure(
+        list(message = "it failed", call = NULL, reason = "so"),
+        class = c("twofold", "error", "condition")
+      ))
+    },
+    method = twofold_message
+  )
   expect_identical(m[]$message, "it failed, because so")
   expect_output(print(m$data), "Error: it failed, because so")
   # whether or not the class has its method here, too
@@ -153,10 +159,13 @@ test_that("an interrupted daemon's task is a miraiInterrupt", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   file <- local_file()
-  m <- mirai({
-    file.create(file)
-    Sys.sleep(60)
-  }, file = file)
+  m <- mirai(
+    {
+      file.create(file)
+      Sys.sleep(60)
+    },
+    file = file
+  )
   expect_true(wait_until(function() file.exists(file)))
   tools::pskill(pid, tools::SIGINT)
   m[]

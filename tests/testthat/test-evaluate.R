@@ -3,19 +3,31 @@ test_that("an evaluation may do as it likes", {
   pid <- mirai(Sys.getpid())[]
   expect_identical(mirai(invisible(1))[], 1)
   expect_identical(mirai(return("returned"))[], "returned")
-  expect_identical(mirai(withCallingHandlers({
-    warning("w")
+  expect_identical(
+    mirai(withCallingHandlers(
+      {
+        warning("w")
+        "muffled"
+      },
+      warning = function(w) invokeRestart("muffleWarning")
+    ))[],
     "muffled"
-  }, warning = function(w) invokeRestart("muffleWarning")))[], "muffled")
-  expect_identical(mirai({
-    message("m")
-    cat("c")
-    print(1)
+  )
+  expect_identical(
+    mirai({
+      message("m")
+      cat("c")
+      print(1)
+      "quiet"
+    })[],
     "quiet"
-  })[], "quiet")
-  expect_identical(mirai({
-    suppressWarnings(as.integer("a"))
-  })[], NA_integer_)
+  )
+  expect_identical(
+    mirai({
+      suppressWarnings(as.integer("a"))
+    })[],
+    NA_integer_
+  )
   expect_identical(mirai(tryCatch(stop("a"), finally = NULL, error = function(e) conditionMessage(e)))[], "a")
   expect_true(is_mirai_interrupt(mirai(invokeRestart("abort"))[]))
   deep <- mirai({
@@ -49,10 +61,16 @@ test_that("a loop that never looks up can be interrupted", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   file <- local_file()
-  m <- mirai({
-    file.create(file)
-    repeat NULL
-  }, file = file, .timeout = 5000)
+  m <- mirai(
+    {
+      file.create(file)
+      repeat {
+        NULL
+      }
+    },
+    file = file,
+    .timeout = 5000
+  )
   expect_true(wait_until(function() file.exists(file)))
   expect_true(stop_mirai(m))
   expect_identical(mirai(Sys.getpid())[], pid)

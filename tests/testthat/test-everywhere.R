@@ -1,11 +1,14 @@
 test_that("everywhere() reaches every daemon, and what it leaves persists", {
   local_test_daemons(2)
-  shown <- withVisible(everywhere({
-    rate <<- add
-    options(mirai_test = "set")
-    library(splines)
-    Sys.getpid()
-  }, add = 100))
+  shown <- withVisible(everywhere(
+    {
+      rate <<- add
+      options(mirai_test = "set")
+      library(splines)
+      Sys.getpid()
+    },
+    add = 100
+  ))
   expect_false(shown$visible)
   map <- shown$value
   expect_s3_class(map, "mirai_map", exact = TRUE)
@@ -24,14 +27,17 @@ test_that("everywhere() reaches every daemon, and what it leaves persists", {
     expect_true(value[[4L]] %in% pids)
   }
   # tasks do not undo or change it
-  m <- list(mirai({
-    rate <<- 0
-    detach("package:splines")
-    options(mirai_test = NULL)
-  }), mirai({
-    rm("rate", envir = globalenv())
-    options(mirai_test = "changed")
-  }))
+  m <- list(
+    mirai({
+      rate <<- 0
+      detach("package:splines")
+      options(mirai_test = NULL)
+    }),
+    mirai({
+      rm("rate", envir = globalenv())
+      options(mirai_test = "changed")
+    })
+  )
   call_mirai(m)
   again <- lapply(1:4, function(i) mirai(c(rate, getOption("mirai_test"))))
   expect_identical(unique(collect_mirai(again)), list(c("100", "set")))
@@ -60,10 +66,13 @@ test_that("everywhere() works without dispatcher", {
 
 test_that("daemons that connect later evaluate what .min asks for before anything else", {
   local_test_daemons(url = local_url())
-  map <- everywhere({
-    made <<- "yes"
-    Sys.getpid()
-  }, .min = 2)
+  map <- everywhere(
+    {
+      made <<- "yes"
+      Sys.getpid()
+    },
+    .min = 2
+  )
   expect_length(map, 2)
   m <- mirai(made)
   expect_snapshot(map)
@@ -86,7 +95,9 @@ test_that("everywhere() does not use up streams", {
   draw <- function(with) {
     local_test_daemons(2, seed = 42)
     first <- mirai(rnorm(1))[]
-    if (with) everywhere(rnorm(1))[]
+    if (with) {
+      everywhere(rnorm(1))[]
+    }
     c(first, mirai(rnorm(1))[])
   }
   expect_identical(draw(TRUE), draw(FALSE))

@@ -20,7 +20,9 @@ test_that("Connecting to Remote Daemons Through Dispatcher", {
     squeezed(out),
     c(
       "[1] 4",
-      "$connections", "[1] 1", "",
+      "$connections",
+      "[1] 1",
+      "",
       "$daemons",
       "i online instance assigned complete",
       paste0("tcp://", name, ":", port + 0:3, " ", 1:4, " 0 0 0 0"),
@@ -32,11 +34,14 @@ test_that("Connecting to Remote Daemons Through Dispatcher", {
 
 test_that("Connecting to Remote Daemons Directly", {
   env <- session()
-  out <- printed_here("
+  out <- printed_here(
+    "
     daemons(url = host_url(), dispatcher = FALSE)
     status()
     daemons(0)
-  ", env)
+  ",
+    env
+  )
   url <- "[1] \"tcp://hostname:<port>\""
   expect_identical(out, c(url, "$connections", "[1] 0", "", "$daemons", url, "", "[1] 0"))
 })
@@ -55,25 +60,33 @@ test_that("SSH Direct Connection", {
   env$remotes <- ssh$remotes
   env$client <- ssh$command
   expect_identical(
-    printed_here("
+    printed_here(
+      "
       daemons(
         n = 4,
         url = host_url(ws = TRUE, port = %d),
         remote = ssh_config(remotes = remotes[[1L]], command = client)
       )
-    ", env, free_port()),
+    ",
+      env,
+      free_port()
+    ),
     "[1] 4"
   )
   expect_true(connected(4))
   expect_identical(mirai("by ssh")[], "by ssh")
   expect_identical(
-    printed_here("
+    printed_here(
+      "
       daemons(
         n = 2,
         url = host_url(ws = TRUE, port = %d),
         remote = ssh_config(remotes, command = client)
       )
-    ", env, free_port()),
+    ",
+      env,
+      free_port()
+    ),
     "[1] 2"
   )
   expect_true(connected(2))
@@ -88,7 +101,8 @@ test_that("SSH Tunnelling", {
   # The two machines of the document are one here, on which a port can be listened at once only.
   env$there <- paste0("127.0.0.1:", free_port())
   expect_identical(
-    printed_here("
+    printed_here(
+      "
       daemons(
         url = 'tcp://localhost:%d',
         remote = ssh_config(
@@ -98,7 +112,10 @@ test_that("SSH Tunnelling", {
           host = there
         )
       )
-    ", env, free_port()),
+    ",
+      env,
+      free_port()
+    ),
     "[1] 2"
   )
   expect_true(connected(2))
@@ -110,7 +127,8 @@ test_that("Cluster Resource Managers", {
   slurm <- local_slurm()
   env <- session()
   expect_identical(
-    printed_here("
+    printed_here(
+      "
       daemons(
         n = 2,
         url = host_url(ws = TRUE),
@@ -120,7 +138,9 @@ test_that("Cluster Resource Managers", {
           rscript = file.path(R.home('bin'), 'Rscript')
         )
       )
-    ", env),
+    ",
+      env
+    ),
     "[1] 2"
   )
   expect_true(connected(2))
@@ -131,11 +151,14 @@ test_that("Cluster Resource Managers", {
 
 test_that("Manual Deployment", {
   env <- session()
-  out <- printed_here("
+  out <- printed_here(
+    "
     daemons(n = 2, url = host_url())
     launch_remote(1:2)
     daemons(0)
-  ", env)
+  ",
+    env
+  )
   out <- gsub("rs=c\\(10407(,-?[0-9]+){6}\\)", "rs=<stream>", out)
   command <- "Rscript -e 'mirai::daemon(\"tcp://hostname:<port>\",rs=<stream>)'"
   expect_identical(out, c("[1] 2", "[1]", command, "", "[2]", command, "[1] 0"))

@@ -4,7 +4,8 @@
 test_that("Example 1: Compute-intensive Operations", {
   env <- session()
   expect_identical(
-    printed("
+    printed(
+      "
       input <- list(x = 2, y = 5, z = double(1e5))
       m <- mirai(
         {
@@ -17,14 +18,17 @@ test_that("Example 1: Compute-intensive Operations", {
       m
       m$data
       unresolved(m)
-    ", env),
+    ",
+      env
+    ),
     c("< mirai [] >", "'unresolved' logi NA", "[1] TRUE")
   )
   value <- printed("m[]", env)
   expect_match(value, "^\\[1\\] [0-9.]+$")
   expect_identical(printed("m\nm$data", env), c("< mirai [$data] >", value))
   expect_match(
-    printed("
+    printed(
+      "
       expr <- quote({
         res <- rnorm(1e5, mean = mean, sd = sd)
         max(res) - min(res)
@@ -32,12 +36,15 @@ test_that("Example 1: Compute-intensive Operations", {
       args <- list(mean = input$x, sd = input$y)
       m <- mirai(.expr = expr, .args = args)
       m[]
-    ", env),
+    ",
+      env
+    ),
     "^\\[1\\] [0-9.]+$"
   )
   # the older document
   expect_match(
-    printed("
+    printed(
+      "
       expr <- quote({
         res <- rnorm(n) + m
         res / rev(res)
@@ -45,14 +52,17 @@ test_that("Example 1: Compute-intensive Operations", {
       args <- list(m = runif(1), n = 1e5)
       m <- mirai(.expr = expr, .args = args)
       call_mirai(m)$data |> str()
-    ", env),
+    ",
+      env
+    ),
     "^ num \\[1:100000\\] "
   )
 })
 
 test_that("Example 2: I/O-bound Operations", {
   env <- session()
-  out <- printed("
+  out <- printed(
+    "
     x <- rnorm(1e5)
     file <- tempfile()
     m <- mirai(write.csv(x, file = file), .args = environment())
@@ -61,7 +71,9 @@ test_that("Example 2: I/O-bound Operations", {
       Sys.sleep(0.1)
     }
     cat(\"Write complete:\", is.null(m$data))
-  ", env)
+  ",
+    env
+  )
   expect_identical(unique(out), c("while unresolved", "Write complete: TRUE"))
   expect_length(readLines(env$file), 1e5 + 1)
   unlink(env$file)
@@ -131,7 +143,8 @@ test_that("Everywhere: a database", {
   skip_if_not_installed("DBI")
   skip_if_not_installed("RSQLite")
   env <- session()
-  out <- printed("
+  out <- printed(
+    "
     daemons(2)
     everywhere(library(DBI))
     file <- tempfile()
@@ -140,7 +153,9 @@ test_that("Everywhere: a database", {
     m[]
     everywhere(dbDisconnect(con))[]
     daemons(0)
-  ", env)
+  ",
+    env
+  )
   # the document has lost its repeated blanks, and what is between < and >
   plain <- function(x) gsub(" +", " ", gsub("<[^>]*>", "", trimws(x)))
   expected <- plain(c(
@@ -164,7 +179,8 @@ test_that("Everywhere: a database", {
 
 test_that("Everywhere: the older document", {
   env <- session()
-  out <- printed("
+  out <- printed(
+    "
     daemons(2, dispatcher = FALSE)
     everywhere(library(parallel))
     m <- mirai(\"package:parallel\" %in% search())
@@ -172,23 +188,29 @@ test_that("Everywhere: the older document", {
     m <- mirai(\"package:parallel\" %in% search())
     m[]
     daemons(0)
-  ", env)
+  ",
+    env
+  )
   expect_identical(out, c("[1] 2", "[1] TRUE", "[1] TRUE", "[1] 0"))
 })
 
 test_that("With Method", {
   env <- session()
-  out <- printed("
+  out <- printed(
+    "
     app <- function() length(unique(everywhere(Sys.getpid())[]))
     with(daemons(4), app())
     daemons_set()
-  ", env)
+  ",
+    env
+  )
   expect_identical(out, c("[1] 4", "[1] FALSE"))
 })
 
 test_that("Compute Profiles", {
   env <- session()
-  out <- printed("
+  out <- printed(
+    "
     daemons(2, .compute = 'cpu')
     daemons(1, dispatcher = FALSE, .compute = 'gpu')
     m1 <- mirai(paste('on', x), x = 'cpu', .compute = 'cpu')
@@ -201,12 +223,26 @@ test_that("Compute Profiles", {
     launch_local(1, .compute = 'gpu')
     daemons(0, .compute = 'cpu')
     daemons(0, .compute = 'gpu')
-  ", env)
+  ",
+    env
+  )
   expect_identical(
     out,
     c(
-      "[1] 2", "[1] 1", "[1] \"on cpu\"", "[1] \"on gpu\"", "[1] 2", "[1] 1",
-      "$connections", "[1] 0", "", "$daemons", "[1] 0", "", "[1] 0", "[1] 0"
+      "[1] 2",
+      "[1] 1",
+      "[1] \"on cpu\"",
+      "[1] \"on gpu\"",
+      "[1] 2",
+      "[1] 1",
+      "$connections",
+      "[1] 0",
+      "",
+      "$daemons",
+      "[1] 0",
+      "",
+      "[1] 0",
+      "[1] 0"
     )
   )
 })

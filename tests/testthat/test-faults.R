@@ -26,10 +26,16 @@ test_that("what waits for a daemon that is killed goes to another", {
     pids <- daemon_pids()
     go <- local_file()
     ms <- lapply(1:20, function(i) {
-      mirai({
-        while (!file.exists(go)) Sys.sleep(0.01)
-        i
-      }, i = i, go = go)
+      mirai(
+        {
+          while (!file.exists(go)) {
+            Sys.sleep(0.01)
+          }
+          i
+        },
+        i = i,
+        go = go
+      )
     })
     tools::pskill(pids[1L], tools::SIGKILL)
     expect_true(connected(1))
@@ -44,35 +50,46 @@ test_that("what waits for a daemon that is killed goes to another", {
 test_that("with retry a task finishes on another daemon", {
   local_test_daemons(2, retry = TRUE)
   tried <- local_file()
-  m <- mirai({
-    if (!file.exists(tried)) {
-      file.create(tried)
-      tools::pskill(Sys.getpid(), tools::SIGKILL)
-      Sys.sleep(1e6)
-    }
-    "finished"
-  }, tried = tried)
+  m <- mirai(
+    {
+      if (!file.exists(tried)) {
+        file.create(tried)
+        tools::pskill(Sys.getpid(), tools::SIGKILL)
+        Sys.sleep(1e6)
+      }
+      "finished"
+    },
+    tried = tried
+  )
   expect_identical(m[], "finished")
   expect_identical(info()[["connections"]], 1L)
 })
 
 test_that("a daemon that is killed leaves no session directory, nor does one without daemons", {
   local_test_daemons(1)
-  dirs <- vapply(1:2, function(i) {
-    file <- local_file()
-    compute <- if (i == 2L) test_profile()
-    m <- mirai({
-      writeLines(c(tempdir(), Sys.getpid()), paste0(file, "-"))
-      file.rename(paste0(file, "-"), file)
-      Sys.sleep(1e6)
-    }, file = file, .compute = compute)
-    expect_true(wait_until(function() file.exists(file)))
-    said <- readLines(file)
-    expect_true(dir.exists(said[1L]))
-    tools::pskill(as.integer(said[2L]), tools::SIGKILL)
-    expect_identical(m[], reset)
-    said[1L]
-  }, "")
+  dirs <- vapply(
+    1:2,
+    function(i) {
+      file <- local_file()
+      compute <- if (i == 2L) test_profile()
+      m <- mirai(
+        {
+          writeLines(c(tempdir(), Sys.getpid()), paste0(file, "-"))
+          file.rename(paste0(file, "-"), file)
+          Sys.sleep(1e6)
+        },
+        file = file,
+        .compute = compute
+      )
+      expect_true(wait_until(function() file.exists(file)))
+      said <- readLines(file)
+      expect_true(dir.exists(said[1L]))
+      tools::pskill(as.integer(said[2L]), tools::SIGKILL)
+      expect_identical(m[], reset)
+      said[1L]
+    },
+    ""
+  )
   expect_true(wait_until(function() !any(dir.exists(dirs))))
 })
 
@@ -118,8 +135,12 @@ test_that("1,000 rounds of submit and cancel leave daemons healthy and no later 
     for (i in 1:500) {
       m <- mirai(if (i %% 2L) Sys.sleep(1e6) else i, i = i)
       # Now and then give it the time to start, or to finish.
-      if (i %% 7L == 0L) mirai(NULL)[]
-      if (i %% 5L == 0L) later <- mirai("untouched")
+      if (i %% 7L == 0L) {
+        mirai(NULL)[]
+      }
+      if (i %% 5L == 0L) {
+        later <- mirai("untouched")
+      }
       stopped <- stop_mirai(m)
       expect_identical(m[], if (stopped) canceled else i)
       if (i %% 5L == 0L) expect_identical(later[], "untouched")
@@ -141,20 +162,31 @@ test_that("whatever a task does, its daemon goes on", {
   local_test_daemons(1)
   pid <- daemon_pids()
   expect_match(mirai(stop("plain"))[], "Error: plain")
-  expect_match(mirai({
-    f <- function() f()
-    f()
-  })[], "nested too deeply|stack")
-  expect_match(mirai({
-    options(expressions = 5e5)
-    f <- function() f()
-    f()
-  })[], "nested too deeply|stack")
-  expect_match(mirai({
-    x <- list()
-    for (i in 1:1e5) x <- list(x)
-    x
-  })[], "nested too deeply|stack")
+  expect_match(
+    mirai({
+      f <- function() f()
+      f()
+    })[],
+    "nested too deeply|stack"
+  )
+  expect_match(
+    mirai({
+      options(expressions = 5e5)
+      f <- function() f()
+      f()
+    })[],
+    "nested too deeply|stack"
+  )
+  expect_match(
+    mirai({
+      x <- list()
+      for (i in 1:1e5) {
+        x <- list(x)
+      }
+      x
+    })[],
+    "nested too deeply|stack"
+  )
   expect_match(mirai(numeric(2^51))[], "cannot allocate|too large|too big")
   expect_true(is_mirai_interrupt(mirai(invokeRestart("abort"))[]))
   expect_true(is_mirai_interrupt(mirai({
@@ -176,7 +208,11 @@ test_that("whatever a task does, its daemon goes on", {
       reg.finalizer(globalenv(), function(e) quit(), onexit = FALSE)
       gc()
     }),
-    mirai(for (i in 1:60) warning("one of many")),
+    mirai(
+      for (i in 1:60) {
+        warning("one of many")
+      }
+    ),
     mirai(on.exit(stop("on exit"))),
     mirai(suspendInterrupts(invokeRestart("abort"))),
     mirai({
@@ -208,15 +244,22 @@ test_that("a task that ends its daemon is 19: quit(), a segfault, any signal", {
   local_test_daemons(length(endings) + 1L)
   pids <- daemon_pids()
   for (ending in as.list(endings)) {
-    m <- mirai({
-      eval(ending)
-      Sys.sleep(1e6)
-    }, ending = ending)
+    m <- mirai(
+      {
+        eval(ending)
+        Sys.sleep(1e6)
+      },
+      ending = ending
+    )
     expect_identical(m[], reset)
-    alone <- mirai({
-      eval(ending)
-      Sys.sleep(1e6)
-    }, ending = ending, .compute = "none set")
+    alone <- mirai(
+      {
+        eval(ending)
+        Sys.sleep(1e6)
+      },
+      ending = ending,
+      .compute = "none set"
+    )
     expect_identical(alone[], reset)
   }
   expect_true(connected(1))
@@ -231,7 +274,9 @@ test_that("large values arrive, and what cannot be sent is an error on the host"
   x <- runif(5e6)
   expect_identical(mirai(x, x = x)[], x)
   deep <- list()
-  for (i in 1:1e5) deep <- list(deep)
+  for (i in 1:1e5) {
+    deep <- list(deep)
+  }
   # not expect_error(), whose handler R does not call when the stack is full
   said <- tryCatch(mirai(1, deep = deep), error = conditionMessage)
   expect_match(said, "nested too deeply|stack")

@@ -29,22 +29,26 @@ test_that("children of parallel::mclapply() do not disturb daemons", {
   m <- sleeper()
   resolved <- call_mirai(mirai("resolved"))
   dropped <- lapply(1:100, function(i) mirai(i, i = i))
-  said <- parallel::mclapply(1:4, function(i) {
-    dropped <<- NULL
-    gc()
-    text <- function(expr) tryCatch(expr, error = conditionMessage)
-    list(
-      text(mirai(1)),
-      text(daemons(1)),
-      text(daemons(0)),
-      text(mirai(1, .compute = "none set")),
-      text(m[]),
-      text(race_mirai(list(m))),
-      stop_mirai(m),
-      unresolved(m),
-      resolved[]
-    )
-  }, mc.cores = 2)
+  said <- parallel::mclapply(
+    1:4,
+    function(i) {
+      dropped <<- NULL
+      gc()
+      text <- function(expr) tryCatch(expr, error = conditionMessage)
+      list(
+        text(mirai(1)),
+        text(daemons(1)),
+        text(daemons(0)),
+        text(mirai(1, .compute = "none set")),
+        text(m[]),
+        text(race_mirai(list(m))),
+        stop_mirai(m),
+        unresolved(m),
+        resolved[]
+      )
+    },
+    mc.cores = 2
+  )
   for (x in said) {
     expect_match(unlist(x[1:6]), "forked")
     expect_identical(x[7:9], list(FALSE, TRUE, "resolved"))
@@ -64,17 +68,22 @@ test_that("mclapply() works in a task, and its children neither disturb nor keep
 
   # A daemon that is killed is lost at once, although its children have its sockets.
   file <- local_file()
-  m <- mirai({
-    parallel::mcparallel({
-      writeLines(as.character(Sys.getpid()), file)
-      Sys.sleep(1e6)
-    })
-    while (!length(readLines(file))) Sys.sleep(0.01)
-    tools::pskill(Sys.getpid(), tools::SIGKILL)
-  }, file = {
-    file.create(file)
-    file
-  })
+  m <- mirai(
+    {
+      parallel::mcparallel({
+        writeLines(as.character(Sys.getpid()), file)
+        Sys.sleep(1e6)
+      })
+      while (!length(readLines(file))) {
+        Sys.sleep(0.01)
+      }
+      tools::pskill(Sys.getpid(), tools::SIGKILL)
+    },
+    file = {
+      file.create(file)
+      file
+    }
+  )
   expect_identical(m[], reset)
   child <- as.integer(readLines(file))
   expect_true(is_alive(child))

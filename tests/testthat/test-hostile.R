@@ -10,7 +10,9 @@ stream <- function(...) c(charToRaw("B\n"), int(3L, 0x40202L, 0x30500L, 5L), cha
 calls <- function(n) Reduce(function(x, i) call("f", x), seq_len(n), quote(x))
 lists <- function(n) {
   x <- NULL
-  for (i in seq_len(n)) x <- list(x)
+  for (i in seq_len(n)) {
+    x <- list(x)
+  }
   x
 }
 
@@ -18,7 +20,13 @@ test_that("mutants of real values do not crash R", {
   helper <- normalizePath("helper-hostile.R")
   frame <- environment()
   read <- function(seed) {
-    code <- paste0("source(", encodeString(helper, quote = "\""), "); cat('read', read_mutants(10000, ", seed, "), 'values')")
+    code <- paste0(
+      "source(",
+      encodeString(helper, quote = "\""),
+      "); cat('read', read_mutants(10000, ",
+      seed,
+      "), 'values')"
+    )
     r_process(code, frame)
   }
   processes <- lapply(1:2, read)
@@ -55,7 +63,13 @@ test_that("fields of R's objects hold what R expects there", {
 })
 
 test_that("byte code is not sent, and not read", {
-  f <- function(x, y = 2) { z <- x + y; for (i in 1:3) z <- z * i; z }
+  f <- function(x, y = 2) {
+    z <- x + y
+    for (i in 1:3) {
+      z <- z * i
+    }
+    z
+  }
   environment(f) <- globalenv()
   f <- compiler::cmpfun(f)
   # Of these R writes the byte code: the others are written here.
@@ -107,7 +121,9 @@ test_that("a value that is nested too deeply is an error value, and the next one
   # Along an attribute
   x <- mirai({
     x <- 1
-    for (i in 1:100000) x <- structure(1, a = x)
+    for (i in 1:100000) {
+      x <- structure(1, a = x)
+    }
     x
   })[]
   expect_match(attr(x, "message"), "nested too deeply")
@@ -137,7 +153,11 @@ test_that("what is too deep to be read does not crash R", {
     function(n) decode(stream(rep(c(int(525L, 0L, 1026L), a), n), int(nil), rep(int(nil), n))),
     function(n) decode(stream(rep(c(int(781L, 0L, 1026L), a), n), builtin, rep(int(nil), n + 1)))
   )
-  for (f in nested) for (n in seq(1000, 40000, by = 3000)) try(f(n), silent = TRUE)
+  for (f in nested) {
+    for (n in seq(1000, 40000, by = 3000)) {
+      try(f(n), silent = TRUE)
+    }
+  }
   succeed()
 })
 
@@ -147,8 +167,14 @@ test_that("an evil daemon's answers are error values, and never stop the rest of
   daemons(url = "tcp://127.0.0.1:0", .compute = profile)
   good <- encode("good")
   bad <- list(
-    raw(), as.raw(1:100), good[1:30], c(good, good), c(charToRaw("B\n"), int(3L, 0L, 0L, -1L), as.raw(rep(0x41, 4000))),
-    stream(rep(int(19L, 1L), 1e6), int(254L)), serialize(1, NULL), serialize(1, NULL, ascii = TRUE),
+    raw(),
+    as.raw(1:100),
+    good[1:30],
+    c(good, good),
+    c(charToRaw("B\n"), int(3L, 0L, 0L, -1L), as.raw(rep(0x41, 4000))),
+    stream(rep(int(19L, 1L), 1e6), int(254L)),
+    serialize(1, NULL),
+    serialize(1, NULL, ascii = TRUE),
     stream(int(16L, 1L, 9L, 3L), as.raw(c(97, 0, 98)))
   )
   dir <- local_file("payloads")
@@ -179,7 +205,9 @@ test_that("mutants that a daemon answers with are values or error values", {
   set.seed(20)
   all <- payloads()
   files <- file.path(dir, seq_len(200))
-  for (file in files) writeBin(mutate(all[[sample.int(length(all), 1L)]], all), file)
+  for (file in files) {
+    writeBin(mutate(all[[sample.int(length(all), 1L)]], all), file)
+  }
   p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
   expect_true(connected(1, profile))
   got <- suppressWarnings(mirai_map(files, function(x) x, .compute = profile)[])
@@ -187,7 +215,8 @@ test_that("mutants that a daemon answers with are values or error values", {
 })
 
 test_that("an interrupted read leaves the mirai to be read again", {
-  out <- r_output('
+  out <- r_output(
+    '
     library(mirai)
     daemons(1)
     counter <- structure(new.env(), class = "counter")
@@ -205,7 +234,8 @@ test_that("an interrupted read leaves the mirai to be read again", {
     cat("got:", tryCatch(m$data, interrupt = function(e) "interrupted"), "\\n")
     cat("got:", m$data, "\\n")
     daemons(0)
-  ')
+  '
+  )
   expect_identical(trimws(grep("^got", out, value = TRUE)), c("got: interrupted", "got: read"))
 })
 

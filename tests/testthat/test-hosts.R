@@ -21,7 +21,11 @@ launch <- '
 
 test_that("daemons on three machines share the work over TLS", {
   hosts <- local_hosts(3)
-  out <- output_on_host(hosts, c(launch, '
+  out <- output_on_host(
+    hosts,
+    c(
+      launch,
+      '
     print(daemons(url = url, remote = elsewhere()))
     connections(3)
     there <- mirai_map(1:30, function(i, where) { Sys.sleep(0.05); sub(".*inet ([0-9.]+).*", "\\\\1", eval(where)) }, .args = list(where = where))[.flat]
@@ -30,13 +34,19 @@ test_that("daemons on three machines share the work over TLS", {
     cat(identical(mirai(rev(x), x = large)[], rev(large)), "\n")
     print(unname(status()$daemons[, "online"]))
     invisible(daemons(0))
-  '))
+  '
+    )
+  )
   expect_identical(out, c("[1] 3", "TRUE TRUE TRUE ", "TRUE ", "[1] 3"))
 })
 
 test_that("a machine that is cut off loses its task, or hands it on, and comes back", {
   hosts <- local_hosts(3)
-  out <- output_on_host(hosts, c(launch, '
+  out <- output_on_host(
+    hosts,
+    c(
+      launch,
+      '
     print(daemons(url = url, remote = elsewhere(), autoexit = FALSE))
     connections(3)
     ms <- lapply(1:3, function(i) mirai({ Sys.sleep(6); eval(where) }, where = where))
@@ -53,13 +63,19 @@ test_that("a machine that is cut off loses its task, or hands it on, and comes b
     again <- mirai_map(1:30, function(i, where) { Sys.sleep(0.05); eval(where) }, .args = list(where = where))[.flat]
     cat(length(unique(again)), "machines again\n")
     invisible(daemons(NULL))
-  '))
+  '
+    )
+  )
   expect_identical(out, c("[1] 3", "1 lost: 19 ", "the others go on ", "3 machines again"))
 })
 
 test_that("with retry, the task of a machine that is cut off runs elsewhere", {
   hosts <- local_hosts(2)
-  out <- output_on_host(hosts, c(launch, '
+  out <- output_on_host(
+    hosts,
+    c(
+      launch,
+      '
     print(daemons(url = url, remote = elsewhere(), retry = TRUE))
     connections(2)
     # the first two to come, of which one will not go
@@ -70,6 +86,8 @@ test_that("with retry, the task of a machine that is cut off runs elsewhere", {
     cat(length(there), "values from", length(unique(there)), "machine\n")
     heal(1)
     invisible(daemons(0))
-  '))
+  '
+    )
+  )
   expect_identical(out, c("[1] 2", "2 values from 1 machine"))
 })

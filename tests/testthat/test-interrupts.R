@@ -7,18 +7,37 @@ test_that("a running task is interrupted wherever it is", {
   pid <- daemon_pids()
   for (expr in expression(
     Sys.sleep(1e6),
-    repeat 1,
-    while (TRUE) sort(runif(1000)),
+    repeat {
+      1
+    },
+    while (TRUE) {
+      sort(runif(1000))
+    },
     tryCatch(Sys.sleep(1e6), finally = 1),
-    lapply(1, function(i) repeat i),
-    repeat gc(),
-    try(repeat Sys.sleep(1), silent = TRUE)
+    lapply(1, function(i) {
+      repeat {
+        i
+      }
+    }),
+    repeat {
+      gc()
+    },
+    try(
+      repeat {
+        Sys.sleep(1)
+      },
+      silent = TRUE
+    )
   )) {
     file <- local_file()
-    m <- mirai({
-      file.create(file)
-      eval(expr)
-    }, expr = expr, file = file)
+    m <- mirai(
+      {
+        file.create(file)
+        eval(expr)
+      },
+      expr = expr,
+      file = file
+    )
     expect_true(wait_until(function() file.exists(file)))
     expect_true(stop_mirai(m))
     expect_identical(m[], canceled)
@@ -44,13 +63,18 @@ test_that("SIGINT means nothing to an idle daemon, and interrupts the task of a 
 
 # Ctrl-C in every kind of wait: the session goes on, and so does what was waited for.
 interrupts <- function(code, when = NULL) {
-  host <- r_process(c(
-    "library(mirai)",
-    "catch <- function(expr) tryCatch(expr, interrupt = function(i) 'interrupted')",
-    code
-  ), frame = parent.frame())
+  host <- r_process(
+    c(
+      "library(mirai)",
+      "catch <- function(expr) tryCatch(expr, interrupt = function(i) 'interrupted')",
+      code
+    ),
+    frame = parent.frame()
+  )
   wait_for_line(host, "waiting")
-  if (!is.null(when)) expect_true(wait_until(when))
+  if (!is.null(when)) {
+    expect_true(wait_until(when))
+  }
   interrupt_asleep(host)
   host
 }
@@ -110,19 +134,25 @@ test_that("Ctrl-C ends the wait for daemons to start, and leaves none half made"
   dir.create(dir)
   profile <- file.path(dir, "profile")
   pids <- file.path(dir, "pids")
-  writeLines(c(
-    sprintf("cat(Sys.getpid(), '\\n', file = '%s', append = TRUE)", pids),
-    sprintf("while (!file.exists('%s/go')) Sys.sleep(0.01)", dir)
-  ), profile)
-  host <- interrupts(c(
-    "Sys.unsetenv(c('R_ENVIRON', 'R_ENVIRON_USER'))", # callr's
-    sprintf("Sys.setenv(R_PROFILE_USER = '%s')", profile),
-    "print(catch({cat('waiting\\n'); daemons(2)}))",
-    "stopifnot(!daemons_set())",
-    "Sys.unsetenv('R_PROFILE_USER')",
-    "stopifnot(daemons(1) == 1L, mirai(1)[] == 1)",
-    "cat('fine\\n')"
-  ), function() file.exists(pids) && length(readLines(pids)) >= 1L)
+  writeLines(
+    c(
+      sprintf("cat(Sys.getpid(), '\\n', file = '%s', append = TRUE)", pids),
+      sprintf("while (!file.exists('%s/go')) Sys.sleep(0.01)", dir)
+    ),
+    profile
+  )
+  host <- interrupts(
+    c(
+      "Sys.unsetenv(c('R_ENVIRON', 'R_ENVIRON_USER'))", # callr's
+      sprintf("Sys.setenv(R_PROFILE_USER = '%s')", profile),
+      "print(catch({cat('waiting\\n'); daemons(2)}))",
+      "stopifnot(!daemons_set())",
+      "Sys.unsetenv('R_PROFILE_USER')",
+      "stopifnot(daemons(1) == 1L, mirai(1)[] == 1)",
+      "cat('fine\\n')"
+    ),
+    function() file.exists(pids) && length(readLines(pids)) >= 1L
+  )
   wait_for_line(host, "[1] \"interrupted\"")
   wait_for_line(host, "fine")
   file.create(file.path(dir, "go"))

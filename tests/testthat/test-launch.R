@@ -74,7 +74,9 @@ test_that("without daemons set, they can be launched for another host by its URL
   expect_true(connected(6))
   pids <- unlist(everywhere(Sys.getpid())[])
   daemons(0, .compute = host)
-  for (pid in pids) expect_true(ends(pid))
+  for (pid in pids) {
+    expect_true(ends(pid))
+  }
 })
 
 test_that("launch_remote() returns commands that print as they are pasted", {
@@ -136,7 +138,11 @@ test_that("a cluster's nodes are launched, and others in their place", {
   expect_identical(url_of(launch_remote(cl)), urls)
   expect_identical(url_of(launch_remote(cl[[2L]])), urls[[2L]])
   expect_match(launch_remote(cl), "cleanup=FALSE", fixed = TRUE)
-  expect_error(make_cluster(1, url = local_url(), remote = remote_config("false")), "false (exit status 1)", fixed = TRUE)
+  expect_error(
+    make_cluster(1, url = local_url(), remote = remote_config("false")),
+    "false (exit status 1)",
+    fixed = TRUE
+  )
 })
 
 test_that("a launch that fails is an error, and leaves neither a profile nor a process", {
@@ -145,7 +151,12 @@ test_that("a launch that fails is an error, and leaves neither a profile nor a p
     daemons(2, url = local_url(), remote = remote_config("nosuchcommand"), .compute = "f")
     daemons(2, url = local_url(), remote = remote_config("nosuchcommand -o", "."), .compute = "f")
     daemons(2, url = local_url(), remote = remote_config("false"), .compute = "f")
-    daemons(1, url = local_url(), remote = remote_config("sh", c("-c 'echo oh; echo no >&2; exit 3'", ".")), .compute = "f")
+    daemons(
+      1,
+      url = local_url(),
+      remote = remote_config("sh", c("-c 'echo oh; echo no >&2; exit 3'", ".")),
+      .compute = "f"
+    )
     daemons(1, url = local_url(), remote = remote_config("sh", c("-c 'kill -9 $$'", ".")), .compute = "f")
     daemons(1, url = local_url(), remote = cluster_config("sh", "echo wrong >&2; exit 4"), .compute = "f")
   }))

@@ -30,7 +30,11 @@ test_that("it maps over vectors and lists, as lapply() does", {
 test_that("it returns at once, invisibly, and prints how far it is", {
   local_test_daemons(1)
   file <- local_file()
-  wait <- function(i) while (i == 2 && !file.exists(file)) Sys.sleep(0.005)
+  wait <- function(i) {
+    while (i == 2 && !file.exists(file)) {
+      Sys.sleep(0.005)
+    }
+  }
   map <- withVisible(mirai_map(1:3, wait, file = file))
   expect_false(map$visible)
   map <- map$value
@@ -54,36 +58,57 @@ test_that("matrices and data frames are mapped by row", {
   colnames(m) <- c("a", "b", "c")
   expect_identical(mirai_map(m, function(c, b, a) c - a)[], list(4L, 4L))
   rownames(m) <- c("one", "two")
-  expect_identical(mirai_map(m, function(...) list(...))[], list(
-    one = list(a = 1L, b = 3L, c = 5L),
-    two = list(a = 2L, b = 4L, c = 6L)
-  ))
+  expect_identical(
+    mirai_map(m, function(...) list(...))[],
+    list(
+      one = list(a = 1L, b = 3L, c = 5L),
+      two = list(a = 2L, b = 4L, c = 6L)
+    )
+  )
   expect_identical(mirai_map(m[, 1, drop = FALSE], function(a) a)[], list(one = 1L, two = 2L))
   expect_identical(mirai_map(m[1, , drop = FALSE], function(a, b, c) c)[.flat], c(one = 5L))
-  expect_identical(mirai_map(matrix(list(1, "a", 2, "b"), 2), function(x, y) list(x, y))[], list(list(1, 2), list("a", "b")))
+  expect_identical(
+    mirai_map(matrix(list(1, "a", 2, "b"), 2), function(x, y) list(x, y))[],
+    list(list(1, 2), list("a", "b"))
+  )
 
   d <- data.frame(x = 1:2, y = c("a", "b"), z = factor(c("u", "v")), when = as.Date(c("2024-01-01", "2024-01-02")))
   expect_identical(
     mirai_map(d, function(x, y, z, when) list(x, y, z, when))[],
     lapply(1:2, function(i) list(d$x[i], d$y[i], d$z[i], d$when[i]))
   )
-  expect_identical(mirai_map(mtcars[1:2, 1:3], function(disp, cyl, ...) cyl)[], list("Mazda RX4" = 6, "Mazda RX4 Wag" = 6))
+  expect_identical(
+    mirai_map(mtcars[1:2, 1:3], function(disp, cyl, ...) cyl)[],
+    list("Mazda RX4" = 6, "Mazda RX4 Wag" = 6)
+  )
   expect_identical(mirai_map(mtcars[0, 1:3], function(...) 1)[], list())
   d <- data.frame(i = 1:2)
   d$list <- list(1:3, "a")
   d$matrix <- matrix(1:4, 2)
-  expect_identical(mirai_map(d, function(i, list, matrix) list(list, matrix))[], list(list(1:3, c(1L, 3L)), list("a", c(2L, 4L))))
+  expect_identical(
+    mirai_map(d, function(i, list, matrix) list(list, matrix))[],
+    list(list(1:3, c(1L, 3L)), list("a", c(2L, 4L)))
+  )
   # further arguments come after the columns
   expect_identical(mirai_map(data.frame(x = 1:2), function(x, by) x * by, .args = list(10))[.flat], c(10, 20))
 })
 
 test_that(".args are further arguments, ... are what the function refers to", {
   local_test_daemons(2)
-  expect_identical(mirai_map(1:3, function(x, y, z) c(x, y, z), .args = list(10, 100))[], list(c(1, 10, 100), c(2, 10, 100), c(3, 10, 100)))
-  expect_identical(mirai_map(1:2, function(x, y, z) c(x, y, z), .args = list(z = 10, 100))[], list(c(1, 100, 10), c(2, 100, 10)))
+  expect_identical(
+    mirai_map(1:3, function(x, y, z) c(x, y, z), .args = list(10, 100))[],
+    list(c(1, 10, 100), c(2, 10, 100), c(3, 10, 100))
+  )
+  expect_identical(
+    mirai_map(1:2, function(x, y, z) c(x, y, z), .args = list(z = 10, 100))[],
+    list(c(1, 100, 10), c(2, 100, 10))
+  )
   expect_identical(mirai_map(2:3, `-`, .args = list(1))[.flat], c(1, 2))
   # language is passed as it is, as are NULL and functions
-  expect_identical(mirai_map(1, function(x, a, b, f) list(a, b, f(x)), .args = list(quote(a + b), NULL, f = sqrt))[], list(list(quote(a + b), NULL, 1)))
+  expect_identical(
+    mirai_map(1, function(x, a, b, f) list(a, b, f(x)), .args = list(quote(a + b), NULL, f = sqrt))[],
+    list(list(quote(a + b), NULL, 1))
+  )
 
   f <- function(x) g(x) + offset
   environment(f) <- globalenv()
@@ -159,17 +184,23 @@ test_that("a daemon does not launch daemons from within a map", {
   expect_identical(conditionMessage(out[[1]]), message)
   expect_identical(mirai_map(1:2, function(i) mirai::mirai(i, i = i)[])[], list(1L, 2L))
   # elsewhere it may
-  expect_identical(mirai({
-    on.exit(mirai::daemons(0))
-    mirai::daemons(1)
-    mirai::mirai_map(1:2, sqrt)[.flat]
-  })[], sqrt(1:2))
+  expect_identical(
+    mirai({
+      on.exit(mirai::daemons(0))
+      mirai::daemons(1)
+      mirai::mirai_map(1:2, sqrt)[.flat]
+    })[],
+    sqrt(1:2)
+  )
 })
 
 test_that("it works in synchronous profiles and without dispatcher", {
   for (set in list(list(sync = TRUE), list(2, dispatcher = FALSE))) {
     do.call(local_test_daemons, c(set, frame = environment()))
-    expect_identical(mirai_map(c(a = 1, b = 2), function(x, y) x + y + z, .args = list(10), z = 100)[.flat], c(a = 111, b = 112))
+    expect_identical(
+      mirai_map(c(a = 1, b = 2), function(x, y) x + y + z, .args = list(10), z = 100)[.flat],
+      c(a = 111, b = 112)
+    )
     expect_identical(mirai_map(data.frame(x = 1:2, y = 3:4), function(y, x) y - x)[.flat], c(2L, 2L))
     map <- mirai_map(list(1, "a"), sum)
     expect_true(is_mirai_error(map[][[2]]))

@@ -70,7 +70,9 @@ test_that("an idle daemon gives back what tasks have left", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   x <- real(8e7)
-  for (i in 1:3) mirai(length(x), x = x)[]
+  for (i in 1:3) {
+    mirai(length(x), x = x)[]
+  }
   expect_true(wait_until(function() mappings(pid) == 0L))
   expect_identical(descriptors(pid), 0L)
 })
@@ -82,7 +84,13 @@ test_that("a daemon that is killed takes nothing with it", {
     kept <- mirai(list(Sys.getpid(), x), x = x)[]
     tools::pskill(kept[[1]], tools::SIGKILL)
     expect_identical(kept[[2]], x)
-    lost <- mirai({ tools::pskill(Sys.getpid(), tools::SIGKILL); x }, x = x)
+    lost <- mirai(
+      {
+        tools::pskill(Sys.getpid(), tools::SIGKILL)
+        x
+      },
+      x = x
+    )
     daemons(0)
     daemons(2)
   }
@@ -109,10 +117,14 @@ test_that("a round trip needs no more memory on the host than the data once more
   skip_on_cran()
   peak <- function(code) {
     out <- r_output(c(
-      "library(mirai)", "daemons(1)", "mirai(1)[]",
+      "library(mirai)",
+      "daemons(1)",
+      "mirai(1)[]",
       "x <- numeric(300e6 / 8); x[1] <- 1",
       "hwm <- function() as.numeric(gsub('[^0-9]', '', grep('^VmHWM', readLines('/proc/self/status'), value = TRUE))) / 1024",
-      "before <- hwm()", code, "cat('peak', hwm() - before, '\n')"
+      "before <- hwm()",
+      code,
+      "cat('peak', hwm() - before, '\n')"
     ))
     as.numeric(sub("peak ", "", grep("^peak", out, value = TRUE)))
   }

@@ -10,30 +10,60 @@ test_that("vectors of all types and shapes come back identical, and in shared me
   i <- seq_len(n)
   i[2L] <- NA
   vectors <- list(
-    x, replace(x, 3, NA), i, rep(c(TRUE, NA, FALSE), length.out = 3 * n), complex(real = x, imaginary = -x),
-    as.raw(seq_len(1e6) %% 256L), stats::setNames(x, i), matrix(x, 10), array(i[1:100000], c(10, 10, 1000)),
-    factor(letters[i %% 26L + 1L]), as.Date("2024-01-01") + x, as.POSIXct(x, origin = "1970-01-01", tz = "UTC"),
-    data.frame(a = x, b = i, c = as.character(i)), list(x, list(i, x), a = x),
-    structure(1, big = x), ts(x, frequency = 12), as.character(i), of_all_encodings()
+    x,
+    replace(x, 3, NA),
+    i,
+    rep(c(TRUE, NA, FALSE), length.out = 3 * n),
+    complex(real = x, imaginary = -x),
+    as.raw(seq_len(1e6) %% 256L),
+    stats::setNames(x, i),
+    matrix(x, 10),
+    array(i[1:100000], c(10, 10, 1000)),
+    factor(letters[i %% 26L + 1L]),
+    as.Date("2024-01-01") + x,
+    as.POSIXct(x, origin = "1970-01-01", tz = "UTC"),
+    data.frame(a = x, b = i, c = as.character(i)),
+    list(x, list(i, x), a = x),
+    structure(1, big = x),
+    ts(x, frequency = 12),
+    as.character(i),
+    of_all_encodings()
   )
-  for (v in vectors) expect_identical(echo(v), v)
-  for (v in vectors[1:6]) expect_true(is_shared(echo(v)))
+  for (v in vectors) {
+    expect_identical(echo(v), v)
+  }
+  for (v in vectors[1:6]) {
+    expect_true(is_shared(echo(v)))
+  }
   expect_identical(mirai(list(sum(x), length(x), x[7], range(x)), x = x)[], list(sum(x), n, x[7], range(x)))
 })
 
 test_that("random nested objects with large vectors come back identical", {
   set.seed(2)
   atoms <- list(
-    function(n) sprintf("s%06d", sample(1e6, n)), function(n) sample(of_all_encodings(n)), function(n) rnorm(n),
-    function(n) sample(c(NA, letters), n, TRUE), function(n) sample(n), function(n) factor(sprintf("f%06d", sample(1e6, n))),
-    function(n) data.frame(a = sprintf("a%06d", sample(1e6, n)), b = seq_len(n) + 0.5), function(n) as.raw(sample(0:255, n, TRUE)),
-    function(n) "a", function(n) NULL, function(n) quote(a + b)
+    function(n) sprintf("s%06d", sample(1e6, n)),
+    function(n) sample(of_all_encodings(n)),
+    function(n) rnorm(n),
+    function(n) sample(c(NA, letters), n, TRUE),
+    function(n) sample(n),
+    function(n) factor(sprintf("f%06d", sample(1e6, n))),
+    function(n) data.frame(a = sprintf("a%06d", sample(1e6, n)), b = seq_len(n) + 0.5),
+    function(n) as.raw(sample(0:255, n, TRUE)),
+    function(n) "a",
+    function(n) NULL,
+    function(n) quote(a + b)
   )
   random <- function(depth) {
-    if (depth == 0 || runif(1) < 0.3) return(sample(atoms, 1)[[1]](sample(c(10, 100, 2e4, 5e4), 1)))
+    if (depth == 0 || runif(1) < 0.3) {
+      return(sample(atoms, 1)[[1]](sample(c(10, 100, 2e4, 5e4), 1)))
+    }
     x <- lapply(seq_len(sample(0:4, 1)), function(i) random(depth - 1))
-    if (runif(1) < 0.5) names(x) <- sprintf("n%d", seq_along(x))
-    if (runif(1) < 0.3) attr(x, "extra") <- random(depth - 1)
+    if (runif(1) < 0.5) {
+      names(x) <- sprintf("n%d", seq_along(x))
+    }
+    if (runif(1) < 0.3) {
+      attr(x, "extra") <- random(depth - 1)
+    }
     x
   }
   local_test_daemons(1)
@@ -77,7 +107,12 @@ test_that("vectors behind R's own compact forms, in environments, functions and 
   expect_identical(got$active, "found")
   make <- function(data, later = stop("evaluated"), ...) function() data
   expect_identical(echo(make(x))(), x)
-  expect_identical(echo(make({x + 1}))(), x + 1)
+  expect_identical(
+    echo(make({
+      x + 1
+    }))(),
+    x + 1
+  )
   expect_identical(echo(make(x, 1, x))(), x)
   make <- function(data, other = "default") function() other
   expect_identical(echo(make(x))(), "default")
@@ -87,7 +122,15 @@ test_that("nobody sees what others change", {
   local_test_daemons(1)
   x <- real()
   before <- x + 0
-  m <- mirai({ x[1] <- -1; y <- x; y[2] <- -2; list(x, y) }, x = x)
+  m <- mirai(
+    {
+      x[1] <- -1
+      y <- x
+      y[2] <- -2
+      list(x, y)
+    },
+    x = x
+  )
   x[3] <- -3
   got <- m[]
   expect_identical(got[[1]], replace(before, 1, -1))
@@ -99,7 +142,14 @@ test_that("nobody sees what others change", {
   kept[5] <- 0
   expect_identical(sum_of[], sum(replace(before, 1, -1)))
   # The same in one message twice.
-  both <- mirai({ a[1] <- 0; list(a[1], b[1]) }, a = before, b = before)[]
+  both <- mirai(
+    {
+      a[1] <- 0
+      list(a[1], b[1])
+    },
+    a = before,
+    b = before
+  )[]
   expect_identical(both, list(0, before[1]))
 })
 
@@ -113,7 +163,15 @@ test_that("tasks of a map do not see each other's changes to what they share", {
   }
   out <- mirai_map(1:40, change, .args = list(x))[]
   expect_identical(out, lapply(1:40, function(i) c(x[1], i)))
-  out <- mirai_map(1:10, function(i) { first <- x[1]; x[1] <<- i; first }, x = x)[.flat]
+  out <- mirai_map(
+    1:10,
+    function(i) {
+      first <- x[1]
+      x[1] <<- i
+      first
+    },
+    x = x
+  )[.flat]
   expect_identical(out, rep(x[1], 10))
   expect_true(nothing_left())
 })
@@ -132,11 +190,20 @@ test_that("what was received can be written, read, copied and sent on", {
   expect_identical(as.integer(got), as.integer(x))
   expect_identical(echo(got), x)
   # A daemon sends on what it has received to daemons of its own.
-  on <- mirai({
-    mirai::daemons(1)
-    on.exit(mirai::daemons(0))
-    mirai::mirai({ x[1] <- 0; x }, x = x)[]
-  }, x = x)[]
+  on <- mirai(
+    {
+      mirai::daemons(1)
+      on.exit(mirai::daemons(0))
+      mirai::mirai(
+        {
+          x[1] <- 0
+          x
+        },
+        x = x
+      )[]
+    },
+    x = x
+  )[]
   expect_identical(on, replace(x, 1, 0))
 })
 
@@ -160,7 +227,16 @@ test_that("what was received and hardly changed is duplicated and sent on withou
   expect_identical(named, structure(replace(x, 2:3, 0), unit = "m"))
   expect_null(attributes(copy))
   expect_identical(echo(list(got, copy, named)), list(got, copy, named))
-  there <- mirai({ f <- function(y) { y[length(y)] <- 0; y }; list(f(x), x) }, x = copy)[]
+  there <- mirai(
+    {
+      f <- function(y) {
+        y[length(y)] <- 0
+        y
+      }
+      list(f(x), x)
+    },
+    x = copy
+  )[]
   expect_identical(there, list(replace(copy, length(x), 0), copy))
   # Changed while it is on its way, and all over.
   m <- mirai(x, x = copy)
@@ -172,7 +248,13 @@ test_that("what was received and hardly changed is duplicated and sent on withou
   expect_identical(list(twice[1], copy[1]), list(2, 1))
   big <- echo(real(1e8))
   before <- own()
-  back <- mirai({ x[1] <- 0; x }, x = big)[]
+  back <- mirai(
+    {
+      x[1] <- 0
+      x
+    },
+    x = big
+  )[]
   big[1e6] <- 0
   expect_lt(own() - before, 30)
   expect_identical(back[1:3], c(0, 2.5, 3.5))
@@ -185,13 +267,24 @@ test_that("a forked process sees its own changes, not its parent's", {
   x <- real(4e6)
   got <- echo(x)
   got[1] <- -1
-  there <- parallel::mccollect(parallel::mcparallel({ got[2] <- -2; copy <- got; copy[3] <- -3; list(got, copy) }))[[1]]
+  there <- parallel::mccollect(parallel::mcparallel({
+    got[2] <- -2
+    copy <- got
+    copy[3] <- -3
+    list(got, copy)
+  }))[[1]]
   expect_identical(there, list(replace(x, 1:2, c(-1, -2)), replace(x, 1:3, c(-1, -2, -3))))
   expect_identical(got, replace(x, 1, -1))
-  there <- mirai({
-    forked <- parallel::mcparallel({ x[2] <- -2; x })
-    list(x, parallel::mccollect(forked)[[1]])
-  }, x = got)[]
+  there <- mirai(
+    {
+      forked <- parallel::mcparallel({
+        x[2] <- -2
+        x
+      })
+      list(x, parallel::mccollect(forked)[[1]])
+    },
+    x = got
+  )[]
   expect_identical(there, list(got, replace(got, 2, -2)))
 })
 
@@ -202,7 +295,10 @@ test_that("a finalizer may read what is waited for", {
     kept <- lapply(1:3, function(i) mirai(numeric(1e7))[])
     done <- mirai(1)
     call_mirai(done)
-    long <- mirai({ Sys.sleep(0.02); 2 })
+    long <- mirai({
+      Sys.sleep(0.02)
+      2
+    })
     local({
       m <- done
       reg.finalizer(new.env(), function(e) m$data)
@@ -215,7 +311,9 @@ test_that("everywhere(), single tasks and synchronous profiles take large vector
   x <- real()
   local_test_daemons(2)
   everywhere(big <<- x, x = x)[]
-  for (i in 1:4) expect_identical(mirai(big)[], x)
+  for (i in 1:4) {
+    expect_identical(mirai(big)[], x)
+  }
   daemons(0)
   expect_identical(echo(x), x)
   profile <- test_profile()
@@ -254,7 +352,13 @@ test_that("vectors of more than 2^31 elements and bytes are mapped there and bac
   x <- raw(n)
   x[at] <- as.raw(1:4)
   profile <- local_test_daemons(1)
-  got <- mirai({ x[2] <- as.raw(9); x }, x = x)[]
+  got <- mirai(
+    {
+      x[2] <- as.raw(9)
+      x
+    },
+    x = x
+  )[]
   expect_true(is_shared(got))
   expect_identical(length(got), n)
   expect_identical(got[c(2, at)], as.raw(c(9, 1:4)))

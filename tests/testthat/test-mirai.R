@@ -45,12 +45,36 @@ test_that("ids increase", {
 test_that("values of every type arrive as they are", {
   local_test_daemons(1)
   values <- list(
-    NULL, TRUE, 1L, pi, 1i, "é\u4e2d", as.raw(1:3), list(a = 1, b = list()), mtcars, quote(a + b), as.name("a"),
-    factor("a"), Sys.Date(), array(1:8, c(2, 2, 2)), 1:1e6, character(), structure(list(), class = "mine"),
-    expression(a, b), NA_character_, globalenv(), baseenv(), asNamespace("stats")
+    NULL,
+    TRUE,
+    1L,
+    pi,
+    1i,
+    "é\u4e2d",
+    as.raw(1:3),
+    list(a = 1, b = list()),
+    mtcars,
+    quote(a + b),
+    as.name("a"),
+    factor("a"),
+    Sys.Date(),
+    array(1:8, c(2, 2, 2)),
+    1:1e6,
+    character(),
+    structure(list(), class = "mine"),
+    expression(a, b),
+    NA_character_,
+    globalenv(),
+    baseenv(),
+    asNamespace("stats")
   )
   for (value in values) {
-    m <- mirai({ value }, value = value)
+    m <- mirai(
+      {
+        value
+      },
+      value = value
+    )
     expect_identical(m[], value)
   }
   f <- mirai(function(x) x + 1)[]
@@ -72,10 +96,13 @@ test_that(".expr is quoted, or a variable that holds a language object", {
   value <- 5
   expect_identical(mirai(value, value = 6)[], 6)
   expect_identical(
-    mirai({
-      a <- x
-      a + 1
-    }, x = 3)[],
+    mirai(
+      {
+        a <- x
+        a + 1
+      },
+      x = 3
+    )[],
     4
   )
   wrapper <- function(code) mirai(code)
@@ -191,7 +218,9 @@ test_that("without daemons, failures are values, too", {
       cat(Sys.getpid(), file = file)
       Sys.sleep(60)
     },
-    file = file, .timeout = 1500, .compute = .compute
+    file = file,
+    .timeout = 1500,
+    .compute = .compute
   )
   expect_snapshot({
     died[]
@@ -218,10 +247,14 @@ test_that("a timeout removes a queued task and interrupts a running one", {
   profile <- local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   file <- local_file()
-  running <- mirai({
-    on.exit(cat("interrupted", file = file))
-    Sys.sleep(60)
-  }, file = file, .timeout = 300)
+  running <- mirai(
+    {
+      on.exit(cat("interrupted", file = file))
+      Sys.sleep(60)
+    },
+    file = file,
+    .timeout = 300
+  )
   queued <- mirai(cat("never", file = file), file = file, .timeout = 100)
   later <- mirai(Sys.getpid())
   expect_snapshot(queued[])
@@ -265,7 +298,12 @@ test_that("try_mirai() gives up and mirai() waits when the queue is full", {
   expect_identical(try_mirai(x, x = 2)[], 2)
   big <- double(1e5)
   file <- local_file()
-  busy <- mirai(while (!file.exists(file)) Sys.sleep(0.01), file = file)
+  busy <- mirai(
+    while (!file.exists(file)) {
+      Sys.sleep(0.01)
+    },
+    file = file
+  )
   first <- try_mirai(length(big), big = big)
   expect_s3_class(first, "mirai")
   expect_null(try_mirai(length(big), big = big))
@@ -310,4 +348,3 @@ test_that("bad arguments are errors", {
     try_mirai(1, .timeout = 0)
   }))
 })
-

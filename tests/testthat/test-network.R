@@ -45,7 +45,16 @@ test_that("a daemon that is killed gives error value 19, or its task to the next
   pids <- everywhere(Sys.getpid(), .min = 2L)
   expect_true(connected(2))
   file <- local_file()
-  m <- mirai(if (file.exists(file)) "again" else { file.create(file); tools::pskill(Sys.getpid(), 9L); Sys.sleep(60) }, file = file)
+  m <- mirai(
+    if (file.exists(file)) {
+      "again"
+    } else {
+      file.create(file)
+      tools::pskill(Sys.getpid(), 9L)
+      Sys.sleep(60)
+    },
+    file = file
+  )
   expect_identical(m[], "again")
 })
 
@@ -138,20 +147,23 @@ test_that("what cannot be listened at is an error that names it", {
   port <- free_port()
   local_test_daemons(url = loopback("tcp", port))
   masked <- function(x) gsub("[0-9]{5}", "<port>", x)
-  expect_snapshot(transform = masked, show_errors({
-    daemons(url = loopback("tcp", port), .compute = "another")
-    daemons(url = "tcp://127.0.0.1", .compute = "another")
-    daemons(url = "tcp://::1:5555", .compute = "another")
-    daemons(url = "tcp://127.0.0.1:70000", .compute = "another")
-    daemons(url = "tcp://127.0.0.1:5555/path", .compute = "another")
-    daemons(url = "tcp://192.0.2.1:5555", .compute = "another")
-    daemons(n = 3, url = "tcp://127.0.0.1:65534", .compute = "another")
-    daemons(n = 3, url = c("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"), .compute = "another")
-    daemons(url = "tls+tcp://127.0.0.1:0", tls = c("not", "PEM"), .compute = "another")
-    daemons(url = "tls+tcp://127.0.0.1:0", tls = "/no/such/file", .compute = "another")
-    daemons(url = "tls+tcp://127.0.0.1:0", tls = 1, .compute = "another")
-    daemons(url = "tls+tcp://127.0.0.1:0", pass = 1, .compute = "another")
-  }))
+  expect_snapshot(
+    transform = masked,
+    show_errors({
+      daemons(url = loopback("tcp", port), .compute = "another")
+      daemons(url = "tcp://127.0.0.1", .compute = "another")
+      daemons(url = "tcp://::1:5555", .compute = "another")
+      daemons(url = "tcp://127.0.0.1:70000", .compute = "another")
+      daemons(url = "tcp://127.0.0.1:5555/path", .compute = "another")
+      daemons(url = "tcp://192.0.2.1:5555", .compute = "another")
+      daemons(n = 3, url = "tcp://127.0.0.1:65534", .compute = "another")
+      daemons(n = 3, url = c("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"), .compute = "another")
+      daemons(url = "tls+tcp://127.0.0.1:0", tls = c("not", "PEM"), .compute = "another")
+      daemons(url = "tls+tcp://127.0.0.1:0", tls = "/no/such/file", .compute = "another")
+      daemons(url = "tls+tcp://127.0.0.1:0", tls = 1, .compute = "another")
+      daemons(url = "tls+tcp://127.0.0.1:0", pass = 1, .compute = "another")
+    })
+  )
   expect_false(daemons_set("another"))
 })
 
@@ -208,7 +220,13 @@ test_that("a peer that is cut off without a word is given up, unless it is only 
   launch_local(1)
   pid <- mirai(Sys.getpid())[]
   # A daemon whose R is busy answers all the same.
-  expect_identical(mirai({ Sys.sleep(2.5); "busy" })[], "busy")
+  expect_identical(
+    mirai({
+      Sys.sleep(2.5)
+      "busy"
+    })[],
+    "busy"
+  )
   # One that is stopped does not.
   m <- mirai(Sys.sleep(60))
   expect_true(wait_until(function() status()$mirai[["executing"]] == 1L))

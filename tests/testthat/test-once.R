@@ -8,7 +8,14 @@ map_with_kills <- function(file, n, kills) {
   file.create(file)
   pids <- function() unlist(everywhere(Sys.getpid())[])
   victims <- pids()
-  map <- mirai_map(seq_len(n), function(i, file) { cat(paste0(i, "\n"), file = file, append = TRUE); i }, .args = list(file = file))
+  map <- mirai_map(
+    seq_len(n),
+    function(i, file) {
+      cat(paste0(i, "\n"), file = file, append = TRUE)
+      i
+    },
+    .args = list(file = file)
+  )
   for (kill in seq_len(kills)) {
     done <- file.size(file)
     wait_until(function() file.size(file) > done)
@@ -18,26 +25,31 @@ map_with_kills <- function(file, n, kills) {
   map[]
 }
 
-for (scheme in c("tcp", "ws")) for (dispatcher in c(TRUE, FALSE)) {
-  test_that(paste("without retry no task runs twice over", scheme, "when daemons are killed, dispatcher =", dispatcher), {
-    local_test_daemons(url = loopback(scheme), dispatcher = dispatcher)
-    for (round in 1:3) {
-      launch_local(1L)
-      launch_local(1L)
-      launch_local(1L)
-      expect_true(wait_until(function() info()[["connections"]] >= 3L))
-      file <- local_file()
-      n <- 2000L
-      results <- map_with_kills(file, n, 3L)
-      ran <- marks(file)
-      expect_false(anyDuplicated(ran) > 0L)
-      replied <- !vapply(results, is_error_value, NA)
-      expect_identical(unlist(results[replied]), which(replied))
-      expect_true(all(which(replied) %in% ran))
-      lost <- results[!replied]
-      expect_true(all(vapply(lost, function(x) unclass(x) == 19L, NA)))
-      # At most what may be begun ahead of replies, for each of them.
-      expect_lte(length(lost), 3L * 64L)
-    }
-  })
+for (scheme in c("tcp", "ws")) {
+  for (dispatcher in c(TRUE, FALSE)) {
+    test_that(
+      paste("without retry no task runs twice over", scheme, "when daemons are killed, dispatcher =", dispatcher),
+      {
+        local_test_daemons(url = loopback(scheme), dispatcher = dispatcher)
+        for (round in 1:3) {
+          launch_local(1L)
+          launch_local(1L)
+          launch_local(1L)
+          expect_true(wait_until(function() info()[["connections"]] >= 3L))
+          file <- local_file()
+          n <- 2000L
+          results <- map_with_kills(file, n, 3L)
+          ran <- marks(file)
+          expect_false(anyDuplicated(ran) > 0L)
+          replied <- !vapply(results, is_error_value, NA)
+          expect_identical(unlist(results[replied]), which(replied))
+          expect_true(all(which(replied) %in% ran))
+          lost <- results[!replied]
+          expect_true(all(vapply(lost, function(x) unclass(x) == 19L, NA)))
+          # At most what may be begun ahead of replies, for each of them.
+          expect_lte(length(lost), 3L * 64L)
+        }
+      }
+    )
+  }
 }

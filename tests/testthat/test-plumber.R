@@ -1,7 +1,11 @@
 skip_unless_driven()
 skip_if_not_installed("plumber")
 
-local_api <- function(n, file = system.file("examples", "plumber", "plumber.R", package = "mirai"), frame = parent.frame()) {
+local_api <- function(
+  n,
+  file = system.file("examples", "plumber", "plumber.R", package = "mirai"),
+  frame = parent.frame()
+) {
   local_server(
     c(
       "library(mirai)",
@@ -44,9 +48,15 @@ test_that("the example API answers concurrent requests concurrently", {
 test_that("the example API queues what is more than its daemons can do, and reports failures", {
   server <- local_api(2L)
   url <- paste0(server$url, "/simulate?")
-  answers <- fetch_all(paste0(url, c(
-    rep("n=1000&seconds=0.1", 8L), "n=1e12", "n=none", "seconds=-1"
-  )))
+  answers <- fetch_all(paste0(
+    url,
+    c(
+      rep("n=1000&seconds=0.1", 8L),
+      "n=1e12",
+      "n=none",
+      "seconds=-1"
+    )
+  ))
   expect_identical(vapply(answers, `[[`, 0L, "status"), rep(c(200L, 503L, 400L), c(8L, 1L, 2L)))
   expect_match(answers[[9L]]$body$error, "allocate|memory")
   expect_match(answers[[10L]]$body$error, "'n' has to be", fixed = TRUE)

@@ -6,7 +6,9 @@ skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 marked <- function(mark) {
   pids <- grep("^[0-9]+$", list.files("/proc"), value = TRUE)
   has_mark <- function(pid) {
-    if (!is_alive(pid)) return(FALSE)
+    if (!is_alive(pid)) {
+      return(FALSE)
+    }
     file <- file.path("/proc", pid, "environ")
     env <- suppressWarnings(tryCatch(readBin(file, "raw", 1e6), error = function(e) raw()))
     any(grepl(mark, rawToChar(env[env != 0]), fixed = TRUE, useBytes = TRUE))
@@ -26,8 +28,15 @@ test_that("with a large environment, too, every daemon is forked once", {
   skip_on_os(c("mac", "windows", "solaris"))
   large <- strrep("x", 1e5)
   local_envvar(
-    LARGE1 = large, LARGE2 = large, LARGE3 = large, LARGE4 = large, LARGE5 = large,
-    LARGE6 = large, LARGE7 = large, LARGE8 = large, LARGE9 = large
+    LARGE1 = large,
+    LARGE2 = large,
+    LARGE3 = large,
+    LARGE4 = large,
+    LARGE5 = large,
+    LARGE6 = large,
+    LARGE7 = large,
+    LARGE8 = large,
+    LARGE9 = large
   )
   local_test_daemons(40)
   said <- everywhere(list(parent(), Sys.getpid(), .Random.seed), parent = parent_of)[]
@@ -60,7 +69,9 @@ test_that("after Ctrl-C in daemons() no process is left, nor a file", {
     dir <- wait_for_match(p, "^in ([^ ]+) FALSE")
     expect_true(wait_until(function() length(marked(mark)) <= left, 5))
     # A plain R that is killed while it starts has had no chance to say where its directory is.
-    if (forks) expect_true(wait_until(function() length(list.files(dir, "^Rtmp")) <= left))
+    if (forks) {
+      expect_true(wait_until(function() length(list.files(dir, "^Rtmp")) <= left))
+    }
     file.create(file)
     expect_identical(words(p), "goes on ")
   }

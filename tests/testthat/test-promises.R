@@ -3,7 +3,9 @@ skip_if_not_installed("later")
 
 # Before its version 1.3.0, promises decided this by class alone.
 is_promising <- function(x) {
-  if (utils::isS3stdGeneric(promises::is.promising)) return(promises::is.promising(x))
+  if (utils::isS3stdGeneric(promises::is.promising)) {
+    return(promises::is.promising(x))
+  }
   utils::getFromNamespace(paste0("is.promising.", class(x)), "mirai")(x)
 }
 
@@ -106,10 +108,18 @@ test_that("that of a map is fulfilled with the named list of values", {
 test_that("that of a map is rejected at the first failure, in order of time", {
   local_test_daemons(2)
   file <- local_file()
-  map <- mirai_map(1:3, function(i) {
-    if (i == 1L) while (!file.exists(file)) Sys.sleep(0.01)
-    stop("element ", i)
-  }, file = file)
+  map <- mirai_map(
+    1:3,
+    function(i) {
+      if (i == 1L) {
+        while (!file.exists(file)) {
+          Sys.sleep(0.01)
+        }
+      }
+      stop("element ", i)
+    },
+    file = file
+  )
   error <- settled(map)$rejected
   expect_identical(conditionMessage(error), "element 2")
   expect_true(unresolved(map[[1L]]))
@@ -149,10 +159,16 @@ test_that("a promise settles although nothing else refers to the mirai", {
   file <- local_file()
   for (i in 1:3) {
     promises::then(
-      mirai({
-        while (!file.exists(file)) Sys.sleep(0.01)
-        i
-      }, file = file, i = i),
+      mirai(
+        {
+          while (!file.exists(file)) {
+            Sys.sleep(0.01)
+          }
+          i
+        },
+        file = file,
+        i = i
+      ),
       function(value) values <<- c(values, value)
     )
   }
@@ -172,7 +188,9 @@ test_that("a promise settles on the event loop that was current when it was made
   m <- mirai("there")
   later::with_loop(loop, promises::then(m, function(x) value <<- x))
   m[]
-  while (later::run_now()) NULL
+  while (later::run_now()) {
+    NULL
+  }
   expect_null(value)
   later::with_loop(loop, run_until(function() !is.null(value), loop))
   expect_identical(value, "there")
@@ -193,13 +211,20 @@ test_that("ten thousand pending promises cost nothing while pending", {
   kept <- promises_kept()
   n <- 10000L
   file <- local_file()
-  holding <- mirai(while (!file.exists(file)) Sys.sleep(0.01), file = file)
+  holding <- mirai(
+    while (!file.exists(file)) {
+      Sys.sleep(0.01)
+    },
+    file = file
+  )
   map <- mirai_map(seq_len(n), function(x) x)
   all <- promises::as.promise(map)
   ps <- lapply(unclass(map)[seq_len(2000L)], promises::as.promise)
   invisible(gc())
   # what the handlers of earlier tests have left to do
-  while (later::run_now()) NULL
+  while (later::run_now()) {
+    NULL
+  }
   expect_true(later::loop_empty())
   before <- proc.time()
   later::run_now(1)
@@ -219,14 +244,18 @@ test_that("promises leave nothing behind once they have settled", {
   cells <- function(n) {
     map <- mirai_map(seq_len(n), identity)
     left <- n
-    for (m in map) promises::then(m, function(value) left <<- left - 1L)
+    for (m in map) {
+      promises::then(m, function(value) left <<- left - 1L)
+    }
     run_until(function() left == 0L)
     rm(map, m)
     gc(full = TRUE)
     gc(full = TRUE)["Ncells", "used"]
   }
   first <- cells(3000L)
-  for (i in 1:3) last <- cells(3000L)
+  for (i in 1:3) {
+    last <- cells(3000L)
+  }
   expect_lt(last - first, 3000)
   expect_identical(promises_kept(), kept)
 })
@@ -249,10 +278,14 @@ test_that("'.promise' is called for each element", {
   expect_identical(map[], list(10, 20, 30))
 
   ok <- failed <- NULL
-  map <- mirai_map(list(1, "a"), log, .promise = list(
-    function(value) ok <<- value,
-    function(cnd) failed <<- conditionMessage(cnd)
-  ))
+  map <- mirai_map(
+    list(1, "a"),
+    log,
+    .promise = list(
+      function(value) ok <<- value,
+      function(cnd) failed <<- conditionMessage(cnd)
+    )
+  )
   run_until(function() !is.null(ok) && !is.null(failed))
   expect_identical(ok, 0)
   expect_match(failed, "non-numeric argument")
@@ -340,9 +373,13 @@ test_that("a child that is forked while promises settle can use later", {
     promises <- lapply(1:20, function(j) promises::then(mirai(j, j = j), identity))
     child <- parallel::mcparallel(later::run_now())
     done <- parallel::mccollect(child, wait = FALSE, timeout = 20)
-    if (is.null(done)) tools::pskill(child$pid, tools::SIGKILL)
+    if (is.null(done)) {
+      tools::pskill(child$pid, tools::SIGKILL)
+    }
     expect_false(is.null(done))
-    for (p in promises) settled(p)
+    for (p in promises) {
+      settled(p)
+    }
   }
 })
 

@@ -54,12 +54,18 @@ test_that("neither failures, cancelled tasks, timeouts nor retries shift them", 
   local_tmpdir()
   profile <- local_test_daemons(2, seed = 3L, retry = TRUE)
   file <- local_file()
-  one <- mirai({
-    first <- !file.exists(file)
-    file.create(file)
-    if (first) tools::pskill(Sys.getpid(), tools::SIGKILL)
-    draw()
-  }, file = file, draw = draw)
+  one <- mirai(
+    {
+      first <- !file.exists(file)
+      file.create(file)
+      if (first) {
+        tools::pskill(Sys.getpid(), tools::SIGKILL)
+      }
+      draw()
+    },
+    file = file,
+    draw = draw
+  )
   two <- mirai(Sys.sleep(60))
   stop_mirai(two)
   three <- mirai(Sys.sleep(60), .timeout = 10)
@@ -97,13 +103,16 @@ test_that("nextstream() takes a stream from the tasks", {
 test_that("tasks of a seed do not see what others have drawn, nor their kind of generator", {
   expected <- expected_draws(5L, 3)
   local_test_daemons(1, seed = 5L)
-  a <- mirai({
-    out <- draw()
-    RNGkind("Wichmann-Hill", "Box-Muller")
-    set.seed(1)
-    rnorm(1)
-    out
-  }, draw = draw)
+  a <- mirai(
+    {
+      out <- draw()
+      RNGkind("Wichmann-Hill", "Box-Muller")
+      set.seed(1)
+      rnorm(1)
+      out
+    },
+    draw = draw
+  )
   expect_identical(a[], expected[[1]])
   expect_identical(mirai_map(1:2, draw)[], expected[2:3])
 })
@@ -112,7 +121,9 @@ test_that("without a seed, each daemon goes on with a stream of its own", {
   local_test_daemons(2, dispatcher = FALSE)
   streams <- everywhere(.Random.seed)[]
   # in the order in which they have connected
-  if (!identical(streams[[2]], parallel::nextRNGStream(streams[[1]]))) streams <- rev(streams)
+  if (!identical(streams[[2]], parallel::nextRNGStream(streams[[1]]))) {
+    streams <- rev(streams)
+  }
   expect_identical(streams[[2]], parallel::nextRNGStream(streams[[1]]))
   expect_false(identical(mirai(draw(), draw = draw)[], mirai(draw(), draw = draw)[]))
   values <- mirai_map(1:10, draw)[]

@@ -1,7 +1,9 @@
 # The README shows what there is to see.
 readme <- function() {
   path <- test_path("..", "..", "README.md")
-  if (!file.exists(path)) skip("README.md is not here")
+  if (!file.exists(path)) {
+    skip("README.md is not here")
+  }
   readLines(path, encoding = "UTF-8")
 }
 
@@ -15,7 +17,9 @@ test_that("its first example prints what it shows", {
 
 test_that("its figures of speed are those of the vignette", {
   tool <- test_path("..", "..", "tools", "readme.R")
-  if (!file.exists(tool)) skip("tools/readme.R is not here")
+  if (!file.exists(tool)) {
+    skip("tools/readme.R is not here")
+  }
   skip_if_not_installed("jsonlite")
   env <- new.env()
   source(tool, local = env, encoding = "UTF-8")

@@ -15,12 +15,15 @@ test_that("args are pieces of shell code, and a list of them launches one daemon
 test_that("a job script has its options in front", {
   local_test_daemons(url = local_url())
   out <- local_file()
-  cmd <- launch_remote(1, cluster_config(
-    paste("tee", out),
-    "#SBATCH --job-name=mirai
+  cmd <- launch_remote(
+    1,
+    cluster_config(
+      paste("tee", out),
+      "#SBATCH --job-name=mirai
      #SBATCH --mem=512
      module load R"
-  ))
+    )
+  )
   expect_identical(
     readLines(out),
     c("#!/bin/sh", "#SBATCH --job-name=mirai", "#SBATCH --mem=512", "     module load R", unclass(cmd))
@@ -31,7 +34,11 @@ test_that("a service is sent the command", {
   need_command("curl")
   local_test_daemons(url = local_url(), maxtasks = 3)
   http <- local_http("200 OK")
-  remote <- http_config(http$url, headers = c("X-Secret" = "a \"quoted\" secret"), data = "{\"run\": [\"%s\"], \"also\": \"%s\"}")
+  remote <- http_config(
+    http$url,
+    headers = c("X-Secret" = "a \"quoted\" secret"),
+    data = "{\"run\": [\"%s\"], \"also\": \"%s\"}"
+  )
   url <- "tcp://it's \"nasty\" \\ %d %s\nline"
   cmd <- launch_remote(url, remote)
   wait_for_line(http$process, "POST /jobs HTTP/1.1")
@@ -51,12 +58,18 @@ test_that("a service that refuses is an error with its words", {
   need_command("curl")
   http <- local_http("500 Internal Server Error")
   mask <- function(lines) gsub("127.0.0.1(:| port )[0-9]+( after [0-9]+ ms)?", "<service>", lines)
-  expect_snapshot(transform = mask, show_errors({
-    daemons(2, url = local_url(), remote = http_config(http$url), .compute = "f")
-  }))
+  expect_snapshot(
+    transform = mask,
+    show_errors({
+      daemons(2, url = local_url(), remote = http_config(http$url), .compute = "f")
+    })
+  )
   expect_false(daemons_set("f"))
   nobody <- sprintf("http://127.0.0.1:%d", free_port())
-  expect_error(daemons(2, url = local_url(), remote = http_config(nobody), .compute = "f"), "curl .exit status 7.*connect")
+  expect_error(
+    daemons(2, url = local_url(), remote = http_config(nobody), .compute = "f"),
+    "curl .exit status 7.*connect"
+  )
   expect_false(daemons_set("f"))
 })
 

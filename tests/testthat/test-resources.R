@@ -35,19 +35,25 @@ test_that("many profiles come and go, and leave nothing", {
   mirai(1, .compute = test_profile())[]
   profiles <- vapply(1:20, function(i) test_profile(), "")
   once <- function() {
-    for (p in profiles) daemons(url = local_url(), .compute = p)
+    for (p in profiles) {
+      daemons(url = local_url(), .compute = p)
+    }
     for (p in profiles[1:3]) {
       launch_local(1L, .compute = p)
       expect_identical(mirai("here", .compute = p)[], "here")
     }
     pids <- vapply(profiles[1:3], function(p) mirai(Sys.getpid(), .compute = p)[], 1L)
-    for (p in profiles) daemons(0, .compute = p)
+    for (p in profiles) {
+      daemons(0, .compute = p)
+    }
     expect_true(all_end(pids))
   }
   once()
   gc()
   before <- resources()
-  for (i in 1:3) once()
+  for (i in 1:3) {
+    once()
+  }
   expect_true(wait_until(function() all(resources() <= before)))
 })
 
@@ -56,10 +62,16 @@ test_that("thousands of mirai may be dropped while pending", {
   pids <- daemon_pids()
   for (round in 1:2) {
     for (i in 1:1000) {
-      mirai({
-        if (i %% 100 == 0) gc()
-        list(i, x)
-      }, i = i, x = new.env(parent = emptyenv()))
+      mirai(
+        {
+          if (i %% 100 == 0) {
+            gc()
+          }
+          list(i, x)
+        },
+        i = i,
+        x = new.env(parent = emptyenv())
+      )
       if (i %% 250 == 0) gc()
     }
   }

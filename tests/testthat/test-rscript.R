@@ -31,5 +31,8 @@ test_that("R itself reads a command as it is meant", {
   # What Rscript evaluates, shown rather than done.
   lines <- sub("mirai::daemon", "dput((function(x, ...) x)", sub("rs=.*'", "1))'", cmd), fixed = TRUE)
   writeLines(lines, script)
-  expect_identical(eval(parse(text = system2("sh", script, stdout = TRUE))), "ipc:///tmp/it's \"a\" $HOME `b`\nand \\ more")
+  expect_identical(
+    eval(parse(text = system2("sh", script, stdout = TRUE))),
+    "ipc:///tmp/it's \"a\" $HOME `b`\nand \\ more"
+  )
 })

@@ -9,7 +9,9 @@ counter_hooks <- list(
   function(x) serialize(x$n, NULL),
   function(x) structure(list2env(list(n = unserialize(x), arrived = TRUE), parent = emptyenv()), class = "counter")
 )
-for (i in 1:2) environment(counter_hooks[[i]]) <- baseenv()
+for (i in 1:2) {
+  environment(counter_hooks[[i]]) <- baseenv()
+}
 
 local_hooks <- function(..., frame = parent.frame()) {
   serialization(...)
@@ -20,10 +22,13 @@ test_that("an object of a registered class goes through its functions, both ways
   local_test_daemons(1)
   local_hooks(counter_hooks, class = "counter")
   counter <- new_counter(5)
-  m <- mirai({
-    counter$n <- counter$n + 1
-    list(arrived = counter$arrived, secret = counter$secret, counter = counter)
-  }, counter = counter)
+  m <- mirai(
+    {
+      counter$n <- counter$n + 1
+      list(arrived = counter$arrived, secret = counter$secret, counter = counter)
+    },
+    counter = counter
+  )
   expect_true(m[]$arrived)
   expect_null(m$data$secret)
   expect_identical(m$data$counter$n, 6)
@@ -40,8 +45,14 @@ test_that("objects are found deep inside lists, attributes, environments and S4 
   env <- new.env()
   env$deep <- list(list(a))
   x <- list(
-    a = a, again = a, text = structure("t", attached = a), env = env,
-    slot = new("Holder", held = a), big = 1:1e5, call = call("f", a), other = new_counter(2)
+    a = a,
+    again = a,
+    text = structure("t", attached = a),
+    env = env,
+    slot = new("Holder", held = a),
+    big = 1:1e5,
+    call = call("f", a),
+    other = new_counter(2)
   )
   back <- mirai(x, x = x)[]
   expect_identical(back$a$n, 1)
@@ -56,7 +67,9 @@ test_that("environments survive while hooks are registered", {
   local_hooks(counter_hooks, class = "counter")
   round_trip <- function(x) .Call(rs_decode, .Call(rs_encode, x))
   env <- new.env()
-  for (i in 1:200) assign(paste0("variable", i), i, envir = env)
+  for (i in 1:200) {
+    assign(paste0("variable", i), i, envir = env)
+  }
   env[["\u00e9"]] <- "accent"
   env$self <- env
   lockBinding("variable1", env)
@@ -70,7 +83,11 @@ test_that("environments survive while hooks are registered", {
   expect_false(bindingIsLocked("variable2", back))
   expect_true(environmentIsLocked(back))
   expect_identical(attr(back, "note"), "n")
-  f <- local({ hidden <- 3; lazy <- 4; function(x) x + hidden })
+  f <- local({
+    hidden <- 3
+    lazy <- 4
+    function(x) x + hidden
+  })
   expect_identical(round_trip(f)(1), 4)
   delayedAssign("later", stop("must not be evaluated"))
   expect_identical(ls(round_trip(environment())), ls())
@@ -86,7 +103,8 @@ test_that("vectorized functions are called once for all objects", {
         lapply(x[-1], function(n) structure(list2env(list(n = n, together = x[1])), class = "counter"))
       }
     ),
-    class = "counter", vec = TRUE
+    class = "counter",
+    vec = TRUE
   )
   m <- mirai(vapply(x, function(e) c(e$n, e$together), c(0, 0)), x = lapply(1:3, new_counter))
   expect_identical(m[], rbind(c(1, 2, 3), c(3, 3, 3)))
@@ -113,7 +131,10 @@ test_that("several classes have functions at once: profile, package and session"
   un <- function(x) unserialize(x)
   environment(un) <- baseenv()
   old <- the$registered
-  on.exit({ the$registered <- old; update_hooks() })
+  on.exit({
+    the$registered <- old
+    update_hooks()
+  })
   config <- serial_config(c("one", "two"), list(tag("1"), tag("2")), list(un, un))
   local_test_daemons(1, serial = config)
   register_serial("three", tag("3"), un)
@@ -131,7 +152,9 @@ test_that("those of profiles and packages are for reference objects only", {
   pointer <- structure(methods::new("externalptr"), class = "tagged")
   Account <- setRefClass("Account", fields = list(balance = "numeric"), where = globalenv())
   on.exit(removeClass("Account", where = globalenv()), add = TRUE)
-  for (x in list(env, pointer, Account$new(balance = 1))) expect_identical(mirai(x, x = x)[], "by the hook")
+  for (x in list(env, pointer, Account$new(balance = 1))) {
+    expect_identical(mirai(x, x = x)[], "by the hook")
+  }
   vectors <- list(list(1), 1:3, data.frame(a = 1), quote(f(x)), function(x) x)
   for (x in vectors) {
     class(x) <- c("tagged", class(x))
@@ -161,7 +184,14 @@ test_that("functions that fail, or return something else, make an error of the m
   serialization(list(counter_hooks[[1]], function(x) stop("cannot read it")), class = "counter")
   expect_snapshot({
     mirai(1, counter = counter)[]
-    m <- mirai({ x <- make(); x$n <- 1; x }, make = make)
+    m <- mirai(
+      {
+        x <- make()
+        x$n <- 1
+        x
+      },
+      make = make
+    )
     m[]
   })
   # The stream is not confused by any of that.
@@ -198,7 +228,14 @@ test_that("a function may itself submit tasks, which come first", {
   object <- structure(new.env(), class = "submits")
   busy <- lapply(1:2, function(i) mirai(Sys.sleep(0.2)))
   outer <- lapply(1:3, function(i) mirai(class(x), x = object))
-  limited <- mirai({ x; Sys.sleep(60) }, x = object, .timeout = 500)
+  limited <- mirai(
+    {
+      x
+      Sys.sleep(60)
+    },
+    x = object,
+    .timeout = 500
+  )
   mapped <- mirai_map(1:3, function(i, x) class(x), .args = list(object))
   expect_identical(lapply(outer, function(m) m[]), rep(list("restored"), 3))
   expect_identical(unclass(limited[]), 5L)

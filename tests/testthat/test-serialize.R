@@ -13,8 +13,23 @@ expect_round_trip <- function(x) {
 
 test_that("vectors of all types survive, with what is missing in them", {
   for (x in list(
-    NULL, TRUE, c(NA, FALSE), 1L, c(NA_integer_, -5L), pi, c(NA, NaN, Inf, -0), 1i, c(NA_complex_, 2 - 1i),
-    "a", c(NA, "", "b"), raw(0), as.raw(0:255), list(), list(1, "a", NULL), character(0), integer(0)
+    NULL,
+    TRUE,
+    c(NA, FALSE),
+    1L,
+    c(NA_integer_, -5L),
+    pi,
+    c(NA, NaN, Inf, -0),
+    1i,
+    c(NA_complex_, 2 - 1i),
+    "a",
+    c(NA, "", "b"),
+    raw(0),
+    as.raw(0:255),
+    list(),
+    list(1, "a", NULL),
+    character(0),
+    integer(0)
   )) {
     expect_round_trip(x)
   }
@@ -84,15 +99,25 @@ test_that("attributes by which R's own code would read what is not there are ref
 
 test_that("attributes keep their order and their form", {
   frames <- list(
-    data.frame(a = 1:3), data.frame(a = 1:3)[c(3, 1), , drop = FALSE], data.frame(a = 1:3, row.names = c("x", "y", "z")),
-    data.frame(), structure(list(a = 1:3), class = "data.frame", row.names = c(2L, 4L, 6L)), as.data.frame(table(c(1, 1, 2)))
+    data.frame(a = 1:3),
+    data.frame(a = 1:3)[c(3, 1), , drop = FALSE],
+    data.frame(a = 1:3, row.names = c("x", "y", "z")),
+    data.frame(),
+    structure(list(a = 1:3), class = "data.frame", row.names = c(2L, 4L, 6L)),
+    as.data.frame(table(c(1, 1, 2)))
   )
   others <- list(
-    table(a = c(1, 1, 2), b = c("x", "y", "x")), matrix(0, 0, 3, dimnames = list(NULL, letters[1:3])), array(1:3, 3, list(c("a", "b", "c"))),
-    structure(1:2, class = c("b", "a"), z = 1, names = c("x", "y"), comment = "said"), structure(1L, levels = "a", class = "factor"),
-    ts(matrix(1:6, 3), start = 2000, frequency = 4), structure(function(x) x, class = "f", note = "n"),
+    table(a = c(1, 1, 2), b = c("x", "y", "x")),
+    matrix(0, 0, 3, dimnames = list(NULL, letters[1:3])),
+    array(1:3, 3, list(c("a", "b", "c"))),
+    structure(1:2, class = c("b", "a"), z = 1, names = c("x", "y"), comment = "said"),
+    structure(1L, levels = "a", class = "factor"),
+    ts(matrix(1:6, 3), start = 2000, frequency = 4),
+    structure(function(x) x, class = "f", note = "n"),
     structure(quote(a + b), class = "call of mine", z = 1),
-    structure(list(1), names = "a", class = "x", more = structure(1, deep = structure(2, deeper = 3))), asS4(1), asS4(list(a = 1))
+    structure(list(1), names = "a", class = "x", more = structure(1, deep = structure(2, deeper = 3))),
+    asS4(1),
+    asS4(list(a = 1))
   )
   for (x in c(frames, others)) {
     expect_true(identical(round_trip(x), x, attrib.as.set = FALSE, ignore.environment = TRUE))
@@ -146,7 +171,10 @@ test_that("environments survive, with cycles and locked bindings", {
   for (x in list(globalenv(), emptyenv(), baseenv(), .BaseNamespaceEnv, asNamespace("stats"))) {
     expect_identical(round_trip(x), x)
   }
-  counter <- local({ n <- 0; function() n <<- n + 1 })
+  counter <- local({
+    n <- 0
+    function() n <<- n + 1
+  })
   counter()
   expect_identical(round_trip(counter)(), 2)
 })
@@ -155,7 +183,11 @@ test_that("S4 objects survive", {
   where <- globalenv()
   setClass("Point", representation(x = "numeric", y = "numeric"), where = where)
   setClass("Named", contains = "numeric", representation(name = "character"), where = where)
-  on.exit(for (class in c("Point", "Named")) removeClass(class, where = where))
+  on.exit(
+    for (class in c("Point", "Named")) {
+      removeClass(class, where = where)
+    }
+  )
   expect_round_trip(new("Point", x = 1, y = 2))
   expect_round_trip(new("Named", c(1, 2), name = "n"))
   expect_true(isS4(round_trip(new("Named", 1, name = "n"))))
@@ -173,7 +205,9 @@ test_that("compact and other alternative representations survive, and large ones
 test_that("many symbols, deep nesting and large vectors survive", {
   expect_round_trip(as.call(lapply(paste0("s", 1:500), as.name)))
   deep <- list()
-  for (i in 1:1000) deep <- list(deep)
+  for (i in 1:1000) {
+    deep <- list(deep)
+  }
   expect_round_trip(deep)
   expect_round_trip(c(runif(1e6)))
   expect_round_trip(as.list(1:5000))
@@ -182,18 +216,36 @@ test_that("many symbols, deep nesting and large vectors survive", {
 test_that("random nested objects survive", {
   set.seed(1)
   atoms <- list(
-    function() sample(c(TRUE, FALSE, NA), 3), function() sample(10L), function() rnorm(2),
-    function() sample(letters, 2), function() quote(a + b), function() as.name("q"), function() NULL,
-    function() factor(sample(letters, 3)), function() complex(1, 2, 3), function() 1:4,
-    function() as.raw(7), function() function(x) x, function() Sys.Date(), function() "\u00fc",
-    function() c(NA, "", `Encoding<-`("fa\xE7ile", "latin1"), `Encoding<-`("\xff", "bytes"), strrep("x", sample(1e4, 1))),
+    function() sample(c(TRUE, FALSE, NA), 3),
+    function() sample(10L),
+    function() rnorm(2),
+    function() sample(letters, 2),
+    function() quote(a + b),
+    function() as.name("q"),
+    function() NULL,
+    function() factor(sample(letters, 3)),
+    function() complex(1, 2, 3),
+    function() 1:4,
+    function() as.raw(7),
+    function() function(x) x,
+    function() Sys.Date(),
+    function() "\u00fc",
+    function() {
+      c(NA, "", `Encoding<-`("fa\xE7ile", "latin1"), `Encoding<-`("\xff", "bytes"), strrep("x", sample(1e4, 1)))
+    },
     function() stats::setNames(sample(sprintf("s%d", 1:2000)), NULL)
   )
   random <- function(depth) {
-    if (depth == 0 || runif(1) < 0.3) return(sample(atoms, 1)[[1]]())
+    if (depth == 0 || runif(1) < 0.3) {
+      return(sample(atoms, 1)[[1]]())
+    }
     x <- lapply(seq_len(sample(0:4, 1)), function(i) random(depth - 1))
-    if (runif(1) < 0.5) names(x) <- make.names(seq_along(x))
-    if (runif(1) < 0.3) attr(x, "extra") <- random(depth - 1)
+    if (runif(1) < 0.5) {
+      names(x) <- make.names(seq_along(x))
+    }
+    if (runif(1) < 0.3) {
+      attr(x, "extra") <- random(depth - 1)
+    }
     x
   }
   for (i in 1:300) {

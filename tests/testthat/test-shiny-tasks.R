@@ -31,11 +31,17 @@ tasks_app <- function(dir, frame = parent.frame()) {
       task <- ExtendedTask$new(function(x, slow) {
         running <<- mirai(
           {
-            while (slow && !file.exists(gate)) Sys.sleep(0.01)
-            if (x < 0) stop("x is negative")
+            while (slow && !file.exists(gate)) {
+              Sys.sleep(0.01)
+            }
+            if (x < 0) {
+              stop("x is negative")
+            }
             x^2
           },
-          x = x, slow = slow, gate = file.path(dir, x)
+          x = x,
+          slow = slow,
+          gate = file.path(dir, x)
         )
       })
       bind_task_button(task, "go")
@@ -56,12 +62,18 @@ tasks_app <- function(dir, frame = parent.frame()) {
     }
     shinyApp(ui, server)
   })
-  writeLines(c(paste0("dir <- ", deparse(dir)), vapply(as.list(code)[-1L], deparse1, "", collapse = "\n")), file.path(app, "app.R"))
+  writeLines(
+    c(paste0("dir <- ", deparse(dir)), vapply(as.list(code)[-1L], deparse1, "", collapse = "\n")),
+    file.path(app, "app.R")
+  )
   local_server(
     c(
       "options(warn = 1)",
       "suppressPackageStartupMessages(library(mirai))",
-      sprintf("tryCatch(with(daemons(2), shiny::runApp(%s, launch.browser = FALSE)), interrupt = function(i) NULL)", deparse(app)),
+      sprintf(
+        "tryCatch(with(daemons(2), shiny::runApp(%s, launch.browser = FALSE)), interrupt = function(i) NULL)",
+        deparse(app)
+      ),
       "cat('left:', sum(daemons_set()), '\\n')"
     ),
     "Listening on http://127.0.0.1:([0-9]+)",
@@ -103,7 +115,9 @@ test_that("ExtendedTask and input_task_button() serve two sessions at once", {
   two$click("map")
   expect_true(two$wait(says("mapped", "10 20 30 40")))
   expect_true(one$script(paste("return", busy("go"))))
-  if (nzchar(pictures <- Sys.getenv("MIRAI_SCREENSHOTS"))) one$screenshot(file.path(pictures, "tasks.png"))
+  if (nzchar(pictures <- Sys.getenv("MIRAI_SCREENSHOTS"))) {
+    one$screenshot(file.path(pictures, "tasks.png"))
+  }
 
   file.create(file.path(dir, "3"))
   expect_true(one$wait(paste(says("result", "x^2 is 9"), "&&", ready("go"))))

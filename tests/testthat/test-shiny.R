@@ -49,7 +49,9 @@ test_that("the example app serves two browsers at once while daemons compute", {
   # Progress is shown as parts arrive, to the session whose parts they are.
   expect_true(one$wait("document.querySelector('#bar progress')?.value >= 2"))
   expect_identical(two$script(paste("return", text_of("status"))), "Ready")
-  if (nzchar(dir <- Sys.getenv("MIRAI_SCREENSHOTS"))) one$screenshot(file.path(dir, "running.png"))
+  if (nzchar(dir <- Sys.getenv("MIRAI_SCREENSHOTS"))) {
+    one$screenshot(file.path(dir, "running.png"))
+  }
 
   # Two's computation is queued behind One's, and is served when that has been cancelled.
   two$select("replicates", "1000")
@@ -66,7 +68,9 @@ test_that("the example app serves two browsers at once while daemons compute", {
   picture <- local_file(fileext = ".png")
   one$screenshot(picture)
   expect_gt(file.size(picture), 20000)
-  if (nzchar(dir)) file.copy(picture, file.path(dir, "done.png"), overwrite = TRUE)
+  if (nzchar(dir)) {
+    file.copy(picture, file.path(dir, "done.png"), overwrite = TRUE)
+  }
 
   expect_match(end_server(server), "left: 0", fixed = TRUE, all = FALSE)
 })

@@ -3,7 +3,9 @@
 
 site <- function() {
   path <- test_path("..", "..", "_pkgdown.yml")
-  if (!file.exists(path)) skip("_pkgdown.yml is not here")
+  if (!file.exists(path)) {
+    skip("_pkgdown.yml is not here")
+  }
   skip_if_not_installed("yaml")
   yaml::read_yaml(path)
 }

@@ -13,7 +13,10 @@ test_that("daemons are launched by sbatch and run a map to its end", {
   expect_true(wait_until(function() !length(slurm$jobs()), 20))
   # what it refuses
   bad <- cluster_config("sbatch", "#SBATCH --mem=1000000")
-  expect_error(daemons(1, url = local_url(), remote = bad, .compute = profile), "sbatch .exit status 1.*Memory specification")
+  expect_error(
+    daemons(1, url = local_url(), remote = bad, .compute = profile),
+    "sbatch .exit status 1.*Memory specification"
+  )
   expect_false(daemons_set(profile))
 })
 
@@ -27,10 +30,13 @@ test_that("daemons are launched by srun; a job that is cancelled is a task lost,
   expect_true(connected(2))
   expect_identical(unlist(mirai_map(1:20, function(i) i^2)[]), (1:20)^2)
   started <- local_file()
-  m <- mirai({
-    writeLines(Sys.getenv("SLURM_JOB_ID"), started)
-    Sys.sleep(600)
-  }, started = started)
+  m <- mirai(
+    {
+      writeLines(Sys.getenv("SLURM_JOB_ID"), started)
+      Sys.sleep(600)
+    },
+    started = started
+  )
   job <- function() if (file.exists(started)) readLines(started)
   expect_true(wait_until(function() length(job()) == 1L))
   system2("scancel", job())
@@ -42,14 +48,17 @@ test_that("daemons are launched by srun; a job that is cancelled is a task lost,
   daemons(n = 2, url = "ws://127.0.0.1:0", remote = remote(), retry = TRUE, .compute = profile)
   expect_true(connected(2))
   again <- local_file()
-  first <- mirai({
-    if (file.exists(again)) {
-      Sys.getenv("SLURM_JOB_ID")
-    } else {
-      writeLines(Sys.getenv("SLURM_JOB_ID"), again)
-      Sys.sleep(600)
-    }
-  }, again = again)
+  first <- mirai(
+    {
+      if (file.exists(again)) {
+        Sys.getenv("SLURM_JOB_ID")
+      } else {
+        writeLines(Sys.getenv("SLURM_JOB_ID"), again)
+        Sys.sleep(600)
+      }
+    },
+    again = again
+  )
   expect_true(wait_until(function() file.exists(again) && length(readLines(again)) == 1L))
   system2("scancel", readLines(again))
   expect_type(first[], "character")

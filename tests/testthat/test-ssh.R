@@ -13,7 +13,9 @@ test_that("daemons are launched by ssh, several over one connection, and end wit
   pids <- unlist(everywhere(Sys.getpid())[])
   expect_length(unique(pids), 4L)
   daemons(0, .compute = profile)
-  for (pid in pids) expect_true(ends(pid))
+  for (pid in pids) {
+    expect_true(ends(pid))
+  }
 })
 
 test_that("each of several remotes gets its daemon, and the number launched is returned", {
@@ -110,8 +112,12 @@ test_that("a tunnel leads from all daemons of a machine to the host", {
   expect_length(unique(pids), 2L)
   # a port that is taken there, by this very tunnel
   expect_error(launch_remote(url, remote), "remote port forwarding failed for listen port", fixed = TRUE)
-  for (con in cons) close(con)
-  for (pid in pids) expect_true(ends(pid))
+  for (con in cons) {
+    close(con)
+  }
+  for (pid in pids) {
+    expect_true(ends(pid))
+  }
 })
 
 test_that("daemons connect through a tunnel", {

@@ -18,7 +18,10 @@ test_that("strings come back identical and are made when they are asked for", {
   expect_identical(got[some], x[some])
   expect_true(nothing_left())
   expect_identical(echo(got), x)
-  expect_identical(mirai(list(length(x), x[7], sum(nchar(x, "bytes"))), x = x)[], list(length(x), x[7], sum(nchar(x, "bytes"))))
+  expect_identical(
+    mirai(list(length(x), x[7], sum(nchar(x, "bytes"))), x = x)[],
+    list(length(x), x[7], sum(nchar(x, "bytes")))
+  )
   same <- function(f) expect_identical(f(echo(x)), f(x))
   same(is.na)
   same(unique)
@@ -37,11 +40,21 @@ test_that("strings keep their attributes, and are attributes", {
   local_test_daemons(1)
   x <- text()
   vectors <- list(
-    stats::setNames(x, x), matrix(x, 10), structure(x, class = c("a", "b"), other = list(x)), factor(x),
-    data.frame(x = x, i = seq_along(x)), data.frame(i = 1, row.names = "r")[rep(1, 3), , drop = FALSE], list(x, list(x), a = x),
-    structure(1:3, note = x), stats::setNames(as.list(seq_along(x)), x), I(x), strrep(c("a", "b", NA), 3e5)
+    stats::setNames(x, x),
+    matrix(x, 10),
+    structure(x, class = c("a", "b"), other = list(x)),
+    factor(x),
+    data.frame(x = x, i = seq_along(x)),
+    data.frame(i = 1, row.names = "r")[rep(1, 3), , drop = FALSE],
+    list(x, list(x), a = x),
+    structure(1:3, note = x),
+    stats::setNames(as.list(seq_along(x)), x),
+    I(x),
+    strrep(c("a", "b", NA), 3e5)
   )
-  for (v in vectors) expect_identical(echo(v), v)
+  for (v in vectors) {
+    expect_identical(echo(v), v)
+  }
   expect_true(is_shared(levels(echo(vectors[[4]]))))
   expect_true(is_shared(echo(strrep("a", 3e5))))
 })
@@ -63,7 +76,15 @@ test_that("nobody sees which strings others change", {
   local_test_daemons(1)
   x <- text()
   before <- paste0(x)
-  m <- mirai({ x[1] <- "a"; y <- x; y[2] <- NA; list(x, y) }, x = x)
+  m <- mirai(
+    {
+      x[1] <- "a"
+      y <- x
+      y[2] <- NA
+      list(x, y)
+    },
+    x = x
+  )
   x[3] <- "c"
   got <- m[]
   expect_identical(got[[1]], replace(before, 1, "a"))
@@ -76,7 +97,14 @@ test_that("nobody sees which strings others change", {
   names(kept) <- before
   kept[["string 000005"]] <- "e"
   expect_identical(kept, stats::setNames(replace(before, 5, "e"), before))
-  both <- mirai({ a[1] <- ""; list(a[1], b[1]) }, a = before, b = before)[]
+  both <- mirai(
+    {
+      a[1] <- ""
+      list(a[1], b[1])
+    },
+    a = before,
+    b = before
+  )[]
   expect_identical(both, list("", before[1]))
   change <- function(i, x) {
     first <- x[1]
@@ -104,11 +132,20 @@ test_that("strings that were received can be written, read, copied and sent on",
   got[2] <- "b"
   expect_identical(echo(got), replace(x, 2, "b"))
   expect_identical(.Call(rs_decode, .Call(rs_encode, echo(x))), x)
-  on <- mirai({
-    mirai::daemons(1)
-    on.exit(mirai::daemons(0))
-    mirai::mirai({ x[1] <- NA; x }, x = mirai::mirai(x, x = x)[])[]
-  }, x = x)[]
+  on <- mirai(
+    {
+      mirai::daemons(1)
+      on.exit(mirai::daemons(0))
+      mirai::mirai(
+        {
+          x[1] <- NA
+          x
+        },
+        x = mirai::mirai(x, x = x)[]
+      )[]
+    },
+    x = x
+  )[]
   expect_identical(on, replace(x, 1, NA))
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
@@ -120,7 +157,9 @@ test_that("strings that were received can be written, read, copied and sent on",
   # Where R writes or reads, because of something that only it can.
   expect_identical(echo(list(x, 1:1e6)), list(x, 1:1e6))
   deep <- list(x)
-  for (i in 1:500) deep <- list(deep)
+  for (i in 1:500) {
+    deep <- list(deep)
+  }
   expect_identical(echo(deep), deep)
 })
 
@@ -132,7 +171,16 @@ test_that("strings stay while the collector runs at any time", {
   gctorture(TRUE)
   defer(function() gctorture(FALSE), environment())
   some <- got[c(40, 1, 7)]
-  back <- mirai({ gctorture(TRUE); y <- x; y[2] <- "changed"; gctorture(FALSE); list(x, y) }, x = got)[]
+  back <- mirai(
+    {
+      gctorture(TRUE)
+      y <- x
+      y[2] <- "changed"
+      gctorture(FALSE)
+      list(x, y)
+    },
+    x = got
+  )[]
   all <- paste(got)
   gctorture(FALSE)
   expect_identical(some, x[c(40, 1, 7)])

@@ -60,13 +60,20 @@ test_that("a full stack is an error value", {
 
 test_that("evaluations may be nested", {
   profile <- local_test_daemons(sync = TRUE)
-  m <- mirai({
-    inner <- mirai::mirai({
-      x <<- 2
-      x
-    }, .compute = profile)[]
-    c(x, inner)
-  }, x = 1, profile = profile)
+  m <- mirai(
+    {
+      inner <- mirai::mirai(
+        {
+          x <<- 2
+          x
+        },
+        .compute = profile
+      )[]
+      c(x, inner)
+    },
+    x = 1,
+    profile = profile
+  )
   expect_identical(m[], c(1, 2))
 })
 

@@ -82,14 +82,26 @@ test_that("what is wrong with a certificate is said where it can be put right", 
     paste(words(p), collapse = "\n")
   }
   # The name in the URL is none of the certificate's.
-  local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("elsewhere.pem", "intermediate.pem"), pem$read("elsewhere.key")))
+  local_test_daemons(
+    url = loopback("tls+tcp"),
+    tls = c(pem$read("elsewhere.pem", "intermediate.pem"), pem$read("elsewhere.key"))
+  )
   expect_match(said(nextget("url"), pem$file("root.pem")), "not valid for the name '127.0.0.1'", fixed = TRUE)
   # Signed by somebody else.
   local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("server.pem", "intermediate.pem"), key))
   expect_match(said(nextget("url"), pem$file("self.pem")), "not signed by")
   expect_identical(info()[["cumulative"]], 0L)
   # Another's key; one with a password.
-  pem$run("pkcs8", "-topk8", "-in", pem$file("server.key"), "-passout", "pass:secret", "-out", pem$file("encrypted.key"))
+  pem$run(
+    "pkcs8",
+    "-topk8",
+    "-in",
+    pem$file("server.key"),
+    "-passout",
+    "pass:secret",
+    "-out",
+    pem$file("encrypted.key")
+  )
   encrypted <- c(pem$read("server.pem", "intermediate.pem"), pem$read("encrypted.key"))
   url <- "tls+tcp://127.0.0.1:0"
   expect_snapshot(show_errors({

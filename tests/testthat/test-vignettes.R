@@ -6,7 +6,9 @@ vignette_lines <- function(name) {
   file <- paste0(name, ".Rmd")
   path <- c(test_path("../../vignettes", file), system.file("doc", file, package = "mirai"))
   path <- path[file.exists(path)]
-  if (!length(path)) skip("The vignette's source is not here")
+  if (!length(path)) {
+    skip("The vignette's source is not here")
+  }
   readLines(path[[1L]])
 }
 
@@ -78,7 +80,8 @@ test_that("TLS with certificates of one's own", {
     invisible()
   }
   follow(
-    "certificates", env,
+    "certificates",
+    env,
     "host.example.org:5555" = "127.0.0.1:0",
     "\"host.pem\"" = encodeString(pem$file("host.pem"), quote = "\""),
     "\"authority.pem\"" = encodeString(pem$file("root.pem"), quote = "\"")
@@ -120,7 +123,13 @@ test_that("coming from 2.x", {
   shown("[1] 1", "[1] 2 5", "[1] \"ws:\"")
   shown("[[2]]", "[1] \"f(1)\"")
   shown("        0         0         3 ")
-  shown("In index: 2. With name: b.", "Caused by error in .f(.x): bad", "[1] 2", "[1] \"b\"", "<simpleError in .f(.x): bad>")
+  shown(
+    "In index: 2. With name: b.",
+    "Caused by error in .f(.x): bad",
+    "[1] 2",
+    "[1] \"b\"",
+    "<simpleError in .f(.x): bad>"
+  )
   shown("did you mean 'maxtasks'?")
   shown("[1] 2", "[1] 2", "[1] 1")
   expect_false(daemons_set("default"))

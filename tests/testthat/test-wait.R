@@ -6,10 +6,13 @@ test_that("call_mirai() waits for one or several and returns them invisibly", {
   expect_identical(called$value, m)
   expect_identical(m$data, 1)
   expect_identical(call_mirai_(m), m)
-  ms <- list(a = mirai(1), b = mirai({
-    Sys.sleep(0.1)
-    2
-  }))
+  ms <- list(
+    a = mirai(1),
+    b = mirai({
+      Sys.sleep(0.1)
+      2
+    })
+  )
   expect_identical(call_mirai(ms), ms)
   expect_false(unresolved(ms))
   expect_identical(call_mirai(list()), list())
@@ -43,11 +46,14 @@ test_that("stop_mirai() cancels queued and running tasks, and says which", {
   pid <- mirai(Sys.getpid())[]
   finished <- call_mirai(mirai("done"))
   file <- local_file()
-  running <- mirai({
-    on.exit(cat("interrupted", file = file))
-    file.create(file)
-    Sys.sleep(60)
-  }, file = file)
+  running <- mirai(
+    {
+      on.exit(cat("interrupted", file = file))
+      file.create(file)
+      Sys.sleep(60)
+    },
+    file = file
+  )
   queued <- mirai(cat("never", file = file), file = file)
   last <- mirai("last")
   expect_true(wait_until(function() file.exists(file)))
@@ -72,7 +78,11 @@ test_that("an interrupt never hits a later task", {
   pid <- mirai(Sys.getpid())[]
   later <- lapply(1:1000, function(i) {
     m <- mirai(Sys.sleep(0.0005))
-    if (i %% 3L) unresolved(m) else mirai(0)[]
+    if (i %% 3L) {
+      unresolved(m)
+    } else {
+      mirai(0)[]
+    }
     stop_mirai(m)
     mirai(i, i = i)
   })
@@ -85,10 +95,13 @@ test_that("stop_mirai() reaches tasks in other profiles and those without daemon
   m1 <- mirai(Sys.sleep(60), .compute = one)
   local_test_daemons(1, dispatcher = FALSE)
   file <- local_file()
-  m2 <- mirai({
-    file.create(file)
-    Sys.sleep(60)
-  }, file = file)
+  m2 <- mirai(
+    {
+      file.create(file)
+      Sys.sleep(60)
+    },
+    file = file
+  )
   m3 <- mirai("next")
   expect_true(wait_until(function() file.exists(file)))
   expect_identical(stop_mirai(list(m1, m2)), c(TRUE, TRUE))
@@ -180,7 +193,14 @@ limited <- function(expr) {
 test_that("time limits end every wait, and the session goes on", {
   local_test_daemons(1, memory = 1)
   file <- local_file()
-  sleeper <- function() mirai(while (!file.exists(file)) Sys.sleep(0.01), file = file)
+  sleeper <- function() {
+    mirai(
+      while (!file.exists(file)) {
+        Sys.sleep(0.01)
+      },
+      file = file
+    )
+  }
   m <- sleeper()
   ms <- list(m, sleeper())
   expect_match(limited(m[]), "reached elapsed time limit")
@@ -190,7 +210,11 @@ test_that("time limits end every wait, and the session goes on", {
   map <- mirai_map(1:2, function(i) i)
   expect_match(limited(map[]), "reached elapsed time limit")
   expect_match(limited(map[.stop]), "reached elapsed time limit")
-  fill <- function() repeat mirai(0, x = x)
+  fill <- function() {
+    repeat {
+      mirai(0, x = x)
+    }
+  }
   x <- raw(1e5)
   expect_match(limited(fill()), "reached elapsed time limit")
   sleep <- remote_config("sh", c("-c", shQuote("exec sleep 60"), "."))
@@ -258,21 +282,24 @@ test_that("R's input handlers are served in a wait, and may use what is waited f
     "m <- ask()",
     "print(collect_mirai(list(m, mirai(Sys.sleep(60)))))"
   )
-  expect_identical(out, c(
-    "served served ",
-    "served 1 ",
-    "served served ",
-    "TRUE 2 2 ",
-    "TRUE 2 2 ",
-    "limit ",
-    "'errorValue' int 19 | Connection reset",
-    "[[1]]",
-    "'errorValue' int 19 | Connection reset",
-    "",
-    "[[2]]",
-    "'errorValue' int 19 | Connection reset",
-    ""
-  ))
+  expect_identical(
+    out,
+    c(
+      "served served ",
+      "served 1 ",
+      "served served ",
+      "TRUE 2 2 ",
+      "TRUE 2 2 ",
+      "limit ",
+      "'errorValue' int 19 | Connection reset",
+      "[[1]]",
+      "'errorValue' int 19 | Connection reset",
+      "",
+      "[[2]]",
+      "'errorValue' int 19 | Connection reset",
+      ""
+    )
+  )
 })
 
 test_that("input handlers are served while a task waits for room", {
