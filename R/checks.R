@@ -1,5 +1,5 @@
-# Checks of arguments. Each names the argument and says what was expected; `call`
-# is that of the function the user called.
+# Argument checks. Each raises an error that names the argument and what it must be. `call` is the call of the
+# function that the user called: the error shows it.
 
 stop_argument <- function(name, expected, call) {
   stop_error(paste0("'", name, "' must be ", expected), call, "mirai_error_argument")
@@ -46,7 +46,7 @@ check_urls <- function(x, call = sys.call(-1L)) {
   }
 }
 
-# What a host presents, as opposed to what daemons know it by: see check_tls().
+# For the host's side of TLS: its certificate and key. check_tls() is for the daemon's side.
 check_identity <- function(tls, pass, call) {
   if (!is.null(tls) && !(is.character(tls) && length(tls) %in% 1:2 && !anyNA(tls) && all(nzchar(tls)))) {
     stop_argument("tls", "the name of a file, or a character vector of a certificate chain and a key", call)
@@ -54,7 +54,7 @@ check_identity <- function(tls, pass, call) {
   if (!is.null(pass)) check_string(pass, "pass", call)
 }
 
-# `tlscert` is what later releases call `tls`.
+# `tls`, or `tlscert`, an older name for it. An error if both are given.
 either_tls <- function(tls, tlscert, call) {
   if (is.null(tlscert)) {
     return(tls)
@@ -65,8 +65,8 @@ either_tls <- function(tls, tlscert, call) {
   tlscert
 }
 
-# What mirai(), everywhere() and mirai_map() take as `...`: a list of named
-# objects, or NULL.
+# Checks the `...` of mirai(), everywhere() and mirai_map(): named objects, or a single environment. Returns a named
+# list.
 named_dots <- function(dots, call = sys.call(-1L)) {
   if (length(dots) == 1L && is.null(names(dots)) && is.environment(dots[[1L]])) {
     return(environment_objects(dots[[1L]]))
@@ -77,7 +77,7 @@ named_dots <- function(dots, call = sys.call(-1L)) {
   dots
 }
 
-# What they take as `.args`: likewise.
+# Checks the `.args` of mirai() and everywhere(): a named list, or an environment. Returns a named list.
 named_args <- function(args, call = sys.call(-1L)) {
   if (is.environment(args)) {
     return(environment_objects(args))
@@ -99,8 +99,8 @@ all_named <- function(x) {
   !is.null(nms) && !anyNA(nms) && all(nzchar(nms))
 }
 
-# Objects of an environment as a list. The RNG's state belongs to its process,
-# and the dots of a function are not an object.
+# The objects of an environment as a list, except two: `.Random.seed` is the random number state of this process, and
+# `...` is not an object.
 environment_objects <- function(env) {
   objects <- as.list.environment(env, all.names = TRUE)
   objects[setdiff(names(objects), c(".Random.seed", "..."))]

@@ -1,34 +1,34 @@
 #' Make a cluster for package parallel
 #'
-#' Makes a cluster for package parallel (and what is built upon it, such as foreach through
-#' doParallel) whose nodes are daemons, with a compute profile of its own.
+#' `make_cluster()` makes a cluster whose nodes are daemons. It works with the functions of package parallel, such as
+#' [parallel::parLapply()], and with packages that use these clusters, such as doParallel (for foreach).
+#' `stop_cluster()` ends the cluster and its daemons.
 #'
-#' @param n number of nodes. Not needed if `url` has one URL for each.
-#' @param url `NULL` to start the nodes on this machine. Or URLs to listen at for daemons that are
-#'   started otherwise, one for each node; a single one is extended for `n` nodes as it is by
-#'   [daemons()].
-#' @param remote how to launch the nodes, with `url`: a value of [remote_config()], [ssh_config()],
-#'   [cluster_config()] or [http_config()]. `NULL`, or `remote_config()` without a command, to launch them by
-#'   hand: [launch_remote()] of the cluster has the commands.
+#' @param n number of nodes. Not needed if `url` has one URL for each node.
+#' @param url `NULL` to start the nodes on this machine. Otherwise the URLs at which to listen for daemons: one for
+#'   each node, or a single URL, which is extended to `n` URLs as [daemons()] does it.
+#' @param remote how to launch the nodes on other machines, with `url`: a value of [remote_config()], [ssh_config()],
+#'   [cluster_config()] or [http_config()]. `NULL`, or `remote_config()` without a command, launches nothing: run the
+#'   commands that [launch_remote()] returns for the cluster.
 #' @param ... options for the daemons, see [daemon()].
 #' @param tls,pass,tlscert for secure URLs: see [daemons()].
 #'
-#' @returns `make_cluster()`: a list of nodes of class `c("miraiCluster", "cluster")`, with an attribute `id`
-#'   that no other cluster has.
+#' @returns `make_cluster()`: a list of nodes, of class `c("miraiCluster", "cluster")`. Its attribute `id` is unique.
 #'   `stop_cluster()`: `NULL`, invisibly.
 #' @details
-#' Each node is one daemon. Variables exported to it, packages attached there and its random
-#' number stream stay until the cluster is stopped. If a node ends in the middle of a call, that
-#' is an error which names the node, as is the use of this node from then on. Whenever a call is
-#' given up, by such an error or by an interrupt, what it has left running on the other nodes is
-#' cancelled, so these are ready for the next.
+#' Each node is one daemon. A cluster has a compute profile of its own. Functions that take the name of a compute
+#' profile, such as [status()], also take a cluster.
 #'
-#' With `url`, a call waits for nodes that have not connected yet. [status()] has their URLs.
+#' A node keeps exported variables, attached packages and its random number stream until the cluster is stopped.
 #'
-#' `with()` makes the cluster the default one of package parallel for the evaluation of an
-#' expression, and stops it afterwards. Functions that take the name of a compute profile, such as
-#' [status()], take a cluster, too.
-#' @seealso [daemons()], [register_cluster()]; `vignette("parallel", "mirai")`.
+#' If a node ends during a call, the call is an error that names the node. So is every later use of that node. When a
+#' call ends by an error or an interrupt, its evaluations on the other nodes are cancelled.
+#'
+#' With `url`, a call waits for nodes that have not connected yet. [status()] shows the URLs.
+#'
+#' `with(cluster, expr)` evaluates `expr` with the cluster as the default cluster of package parallel, then stops it.
+#' @seealso [daemons()] for daemons without a cluster; [register_cluster()] for `parallel::makeCluster()`;
+#'   `vignette("parallel", "mirai")`.
 #' @examples
 #' cl <- make_cluster(2)
 #' cl
@@ -50,7 +50,7 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
     stop_argument("n", "a single whole number, one or greater", call)
   }
   settings <- daemons_settings(...)
-  # Nodes keep what there is: to compare it with what there was would be a waste of time.
+  # Nodes keep variables, packages and options between calls: no clean-up.
   settings$daemon$cleanup <- FALSE
   if (is.null(url)) {
     if (missing(n)) {
@@ -91,8 +91,8 @@ stop_cluster <- function(cl) {
   parallel::stopCluster(cl)
 }
 
-# What the nodes of a cluster have in common. Ids count up through the session; those made on
-# a node begin with its own, so that they differ everywhere.
+# The state that all nodes of a cluster share. Its id is a counter of this session. On a node of another cluster, that
+# node's id is its prefix. So ids are unique across processes.
 new_cluster_state <- function() {
   repeat {
     the$clusters <- the$clusters + 1L
@@ -104,7 +104,7 @@ new_cluster_state <- function() {
 }
 
 new_cluster <- function(cluster) {
-  # It has the generics, and the `[` that keeps the class.
+  # Loading parallel registers our methods for its generics.
   loadNamespace("parallel")
   urls <- .Call(rs_profile_status, cluster$profile)$urls
   the$numbers[[cluster$profile]] <- length(urls)
@@ -117,8 +117,8 @@ as_cluster <- function(nodes, id) structure(nodes, class = c("miraiCluster", "cl
 #' @export
 `[.miraiCluster` <- function(x, ...) as_cluster(unclass(x)[...], attr(x, "id"))
 
-# A node. `host` and `rank` are what nodes of package parallel have, too. `pending` is the
-# call that has been sent, as a list of its mirai and its tag.
+# A node. Nodes of package parallel have the fields `host` and `rank`, too. `pending` is the call that was sent and not
+# yet received: a list of its mirai `m` and its `tag`.
 new_node <- function(cluster, i, url) {
   node <- list2env(
     list(cluster = cluster, rank = i, host = "localhost", url = url, open = TRUE, pending = NULL),
@@ -129,7 +129,7 @@ new_node <- function(cluster, i, url) {
   structure(node, class = "miraiNode")
 }
 
-# Called on a daemon.
+# Evaluated on a daemon: makes it a node of this id. Returns its process id.
 be_node <- function(id) {
   the$node_id <- id
   Sys.getpid()
@@ -165,11 +165,11 @@ with.miraiCluster <- function(data, expr, ...) {
   expr
 }
 
-# Methods for generics of package parallel, which are internal in some versions of R:
-# NAMESPACE has them registered once that package is loaded.
+# Methods for generics of package parallel. Some versions of R do not export these, so NAMESPACE registers the methods
+# when parallel is loaded.
 
-# Its calls are evaluated as its own workers do it. In a list, so that whatever is a value of
-# the function cannot be taken for a failure of the node.
+# The call that a node evaluates, as parallel's own workers do. The value is wrapped in a list: so a function that
+# returns an error value is not mistaken for a node that failed.
 node_call <- quote(list(base::do.call(fun, args, quote = TRUE)))
 
 #' @exportS3Method parallel::sendData
@@ -177,7 +177,7 @@ sendData.miraiNode <- function(node, data) {
   if (data$type != "EXEC") {
     return(invisible())
   }
-  # Of a call that was given up.
+  # Cancels an earlier call whose reply was never received.
   abandon(node)
   m <- if (node$open) {
     .Call(rs_submit_to, node_call, data$data[c("fun", "args")], node$rank, node$cluster$profile)
@@ -222,7 +222,7 @@ abandon <- function(node) {
   node$pending <- NULL
 }
 
-# The reply to a call, as workers of package parallel send it.
+# The reply to the pending call, in the form that parallel's own workers send.
 take_reply <- function(node) {
   value <- node$pending$m$data
   tag <- node$pending$tag
@@ -245,7 +245,7 @@ stop_lost <- function(node, value) {
   stop_error(text)
 }
 
-# All nodes that are left, or some of them.
+# `cl` may be a part of the cluster: then the other nodes stay.
 #' @rawNamespace S3method(parallel::stopCluster, miraiCluster)
 stopCluster.miraiCluster <- function(cl = NULL) {
   if (!length(cl)) {
@@ -266,7 +266,7 @@ stopCluster.miraiCluster <- function(cl = NULL) {
   invisible()
 }
 
-# The process is told to quit, once it has done what it does.
+# Sends the node a task that quits its process. It runs after what the node is evaluating.
 #' @exportS3Method parallel::closeNode
 closeNode.miraiNode <- function(node) {
   if (is_active(node)) {
@@ -278,12 +278,11 @@ closeNode.miraiNode <- function(node) {
 
 #' Register the cluster type with package parallel
 #'
-#' Makes `parallel::makeCluster(n, type = "MIRAI")` the same as [make_cluster()]. Needs R 4.5 or
-#' later.
+#' After this, `parallel::makeCluster(n, type = "MIRAI")` calls [make_cluster()]. Needs R 4.5 or later.
 #'
-#' @param default whether `makeCluster()` shall make such clusters also if no `type` is given.
+#' @param default `TRUE` to make `"MIRAI"` the default type of `parallel::makeCluster()`.
 #' @returns `NULL`, invisibly.
-#' @seealso [make_cluster()].
+#' @seealso [make_cluster()]; `vignette("parallel", "mirai")`.
 #' @examples
 #' if (getRversion() >= "4.5") register_cluster(default = FALSE)
 #' @export

@@ -1,11 +1,13 @@
 #' Wait for mirai and collect their values
 #'
+#' Waits until a mirai, or each of a list of mirai, has resolved, and returns the values.
+#'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
-#' @param options collection options, for a list: a character vector of any of `".flat"`, `".progress"`,
-#'   `".progress_cli"` and `".stop"`; or a list of values by these names, such as
-#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()].
-#' @returns The value of a mirai, or a list of the values with the names of `x`.
-#' @seealso [call_mirai()], [mirai_map()], [collection-options].
+#' @param options collection options, if `x` is a list: a character vector of any of `".flat"`, `".progress"`,
+#'   `".progress_cli"` and `".stop"`; or a named list, such as `list(.stop = TRUE, .progress = "Fitting")`. See
+#'   [mirai_map()] for what they do.
+#' @returns For a mirai, its value. For a list, a list of the values, with the names of `x`.
+#' @seealso [call_mirai()] to wait without collecting; [mirai_map()]; [collection-options].
 #' @examples
 #' collect_mirai(mirai(1 + 1))
 #' collect_mirai(list(a = mirai("a"), b = mirai("b")))
@@ -25,9 +27,10 @@ collect_mirai <- function(x, options = NULL) {
 
 #' Collection options: .stop, .flat, .progress
 #'
-#' For use within the brackets of a mirai map: see [mirai_map()].
+#' Options for the brackets of a mirai map: `x[.flat]` returns a vector, `x[.progress]` shows progress, and `x[.stop]`
+#' stops at the first failure. [mirai_map()] describes them.
 #'
-#' @format Character strings, each of its own name.
+#' @format Each is a character string: its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
 #' @aliases .flat .progress .progress_cli .stop
@@ -53,8 +56,8 @@ NULL
 
 collection_options <- c(".flat", ".progress", ".progress_cli", ".stop")
 
-# The arguments within the brackets, or within c() there, as a list: of what is given by name, and of
-# strings. The options' own names need no package attached; anything else is evaluated.
+# The arguments in the brackets, or in c() within them, as a list of strings and named values. The symbols `.flat`,
+# `.stop` and so on are not evaluated, so they work without the package attached. Everything else is evaluated.
 collection_arguments <- function(call, envir) {
   args <- as.list(call)[-1L]
   named <- if (is.null(names(args))) logical(length(args)) else nzchar(names(args))
@@ -86,8 +89,8 @@ collection_argument <- function(expr, envir) {
   }
 }
 
-# Collection options as a list by their names: TRUE, or what configures the progress. Those that are
-# FALSE are left out.
+# The collection options as a named list. Values are TRUE, or what configures the progress bar. Options that are FALSE
+# are left out.
 check_options <- function(options, call) {
   unknown <- function() stop_argument("options", paste("any of", toString(dQuote(collection_options, FALSE))), call)
   if (!is.null(options) && !is.character(options) && !is.list(options)) {
@@ -132,7 +135,7 @@ check_progress <- function(name, value, call) {
   }
 }
 
-# Waits for a list of mirai and returns their values, as `options` say.
+# Waits for a list of mirai and returns their values, as `options` ask.
 collect_list <- function(x, options, call = sys.call(-1L)) {
   options <- check_options(options, call)
   x <- unclass(x)
@@ -155,9 +158,10 @@ wait_with_progress <- function(x, stop_early, bar) {
   .Call(rs_wait_showing, x, stop_early, bar$set, bar$step)
 }
 
-# `set` is called with the number that have resolved: when `step` more have than at its last call.
+# A progress bar for `n` mirai: `set(i)` shows that `i` have resolved. It is called when `step` more have resolved than
+# at the last call. `done()` ends the bar.
 progress_bar <- function(n, options, call) {
-  # A label, or arguments for cli.
+  # A label, or a list of arguments for cli::cli_progress_bar().
   settings <- Find(Negate(is.logical), options[grepl("progress", names(options))])
   if (is.character(settings)) {
     settings <- list(name = settings, type = "iterator")
@@ -165,7 +169,7 @@ progress_bar <- function(n, options, call) {
   if (progress_uses_cli()) {
     fixed <- list(total = n, .auto_close = FALSE)
     arguments <- utils::modifyList(utils::modifyList(list(type = "tasks"), as.list(settings)), fixed)
-    # purrr's documentation has all that cli takes in C, and purrr adds its caller: the bar in R has no arguments of these names.
+    # purrr users pass `show_after` and `caller`, which cli knows in C but not in cli_progress_bar().
     after <- arguments$show_after
     if (!is.null(after)) {
       old <- options(cli.progress_show_after = after)
@@ -190,7 +194,7 @@ progress_bar <- function(n, options, call) {
       step = 1
     ))
   }
-  # A log keeps every line: no more than ten of them, and the last.
+  # stderr is a log file: about ten lines in all.
   list(set = function(i) cat(line(i), "\n", sep = "", file = stderr()), done = function() NULL, step = ceiling(n / 10))
 }
 
@@ -198,9 +202,9 @@ progress_uses_cli <- function() requireNamespace("cli", quietly = TRUE)
 
 progress_redraws <- function() isatty(stderr())
 
-# The error of the `i`th element of a map, of which `parent` is the element's own condition. The field `message`
-# says where, and the method of conditionMessage() also what: rlang, which prints parents by itself, takes
-# the former, and R the latter.
+# The error for the `i`th element of a map. `parent` is the condition of the element itself. The field `message` says
+# only which element it is: rlang reads the field and prints the parent itself. R reads conditionMessage(), whose method
+# adds the parent's message.
 map_error <- function(x, i, parent, call) {
   name <- names(x)[i]
   if (!is.null(name) && (is.na(name) || !nzchar(name))) {

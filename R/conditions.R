@@ -1,7 +1,8 @@
 #' Errors raised by mirai
 #'
-#' Errors that mirai raises have class `"mirai_error"`, so that code can catch them. Most of them have a finer class, too,
-#' which says what kind of error it is.
+#' Errors about arguments, daemons, URLs, launches and maps have class `"mirai_error"`. Each also has a finer class, so
+#' that code can catch one kind of error. Errors while a task is being submitted are simple errors: for example if a
+#' serialization function fails, or if the session's daemons are used in a forked process.
 #'
 #' @details
 #' | class | raised when | by, for example |
@@ -12,10 +13,10 @@
 #' | `mirai_error_launch` | a daemon cannot be started | [daemons()], [launch_remote()] |
 #' | `mirai_error_map` | an element of a map has failed, by `.stop` or `.flat` | [mirai_map()] |
 #'
-#' `conditionMessage()` says what happened, and `conditionCall()` is the call of the function that the user called.
+#' `conditionMessage()` says what happened. `conditionCall()` is the call of the function that you called.
 #'
-#' Errors of the evaluated expression are not raised: they are values, see [is_mirai_error()].
-#' @seealso [is_error_value()] for errors of tasks; [require_daemons()].
+#' Errors in an evaluated expression are not raised. They are values: see [is_mirai_error()].
+#' @seealso [is_error_value()] for errors of tasks; [require_daemons()]; [tryCatch()].
 #' @examples
 #' tryCatch(
 #'   daemons(-1),
@@ -29,10 +30,8 @@
 #' @aliases mirai_error mirai_error_argument mirai_error_no_daemons mirai_error_connect mirai_error_launch
 NULL
 
-# For errors of native code (error.rs). The call is that of the function in which `.Call()` is.
-raise <- function(message, class) stop_error(message, if (sys.nframe() > 1L) sys.call(-1L), class)
-
-# `call` is that of the function the user called, or NULL. `class` is the finer class, or NULL.
+# Raises a mirai_error. `call` is the call of the function that the user called, or NULL. `class` is the finer class, or
+# NULL.
 stop_error <- function(message, call = NULL, class = NULL) {
   stop(errorCondition(message, class = c(class, "mirai_error"), call = call))
 }

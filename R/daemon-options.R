@@ -1,8 +1,8 @@
-# The `...` of daemons() and of the functions that launch daemons.
+# The options in `...` of daemons(), and of the functions that launch daemons.
 
-# Sorts out the `...` of daemons() and of what launches daemons: `daemon`, a list of arguments for daemon();
-# and options of the dispatch. What is unknown or of the wrong type is dropped with a warning; NULL stands for
-# the default. To be called by the user's function itself, of which warnings tell.
+# Returns the options in `...`, sorted: `daemon` is a list of arguments for daemon(); the host uses `retry`, `token` and
+# `force`. An option that is unknown or has the wrong type is dropped with a warning. NULL stands for the default. Call
+# this from the function that the user called: the warning shows the caller's call.
 daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formals(sys.function(-1L)))) {
   given <- list(...)
   names <- names(given)
@@ -33,14 +33,14 @@ warn_option <- function(text, call) {
   warning(warningCondition(text, class = "mirai_warning_option", call = call))
 }
 
-# What to say about an argument in `...` that is none of the options: there may be a slip in its name.
+# The warning for an unknown option. It proposes the known name that is nearest.
 unknown_option <- function(name, formals) {
   if (!nzchar(name)) {
     return("an argument without a name is ignored: options of daemons have names")
   }
   known <- setdiff(c(names(daemon_options), formals), "...")
   distance <- utils::adist(name, known, ignore.case = TRUE)[1L, ]
-  # Part of a name, or a name with something added, is nearer than its length tells.
+  # "idle" or "idletime_ms" should propose "idletime", although the edit distance is large.
   squeeze <- function(x) tolower(gsub("[._]", "", x))
   given <- squeeze(name)
   is_part <- function(a, b) nchar(a) > 2L && grepl(a, b, fixed = TRUE)
@@ -55,7 +55,7 @@ unknown_option <- function(name, formals) {
   paste0("'", name, "' is ignored: it is none of the options of daemons", hint)
 }
 
-# The options that go into `...`.
+# Each option with its check, and the words for what it must be.
 daemon_options <- list(
   asyncdial = list(fits = is_flag, expected = "TRUE or FALSE"),
   autoexit = list(fits = is_autoexit, expected = "TRUE, FALSE, NA or a signal number"),

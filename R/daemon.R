@@ -1,43 +1,41 @@
 #' Run a daemon
 #'
-#' Connects to a host and evaluates its mirai until told to end. This is what a daemon process runs,
-#' usually as `Rscript -e 'mirai::daemon(...)'`.
+#' Connects to a host and evaluates its tasks until the host ends it. A daemon process runs this, usually as
+#' `Rscript -e 'mirai::daemon(...)'`. You rarely need to call it yourself: [daemons()] and [launch_remote()] do.
 #'
 #' @param url the URL at which the host listens.
-#' @param dispatcher whether the host was set with a dispatcher. Accepted for compatibility: the
-#'   host says so itself.
+#' @param dispatcher ignored, kept for older code. The host tells the daemon whether it has a dispatcher.
 #' @param ... ignored.
-#' @param asyncdial `FALSE`: an error if the host cannot be connected to. `TRUE`: try again until it
-#'   can.
-#' @param autoexit what to do when the host goes away. `TRUE`: leave at once; what R does not finish
-#'   within 200 ms is given up. `NA`: finish the running task first. `FALSE`: stay, and connect again to
-#'   whoever listens at `url` next. The number of a signal, such as `tools::SIGINT`: raise that.
-#' @param cleanup what to restore after each task. `TRUE`: the global environment, the attached
-#'   packages (which are detached but stay loaded) and the options. `FALSE`: nothing. Or the sum of 1
-#'   (global environment), 2 (packages), 4 (options) and 8 (collect garbage). What was there when the
-#'   daemon started, or was made by [everywhere()], stays.
-#' @param output `FALSE` to discard what is written to stdout and stderr once connected, `TRUE` to let it
-#'   through.
-#' @param idletime,walltime milliseconds without a task, and since the start, after which to leave.
-#' @param maxtasks number of tasks after which to leave.
+#' @param asyncdial what to do if the connection to the host fails. `FALSE`: raise an error. `TRUE`: try again until it
+#'   succeeds.
+#' @param autoexit what to do when the connection to the host is lost. `TRUE`: exit at once; a running task has 200 ms
+#'   to end. `NA`: finish the running task, then exit. `FALSE`: stay, and connect to the next host that listens at
+#'   `url`. A signal number, such as `tools::SIGINT`: raise that signal.
+#' @param cleanup what to restore after each task. `TRUE`: the global environment, the attached packages (new ones are
+#'   detached but stay loaded) and the options. `FALSE`: nothing. Or the sum of 1 (global environment), 2 (packages),
+#'   4 (options) and 8 (run the garbage collector). What existed when the daemon started stays, and so does what
+#'   [everywhere()] made.
+#' @param output `TRUE` to keep what tasks write to stdout and stderr, `FALSE` to discard it.
+#' @param idletime exit after this many milliseconds without a task.
+#' @param walltime exit this many milliseconds after the start.
+#' @param maxtasks exit after this number of tasks.
 #' @param timerstart number of tasks after which `idletime` and `walltime` begin to count.
-#' @param tls how to know the host at a secure URL, `tls+tcp://` or `wss://`: `c(certificates, "")`, where
-#'   the first is text in PEM format, or the name of a file with it. For a host that was set without certificates
-#'   of its own, [launch_remote()] shows it, and `nextget("tls")` has it; otherwise it is the host's certificate,
-#'   followed by those of the authorities that have signed it.
+#' @param tls the certificates by which to verify the host, for a secure URL (`tls+tcp://` or `wss://`):
+#'   `c(certificates, "")` with text in PEM format, or the name of a file. If the host made its own certificate,
+#'   `nextget("tls")` returns it there, and the commands of [launch_remote()] contain it. Otherwise it is the host's
+#'   certificate, followed by those of the authorities that signed it.
 #' @param rs an initial value for `.Random.seed`.
 #' @param tlscert another name of `tls`.
 #'
-#' @returns An integer, invisibly: why it has ended. 0 by the host, 1 `idletime`, 2 `walltime`, 3
-#'   `maxtasks`. See [nextcode()].
+#' @returns An integer, invisibly: why the daemon ended. 0: the host ended it, or went away. 1: `idletime`. 2:
+#'   `walltime`. 3: `maxtasks`. [nextcode()] has the words.
 #' @details
-#' A limit never cuts a task short: it is looked at between tasks, and no task is lost by a daemon that
-#' leaves.
+#' `idletime`, `walltime` and `maxtasks` are checked between tasks. They never interrupt a task, and no task is lost.
 #'
-#' Each part of the cleanup is done although another fails. What cannot be restored (such as the global
-#' environment after a task has called [lockEnvironment()] on it) is told on the daemon's stderr, once.
-#' @seealso [daemons()], which starts local daemons; [launch_local()], [launch_remote()]; [nextcode()] for
-#'   the exit status.
+#' If one part of the cleanup fails, the others are still done. The daemon reports on its stderr, once, what it could
+#' not restore: for example the global environment, after a task has called [lockEnvironment()] on it.
+#' @seealso [daemons()] to start local daemons; [launch_local()], [launch_remote()] to add some; [nextcode()] for the
+#'   exit code.
 #' @examples
 #' \dontrun{
 #' # In one R session
@@ -84,7 +82,7 @@ daemon <- function(
     assign(".Random.seed", as.integer(rs), envir = globalenv())
   }
   settings <- list(
-    # A signal's number is moved out of the way of TRUE and FALSE.
+    # 100 is added to a signal's number, to tell it from TRUE and FALSE.
     if (is.logical(autoexit)) as.integer(autoexit) else 100L + as.integer(autoexit),
     if (isTRUE(cleanup)) 7L else as.integer(cleanup),
     output,
@@ -110,7 +108,7 @@ daemon <- function(
 
 #' Is this process a daemon?
 #'
-#' @returns `TRUE` within the evaluation of a mirai on a daemon, otherwise `FALSE`.
+#' @returns `TRUE` in code that a daemon evaluates, otherwise `FALSE`.
 #' @seealso [daemon()], [daemons()].
 #' @examples
 #' on_daemon()
@@ -118,9 +116,9 @@ daemon <- function(
 #' @export
 on_daemon <- function() .Call(rs_daemon_state) > 0L
 
-#' Explain why a daemon has ended
+#' Explain the exit code of a daemon
 #'
-#' @param code the value of [daemon()].
+#' @param code the value that [daemon()] returned: 0, 1, 2 or 3.
 #' @param xc another name of `code`.
 #' @returns A character string.
 #' @seealso [daemon()].
