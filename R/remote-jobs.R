@@ -38,8 +38,13 @@ shell_job <- function(command, args, input = NULL) {
   list(name = basename(name), path = "/bin/sh", args = c("-c", line), input = input)
 }
 
-# User, host and port of a remote. None begins with what ssh takes for an option.
-ssh_pattern <- "^(?:ssh://)?([^-@:/\\s][^@:/\\s]*@)?(\\[[0-9A-Fa-f:.]+(?:%\\w+)?\\]|[^-@:/\\s\\[][^@:/\\s\\[]*)(:[0-9]+)?/?$"
+# Matches "ssh://user@host:port", and captures the three parts. User and host do not begin with "-", which would make
+# them options of ssh.
+ssh_pattern <- paste0(
+  "^(?:ssh://)?([^-@:/\\s][^@:/\\s]*@)?",
+  "(\\[[0-9A-Fa-f:.]+(?:%\\w+)?\\]|[^-@:/\\s\\[][^@:/\\s\\[]*)",
+  "(:[0-9]+)?/?$"
+)
 
 ssh_jobs <- function(remote, commands, urls, dialled) {
   remotes <- rep_len(remote$remotes, length(commands))

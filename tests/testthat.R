@@ -1,8 +1,8 @@
 library(testthat)
 library(mirai)
 
-# R CMD check runs what takes a few minutes and stays on this machine. The others, of networks, SSH, Slurm, browsers, large
-# memory, crashes and other packages, are run by tools/test of the package's repository.
+# R CMD check runs these: they take a few minutes and use this machine only. tools/test of the package's repository runs
+# all: also networks, SSH, Slurm, browsers, large memory, crashes and other packages.
 quick <- c(
   "collect",
   "daemon",

@@ -139,6 +139,17 @@ want_check_tools() {
   ! command -v apt-get >/dev/null || (debian_install qpdf devscripts) || lacks "qpdf or checkbashisms"
 }
 
+# The formatter of R code, at $air. Another version could lay code out in another way.
+air_version=0.12.0
+need_air() {
+  air=$target/air/bin/air
+  [ "$("$air" --version 2>/dev/null)" != "air $air_version" ] || return 0
+  command -v pip3 >/dev/null || ! command -v apt-get >/dev/null || debian_install python3-pip
+  rm -rf "$target/air"
+  pip3 install --quiet --root-user-action=ignore --no-deps --target "$target/air" "air-formatter==$air_version" >&2 ||
+    die "air $air_version could not be installed: pip3 install air-formatter==$air_version"
+}
+
 # One line for each thing that really is not there.
 not_found() {
   local tool

@@ -1,8 +1,8 @@
-# Every test has a compute profile of its own, so that tests do not meet in the default
-# one, and ends its daemons when it ends, even by an error.
+# Each test has a compute profile of its own, so that tests do not share the default one. Its daemons end with the test,
+# even if that fails.
 
-# Commands that are pasted call `Rscript` by its name alone: that of the R that runs here. R CMD check puts another first
-# on the path, which only fails.
+# Pasted commands call `Rscript` by its name, which must find the R that runs the tests. R CMD check puts another
+# `Rscript` first on the path, which always fails.
 Sys.setenv(PATH = paste(R.home("bin"), Sys.getenv("PATH"), sep = .Platform$path.sep))
 
 defer <- function(action, frame) {

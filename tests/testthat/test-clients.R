@@ -202,8 +202,8 @@ test_that("Arrow's tables arrive, as in the examples that the package was built 
   )
 })
 
-# polars itself is not at hand. This package stands in for it: as there, a data frame is an external pointer with a class and
-# methods by `$`. The pointer is that of an XML document, whose text is the bytes of the data frame.
+# polars cannot be installed here. This package stands in for it: its data frame, too, is an external pointer with a
+# class, and has methods by `$`. The pointer is that of an XML document, whose text is the bytes of the data frame.
 polars_stand_in <- function() {
   pl <- list(read_ipc = function(x) {
     document <- xml2::read_xml(paste0("<frame>", paste(as.character(x), collapse = ""), "</frame>"))

@@ -5,13 +5,17 @@ launch <- '
   library(mirai)
   options(mirai.keepalive = 1500)
   elsewhere <- function(...) {
-    remote_config("ip", lapply(names[-1L], function(name) c("netns exec", name, ".")), file.path(R.home("bin"), "Rscript"))
+    args <- lapply(names[-1L], function(name) c("netns exec", name, "."))
+    remote_config("ip", args, file.path(R.home("bin"), "Rscript"))
   }
   url <- paste0("tls+tcp://", addresses[[1L]], ":0")
   connections <- function(n) {
     # there is no event in R for a connection that comes by itself
     deadline <- Sys.time() + 20
-    while (info()[["connections"]] != n) if (Sys.time() > deadline) stop("still ", info()[["connections"]]) else Sys.sleep(0.01)
+    while (info()[["connections"]] != n) {
+      if (Sys.time() > deadline) stop("still ", info()[["connections"]])
+      Sys.sleep(0.01)
+    }
   }
   cut <- function(i) system2("ip", c("-n", names[[1L]], "link set", paste0("to", i), "down"))
   heal <- function(i) system2("ip", c("-n", names[[1L]], "link set", paste0("to", i), "up"))
@@ -28,7 +32,11 @@ test_that("daemons on three machines share the work over TLS", {
       '
     print(daemons(url = url, remote = elsewhere()))
     connections(3)
-    there <- mirai_map(1:30, function(i, where) { Sys.sleep(0.05); sub(".*inet ([0-9.]+).*", "\\\\1", eval(where)) }, .args = list(where = where))[.flat]
+    address <- function(i, where) {
+      Sys.sleep(0.05)
+      sub(".*inet ([0-9.]+).*", "\\\\1", eval(where))
+    }
+    there <- mirai_map(1:30, address, .args = list(where = where))[.flat]
     cat(sort(unique(there)) == sort(addresses[-1L]), "\n")
     large <- runif(1e6)
     cat(identical(mirai(rev(x), x = large)[], rev(large)), "\n")

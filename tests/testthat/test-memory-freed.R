@@ -121,7 +121,8 @@ test_that("a round trip needs no more memory on the host than the data once more
       "daemons(1)",
       "mirai(1)[]",
       "x <- numeric(300e6 / 8); x[1] <- 1",
-      "hwm <- function() as.numeric(gsub('[^0-9]', '', grep('^VmHWM', readLines('/proc/self/status'), value = TRUE))) / 1024",
+      "line <- function() grep('^VmHWM', readLines('/proc/self/status'), value = TRUE)",
+      "hwm <- function() as.numeric(gsub('[^0-9]', '', line())) / 1024",
       "before <- hwm()",
       code,
       "cat('peak', hwm() - before, '\n')"

@@ -11,7 +11,7 @@ test_that("its first example prints what it shows", {
   lines <- readme()
   from <- match("```r", lines)
   block <- lines[(from + 1L):(from + match("```", lines[-seq_len(from)]) - 1L)]
-  shown <- grepl("^#> ", block)
+  shown <- startsWith(block, "#> ")
   expect_identical(printed(block[!shown], session()), sub("^#> ", "", block[shown]))
 })
 

@@ -1,5 +1,5 @@
-# The index of the site names every help page and every vignette once. pkgdown stops at what is missing; this finds it in
-# every run of the tests.
+# The index of the web site names every help page and every vignette once. pkgdown stops if one is missing; this test
+# finds it earlier.
 
 site <- function() {
   path <- test_path("..", "..", "_pkgdown.yml")
