@@ -1,64 +1,64 @@
 #' Set daemons
 #'
-#' Starts daemons, persistent R processes that evaluate [mirai()], or listens for daemons
-#' that are started otherwise. New settings replace the old ones of the same compute profile.
+#' Starts daemons: persistent R processes that evaluate [mirai()]. Or listens for daemons that you start by other means.
+#' New settings replace the earlier ones of the same compute profile.
 #'
-#' @param n number of daemons to start on this machine. `0` ends the daemons and returns to a
-#'   fresh process for each mirai. `NULL` does so, too, and also ends daemons that were started
-#'   with `autoexit = FALSE`. Without any argument, returns [status()].
-#' @param url one or more URLs to listen at for daemons, instead of starting any: `tcp://host:port` or
-#'   `ws://host:port/path` across the network, `tls+tcp://` or `wss://` for the same in TLS, and on this
-#'   machine `abstract://name` (on Linux) or `ipc://path`. [host_url()] and [local_url()] make some. Port 0
-#'   stands for any that is free. With dispatcher and `n`, a single URL is extended to as many: by `/1`, `/2`
-#'   and so on, for TCP by consecutive ports (`-1`, `-2` for a path in the file system).
+#' @param n number of daemons to start on this machine. `0` ends the daemons; after that, each mirai starts its own
+#'   process. `NULL` also ends daemons that were started with `autoexit = FALSE`. Without any argument, `daemons()`
+#'   returns [status()].
+#' @param url one or more URLs at which to listen for daemons, instead of starting any. Across the network:
+#'   `tcp://host:port` or `ws://host:port/path`; with TLS, `tls+tcp://` or `wss://`. On this machine:
+#'   `abstract://name` (Linux only) or `ipc://path`. [host_url()] and [local_url()] make URLs. Port 0 stands for any
+#'   free port. With dispatcher and `n`, a single URL is extended to `n` URLs: by `/1`, `/2` and so on; for TCP by
+#'   consecutive ports; for a path in the file system by `-1`, `-2`.
 #' @param remote how to start daemons on other machines: a value of [ssh_config()], [cluster_config()],
-#'   [http_config()] or [remote_config()]. They are launched at `url`, as by [launch_remote()]. `NULL`, or
-#'   `remote_config()` without a command, to launch them by hand.
-#' @param tls for secure URLs, what the host presents: `NULL` for a key and a certificate that are made for
-#'   this one purpose; or `c(certificates, key)`, both texts in PEM format; or the name of a file with both.
+#'   [http_config()] or [remote_config()]. The daemons connect to `url`. `NULL`, or `remote_config()` without a
+#'   command, launches nothing: run the commands that [launch_remote()] returns.
+#' @param tls for secure URLs, the certificate and key of the host: `NULL` to make them now; `c(certificates, key)`,
+#'   both as text in PEM format; or the name of a file with both.
 #' @param pass the password of an encrypted key in `tls`.
-#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, and go to a daemon when
-#'   it can start them at once. `FALSE`: they are assigned right away, to the connected daemons in
-#'   turn. Earlier releases wrote `"process"` or `"thread"` for `TRUE`, and `"none"` for `FALSE`.
-#' @param ... options for the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`,
-#'   `maxtasks`, `idletime`, `walltime`, `timerstart`, `asyncdial`. And for the dispatch: `retry`,
-#'   `TRUE` to run a task again, on the next free daemon, when its daemon has ended in the middle of it
-#'   (so a task that ends every daemon does end all of them, and then waits for the next);
-#'   `token`, `TRUE` to add a random path to `url`; `force`, `FALSE` to leave daemons that are set already as they are,
-#'   instead of replacing them. Anything else, and a value of the wrong type, is ignored with
-#'   a warning.
-#' @param sync `TRUE` to evaluate in this process, at the call of `mirai()`: for debugging with
-#'   [browser()], and for tests.
-#' @param seed an integer for random numbers that do not depend on how many daemons there are or
-#'   which of them evaluates what: each task has an L'Ecuyer-CMRG stream of its own, in the order
-#'   of submission. `NULL`: each daemon has one.
-#' @param memory megabytes (10^6 bytes) of serialized data that may wait in the queue. When they are
-#'   used up, `mirai()` waits and [try_mirai()] returns `NULL`.
-#' @param serial a value of [serial_config()], for objects that need functions of their own to be sent.
+#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out. A daemon gets a task when it can start it.
+#'   `FALSE`: each task is assigned to a connected daemon at once, in turn. Earlier releases wrote `"process"` or
+#'   `"thread"` for `TRUE`, and `"none"` for `FALSE`.
+#' @param ... options, by name. For the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`, `maxtasks`,
+#'   `idletime`, `walltime`, `timerstart`, `asyncdial`. For the host:
+#'
+#'   * `retry = TRUE` runs a task again, on the next free daemon, if its daemon ended during it. A task that ends its
+#'     daemon each time ends all of them, and then waits for the next.
+#'   * `token = TRUE` adds a random path to `url`.
+#'   * `force = FALSE` does nothing if daemons are set already, instead of replacing them.
+#'
+#'   An unknown option, or a value of the wrong type, is ignored with a warning.
+#' @param sync `TRUE` to evaluate each task in this process, when `mirai()` is called. For debugging with [browser()],
+#'   and for tests.
+#' @param seed an integer that makes random numbers reproducible. Each task has its own L'Ecuyer-CMRG stream, in the
+#'   order of submission. So results do not depend on the number of daemons, nor on which daemon evaluates what.
+#'   `NULL`: each daemon has its own stream, from a random start.
+#' @param memory megabytes (10^6 bytes) of serialized data that may wait in the queue. When the queue is full, `mirai()`
+#'   waits for room and [try_mirai()] returns `NULL`.
+#' @param serial a value of [serial_config()], for objects that R cannot serialize by itself.
 #' @param .compute name of the compute profile to set, or `NULL` for the current one.
 #' @param tlscert another name of `tls`.
 #'
-#' @returns The number of daemons set, or with `url` the number of URLs: an integer of class
-#'   `"miraiDaemons"`. With `url` and without dispatcher, the URL: a character string of that class.
-#'   In [edition 2][mirai-edition], `TRUE` of that class, or `FALSE` if there are none now, invisibly.
-#'   For `daemons()` without arguments, the value of [status()]; for `with()`, that of `expr`.
+#' @returns An integer of class `"miraiDaemons"`: the number of daemons set, or with `url` the number of URLs. With
+#'   `url` and without dispatcher: the URL, a character string of this class. In [edition 2][mirai-edition]: `TRUE` of
+#'   this class, or `FALSE` if no daemons are set now, invisibly. `daemons()` without arguments returns the value of
+#'   [status()], and `with()` that of `expr`.
 #'
 #' @details
-#' Local daemons are connected when this returns. If one cannot start, that is an error which shows
-#' what it has said.
+#' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the
+#' process wrote to stderr.
 #'
-#' On Linux, R processes are forked from one that the session starts when it first needs some, and
-#' that is as R is after its start (`.Rprofile` included). So a daemon, or the process for a single
-#' mirai, is ready within milliseconds. It has the session's present environment variables, working
-#' directory and library paths. `options(mirai.fork_server = FALSE)` has every process started
-#' afresh, as on other systems.
+#' On Linux, the session starts a *fork server* when it first needs a process: an R process that has only run R's own
+#' start (`.Rprofile` included). Daemons, and the processes of single mirai, are forked from it, which takes
+#' milliseconds. They have the session's present environment variables, working directory and library paths. With
+#' `options(mirai.fork_server = FALSE)` every process is started by `Rscript`, as on other systems.
 #'
-#' `with(daemons(...), expr)` evaluates `expr` with daemons set for just that long, and
-#' with their profile current.
+#' `with(daemons(...), expr)` sets daemons, makes their profile current, evaluates `expr`, and ends the daemons.
 #'
-#' Local daemons end with this session, however it ends.
-#' @seealso [mirai()], [mirai_map()]; [status()] and [info()]; [everywhere()] to prepare daemons;
-#'   [launch_remote()], [remote_config()]; [with_daemons()].
+#' Local daemons end when this session ends, even if it crashes.
+#' @seealso [mirai()], [mirai_map()] to use daemons; [status()] and [info()]; [everywhere()] to prepare daemons;
+#'   [launch_remote()] and [remote_config()] for other machines; [with_daemons()]; `vignette("mirai", "mirai")`.
 #' @examples
 #' daemons(2)
 #' status()
@@ -66,7 +66,7 @@
 #' m[] != Sys.getpid()
 #' daemons(0)
 #'
-#' # Separate daemons for a separate purpose
+#' # A second compute profile, with its own daemons
 #' daemons(1, .compute = "database")
 #' m <- mirai("from the other profile", .compute = "database")
 #' m[]
@@ -169,7 +169,7 @@ daemons <- function(
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
 }
 
-# One URL becomes as many as there shall be daemons.
+# The URLs for `n` daemons: `url` itself, or a single URL extended to `n`.
 extend_urls <- function(url, n, call) {
   if (is.null(n) || n == length(url)) {
     return(url)
@@ -180,7 +180,7 @@ extend_urls <- function(url, n, call) {
   with_call(.Call(rs_extend_url, url, as.integer(n)), call, "mirai_error_argument")
 }
 
-# The value of daemons(), where `n` are set.
+# Notes that `n` daemons are set, and returns the value of daemons().
 new_daemons <- function(n, profile, value = n) {
   the$numbers[[profile]] <- as.integer(n)
   if (edition() == 1L) {
@@ -191,7 +191,7 @@ new_daemons <- function(n, profile, value = n) {
 
 as_seed <- function(seed) if (!is.null(seed)) as.integer(seed)
 
-# "process", "thread" and "none" are how early releases said it, and packages of that time still do.
+# TRUE or FALSE, for the argument `dispatcher`. Packages written for early releases give "process", "thread" or "none".
 as_dispatcher <- function(x, call) {
   if (is_flag(x)) {
     return(x)
@@ -202,7 +202,7 @@ as_dispatcher <- function(x, call) {
   x != "none"
 }
 
-# Starts local daemons, all or none. Each has a URL of its own, or all have the same.
+# Starts local daemons: all of them, or an error and none. With `own_urls` each has a URL of its own.
 set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_urls = dispatcher && edition() == 1L) {
   urls <- replicate(if (own_urls) n else 1L, local_url())
   urls <- open_profile(profile, urls, dispatcher, settings, seed, memory, call)
@@ -233,7 +233,7 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
   urls
 }
 
-# Milliseconds without a sign of life after which a peer across the network is given up.
+# The keep-alive time in milliseconds: a peer across the network that is silent for this long is given up.
 patience <- function() {
   given <- getOption("mirai.keepalive", 30000)
   if (!is_number(given) || given < 100) {
@@ -260,7 +260,7 @@ wait_connected <- function(profile, n, call) {
   }
 }
 
-# Shows errors of native code as those of the function that the user called.
+# Evaluates `expr`. Its errors become mirai_errors whose call is that of the function that the user called.
 with_call <- function(expr, call, class = NULL) {
   tryCatch(expr, error = function(e) {
     if (!inherits(e, "mirai_error")) {
@@ -293,17 +293,15 @@ with.miraiDaemons <- function(data, expr, ...) {
 
 #' Make a compute profile current
 #'
-#' `with_daemons()` evaluates an expression, and `local_daemons()` has the rest of the calling
-#' function evaluated, with an existing compute profile as the one that `.compute = NULL` stands
-#' for.
+#' The *current* compute profile is the one that `.compute = NULL` stands for. `with_daemons()` changes it while an
+#' expression is evaluated, `local_daemons()` until the calling function returns.
 #'
-#' @param .compute name of a compute profile that has been set by [daemons()]; a value of
-#'   `daemons()` will do, too.
+#' @param .compute name of a compute profile that has been set by [daemons()], or the value of that call.
 #' @param expr an expression.
-#' @param frame the environment of the function until whose end the profile shall be current.
-#' @returns The value of `expr`; for `local_daemons()`, the name of the profile that was current
-#'   before, invisibly.
-#' @seealso [daemons()].
+#' @param frame the environment of a function: the profile is current until that function returns.
+#' @returns `with_daemons()`: the value of `expr`. `local_daemons()`: the name of the profile that was current before,
+#'   invisibly.
+#' @seealso [daemons()] to set a profile; [mirai()] and its argument `.compute`.
 #' @examples
 #' daemons(1, .compute = "cpu")
 #' with_daemons("cpu", mirai(1 + 1)[])
@@ -343,10 +341,12 @@ existing_profile <- function(x, call = sys.call(-1L)) {
 
 #' Are daemons set?
 #'
+#' `daemons_set()` asks. `require_daemons()` is an error if no daemons are set: for functions that need them.
+#'
 #' @inheritParams status
 #' @param call the call to show in the error.
-#' @returns `daemons_set()`: `TRUE` or `FALSE`. `require_daemons()`: `TRUE`, invisibly, or an
-#'   error.
+#' @returns `daemons_set()`: `TRUE` or `FALSE`. `require_daemons()`: `TRUE`, invisibly, or an error of class
+#'   `"mirai_error_no_daemons"`.
 #' @seealso [daemons()], [status()]; [mirai-errors].
 #' @examples
 #' daemons_set()

@@ -1,24 +1,26 @@
 #' Relay between a host and daemons
 #'
-#' Connects to a host as one daemon and passes its tasks on to daemons of its own, by a queue of its own: for
-#' a machine that stands between the host and its daemons, such as the head node of a cluster. It evaluates
-#' nothing itself, and ends when the host goes. Usually run as `Rscript -e 'mirai::dispatcher(...)'`.
+#' Connects to a host as one daemon, and passes the host's tasks on to daemons of its own. For a machine between the
+#' host and its daemons, such as the head node of a cluster. The relay has a queue but evaluates nothing itself. It ends
+#' when the host goes away. Usually run as `Rscript -e 'mirai::dispatcher(...)'`.
 #'
 #' @param host the URL at which the host listens, set by `daemons(url = , dispatcher = FALSE)`.
-#' @param url one or more URLs at which to listen for daemons. `NULL` to start `n` of them on this machine.
-#' @param n number of daemons. Not needed if `url` has a URL for each, or takes any number.
-#' @param ... options for the daemons and the dispatch, see [daemons()].
+#' @param url one or more URLs at which to listen for daemons. `NULL` to start `n` daemons on this machine.
+#' @param n number of daemons. Not needed with `url`.
+#' @param ... options, see [daemons()].
 #' @param remote how to start daemons on other machines, see [daemons()].
 #' @param tls,pass,tlscert for secure URLs in `url`: see [daemons()].
-#' @param tls_host how to know a host at a secure URL: see argument `tls` of [daemon()].
-#' @param asyncdial `FALSE`: an error if the host cannot be connected to. `TRUE`: try again until it can.
+#' @param tls_host the certificates by which to verify a host at a secure URL: see argument `tls` of [daemon()].
+#' @param asyncdial what to do if the connection to the host fails. `FALSE`: raise an error. `TRUE`: try again until it
+#'   succeeds.
 #'
-#' @returns `NULL`, invisibly, when the host has gone.
+#' @returns `NULL`, invisibly, when the host has gone away.
 #' @details
-#' To the host, it is one daemon that takes any number of tasks at once. So the host should be set with
-#' `dispatcher = FALSE`: tasks then are sent on immediately, and wait here for a daemon that is free. A daemon that
-#' is lost takes its task with it, error value 19, unless `retry = TRUE` is given here. [everywhere()] is evaluated on
-#' all daemons that are connected, and its value is that of the first of them.
+#' To the host, the relay is one daemon that takes any number of tasks at once. So set the host with
+#' `dispatcher = FALSE`: it then sends tasks on immediately, and they wait in the relay for a free daemon.
+#'
+#' If a daemon is lost, its task resolves to error value 19, unless `retry = TRUE` is given to the relay. [everywhere()]
+#' is evaluated on all connected daemons of the relay. Its value is that of the first of them.
 #' @seealso [daemons()], [daemon()]; `vignette("distributed", "mirai")`.
 #' @examples
 #' \dontrun{

@@ -1,12 +1,11 @@
 #' Editions: the 2.x interface
 #'
-#' A few functions of this package mean one thing in the documents that it was written from, and another in
-#' the 2.x releases that many packages were written for. The *edition* says which: 1, the default, or 2.
+#' A few functions behave differently in this package and in the 2.x releases of mirai, for which many packages were
+#' written. The *edition* chooses: 1, the default, is this package's own behaviour; 2 is that of 2.x.
 #'
-#' `options(mirai.edition = 2)` sets it for the session, or the environment variable `MIRAI_EDITION` for
-#' all sessions that have it. The option wins. Both are looked at whenever one of these functions is
-#' called, so the edition can be changed at any time, also for the calls of one function. Daemons need not be
-#' set again.
+#' `options(mirai.edition = 2)` sets the edition for the session. The environment variable `MIRAI_EDITION` sets it for
+#' all sessions that have the variable. The option wins. Both are read at each call of one of these functions, so you
+#' can change the edition at any time, without setting daemons again.
 #'
 #' @details
 #' | | edition 1 | edition 2 |
@@ -32,7 +31,7 @@
 #' @aliases mirai.edition MIRAI_EDITION
 NULL
 
-# The edition in force, 1 or 2.
+# The current edition, 1 or 2.
 edition <- function() {
   given <- getOption("mirai.edition")
   if (!is.null(given)) {
@@ -53,7 +52,8 @@ edition <- function() {
   stop_error(text, class = "mirai_error_argument")
 }
 
-# Called when daemons are set, and for each task that has a process of its own.
+# Tells daemons the edition, if it has changed. Called when daemons are set, and for each task with a process of its
+# own.
 tell_edition <- function() {
   now <- edition()
   if (now == the$told_edition) {
@@ -63,18 +63,18 @@ tell_edition <- function() {
   update_hooks()
 }
 
-# On a daemon, called from daemon/evaluate.rs with the registry of hooks that the host has sent.
+# On a daemon: keeps the edition, which comes with the registry of hooks that the host has sent. The daemon's loop in
+# the glue calls this.
 keep_edition <- function(registry) the$host_edition <- attr(registry, "edition", exact = TRUE)
 
-# Whether a stack trace made here, on a daemon or in a synchronous profile, is one of calls.
-# An edition that is not valid is no reason to fail here, where an error is being recorded.
+# Whether a stack trace made in this process (a daemon, or a session with `sync = TRUE`) is a list of calls. An invalid
+# edition is not an error here, because another error is being recorded.
 traces_calls <- function() {
   wanted <- if (on_daemon()) the$host_edition else tryCatch(edition(), error = function(e) NULL)
   identical(wanted, 2L)
 }
 
-# A stack trace as the edition in force has it. The other kind is what daemons made that were told
-# another edition.
+# Converts a stack trace to the form of the current edition. A daemon may have been told another one.
 edition_trace <- function(trace) {
   if (edition() == 1L) {
     return(lapply(trace, function(call) if (is.character(call)) call else call_text(call)))
@@ -87,8 +87,8 @@ edition_trace <- function(trace) {
   })
 }
 
-# A call to be sent in a stack trace: without its source, which would take the whole file with it, and
-# without arguments if they are large.
+# A call as a stack trace contains it: without its source reference, which would bring the whole file along, and without
+# its arguments if they are large.
 trace_call <- function(call) {
   call <- utils::removeSource(call)
   if (utils::object.size(call) > 1e5) as.call(list(call[[1L]], quote(...))) else call

@@ -1,27 +1,23 @@
 #' Error values
 #'
-#' Tests for mirai, mirai maps, and for the values that stand for something that went
-#' wrong.
+#' A task that fails does not raise an error in your session. Its value is an *error value*. These functions test for
+#' error values, and for mirai and mirai maps.
 #'
 #' @param x an object.
 #' @returns `TRUE` or `FALSE`.
 #' @details
-#' `is_error_value()` is `TRUE` for all of these:
+#' `is_error_value()` is `TRUE` for three kinds of values:
 #'
-#' * An integer of class `"errorValue"`: the evaluation did not end by itself. 5 timed out,
-#'   7 object closed, 19 connection reset (the daemon was lost, or daemons were reset), 20
-#'   operation canceled (by [stop_mirai()]). If a daemon was lost, attribute `"reason"` of 19 says which one, and why as
-#'   far as that is known: `daemon 2 (pid 4711 on node) was killed by signal 9`. [conditionMessage()] has it, too.
-#' * A `"miraiError"`: the evaluation ended in an error. It is a character string of
-#'   the form `Error in <call>: <message>`. Further to that, `$stack.trace` is a list of the
-#'   calls on the stack, innermost first: as strings, or as calls in [edition 2][mirai-edition];
-#'   `$message`, `$call`, `$condition.class` and every other field of the original condition can be
-#'   had in the same way.
-#'   [conditionMessage()] and [conditionCall()] work on it. Test with `is_mirai_error()`.
-#' * A `"miraiInterrupt"`: the evaluation was interrupted by the user. It is an empty
-#'   string. Test with `is_mirai_interrupt()`.
+#' * `"errorValue"`, an integer: the evaluation was ended from outside. 5: timed out. 7: object closed. 19: connection
+#'   reset (the daemon was lost, or daemons were reset). 20: operation canceled (by [stop_mirai()]).
+#' * `"miraiError"`: the evaluation raised an error. The value is a character string, `Error in <call>: <message>`.
+#'   `$stack.trace` is a list of the calls on the stack, innermost first: as strings, or as calls in
+#'   [edition 2][mirai-edition]. `$message`, `$call`, `$condition.class` and all other fields of the original condition
+#'   are there, too. [conditionMessage()] and [conditionCall()] work. `is_mirai_error()` tests for this kind.
+#' * `"miraiInterrupt"`: the evaluation was interrupted by the user. The value is an empty string.
+#'   `is_mirai_interrupt()` tests for this kind.
 #'
-#' @seealso [mirai-errors] for the errors that functions raise; [mirai()], [stop_mirai()].
+#' @seealso [mirai-errors] for the errors that functions of this package raise; [mirai()], [stop_mirai()].
 #' @examples
 #' m <- mirai(log("a"))
 #' m[]
@@ -91,23 +87,13 @@ print.miraiInterrupt <- function(x, ...) {
   grep(pattern, setdiff(names(attributes(x)), "class"), value = TRUE)
 }
 
-# An error value as one line of text, with the reason if there is one.
-error_reason <- function(code) {
-  reason <- attr(code, "reason", exact = TRUE)
-  paste(c(error_text(code), reason), collapse = ": ")
-}
-
-#' @export
-conditionMessage.errorValue <- function(c) error_reason(c)
-
 #' @export
 conditionMessage.miraiError <- function(c) attr(c, "message", exact = TRUE)
 
 #' @export
 conditionCall.miraiError <- function(c) attr(c, "call", exact = TRUE)
 
-# Makes an error value of a condition and the calls that were on the stack, outermost
-# first.
+# Makes a "miraiError" from a condition and the calls on the stack, outermost first.
 new_mirai_error <- function(cnd, calls) {
   message <- condition_text(cnd)
   call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
@@ -119,7 +105,7 @@ new_mirai_error <- function(cnd, calls) {
   } else {
     paste0("Error in ", deparse(call, nlines = 1L)[1L], ": ", message)
   }
-  # Names that mean something else on a character vector cannot be kept.
+  # Fields with these names would change what the character vector is.
   fields <- unclass(cnd)
   reserved <- c("", "names", "dim", "dimnames", "tsp", "class", "levels", "comment", "row.names")
   fields <- if (is.list(fields)) fields[setdiff(names(fields), c(reserved, "message", "call"))]
@@ -137,7 +123,7 @@ new_mirai_error <- function(cnd, calls) {
   text
 }
 
-# The message of a condition, whatever its class makes of that.
+# The message of a condition, as one string. Does not fail, even if the class's own method does.
 condition_text <- function(cnd) {
   tryCatch(
     paste(as.character(conditionMessage(cnd)), collapse = "\n"),
@@ -145,20 +131,20 @@ condition_text <- function(cnd) {
   )
 }
 
-# The field `message` of a condition, if its class makes another message of that: with those of its parents,
-# say. Otherwise NULL.
+# The field `message` of a condition, if conditionMessage() returns something else: for example with the messages of
+# parent conditions added. Otherwise NULL.
 own_message <- function(cnd, message) {
   own <- if (is.list(cnd)) unclass(cnd)$message
   if (is.character(own) && !identical(own, message)) own
 }
 
-# A call as it stands in the source, if that is known.
+# The text of a call: from its source reference, or deparsed.
 call_text <- function(call) {
   source <- attr(call, "srcref")
   text <- if (!is.null(source)) {
     tryCatch(as.character(source), error = function(e) NULL)
   }
-  # Without end, a call into which large data was substituted could take for ever.
+  # The limit matters for a call that contains large data.
   if (is.null(text)) {
     text <- deparse(call, nlines = 50L)
   }
@@ -169,23 +155,23 @@ new_mirai_interrupt <- function() {
   structure("", class = c("miraiInterrupt", "errorValue", "try-error"))
 }
 
-# The value of a task that has none: it has jumped to top level (NULL), or R could not
-# serialize its value, with R's own words about that.
+# The value of a task that returned none. `text` is NULL if the task jumped to top level. Otherwise R could not
+# serialize the value, and `text` is R's error message.
 failure_value <- function(text) {
   if (is.null(text)) {
     return(new_mirai_interrupt())
   }
-  # Twice where native code has passed an error on.
+  # The prefix is there twice if native code has passed the error on.
   message <- sub("^(Error[^:\n]*:\\s+)+", "", trimws(text))
   new_mirai_error(simpleError(message), list())
 }
 
-# The value of a task whose value ends in an R error when it is read here: called from tasks.rs.
+# The value of a mirai whose result raised an error when it was unserialized here. Called from tasks.rs.
 unreadable_value <- function(cnd) {
   new_mirai_error(simpleError(conditionMessage(cnd)), list())
 }
 
-# The error that an error value was.
+# The condition that an error value stands for.
 value_condition <- function(value, call = NULL) {
   if (is_mirai_error(value)) {
     fields <- attributes(value)
@@ -196,11 +182,12 @@ value_condition <- function(value, call = NULL) {
     if (is.null(own)) {
       return(cnd)
     }
-    # If the class has its method of conditionMessage() here, too, that would add again what it has added.
+    # If this session has the class's method of conditionMessage(), too, the method would add the parents' messages
+    # twice. Then the condition gets its own message back.
     bare <- cnd
     bare$message <- own
     return(if (identical(condition_text(bare), own)) cnd else bare)
   }
-  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_reason(value)
+  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_text(value)
   simpleError(text, call)
 }

@@ -1,15 +1,14 @@
-# Evaluates a task in this process, for `sync = TRUE`.
+# Evaluates the expression of one task, for `sync = TRUE`.
 evaluate <- function(.expr., .envir.) handling(eval(.expr., .envir.))
 
-# Evaluates the tasks of a daemon: called from daemon/evaluate.rs, where the loop is, which sets
-# `.expr.` and `.envir.` and then evaluates the same call as above. Returns when there are no more
-# tasks, or with the error value of one.
+# Evaluates the tasks of a daemon. The daemon's loop in the glue calls this. rs_serve_tasks takes one task after
+# another: it sets `.expr.` and `.envir.`, and evaluates the same call as evaluate(). Returns when there are no more
+# tasks, or with the error value of a task.
 serve <- function(session, .expr., .envir.) handling(.Call(rs_serve_tasks, session, environment()))
 
-# An error or interrupt that a task does not handle itself becomes the value. The
-# handlers are calling ones, established at less than half the price of tryCatch() and
-# run with the stack still there to be recorded. `leave`, like every default, is a promise:
-# to return from this very frame, so forcing it ends the evaluation.
+# Evaluates `expr`. An error or interrupt that it does not handle becomes the value. Calling handlers cost less than
+# half of tryCatch(), and see the stack, which they record. `leave` is a promise to return from this frame: forcing it
+# ends the evaluation.
 handling <- function(expr, outcome = NULL, leave = return(outcome)) {
   depth <- sys.nframe()
   withCallingHandlers(
@@ -22,18 +21,16 @@ handling <- function(expr, outcome = NULL, leave = return(outcome)) {
     interrupt = function(cnd) {
       outcome <<- new_mirai_interrupt()
       leave
-    },
-    warning = note_condition,
-    message = note_condition
+    }
   )
 }
 
-# How an error names its call when that is the task's own expression.
+# The call of an error that the task's own expression raised outside of any function.
 evaluator_call <- quote(eval(.expr., .envir.))
 
-# Takes our own frames off the calls on the stack: up to handling() at `depth` and the
-# three that follow (withCallingHandlers, and eval twice); at the other end the handler
-# at `last`, and what R calls it through for an error of its own.
+# The calls of the task itself, out of all calls on the stack. Our own frames are removed. At the outer end: up to
+# handling() at `depth`, and three more (withCallingHandlers, and eval twice). At the inner end: the handler at `last`,
+# and `.handleSimpleError`, through which R calls it for its own errors.
 task_calls <- function(calls, depth, last) {
   last <- last - 1L
   if (last > 0L && identical(calls[[last]][[1L]], quote(.handleSimpleError))) {
@@ -43,12 +40,12 @@ task_calls <- function(calls, depth, last) {
   if (last < first) list() else as.list(calls[first:last])
 }
 
-# What geterrmessage() gives afterwards is known to r/versions.rs, which calls this where R 4.5 has
-# no other way to empty the text of its last error.
+# Replaces the text of R's last error, which geterrmessage() returns. r/versions.rs calls this on R 4.5 and later, which
+# have no other way.
 forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
 
-# For daemons, called from cleanup.rs when something has changed. Packages are detached
-# but stay loaded.
+# Detaches the packages that are not among `known`, which stay loaded. cleanup.rs calls this if the search path has
+# changed.
 detach_others <- function(known) {
   at <- 2L
   while (at < length(search())) {
@@ -62,19 +59,20 @@ detach_others <- function(known) {
 
 detach_at <- function(at) {
   name <- search()[[at]]
-  # By force, because a package that needs this one may be about to go as well.
+  # `force` is needed if an attached package depends on this one. That package may be detached next.
   step <- quote(detach(pos = at, character.only = TRUE, force = TRUE))
   why <- failure(eval(step))
   if (is.null(why)) {
     return()
   }
-  # A hook that a task has set may be what fails.
+  # The failure may come from a hook that a task has set.
   setHook(packageEvent(sub("^package:", "", name), "detach"), list(), "replace")
   warn_of_cleanup(name, failure(eval(step)))
 }
 
-# Returns whether there are added options that stay: a package sets its own when it is loaded, once in a process, and
-# would be broken without them for the next task, which finds it loaded. `namespaces` were loaded before.
+# Restores the options. Those that a package has added when it was loaded stay: the package is loaded once in a process,
+# and would not work without them for the next task. `namespaces` were loaded before. Returns whether such options
+# exist.
 reset_options <- function(names, values, namespaces) {
   now <- options()
   reset <- function(name, value) warn_of_cleanup(name, failure(options(structure(list(value), names = name))))
@@ -89,13 +87,14 @@ reset_options <- function(names, values, namespaces) {
   any(own)
 }
 
-# By the convention of `datatable.verbose` and package data.table.
+# Whether an option belongs to one of these packages: by convention its name begins with that of the package, as
+# `datatable.verbose` of data.table does.
 is_package_option <- function(name, packages) {
   plain <- function(x) tolower(gsub("[^[:alnum:]]", "", x))
   any(startsWith(plain(name), plain(packages)))
 }
 
-# Tries one step of many. What there is to say if it fails; otherwise NULL.
+# Evaluates `step`. Returns the error message if it fails, otherwise NULL.
 failure <- function(step) {
   withRestarts(
     tryCatch(
@@ -111,7 +110,7 @@ failure <- function(step) {
 
 warn_of_locked_globals <- function() warn_of_cleanup("the global environment", "a task has locked it")
 
-# On this daemon's stderr, once for each thing; not if there is nothing to say.
+# Reports a failure of the clean-up on this daemon's stderr, once for each `what`. Does nothing if `why` is NULL.
 warn_of_cleanup <- function(what, why) {
   if (is.null(why) || what %in% the$not_cleaned) {
     return()

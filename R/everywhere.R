@@ -1,20 +1,18 @@
 #' Evaluate on every daemon
 #'
-#' Evaluates an expression on each connected daemon, for its side effects: attaching
-#' packages, making data or a database connection available. What it leaves behind stays,
-#' whatever the daemons' `cleanup` setting.
+#' Evaluates an expression on each connected daemon, for its side effects: to attach packages, to load data, or to open
+#' a database connection. The variables, packages and options that it leaves stay, whatever `cleanup` the daemons have.
 #'
 #' @inheritParams mirai
-#' @param .min the number of daemons that shall evaluate it at least. If fewer are connected,
-#'   those that connect next will, before anything else.
-#' @returns A list of mirai of class `"mirai_map"`, one for each evaluation, invisibly. Wait
-#'   for it with `[]` if need be.
+#' @param .min the least number of daemons to evaluate the expression. If fewer are connected, the next daemons that
+#'   connect evaluate it before any other task.
+#' @returns A list of mirai of class `"mirai_map"`, one for each daemon, invisibly. `[]` waits for all of them.
 #' @details
-#' On each daemon the evaluation happens before any task that is submitted later. It does not
-#' use up random number streams. If daemons were set with a `seed`, it has the same random numbers on each
-#' of them, so that it does not matter which of them evaluates what. They are independent of those of
-#' the tasks.
-#' @seealso [daemons()], [mirai()].
+#' A daemon evaluates the expression before all tasks that are submitted later, so you need not wait for it.
+#'
+#' The evaluation does not advance the random number streams of tasks. If daemons were set with a `seed`, it has the
+#' same random numbers on each daemon, independent of those of tasks.
+#' @seealso [daemons()] and its argument `cleanup`; [mirai()].
 #' @examples
 #' daemons(2)
 #' everywhere(rate <<- 100)
@@ -47,8 +45,8 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
   invisible(new_mirai_map(ms))
 }
 
-# Under `seed`, a stream for one call of everywhere(), as a list to be assigned; otherwise NULL. These are
-# substreams of the first task's: as far from its numbers as 2^76 of them, and from the next task's by more.
+# With a `seed`: the random number stream for one call of everywhere(), as a list of variables to assign. Otherwise
+# NULL. Each is a substream of the first task's stream. Substreams are 2^76 numbers apart, streams 2^127.
 setup_stream <- function(profile) {
   stream <- the$setup_streams[[profile]]
   if (is.null(stream)) {

@@ -5,9 +5,9 @@
 #' `cluster_config()` for the job scripts of a resource manager such as Slurm, `http_config()` for a service
 #' that runs commands, and `remote_config()` for any other command.
 #'
-#' @param command the command that launches daemons. For `remote_config()`, `NULL` to launch nothing: the
-#'   user does that by hand, with the shell commands that [launch_remote()] returns. It may have options of its own, as in
-#'   `"ssh -F config"`.
+#' @param command the command that launches daemons. For `remote_config()`, `NULL` to launch nothing: the user does that
+#'   by hand, with the shell commands that [launch_remote()] returns. It may have options of its own, as in `"ssh -F
+#'   config"`.
 #' @param args what follows `command` on its command line, in pieces of shell code. The one that is `"."`
 #'   stands for the daemon's own shell command, `Rscript -e 'mirai::daemon(...)'`. A list of such
 #'   vectors launches one daemon for each.
