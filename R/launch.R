@@ -1,37 +1,35 @@
 #' Launch daemons
 #'
-#' Starts more daemons that connect to a compute profile that has been set by [daemons()]:
-#' `launch_local()` on this machine, `launch_remote()` on others. Or, without `remote`, returns the
-#' shell commands that start them, to be run by hand wherever they shall be.
+#' Starts more daemons for a compute profile that has been set by [daemons()]: `launch_local()` on this machine,
+#' `launch_remote()` on other machines. Without `remote`, `launch_remote()` starts nothing: it returns shell commands,
+#' which you run on the other machines.
 #'
-#' @param url one or more of the profile's URLs, or their indices: the rows of `status()$daemons`.
-#'   One daemon is launched for each. For `launch_remote()` also a cluster or a node of one, see
-#'   [make_cluster()]. In [edition 2][mirai-edition], a number is not an index but `n`. If no daemons are set,
-#'   this has to be the URL at which another host listens, in full.
-#' @param n number of daemons to launch. They are spread over the URLs given, or else over all of the
-#'   profile's, those first that have the fewest daemons. By default, there is one for each of `url`.
-#' @param ... options for the daemons, see [daemon()], in place of those that were given to
-#'   `daemons()`.
-#' @param tls,tlscert for `tls+tcp://` and `wss://` URLs: what the daemons shall know the host by, see the
-#'   argument of that name of [daemon()]. `NULL` for the certificate of the profile itself.
-#' @param remote how to launch: a value of [remote_config()], [ssh_config()], [cluster_config()] or
-#'   [http_config()].
+#' @param url one or more of the profile's URLs, or their indices, which are the rows of `status()$daemons`. One daemon
+#'   is launched for each. `launch_remote()` also takes a cluster, or a node of one, see [make_cluster()]. In
+#'   [edition 2][mirai-edition], a number is not an index but `n`. If no daemons are set, give the complete URL at which
+#'   another host listens.
+#' @param n number of daemons to launch. They are spread over `url`, or if that is not given over all URLs of the
+#'   profile; URLs with the fewest daemons come first. By default, one for each of `url`.
+#' @param ... options for the daemons, see [daemon()]. They replace those that were given to `daemons()`.
+#' @param tls,tlscert for `tls+tcp://` and `wss://` URLs, the certificates by which the daemons verify the host: see the
+#'   argument `tls` of [daemon()]. `NULL` for the certificate of the profile itself.
+#' @param remote how to launch: a value of [remote_config()], [ssh_config()], [cluster_config()] or [http_config()].
 #' @inheritParams status
-#' @returns `launch_local()`: the number of daemons launched, invisibly. `launch_remote()`: a character
-#'   vector of class `"miraiLaunchCmd"`, the shell command of each daemon, whether or not it
-#'   has been run.
+#' @returns `launch_local()`: the number of daemons launched, invisibly. `launch_remote()`: a character vector of class
+#'   `"miraiLaunchCmd"`, with the shell command of each daemon, whether or not it was run.
 #' @details
-#' Neither waits until the daemons are connected. But a launch that fails is an error that shows
-#' what the command in charge (`ssh`, `sbatch`, `srun`, `curl`) has said. To notice that,
-#' `launch_remote()` and `daemons(remote = )` wait until the commands have ended, or the daemons have
-#' connected; and for commands that stay, such as `srun` and `ssh`, not for long: see
-#' [remote_config()]. If one fails, the others of the same call that are still running are ended. One that
-#' fails later is shown by [status()], as a warning.
+#' These functions do not wait until the daemons are connected: `info()` shows how many are.
 #'
-#' The commands returned can be pasted into a POSIX shell. Each has a random number stream of its own.
-#' `Rscript` has to be found on the other machine, and has to find this package, in the same version. What
-#' daemons there write, with `output = TRUE`, does not come back here.
-#' @seealso [daemons()], [daemon()]; [ssh_config()], [cluster_config()], [http_config()], [remote_config()].
+#' A launch that fails is an error, which shows what the launching command (`ssh`, `sbatch`, `srun`, `curl`) wrote. So
+#' `launch_remote()` and `daemons(remote = )` wait until the commands have ended or the daemons have connected. For
+#' commands that run as long as the daemon, such as `srun` and `ssh`, they wait a few seconds: see [remote_config()]. If
+#' one command fails, the others of the same call are ended. If one fails later, [status()] shows it as a warning.
+#'
+#' You can paste the returned commands into a POSIX shell. Each has its own random number stream. The other machine
+#' needs `Rscript` on its path, and the same version of this package. What remote daemons write, with `output = TRUE`,
+#' is not sent back.
+#' @seealso [daemons()], [daemon()]; [ssh_config()], [cluster_config()], [http_config()], [remote_config()];
+#'   `vignette("distributed", "mirai")`.
 #' @examples
 #' daemons(url = local_url())
 #' launch_local(1)
@@ -90,7 +88,7 @@ launch_remote <- function(
   check_tls(tls, call)
   settings <- daemons_settings(...)
   settings <- launch_settings(profile, settings)
-  # One for each place at least, unless it has been said how many.
+  # At least one for each machine of `remote`, unless the user has given a number.
   counted <- !is.null(n) || edition() == 2L && is.numeric(url) && !missing(url)
   if (!counted) {
     urls <- rep_len(urls, max(length(urls), remote_places(remote)))
@@ -104,17 +102,17 @@ print.miraiLaunchCmd <- function(x, ...) {
   invisible(x)
 }
 
-# For daemons() and make_cluster(): launches daemons at the URLs of a profile that has just been
-# set. Returns their number. `tls` is for the daemons, NULL for what the profile has for them.
+# For daemons() and make_cluster(): launches daemons for the URLs of a profile that has just been set. Returns their
+# number. `tls` is the daemons' argument, NULL for the profile's own certificate.
 launch_remotes <- function(profile, urls, remote, settings, tls, call) {
   urls <- rep_len(urls, max(length(urls), remote_places(remote)))
   length(launch_commands(profile, urls, remote, settings, tls, call))
 }
 
-# Whether daemons() has something to launch. Without a command, the user does that by hand.
+# Whether `remote` launches anything. remote_config() without a command leaves that to the user.
 launches <- function(remote) !is.null(remote) && !(remote$type == "command" && is.null(remote$command))
 
-# Launches one for each URL, at the places of `remote` in turn. Their shell commands.
+# Launches one daemon for each URL, on the machines of `remote` in turn. Returns their shell commands.
 launch_commands <- function(profile, urls, remote, settings, tls, call) {
   dialled <- remote_urls(remote, urls, call)
   commands <- vapply(
@@ -134,13 +132,12 @@ launch_commands <- function(profile, urls, remote, settings, tls, call) {
   structure(commands, class = "miraiLaunchCmd")
 }
 
-# Runs commands, each a list of `path`, `args`, `input` to read (or NULL), and `failure`, a
-# function that finds an error in the state of one that has ended (or NULL for the usual one). Waits
-# until they have ended, have led to so many connections, or for so many seconds. Any that
-# fails is an error.
+# Runs launch commands. Each job is a list: `name`, `path`, `args`, `input` for its stdin (or NULL), and `failure`, a
+# function that returns the error text of a command that has ended (NULL for the exit status). Waits until all have
+# ended, until `n` more daemons have connected, or for `seconds` (NULL for no limit). It is an error if a command fails.
 run_jobs <- function(profile, jobs, n, seconds, call) {
   before <- .Call(rs_profile_status, profile)$cumulative
-  # Whether daemons connect to a host elsewhere cannot be seen.
+  # NULL: the daemons are for another host, so this session does not see them connect.
   enough <- if (is.null(before)) Inf else as.double(before + n)
   running <- list()
   settled <- FALSE
@@ -171,7 +168,7 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
   the$launches[[profile]] <- c(the$launches[[profile]], launches)
 }
 
-# NULL if it has not failed.
+# The error text of a command that has failed, otherwise NULL.
 describe_failure <- function(name, state) {
   if (!state$failed) {
     return(NULL)
@@ -187,7 +184,7 @@ end_commands <- function(commands) {
   }
 }
 
-# For status(): warns of commands that have failed since they were last looked at.
+# For status(): warns of launch commands that have failed since the last call, and forgets those that have ended.
 warn_failed_launches <- function(profile, call) {
   waiting <- list()
   for (launch in the$launches[[profile]]) {
@@ -210,7 +207,7 @@ check_tls <- function(tls, call) {
   }
 }
 
-# The argument `tls` of daemon() for a URL: none unless it is a secure one.
+# The argument `tls` of daemon() for a URL. NULL if the URL is not secure.
 daemon_tls <- function(url, tls, profile) {
   if (!is_secure(url)) {
     return(NULL)
@@ -223,7 +220,7 @@ daemon_tls <- function(url, tls, profile) {
 
 is_secure <- function(url) grepl("^(tls\\+tcp|wss)://", url)
 
-# The URLs at which to launch daemons, one for each of them. `given` says whether the user has said which.
+# The URL for each daemon to launch. `given` is whether the user gave `url`.
 launch_urls <- function(url, n, given, profile, call) {
   if (is.character(url)) {
     check_urls(url, call)
@@ -254,7 +251,7 @@ launch_urls <- function(url, n, given, profile, call) {
   spread(urls, n, profile)
 }
 
-# `n` of these URLs, those first where the fewest daemons are.
+# Spreads `n` daemons over these URLs: each goes to the URL that has the fewest.
 spread <- function(urls, n, profile) {
   x <- .Call(rs_profile_status, profile)
   at <- match(urls, x$urls, 0L)
@@ -268,7 +265,7 @@ spread <- function(urls, n, profile) {
   urls[chosen]
 }
 
-# Options for a daemon: those given now, or else those given to daemons().
+# The options for a daemon: those in `given`, and for the rest those that daemons() was given.
 launch_settings <- function(profile, given) {
   if (!daemons_set(profile)) {
     return(given)
@@ -276,7 +273,7 @@ launch_settings <- function(profile, given) {
   utils::modifyList(the$settings[[profile]], given["daemon"])
 }
 
-# The random number stream for a daemon. One for a host elsewhere has one of this session's.
+# The random number stream for a daemon. A daemon for another host gets a stream of this session.
 launch_stream <- function(profile) {
   if (daemons_set(profile)) .Call(rs_daemon_stream, profile) else .Call(rs_next_stream, profile)
 }
@@ -288,12 +285,12 @@ indexed_urls <- function(i, urls, call) {
   urls[i]
 }
 
-# With `awaited`, wait_connected() will see whether it fails.
+# Starts a daemon on this machine. `awaited` says that wait_connected() follows, which reports a failure.
 launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE) {
   rs <- launch_stream(profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
-  # A daemon of a host elsewhere may outlive this session, whose fork server does not.
+  # A daemon for another host must be able to outlive this session. What the fork server forks does not.
   code <- if (daemons_set(profile)) fork_code(args)
   with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
 }

@@ -1,48 +1,45 @@
 #' Map a function in parallel
 #'
-#' Applies a function to each element of a vector or list, or to each row of a matrix or data frame,
-#' one task for each, evaluated by daemons. Returns at once.
+#' Applies a function to each element of a vector or list, or to each row of a matrix or data frame. Each element is a
+#' task for a daemon. Returns at once; `[]` collects the values.
 #'
-#' @param .x a vector or list; or a matrix or data frame, over whose rows to map: `.f` is then given
-#'   the columns' values as arguments, by name if the columns have names.
+#' @param .x a vector or list. Or a matrix or data frame: then `.f` is called for each row, with the values of the
+#'   columns as arguments, by name if the columns have names.
 #' @param .f a function.
-#' @param ... named objects that `.f` refers to but that are not defined in it; or a single environment
-#'   of such objects. They are assigned to the daemons' global environments.
+#' @param ... named objects that `.f` uses but does not define, or a single environment of such objects. They are
+#'   assigned to the daemons' global environments.
 #' @param .args a list of further arguments for `.f`, the same for all elements.
-#' @param .promise a function, or a list of one or two functions, to be called with the value when an
-#'   element resolves, and with the condition if it fails: as `onFulfilled` and `onRejected` of
-#'   [promises::then()]. See [as.promise()][as.promise.mirai].
+#' @param .promise a function, or a list of one or two functions. The first is called with the value when an element
+#'   resolves, the second with the condition if it fails: as `onFulfilled` and `onRejected` of [promises::then()]. See
+#'   [as.promise()][as.promise.mirai].
 #' @inheritParams mirai
 #'
-#' @returns A list of mirai of class `"mirai_map"`, with the names of `.x` (row names, for a matrix or data
-#'   frame), invisibly. It prints how many have resolved.
+#' @returns A list of mirai of class `"mirai_map"`, invisibly. Its names are those of `.x`: the row names, for a matrix
+#'   or data frame. It prints how many have resolved.
 #'
-#' @section Collecting:
-#' `x[]` waits for all elements and returns a list of their values. An element that failed is an error
-#' value (see [is_error_value()]) in its place. Options go into the brackets, several separated by commas
-#' or within `c()`:
+#' @section Collecting: `x[]` waits for all elements and returns a list of their values. If an element failed, an error
+#'   value is in its place: see [is_error_value()]. Options go into the brackets, separated by commas or within `c()`:
 #'
-#' * `x[.flat]` returns a vector rather than a list. It is an error if the values are not all of one type.
-#' * `x[.progress]` shows how far it has come: a bar if package cli is installed (`x[.progress_cli]`
-#'   insists on that), otherwise a line on stderr. Both change when elements resolve, at most ten times a
-#'   second. If stderr is not a terminal, a new line is written instead, each time a further tenth of the
-#'   elements has resolved. `x[.progress = "Fitting"]` labels it; a list, such as
-#'   `x[.progress = list(name = "Fitting", type = "iterator")]`, has arguments of [cli::cli_progress_bar()].
-#' * `x[.stop]` stops at the first failure: the rest is cancelled, and the failure becomes an error here.
+#' * `x[.flat]` returns a vector instead of a list. It is an error if the values have different types.
+#' * `x[.progress]` shows progress: a bar if package cli is installed, otherwise a line on stderr. The display changes
+#'   when elements resolve, at most ten times a second. If stderr is not a terminal, a new line is written after each
+#'   tenth of the elements. `x[.progress = "Fitting"]` adds a label. A list has arguments of
+#'   [cli::cli_progress_bar()]: `x[.progress = list(name = "Fitting", type = "iterator")]`.
+#' * `x[.progress_cli]` is the same, but an error if cli is not installed.
+#' * `x[.stop]` stops at the first failure: it cancels the other elements and raises an error.
 #'
-#' They need no package attached. [collect_mirai()] takes them as strings, or as a list by name.
+#' These names work without the package attached. [collect_mirai()] takes the options as strings, or as a named list.
 #'
-#' An error by `.stop` or `.flat` has class `"mirai_error_map"`. Its message says which element it is, and
-#' why: `In index: 2. With name: b.` and, on another line, `Caused by error in f(): bad`. The index is in
-#' `$location`, the name in `$name` (`NULL` if it has none), and the condition of the element itself, of its
-#' own class and with all of its fields, in `$parent`.
+#' The errors of `.stop` and `.flat` have class `"mirai_error_map"`. The message names the element, `In index: 2. With
+#' name: b.`, and on the next line the reason, `Caused by error in f(): bad`. `$location` is the index, `$name` the name
+#' (`NULL` if there is none), and `$parent` the original condition with its own class and fields.
 #'
 #' @details
-#' There is no chunking: a daemon that is done takes the next element, so uneven work is spread evenly.
-#' What all elements share (`.f`, `.args` and `...`) is sent to each daemon once.
+#' There is no chunking: a daemon takes the next element when it has finished one, so uneven work is spread evenly.
+#' `.f`, `.args` and `...` are sent to each daemon once.
 #'
 #' If no daemons are set, one is launched, with a warning. In [edition 2][mirai-edition], that is an error.
-#' @seealso [mirai()], [daemons()]; [collection-options]; [mirai-errors].
+#' @seealso [mirai()], [daemons()]; [collect_mirai()] and [collection-options]; [mirai-errors].
 #' @examples
 #' with(daemons(2), {
 #'   mirai_map(c(a = 1, b = 4, c = 9), sqrt)[]
@@ -52,11 +49,11 @@
 #' mirai_map(1:3, rnorm, .args = list(mean = 20, sd = 2))[]
 #' mirai_map(data.frame(x = 1:3, y = 4:6), function(x, y) x * y)[.flat]
 #'
-#' # What the function refers to goes into `...`
+#' # Objects that the function uses go into `...`
 #' offset <- 100
 #' mirai_map(1:3, function(x) x + offset, offset = offset)[.flat]
 #'
-#' # Failures stay in place
+#' # An element that fails is an error value
 #' mirai_map(list(a = 1, b = "a"), log)[]
 #' daemons(0)
 #' @export
@@ -97,7 +94,8 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
 
 new_mirai_map <- function(x) structure(x, class = "mirai_map")
 
-# Elements as a list `x`, their names, and the calls by which `.f` gets at each in turn.
+# The elements as a list `x`, their names, and `arguments`: the expressions for the arguments of `.f`, in terms of `.x`,
+# which is one element.
 map_elements <- function(x, call) {
   if (length(dim(x)) == 2L) {
     rows <- lapply(
@@ -116,12 +114,12 @@ map_elements <- function(x, call) {
   if (!is.vector(x) && !is.list(x) && !is.atomic(x) && !is.null(x) && !is.object(x)) {
     stop_argument(".x", "a vector, list, matrix or data frame", call)
   }
-  # By lapply's rules: as.list() knows what the elements of a factor or a date are.
+  # As lapply() does it: as.list() has methods for factors and dates.
   x <- as.list(x)
   list(x = x, names = names(x), arguments = list(quote(.x)))
 }
 
-# The call that a daemon evaluates: `.f(.x, mean = .args[["mean"]])`.
+# The call that a daemon evaluates, for example `.f(.x, mean = .args[[1L]])`.
 map_call <- function(arguments, constants) {
   more <- lapply(seq_along(constants), function(i) call("[[", quote(.args), i))
   names(more) <- names(constants)

@@ -1,14 +1,18 @@
 #' mirai: asynchronous, parallel and distributed evaluation
 #'
-#' Start with [mirai()] to evaluate an expression in another process,
-#' [daemons()] to keep processes ready for that, and [mirai_map()] to map over
-#' them. [everywhere()] prepares all daemons; [status()] tells how they do.
+#' [mirai()] evaluates an expression in another R process. [daemons()] keeps processes ready for that. [mirai_map()]
+#' maps a function over a vector, one task for each element. [everywhere()] prepares all daemons, and [status()] shows
+#' what they do.
 #'
-#' `vignette("mirai", "mirai")` goes through all of it, with examples. For code that was written for the 2.x
-#' releases, see `vignette("coming-from-2x", "mirai")` and [mirai-edition].
+#' `vignette("mirai", "mirai")` shows all of this, with examples. For code that was written for the 2.x releases, see
+#' `vignette("coming-from-2x", "mirai")` and [mirai-edition].
 #'
-#' Times are in milliseconds, wherever they are arguments.
+#' Arguments that are times are in milliseconds, unless their help says otherwise.
 #'
+#' @seealso [mirai()], [daemons()], [mirai_map()], [make_cluster()], [as.promise()][as.promise.mirai].
+#' @examples
+#' m <- mirai(x + 1, x = 41)
+#' m[]
 #' @useDynLib mirai, .registration = TRUE, .fixes = "rs_"
 #' @importFrom utils .DollarNames
 #' @docType package
@@ -56,6 +60,6 @@ the$fork_server <- NULL
 the$not_cleaned <- character()
 
 .onLoad <- function(libname, pkgname) {
-  # Sockets in the file system do not go away by themselves.
+  # Deletes the sockets in the file system when R quits.
   reg.finalizer(environment(.onLoad), function(e) .Call(rs_close_session), onexit = TRUE)
 }

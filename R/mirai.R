@@ -1,47 +1,43 @@
 #' Evaluate an expression asynchronously
 #'
-#' Evaluates an expression in another process and returns at once, with an object
-#' that will hold the value. With [daemons()] set, one of them evaluates it;
-#' otherwise a fresh R process is started for it and ends afterwards.
+#' Evaluates an expression in another R process. Returns at once a *mirai*, an object that will hold the value. If
+#' [daemons()] are set, a daemon evaluates the expression. Without daemons, each `mirai()` starts its own R process,
+#' which ends afterwards.
 #'
-#' @param .expr an expression to evaluate. It is quoted, so wrap several statements
-#'   in braces; or the name of a variable that holds a language object (a call, an
-#'   expression, a symbol), in which case that is used.
-#' @param ... named objects to assign to the daemon's global environment for the
-#'   evaluation. Or a single environment, such as `environment()`, whose objects are
-#'   (including those with names beginning with a dot, except `.Random.seed`).
-#' @param .args a named list, or an environment, of objects that only `.expr` itself
-#'   shall see.
-#' @param .timeout milliseconds after which the mirai resolves to an error value of
-#'   5 (timed out), or `NULL` for none. With dispatcher, the task is cancelled, too: it is
-#'   taken out of the queue, or interrupted if it is running.
-#' @param .compute name of the compute profile to use, or `NULL` for the current one
-#'   (`"default"`, unless [with_daemons()] or [local_daemons()] says otherwise).
+#' @param .expr an expression to evaluate. It is quoted, so wrap several statements in braces. If it is the name of a
+#'   variable that holds a language object (a call, an expression or a symbol), that object is evaluated.
+#' @param ... named objects that the expression uses. They are assigned to the daemon's global environment for the
+#'   evaluation. Or a single environment, such as `environment()`: then its objects are assigned, including those whose
+#'   names begin with a dot, except `.Random.seed`.
+#' @param .args a named list, or an environment, of objects that are local to the evaluation. Functions that `.expr`
+#'   calls do not see them; use `...` for those.
+#' @param .timeout milliseconds after which the mirai resolves to error value 5 (timed out). `NULL` for no limit. With
+#'   dispatcher, the task is also cancelled: it is taken off the queue, or interrupted if it is running.
+#' @param .compute name of the compute profile to use, or `NULL` for the current one: `"default"`, unless
+#'   [with_daemons()] or [local_daemons()] has changed it.
 #'
-#' @returns A mirai, invisibly: an environment of class `"mirai"`. Its `$data` is the
-#'   value once that is there, and until then an unresolved value, a logical `NA` of
-#'   class `"unresolvedValue"`. Reading it never blocks. To wait, use `m[]` or
-#'   [call_mirai()]. `attr(m, "id")` is an integer that increases through the session.
+#' @returns A mirai, invisibly: an environment of class `"mirai"`. `m$data` is the value. It never waits: until the
+#'   mirai has resolved, it is an *unresolved value*, a logical `NA` of class `"unresolvedValue"`. `m[]` and
+#'   [call_mirai()] wait. `attr(m, "id")` is an integer that increases with each mirai of the session.
 #'
-#'   An error in the evaluation makes the value a character string of classes
-#'   `"miraiError"`, `"errorValue"` and `"try-error"`; see [is_error_value()].
+#'   If the evaluation raises an error, the value is a character string of classes `"miraiError"`, `"errorValue"` and
+#'   `"try-error"`: see [is_error_value()].
 #'
-#' @details
-#' The evaluation takes place in an environment whose parent is the daemon's global
-#' environment. Nothing of the session is sent but what `...` and `.args` name.
+#' @details The expression is evaluated in a new environment, whose parent is the daemon's global environment. Only the
+#'   objects in `...` and `.args` are sent; nothing else of the session is.
 #'
-#' If a daemon ends in the middle of the evaluation, the value is an error value of 19
-#' (connection reset), or the task is run again elsewhere if [daemons()] was told to
-#' `retry`. If the number of daemons is reset, pending mirai resolve to 19, too.
+#' If the daemon ends during the evaluation, the value is error value 19 (connection reset). With
+#' `daemons(retry = TRUE)`, the task is run again on another daemon instead. When daemons are reset, pending mirai
+#' resolve to 19, too.
 #'
-#' @seealso [daemons()], [mirai_map()]; [call_mirai()], [collect_mirai()], [unresolved()], [stop_mirai()];
-#'   [is_error_value()].
+#' @seealso [daemons()] to keep processes ready; [mirai_map()] for many tasks; [call_mirai()], [collect_mirai()],
+#'   [unresolved()], [stop_mirai()]; [is_error_value()]; `vignette("mirai", "mirai")`.
 #' @examples
 #' m <- mirai(x + 2 * y, x = 1, y = 10)
 #' m
 #' m[]
 #'
-#' # An existing function and its variables, by way of the calling environment
+#' # Send all objects of the calling environment
 #' square <- function(x) x^2
 #' n <- 4
 #' m <- mirai(square(n), environment())
@@ -75,16 +71,16 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) 
   invisible(m)
 }
 
-# Whether to give up, rather than wait, when the queue is full.
+# Whether to return NULL if the queue is full, rather than wait. try_mirai() has another value of this constant.
 give_up <- FALSE
 
 #' Evaluate asynchronously if the queue has room
 #'
-#' The same as [mirai()], except when [daemons()] were set with a `memory` budget and
-#' the queue has used it up: where `mirai()` waits for room, this returns at once.
+#' The same as [mirai()], except if [daemons()] were set with a `memory` limit and the queue is full. Then `mirai()`
+#' waits for room, and `try_mirai()` returns `NULL` at once.
 #'
 #' @inheritParams mirai
-#' @returns A mirai, invisibly, or `NULL` if there is no room.
+#' @returns A mirai, invisibly, or `NULL` if the queue is full.
 #' @seealso [mirai()], [daemons()] and its argument `memory`.
 #' @examples
 #' daemons(1, memory = 100)
@@ -94,14 +90,14 @@ give_up <- FALSE
 #' @export
 try_mirai <- mirai
 
-# The same body, with another constant in its scope.
+# The same function, in an environment where the constant is TRUE.
 environment(try_mirai) <- list2env(
   list(give_up = TRUE),
   parent = environment(mirai)
 )
 
-# Function of the active binding `data` of an unread mirai. Evaluated in copies whose
-# environment is the mirai itself, which is where `.task` is: see tasks.rs.
+# The function of the active binding `data` of a mirai that has not been read. Each mirai has a copy, whose environment
+# is the mirai itself. That has `.task`: see tasks.rs.
 data_binding <- function(value) {
   if (missing(value)) .Call(rs_data, .task) else stop_error("'data' of a mirai cannot be set", sys.call())
 }

@@ -1,7 +1,7 @@
 #' Next random number stream
 #'
-#' Takes the next L'Ecuyer-CMRG stream of a compute profile, as the profile's tasks or daemons do. The
-#' streams are those of [parallel::nextRNGStream()], in order from the `seed` that was given to
+#' Returns the next L'Ecuyer-CMRG stream of a compute profile, and advances it, as the profile's tasks or daemons do.
+#' Streams follow each other as by [parallel::nextRNGStream()]. The first comes from the `seed` that was given to
 #' [daemons()], or from a random one.
 #'
 #' @inheritParams status
@@ -14,16 +14,20 @@ nextstream <- function(.compute = NULL) .Call(rs_next_stream, check_profile(.com
 
 #' Look up a compute profile
 #'
-#' For packages and advanced use.
+#' Returns a property of a compute profile, by name. For packages and advanced use.
 #'
-#' @param x what to look up. `"urls"`: all URLs at which the profile listens. `"url"`: the first of
-#'   them. `"n"`: the number of daemons set, which is the number of URLs unless more have been asked for.
-#'   `"pid"`: id of the process in which the dispatcher is, that is, of this session.
-#'   `"stream"`: the stream that [nextstream()] would return, without taking it. `"tls"`: what daemons are
-#'   given as the first part of `tls` to know this host by, `NULL` if it has no secure URLs.
+#' @param x what to look up:
+#'
+#'   * `"urls"`: all URLs at which the profile listens.
+#'   * `"url"`: the first of them.
+#'   * `"n"`: the number of daemons set.
+#'   * `"pid"`: the id of the process that has the dispatcher, which is this session.
+#'   * `"stream"`: the stream that [nextstream()] would return, without advancing it.
+#'   * `"tls"`: the certificate by which daemons verify this host, for their argument `tls`. `NULL` if the profile has
+#'     no secure URL.
 #' @inheritParams status
-#' @returns As above. `NULL` for anything else, and if no daemons are set.
-#' @seealso [daemons()], [status()].
+#' @returns The property. `NULL` for another name, and if no daemons are set.
+#' @seealso [daemons()], [status()], [nextstream()].
 #' @examples
 #' daemons(1)
 #' nextget("urls")

@@ -1,29 +1,27 @@
 #' Promises from mirai
 #'
-#' With package promises, mirai and mirai maps can be used wherever a promise can: in
-#' [promises::then()] and its operators, in Shiny's outputs, observers and extended tasks, and as
-#' what a plumber endpoint returns.
+#' With package promises, mirai and mirai maps work wherever a promise does: in [promises::then()] and its operators, in
+#' Shiny's outputs, observers and extended tasks, and as the value of a plumber endpoint.
 #'
 #' @param x a mirai, or a mirai map.
 #'
-#' @returns `as.promise()` returns a promise: see [promises::promise()]. `is.promising()` returns
-#'   `TRUE`.
+#' @returns `as.promise()`: a promise, see [promises::promise()]. `is.promising()`: `TRUE`.
 #'
 #' @details
-#' The promise of a mirai is fulfilled with its value. An error value rejects it: that of an error
-#' in the evaluation, with the original condition, of its own class and with all of its fields; any
-#' other (such as timed out, or operation canceled) with an error that has its text as message. An
-#' interrupt of the evaluation is no failure of the promise: the value is a `"miraiInterrupt"`.
+#' The promise of a mirai is fulfilled with the value of the mirai. An error value rejects it. If the evaluation raised
+#' an error, the reason is the original condition, with its class and fields. For other error values (such as timed
+#' out), the reason is a simple error with the text of the error value. An interrupt of the evaluation does not reject
+#' the promise: the value is a `"miraiInterrupt"`.
 #'
-#' That of a mirai map is fulfilled with the list of all values, and is rejected as soon as an element
-#' fails, as if by [promises::promise_all()].
+#' The promise of a mirai map is fulfilled with the list of all values. It is rejected when the first element fails, as
+#' by [promises::promise_all()].
 #'
-#' Shiny and plumber see by themselves that a mirai which they are given is a promise, if promises is
-#' version 1.3.0 or later. With an older one, tell them: `as.promise(m)`, or `m %...>% plot()`.
+#' With promises 1.3.0 or later, Shiny and plumber recognise a mirai as a promise. With an older version, convert it:
+#' `as.promise(m)`, or `m %...>% plot()`.
 #'
-#' Nothing looks whether a mirai has resolved. The arrival of the result wakes the event loop
-#' of package later that was current when the promise was made, so any number of promises may be
-#' pending at no cost. The promise of a mirai settles even if nothing else refers to the mirai.
+#' There is no polling. When the result arrives, it wakes the event loop of package later that was current when the
+#' promise was made. A pending promise costs no processor time. The promise settles even if nothing else refers to the
+#' mirai.
 #' @seealso [mirai()], [mirai_map()]; `vignette("promises-and-shiny", "mirai")`.
 #' @examplesIf requireNamespace("promises", quietly = TRUE)
 #' library(promises)
@@ -77,7 +75,7 @@ is.promising.mirai_map <- function(x) TRUE
 
 rejects <- function(value) is_error_value(value) && !is_mirai_interrupt(value)
 
-# TRUE, because the promise is then settled.
+# Settles a promise with the value of a mirai. Returns TRUE: the promise is settled.
 settle_with <- function(value, resolve, reject) {
   if (rejects(value)) {
     reject(value_condition(value))
@@ -87,14 +85,14 @@ settle_with <- function(value, resolve, reject) {
   TRUE
 }
 
-# Has `settle` called from the current event loop with the index of each of `x` that fails, and
-# with 0 when all have resolved, until it returns TRUE. What it refers to is kept until then. An
-# error in it (a value that cannot be unserialized) is for `reject`.
+# Has `settle` called from the current event loop: with the index of each of `x` that fails, and with 0 when all have
+# resolved, until it returns TRUE. Keeps `x` and both functions until then. If `settle` raises an error, because a value
+# cannot be unserialized, `reject` is called with it.
 when_resolved <- function(x, settle, reject) {
   .Call(rs_when_resolved, x, list(settle, reject), later::current_loop()$id)
 }
 
-# Called from native code. TRUE: the promise has been settled.
+# promises.rs calls this with the functions of when_resolved(). Returns whether the promise has been settled.
 settle_promise <- function(functions, index) {
   tryCatch(functions[[1L]](index), error = function(cnd) {
     functions[[2L]](cnd)
@@ -102,7 +100,7 @@ settle_promise <- function(functions, index) {
   })
 }
 
-# Functions to call with the outcome of each element of a map.
+# For the argument `.promise` of mirai_map(): calls the handlers with the outcome of each element.
 promise_each <- function(map, handlers) {
   for (m in map) {
     promises::then(m, handlers[[1L]], if (length(handlers) > 1L) handlers[[2L]])
