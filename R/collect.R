@@ -25,15 +25,17 @@ collect_mirai <- function(x, options = NULL) {
   collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
 }
 
-#' Collection options: .stop, .flat, .progress
+#' Collection options: .stop, .flat, .progress, .relay
 #'
 #' Options for the brackets of a mirai map: `x[.flat]` returns a vector, `x[.progress]` shows progress, and `x[.stop]`
 #' stops at the first failure. [mirai_map()] describes them.
 #'
+#' @details `.relay` signals the warnings and messages of the evaluations again: see [mirai_conditions()]. It works in
+#' the brackets of a mirai, too.
 #' @format Each is a character string: its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
-#' @aliases .flat .progress .progress_cli .stop
+#' @aliases .flat .progress .progress_cli .relay .stop
 #' @examples
 #' with(daemons(2), mirai_map(1:4, sqrt)[.flat, .progress])
 NULL
@@ -54,7 +56,7 @@ NULL
 #' @export
 .stop <- ".stop"
 
-collection_options <- c(".flat", ".progress", ".progress_cli", ".stop")
+collection_options <- c(".flat", ".progress", ".progress_cli", ".relay", ".stop")
 
 # The arguments in the brackets, or in c() within them, as a list of strings and named values. The symbols `.flat`,
 # `.stop` and so on are not evaluated, so they work without the package attached. Everything else is evaluated.
@@ -126,7 +128,7 @@ check_options <- function(options, call) {
 }
 
 check_progress <- function(name, value, call) {
-  if (name %in% c(".flat", ".stop")) {
+  if (name %in% c(".flat", ".relay", ".stop")) {
     stop_argument(name, "TRUE or FALSE", call)
   }
   label <- is.character(value) && length(value) == 1L && !is.na(value)
@@ -144,6 +146,9 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
     wait_with_progress(x, stop_early, progress_bar(length(x), options, call))
   } else {
     .Call(rs_wait_some, x, stop_early)
+  }
+  if (!is.null(options$.relay) || relays()) {
+    relay(x)
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)

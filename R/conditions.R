@@ -1,8 +1,7 @@
 #' Errors raised by mirai
 #'
-#' Errors about arguments, daemons, URLs, launches and maps have class `"mirai_error"`. Each also has a finer class, so
-#' that code can catch one kind of error. Errors while a task is being submitted are simple errors: for example if a
-#' serialization function fails, or if the session's daemons are used in a forked process.
+#' Errors that mirai raises have class `"mirai_error"`, so that code can catch them. Most of them also have a finer
+#' class, which says what kind of error it is.
 #'
 #' @details
 #' | class | raised when | by, for example |
@@ -29,6 +28,9 @@
 #' @name mirai-errors
 #' @aliases mirai_error mirai_error_argument mirai_error_no_daemons mirai_error_connect mirai_error_launch
 NULL
+
+# For errors of native code (error.rs). The call is that of the function in which `.Call()` is.
+raise <- function(message, class) stop_error(message, if (sys.nframe() > 1L) sys.call(-1L), class)
 
 # Raises a mirai_error. `call` is the call of the function that the user called, or NULL. `class` is the finer class, or
 # NULL.

@@ -82,23 +82,19 @@ daemon <- function(
     assign(".Random.seed", as.integer(rs), envir = globalenv())
   }
   settings <- list(
-    # 100 is added to a signal's number, to tell it from TRUE and FALSE.
-    if (is.logical(autoexit)) as.integer(autoexit) else 100L + as.integer(autoexit),
-    if (isTRUE(cleanup)) 7L else as.integer(cleanup),
-    output,
-    idletime,
-    walltime,
-    maxtasks,
-    timerstart,
-    asyncdial,
-    tempdir(),
-    interactive(),
-    tls[1L]
+    autoexit = if (is.logical(autoexit)) autoexit else as.integer(autoexit),
+    cleanup = if (isTRUE(cleanup)) 7L else as.integer(cleanup),
+    output = output,
+    idletime = idletime,
+    walltime = walltime,
+    maxtasks = maxtasks,
+    timerstart = timerstart,
+    asyncdial = asyncdial,
+    tempdir = tempdir(),
+    interruptible = interactive(),
+    tls = tls[1L]
   )
   code <- .Call(rs_run_daemon, url, settings)
-  if (is.character(code)) {
-    stop_error(code, sys.call(), "mirai_error_connect")
-  }
   if (code < 0L) {
     .Call(rs_serve_events)
     code <- 0L

@@ -177,7 +177,7 @@ extend_urls <- function(url, n, call) {
   if (length(url) > 1L) {
     stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
   }
-  with_call(.Call(rs_extend_url, url, as.integer(n)), call, "mirai_error_argument")
+  with_call(.Call(rs_extend_url, url, as.integer(n)), call)
 }
 
 # Notes that `n` daemons are set, and returns the value of daemons().
@@ -224,8 +224,7 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
       }
       .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
     },
-    call,
-    "mirai_error_connect"
+    call
   )
   the$settings[[profile]] <- settings
   start_setup_streams(profile, seed)
@@ -261,10 +260,10 @@ wait_connected <- function(profile, n, call) {
 }
 
 # Evaluates `expr`. Its errors become mirai_errors whose call is that of the function that the user called.
-with_call <- function(expr, call, class = NULL) {
+with_call <- function(expr, call) {
   tryCatch(expr, error = function(e) {
     if (!inherits(e, "mirai_error")) {
-      stop_error(conditionMessage(e), call, class)
+      stop_error(conditionMessage(e), call)
     }
     e["call"] <- list(call)
     stop(e)

@@ -53,7 +53,7 @@ dispatcher <- function(
   profile <- paste0("dispatcher-", Sys.getpid())
   on.exit(daemons(0L, .compute = profile))
   daemons(n, url, remote, ..., tls = tls, tlscert = tlscert, pass = pass, .compute = profile)
-  ended <- with_call(.Call(rs_relay, profile, host, tls_host[1L], asyncdial), sys.call(), "mirai_error_connect")
+  ended <- with_call(.Call(rs_relay, profile, host, tls_host[1L], asyncdial), sys.call())
   if (!ended) {
     .Call(rs_serve_events)
   }

@@ -9,7 +9,9 @@
 #' `is_error_value()` is `TRUE` for three kinds of values:
 #'
 #' * `"errorValue"`, an integer: the evaluation was ended from outside. 5: timed out. 7: object closed. 19: connection
-#'   reset (the daemon was lost, or daemons were reset). 20: operation canceled (by [stop_mirai()]).
+#'   reset (the daemon was lost, or daemons were reset). 20: operation canceled (by [stop_mirai()]). If a daemon was
+#'   lost, attribute `"reason"` of 19 says which one, and why as far as that is known: `daemon 2 (pid 4711 on node) was
+#'   killed by signal 9`. [conditionMessage()] has it, too.
 #' * `"miraiError"`: the evaluation raised an error. The value is a character string, `Error in <call>: <message>`.
 #'   `$stack.trace` is a list of the calls on the stack, innermost first: as strings, or as calls in
 #'   [edition 2][mirai-edition]. `$message`, `$call`, `$condition.class` and all other fields of the original condition
@@ -86,6 +88,15 @@ print.miraiInterrupt <- function(x, ...) {
 .DollarNames.miraiError <- function(x, pattern = "") {
   grep(pattern, setdiff(names(attributes(x)), "class"), value = TRUE)
 }
+
+# An error value as one line of text, with the reason if there is one.
+error_reason <- function(code) {
+  reason <- attr(code, "reason", exact = TRUE)
+  paste(c(error_text(code), reason), collapse = ": ")
+}
+
+#' @export
+conditionMessage.errorValue <- function(c) error_reason(c)
 
 #' @export
 conditionMessage.miraiError <- function(c) attr(c, "message", exact = TRUE)
@@ -188,6 +199,6 @@ value_condition <- function(value, call = NULL) {
     bare$message <- own
     return(if (identical(condition_text(bare), own)) cnd else bare)
   }
-  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_text(value)
+  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_reason(value)
   simpleError(text, call)
 }

@@ -21,7 +21,9 @@ handling <- function(expr, outcome = NULL, leave = return(outcome)) {
     interrupt = function(cnd) {
       outcome <<- new_mirai_interrupt()
       leave
-    }
+    },
+    warning = note_condition,
+    message = note_condition
   )
 }
 

@@ -56,6 +56,11 @@ the$node_id <- NULL
 # What startup_settings() returned when the fork server was started. NULL if it has not been started.
 the$fork_server <- NULL
 
+# On a daemon: conditions of the task that runs, the bytes of their messages, and the number of those that were dropped.
+the$noted <- list()
+the$noted_text <- 0
+the$noted_dropped <- 0L
+
 # On a daemon: what the clean-up could not restore. Each is reported once.
 the$not_cleaned <- character()
 

@@ -111,10 +111,14 @@ print.mirai <- function(x, ...) {
 
 #' @export
 `[.mirai` <- function(x, option, ...) {
-  if (missing(option) && !relays()) return(.Call(rs_collect, x))
+  if (missing(option) && !relays()) {
+    return(.Call(rs_collect, x))
+  }
   options <- check_options(collection_arguments(substitute(list(option, ...)), parent.frame()), sys.call())
   value <- .Call(rs_collect, x)
-  if (!is.null(options$.relay) || relays()) relay(x)
+  if (!is.null(options$.relay) || relays()) {
+    relay(x)
+  }
   value
 }
 

@@ -84,6 +84,8 @@ print.miraiInfo <- function(x, ...) {
   tally <- attr(x, "tally")[-1L]
   names(tally) <- c("failed", "cancelled", "timed out", "lost")
   tally <- tally[tally > 0]
-  if (length(tally)) cat("of the completed:", toString(paste(tally, names(tally))), "\n")
+  if (length(tally)) {
+    cat("of the completed:", toString(paste(tally, names(tally))), "\n")
+  }
   invisible(x)
 }

@@ -90,5 +90,5 @@ saisei <- function(i, force = FALSE, .compute = NULL) {
   if (i < 1 || i > .Machine$integer.max) {
     return(NULL)
   }
-  with_call(.Call(rs_renew_url, profile, as.integer(i), force), sys.call(), "mirai_error_connect")
+  with_call(.Call(rs_renew_url, profile, as.integer(i), force), sys.call())
 }

@@ -56,12 +56,19 @@ test_that("errors of native code have classes and the call of the user's functio
 test_that("a forked process gets an error of class mirai_error", {
   skip_on_os("windows")
   profile <- local_test_daemons(1)
-  out <- parallel::mclapply(1:2, function(i) {
-    lapply(list(
-      submission = tryCatch(mirai(1), error = identity),
-      status = tryCatch(status(), error = identity)
-    ), function(e) list(class = class(e), call = conditionCall(e)[[1L]]))
-  }, mc.cores = 2)[[1L]]
+  out <- parallel::mclapply(
+    1:2,
+    function(i) {
+      lapply(
+        list(
+          submission = tryCatch(mirai(1), error = identity),
+          status = tryCatch(status(), error = identity)
+        ),
+        function(e) list(class = class(e), call = conditionCall(e)[[1L]])
+      )
+    },
+    mc.cores = 2
+  )[[1L]]
   expect_identical(out$submission, list(class = c("mirai_error", "error", "condition"), call = quote(mirai)))
   expect_identical(out$status$class, c("mirai_error", "error", "condition"))
 })
@@ -77,7 +84,9 @@ test_that("nothing in a message is taken for a format", {
 
 test_that("a panic is an error with its message", {
   # A negative time: R checks for it before.
-  open <- function(patience) .Call(mirai:::rs_open_profile, "x", local_url(), FALSE, FALSE, NULL, NULL, patience, NULL, NULL)
+  open <- function(patience) {
+    .Call(mirai:::rs_open_profile, "x", local_url(), FALSE, FALSE, NULL, NULL, patience, NULL, NULL)
+  }
   e <- tryCatch(open(-1), error = identity)
   expect_identical(class(e), c("mirai_error", "error", "condition"))
   expect_match(conditionMessage(e), "negative", fixed = TRUE)

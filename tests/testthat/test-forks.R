@@ -84,7 +84,7 @@ test_that("mclapply() works in a task, and its children neither disturb nor keep
       file
     }
   )
-  expect_identical(m[], reset)
+  expect_reset(m[])
   child <- as.integer(readLines(file))
   expect_true(is_alive(child))
   tools::pskill(child, tools::SIGKILL)

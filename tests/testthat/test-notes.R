@@ -1,9 +1,11 @@
 # Signals and catches what `expr` relays, in order.
 relayed <- function(expr) {
   seen <- list()
-  keep <- function(restart) function(cnd) {
-    seen <<- c(seen, list(cnd))
-    invokeRestart(restart)
+  keep <- function(restart) {
+    function(cnd) {
+      seen <<- c(seen, list(cnd))
+      invokeRestart(restart)
+    }
   }
   withCallingHandlers(expr, warning = keep("muffleWarning"), message = keep("muffleMessage"))
   seen
@@ -45,13 +47,21 @@ test_that("the conditions of an evaluation that fails are kept, too", {
 
 test_that("conditions are kept within bounds, and those beyond are counted", {
   local_test_daemons(1)
-  m <- mirai(for (i in 1:100000) warning(i))
+  m <- mirai(
+    for (i in 1:100000) {
+      warning(i)
+    }
+  )
   m[]
   got <- mirai_conditions(m)
   expect_length(got, 100L)
   expect_identical(conditionMessage(got[[100L]]), "100")
   expect_identical(attr(got, "dropped"), 99900L)
-  m <- mirai(for (i in 1:10) message(strrep("x", 30000)))
+  m <- mirai(
+    for (i in 1:10) {
+      message(strrep("x", 30000))
+    }
+  )
   m[]
   expect_length(mirai_conditions(m), 2L)
   expect_identical(attr(mirai_conditions(m), "dropped"), 8L)
@@ -81,7 +91,9 @@ test_that("conditions are relayed upon request, from a map with index and name",
   expect_length(relayed(m[]), 2L)
   options(mirai.relay = NULL)
   x <- mirai_map(c(a = 1, b = 2, 3), function(i) {
-    if (i > 1) warning("no. ", i)
+    if (i > 1) {
+      warning("no. ", i)
+    }
     i
   })
   seen <- relayed(x[.relay, .flat])
@@ -133,12 +145,19 @@ test_that("conditions and reports come by every transport, and through a relay",
 test_that("a task's reports can be read while it runs and afterwards", {
   local_test_daemons(1)
   go <- local_file()
-  m <- mirai({
-    for (i in 1:3) mirai::mirai_report(i)
-    while (!file.exists(go)) Sys.sleep(0.01)
-    mirai::mirai_report("last")
-    "value"
-  }, go = go)
+  m <- mirai(
+    {
+      for (i in 1:3) {
+        mirai::mirai_report(i)
+      }
+      while (!file.exists(go)) {
+        Sys.sleep(0.01)
+      }
+      mirai::mirai_report("last")
+      "value"
+    },
+    go = go
+  )
   expect_true(wait_until(function() length(mirai_reports(m)) == 3L))
   expect_true(unresolved(m))
   expect_identical(mirai_reports(m), list(1L, 2L, 3L))
@@ -149,12 +168,20 @@ test_that("a task's reports can be read while it runs and afterwards", {
 
 test_that("only the last reports of very many are kept", {
   local_test_daemons(1)
-  m <- mirai(for (i in 1:5000) mirai::mirai_report(i))
+  m <- mirai(
+    for (i in 1:5000) {
+      mirai::mirai_report(i)
+    }
+  )
   m[]
   got <- mirai_reports(m)
   expect_identical(unlist(got), 4001:5000)
   expect_identical(attr(got, "dropped"), 4000L)
-  m <- mirai(for (i in 1:20) mirai::mirai_report(rep(i, 1e6)))
+  m <- mirai(
+    for (i in 1:20) {
+      mirai::mirai_report(rep(i, 1e6))
+    }
+  )
   m[]
   got <- mirai_reports(m)
   expect_identical(got[[length(got)]][[1L]], 20L)
@@ -167,7 +194,9 @@ test_that("a report that cannot be sent is an error in the task, and one outside
   local_test_daemons(1)
   m <- mirai({
     x <- NULL
-    for (i in 1:200000) x <- list(x)
+    for (i in 1:200000) {
+      x <- list(x)
+    }
     try(mirai::mirai_report(x), silent = TRUE)
     mirai::mirai_report("after")
   })

@@ -361,7 +361,9 @@ test_that("a forked child leaves the promises to the session", {
   })
   theirs <- parallel::mccollect(child)[[1L]]
   expect_identical(theirs[[1L]], character())
-  for (text in theirs[[2L]]) expect_match(text, "forked")
+  for (text in theirs[[2L]]) {
+    expect_match(text, "forked")
+  }
   expect_identical(settled(p)$fulfilled, "value")
   expect_identical(values, "value")
 })

@@ -21,7 +21,10 @@ test_that("status() shows tasks that wait and run", {
   ms <- lapply(1:3, function(i) mirai(Sys.sleep(60)))
   expect_identical(status()$mirai, c(awaiting = 2L, executing = 1L, completed = 0L))
   expect_identical(unname(status()$daemons[1, c("assigned", "complete")]), c(1L, 0L))
-  expect_identical(c(unclass(info())[1:5]), c(connections = 1L, cumulative = 1L, awaiting = 2L, executing = 1L, completed = 0L))
+  expect_identical(
+    c(unclass(info())[1:5]),
+    c(connections = 1L, cumulative = 1L, awaiting = 2L, executing = 1L, completed = 0L)
+  )
   expect_identical(status()$memory[["capacity"]], Inf)
   expect_gt(status()$memory[["used"]], 0)
   stop_mirai(ms)
