@@ -110,11 +110,11 @@ print.mirai <- function(x, ...) {
 }
 
 #' @export
-`[.mirai` <- function(x, option, ...) {
-  if (missing(option) && !relays()) {
+`[.mirai` <- function(x, ...) {
+  if (missing(..1) && !relays()) {
     return(.Call(rs_collect, x))
   }
-  options <- check_options(collection_arguments(substitute(list(option, ...)), parent.frame()), sys.call())
+  options <- check_options(collection_arguments(substitute(list(...)), parent.frame()), sys.call())
   value <- .Call(rs_collect, x)
   if (!is.null(options$.relay) || relays()) {
     relay(x)
