@@ -20,7 +20,7 @@ nextstream <- function(.compute = NULL) .Call(rs_next_stream, check_profile(.com
 #'
 #'   * `"urls"`: all URLs at which the profile listens.
 #'   * `"url"`: the first of them.
-#'   * `"n"`: the number of daemons set.
+#'   * `"n"`: the number of daemons set, or if they come from elsewhere the number of URLs.
 #'   * `"pid"`: the id of the process that has the dispatcher, which is this session.
 #'   * `"stream"`: the stream that [nextstream()] would return, without advancing it.
 #'   * `"tls"`: the certificate by which daemons verify this host, for their argument `tls`. `NULL` if the profile has

@@ -1,8 +1,7 @@
-# The processes that launch daemons as a configuration of remote_config(), ssh_config(), cluster_config() or
-# http_config() says. run_jobs() runs them.
+# The commands that launch daemons, by SSH, a job script, HTTP or any other way. run_jobs() runs them.
 
-# What to run to have daemons launched whose shell commands these are, one for each URL at
-# which the host listens and that which they dial: see run_jobs().
+# The jobs for run_jobs() that launch daemons. `commands` are the daemons' own shell commands. The host listens at
+# `urls`, and the daemons dial `dialled`.
 remote_jobs <- function(remote, commands, urls, dialled) {
   switch(
     remote$type,
@@ -19,14 +18,14 @@ command_job <- function(remote, command, args) {
 }
 
 cluster_job <- function(remote, command) {
-  # They may be indented in R code, but resource managers look for theirs where lines begin.
+  # In R code, lines may be indented. Resource managers want their options at the start of a line.
   options <- sub("^[[:space:]]+#", "#", unlist(strsplit(remote$options, "\n", fixed = TRUE)))
   script <- c("#!/bin/sh", options, command, "")
   shell_job(remote$command, character(), paste(script, collapse = "\n"))
 }
 
-# A command with arguments, which are shell code. It takes the place of the shell, so that its end
-# is that of the process started.
+# A job that runs a command with arguments, which are shell code. `exec` replaces the shell by the command, so that the
+# process ends when the command does.
 shell_job <- function(command, args, input = NULL) {
   found <- nzchar(Sys.which(command))
   name <- if (found) command else sub("^([^[:space:]]*).*$", "\\1", command)
@@ -52,8 +51,7 @@ ssh_jobs <- function(remote, commands, urls, dialled) {
     here <- remotes == target
     part <- function(i) sub(ssh_pattern, paste0("\\", i), target, perl = TRUE)
     args <- c("-o", paste0("ConnectTimeout=", format(remote$timeout, scientific = FALSE)), "-T")
-    # Without -f, which would hide what the other machine says: that there is no Rscript, say. It
-    # is in the background anyway.
+    # Not with -f, which would hide error messages of the other machine. The command runs in the background anyway.
     if (nzchar(part(3L))) {
       args <- c(args, "-p", sub(":", "", part(3L)))
     }
@@ -70,8 +68,8 @@ tunnel_args <- function(urls, dialled) {
   c("-o", "ExitOnForwardFailure=yes", rbind("-R", unique(forward)))
 }
 
-# Shell code that runs commands all at once, and fails if one does. Whoever logs in there may have
-# a shell that does not know this language.
+# Shell code that runs all commands at the same time, and fails if one of them does. By sh, because the user's login
+# shell may have another syntax.
 at_once <- function(commands) {
   if (length(commands) == 1L) {
     return(commands)

@@ -1,33 +1,29 @@
 #' Launch daemons by SSH, Slurm or HTTP
 #'
-#' Say how to launch daemons on other machines, for the argument `remote` of [daemons()],
-#' [make_cluster()] and [launch_remote()]. `ssh_config()` is for machines with an SSH server,
-#' `cluster_config()` for the job scripts of a resource manager such as Slurm, `http_config()` for a service
-#' that runs commands, and `remote_config()` for any other command.
+#' These functions describe how to launch daemons on other machines. Use their value as argument `remote` of
+#' [daemons()], [make_cluster()] and [launch_remote()]. `ssh_config()` is for machines with an SSH server.
+#' `cluster_config()` is for job scripts of a resource manager such as Slurm. `http_config()` is for a web service that
+#' runs commands. `remote_config()` is for any other command.
 #'
-#' @param command the command that launches daemons. For `remote_config()`, `NULL` to launch nothing: the user does that
-#'   by hand, with the shell commands that [launch_remote()] returns. It may have options of its own, as in `"ssh -F
-#'   config"`.
-#' @param args what follows `command` on its command line, in pieces of shell code. The one that is `"."`
-#'   stands for the daemon's own shell command, `Rscript -e 'mirai::daemon(...)'`. A list of such
-#'   vectors launches one daemon for each.
-#' @param rscript how the other machine calls `Rscript`: a name, a path, or shell code such as
-#'   `"nice Rscript"`.
-#' @param quote `FALSE` puts the daemon's command where `"."` is as it is, and so hands its words to
-#'   `command` as arguments: right for commands that take a program with its arguments, such as `srun`. `TRUE`
-#'   hands it over as one argument: right for those that pass it to a shell, as `ssh` does.
+#' @param command the command that launches daemons. It may include options, as in `"ssh -F config"`. For
+#'   `remote_config()`, `NULL` launches nothing: run the shell commands that [launch_remote()] returns.
+#' @param args the arguments of `command`, a character vector of pieces of shell code. The element `"."` stands for the
+#'   daemon's own shell command, `Rscript -e 'mirai::daemon(...)'`. A list of such vectors launches one daemon for each.
+#' @param rscript how to call `Rscript` on the other machine: a name, a path, or shell code such as `"nice Rscript"`.
+#' @param quote how to pass the daemon's command to `command`. `FALSE`: as several arguments, for a command that runs a
+#'   program with arguments, such as `srun`. `TRUE`: as a single argument, for a command that passes it to a shell, such
+#'   as `ssh`.
 #'
 #' @returns A list of class `"miraiRemote"`.
 #' @details
-#' A configuration launches one daemon for each URL, or for each of its `remotes` (or elements of
-#' a list `args`) if these are more. The fewer of the two are used in turn.
+#' A configuration launches one daemon for each URL. If it has more `remotes` (or elements of a list `args`) than there
+#' are URLs, it launches one daemon for each of those. The shorter of the two is used in turn.
 #'
-#' A launch that fails is an error that shows what the command has said, and [daemons()] sets nothing
-#' then. So launching waits for commands to end: `sbatch` and its like do so once they have
-#' submitted a job, `curl` when it has got an answer. Others stay for as long as the daemon does. With
-#' `remote_config()`, launching waits for these for up to 3 seconds or until the daemons have connected; a
-#' job that is in the queue longer than that goes on waiting there in the background. With
-#' `ssh_config()` this time is `timeout` and 5 seconds more.
+#' A launch that fails is an error, which shows what the command wrote. [daemons()] then sets nothing. To notice
+#' failures, launching waits until the commands end: `sbatch` and similar commands end when they have submitted a job,
+#' `curl` when it has an answer. Other commands run as long as the daemon. Launching waits for them until the daemons
+#' have connected, but at most 3 seconds with `remote_config()`, and `timeout` plus 5 seconds with `ssh_config()`. After
+#' that, a job that still waits in a queue goes on waiting in the background.
 #'
 #' Commands run in the background and cannot ask for a password.
 #' @seealso [launch_remote()], [daemons()]; `vignette("distributed", "mirai")`.
@@ -62,21 +58,19 @@ remote_config <- function(command = NULL, args = c("", "."), rscript = "Rscript"
 
 #' @param remotes one or more machines, as `"ssh://host"`, `"ssh://user@host"` or
 #'   `"ssh://user@host:port"`, an IPv6 address in brackets. A machine given twice has two daemons.
-#' @param tunnel `TRUE` to have the daemons connect back through the SSH connection, by which this machine
-#'   need not be reachable from the other. The host then has to listen at `127.0.0.1` or `localhost`, for
-#'   example at `tcp://localhost:5555`, and that port must be free on the other machine. It is
-#'   also there that the daemons connect to.
+#' @param tunnel `TRUE` to make the daemons connect back through the SSH connection. Then the other machine need not be
+#'   able to reach this one. The host must listen at `127.0.0.1` or `localhost`, for example at `tcp://localhost:5555`.
+#'   The daemons connect to the same port of their own machine, which must be free there.
 #' @param timeout seconds for an SSH connection to be made.
-#' @param host the address by which the daemons reach the host, if that is not what it is in the URL at
-#'   which it listens: a name, or `"name:port"`. With `tunnel`, the end of the tunnel on the
-#'   other machine, such as `"localhost:6666"` if 5555 is not free there; the host may listen
-#'   at any address then.
+#' @param host the address at which the daemons reach the host, if it differs from that in the URL: a name, or
+#'   `"name:port"`. With `tunnel`, the end of the tunnel on the other machine, such as `"localhost:6666"` if port 5555
+#'   is not free there. The host may then listen at any address.
 #' @section SSH:
-#' The other machine has to accept a key without a password, and `ssh` has to know the machine already. All
-#' daemons for a machine share one connection, which stays for as long as they do.
+#' The other machine must accept a key without a password, and must be among the known hosts of `ssh`. All daemons on a
+#' machine share one connection, which lasts as long as they do.
 #' @examples
 #'
-#' # One daemon on each of two machines, which connect to this one
+#' # One daemon on each of two machines
 #' \dontrun{
 #' daemons(
 #'   n = 2,
@@ -84,7 +78,7 @@ remote_config <- function(command = NULL, args = c("", "."), rscript = "Rscript"
 #'   remote = ssh_config(c("ssh://10.75.32.90:222", "ssh://10.75.32.91:222"))
 #' )
 #'
-#' # Two daemons on a machine, over a tunnel
+#' # Two daemons on one machine, through an SSH tunnel
 #' daemons(
 #'   url = "tcp://localhost:5555",
 #'   remote = ssh_config(
@@ -127,11 +121,11 @@ ssh_config <- function(remotes, tunnel = FALSE, timeout = 10, command = "ssh", r
   )
 }
 
-#' @param options lines for the job script, in front of the daemon's command: the resource manager's own,
-#'   such as `"#SBATCH --mem=512"`, and shell code such as `"module load R"`.
+#' @param options lines of the job script before the daemon's command: options of the resource manager, such as
+#'   `"#SBATCH --mem=512"`, and shell code, such as `"module load R"`.
 #' @section Job scripts:
-#' `cluster_config()` gives a script to `command` on its stdin: `#!/bin/sh`, `options`, and the command of one
-#' daemon. That is how Slurm's `sbatch`, Grid Engine's or PBS's `qsub` and LSF's `bsub` take it.
+#' `cluster_config()` runs `command` once for each daemon, with a script on its stdin: `#!/bin/sh`, `options`, and the
+#' daemon's command. Slurm's `sbatch`, the `qsub` of Grid Engine and PBS, and LSF's `bsub` take scripts in this way.
 #' @examples
 #'
 #' # Slurm: a job for each of two daemons
@@ -161,15 +155,14 @@ cluster_config <- function(command = "sbatch", options = "", rscript = "Rscript"
 #' @param method the HTTP method.
 #' @param headers a named character vector of HTTP headers, or `NULL`. `Content-Type` is
 #'   `application/json` unless given here.
-#' @param data the body of the request: a character string in which `%s` stands for the daemon's
-#'   shell command, escaped for a JSON string (without its quotes). Or a function that takes the command and
-#'   returns the body.
+#' @param data the body of the request: a character string in which `%s` stands for the daemon's shell command, escaped
+#'   as in a JSON string, without quotes around it. Or a function that takes the command and returns the body.
 #' @param ... options of the `curl` command line tool, by their long names, such as
 #'   `"max-time" = 30` or `cacert = "ca.pem"`; `TRUE` for those without a value.
 #' @section HTTP:
-#' `http_config()` has the `curl` command line tool make one request for each daemon. The headers and the body
-#' are not visible in its command line. An answer of status 400 or above is an error that shows
-#' its body.
+#' `http_config()` makes one request for each daemon, with the command line tool `curl`. The headers and the body do not
+#' appear on its command line, where other users could see them. An answer with status 400 or above is an error, which
+#' shows the body of the answer.
 #' @examples
 #'
 #' # A service that runs a container for each daemon
@@ -222,7 +215,7 @@ http_config <- function(
   )
 }
 
-# `patience`: the seconds for which to wait for its commands, NULL until they end.
+# A configuration. `patience` is the time in seconds to wait for its commands. NULL waits until they end.
 new_remote <- function(type, ...) structure(list(type = type, ...), class = "miraiRemote")
 
 check_remote <- function(remote, call) {
@@ -231,12 +224,12 @@ check_remote <- function(remote, call) {
   }
 }
 
-# How many daemons a configuration launches at least.
+# The least number of daemons that a configuration launches.
 remote_places <- function(remote) {
   switch(remote$type, command = length(remote$args), ssh = length(remote$remotes), 1L)
 }
 
-# The URLs to be dialled by daemons so that they reach the host at `urls`.
+# The URLs that daemons dial to reach a host that listens at `urls`. They differ with `tunnel` or `host`.
 remote_urls <- function(remote, urls, call) {
   if (remote$type != "ssh" || !remote$tunnel && is.null(remote$host)) {
     return(urls)

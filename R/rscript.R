@@ -1,6 +1,6 @@
-# Rscript processes that run daemons: their command lines, and the fork server that takes their place on Linux.
+# Rscript processes that run daemons: their command lines, and the fork server, which forks processes on Linux instead.
 
-# The call of daemon() that a process has to evaluate, as text.
+# The text of the call of daemon() that a process evaluates.
 daemon_call <- function(url, args = list(), rs = NULL, tls = NULL) {
   args <- vapply(args, deparse, "")
   parts <- c(r_string(url), if (length(args)) paste0(names(args), "=", args))
@@ -15,27 +15,26 @@ daemon_call <- function(url, args = list(), rs = NULL, tls = NULL) {
   paste0("mirai::daemon(", paste(parts, collapse = ","), ")")
 }
 
-# Strings as they are written in R code. Line breaks are left as they are, so that
-# certificates look like themselves.
+# Strings as R code. Line breaks stay line breaks, so that certificates can be read.
 r_string <- function(x) paste0("\"", gsub("([\"\\\\])", "\\\\\\1", x), "\"")
 
-# For a POSIX shell, also an interactive one, to which "!" means something even in double quotes.
+# Quotes strings for a POSIX shell. Single quotes also protect "!" in an interactive shell; double quotes do not.
 sh_quote <- function(x) paste0("'", gsub("'", "'\\''", x, fixed = TRUE), "'")
 
 rscript <- function() {
   file.path(R.home("bin"), if (.Platform$OS.type == "windows") "Rscript.exe" else "Rscript")
 }
 
-# Arguments for Rscript. The process shall find packages where this one does, and this one
-# wherever it was loaded from.
+# Arguments for Rscript. The process gets the library paths of this one, and the library from which this package was
+# loaded.
 rscript_args <- function(text) {
   libs <- unique(c(.libPaths(), dirname(getNamespaceInfo("mirai", "path"))))
   libs <- paste(encodeString(libs, quote = "\""), collapse = ",")
   c("-e", paste0(".libPaths(c(", libs, "));", text))
 }
 
-# For a task without daemons, called from tasks.rs: the program to start, its arguments,
-# the URL at which it will ask for its one task, and the code for a fork.
+# The process for a task without daemons, as a list: the program, its arguments, the URL at which it asks for its one
+# task, and the code for a fork (see fork_code()). submit.rs calls this.
 single_use <- function() {
   tell_edition()
   url <- local_url()
@@ -43,17 +42,17 @@ single_use <- function() {
   list(rscript(), args, url, fork_code(args))
 }
 
-# On Linux, processes are forked by a server (see process/fork.rs), which is started when
-# the first one is needed: the code that a fork has to evaluate to become what Rscript with
-# these arguments would be. NULL if it could differ from that, by what R reads when it
-# starts, or if the user does not want forks.
+# The code that a fork of the fork server evaluates, to do what Rscript with these arguments would do. NULL if the
+# process must be started by Rscript: on other systems than Linux, with `options(mirai.fork_server = FALSE)`, if the
+# server does not start, or if what R reads at its start has changed since. Starts the server when the first process is
+# needed: see process/fork.rs.
 fork_code <- function(args) {
   if (Sys.info()[["sysname"]] != "Linux" || !isTRUE(getOption("mirai.fork_server", TRUE))) {
     return(NULL)
   }
   startup <- startup_settings()
   if (!.Call(rs_has_fork_server)) {
-    # One that has failed would do so again.
+    # The server was started before and has ended. It is not started twice.
     if (!is.null(the$fork_server)) {
       return(NULL)
     }
@@ -64,20 +63,20 @@ fork_code <- function(args) {
   if (identical(startup, the$fork_server)) args[[2L]]
 }
 
-# What makes a difference to R when it starts.
+# What R reads at its start: environment variables, and when its startup files were changed.
 startup_settings <- function() {
   env <- Sys.getenv()
   files <- c(".Rprofile", ".Renviron", "~/.Rprofile", "~/.Renviron")
   list(env[grepl("^(R_|LC_|LANG|HOME$)", names(env))], file.mtime(files))
 }
 
-# Run by the server, and by each process that it forks.
+# The fork server evaluates this. In each process that it forks, rs_serve_forks returns the code to evaluate.
 fork_server <- function() {
   code <- .Call(rs_serve_forks, tempdir())
   if (is.null(code)) {
     return(invisible())
   }
-  # a session directory of its own
+  # Makes a session directory for this process.
   tempdir(check = TRUE)
   eval(parse(text = code, keep.source = FALSE), globalenv())
   quit("no")

@@ -1,28 +1,27 @@
 #' Custom serialization
 #'
-#' Some objects do not survive being sent to another process: those behind an external pointer, for
-#' example. `serialization()` registers functions that make raw vectors of objects of a class and objects
-#' of the raw vectors. They are used for every object of the class, wherever it is in what is sent: in
-#' lists, attributes and environments; both ways; and by all daemons, also those that connect later.
+#' R cannot serialize some objects, for example those that contain an external pointer. `serialization()` registers two
+#' functions for a class: one turns an object into a raw vector, the other turns the raw vector into an object. They are
+#' used for every object of the class that is sent, in both directions, also within lists, attributes and environments.
+#' All daemons use them, including those that connect later.
 #'
-#' @param fns a list of two functions: the first takes an object and returns a raw vector, the second takes
-#'   the raw vector and returns the object. `NULL` cancels the registration.
-#' @param class the class, as a character string.
-#' @param vec whether the functions are vectorized: then the first takes a list of objects and returns a single
-#'   raw vector, and the second returns a list of objects.
+#' @param fns a list of two functions. The first takes an object and returns a raw vector. The second takes the raw
+#'   vector and returns the object. `NULL` removes the registration.
+#' @param class the class, a character string.
+#' @param vec `TRUE` if the functions are vectorized: the first takes a list of objects and returns a single raw vector,
+#'   and the second returns a list of objects.
 #' @param refhook an older name of `fns`.
-#' @returns The registration, invisibly: a list of `fns`, `class` and `vec`. Without arguments the current one,
-#'   or `NULL`.
+#' @returns The registration, invisibly: a list of `fns`, `class` and `vec`. Without arguments, the current
+#'   registration, or `NULL`.
 #' @details
-#' A new registration takes the place of the one before. If several classes are needed at a time, see
-#' [serial_config()] for compute profiles and [register_serial()] for packages.
+#' A new registration replaces the one before. To register several classes, use [serial_config()] for a compute profile,
+#' or [register_serial()] in a package.
 #'
-#' If one of the functions fails, or the first returns anything else than a raw vector, the mirai resolves to a
-#' `"miraiError"` that says so.
+#' If one of the functions fails, or the first does not return a raw vector, the mirai resolves to a `"miraiError"` that
+#' says so.
 #'
-#' Objects of basic type with a class attribute can be registered as well as reference objects. There is one
-#' exception: within an unevaluated promise, only environments, external pointers and weak references are
-#' recognised.
+#' The class may be that of reference objects or of vectors and other basic types. There is one exception: within an
+#' unevaluated promise, only environments, external pointers and weak references are recognised.
 #' @seealso [serial_config()], [register_serial()]; `vignette("serialization", "mirai")`.
 #' @examples
 #' # A counter whose state would be lost in another process
@@ -75,19 +74,18 @@ as_registration <- function(hooks) {
 
 #' Custom serialization for a compute profile, or by a package
 #'
-#' `serial_config()` makes a value for the `serial` argument of [daemons()], to be in force until these are
-#' reset; meanwhile other profiles use it, too. `register_serial()` registers functions for the rest of the
-#' session, as a package does for its classes when it is loaded. See [serialization()].
+#' `serial_config()` makes a value for the argument `serial` of [daemons()]. It applies until these daemons are reset,
+#' in all compute profiles. `register_serial()` registers functions for the rest of the session: a package calls it for
+#' its classes when it is loaded. See [serialization()] for what the functions do.
 #'
-#' They apply to reference objects only: environments, external pointers and weak references of the class, and
-#' objects of reference classes. A data frame or another vector that has the class is sent as it is.
+#' They apply to reference objects only: environments, external pointers and weak references of the class, and objects
+#' of reference classes. A data frame or another vector of the class is sent as usual.
 #'
-#' For a class that is registered more than once, the functions of [serialization()] are used, or else those
-#' of a profile, or else those of a package.
+#' If a class is registered more than once, [serialization()] comes first, then a profile, then a package.
 #'
 #' @param class a character vector of classes.
-#' @param sfunc a function, or a list of one for each class, that takes an object and returns a raw vector.
-#' @param ufunc a function, or a list of one for each class, that takes the raw vector and returns the object.
+#' @param sfunc a function that takes an object and returns a raw vector. With several classes, a list of functions.
+#' @param ufunc a function that takes the raw vector and returns the object. With several classes, a list of functions.
 #' @returns `serial_config()`: a list. `register_serial()`: `NULL`, invisibly.
 #' @seealso [serialization()], [daemons()]; `vignette("serialization", "mirai")`.
 #' @examples
@@ -140,13 +138,13 @@ check_serial <- function(x, call) {
   }
 }
 
-# The first two are read by hooks.rs.
+# A hook: the functions for one class. hooks.rs reads the first two fields, by position.
 new_hook <- function(class, sfunc, ufunc, vec, references_only) {
   list(class = class, references_only = references_only, sfunc = sfunc, ufunc = ufunc, vec = vec)
 }
 
-# Makes what is registered known, here and to all daemons. What was said last for a class
-# counts: serialization(), then profiles, then packages. Daemons are told the edition, too.
+# Gives the registered hooks to the glue, which sends them to all daemons, along with the edition. If a class has
+# several hooks, the first counts: that of serialization(), then of profiles, then of packages.
 update_hooks <- function() {
   hooks <- c(the$serialization, unlist(lapply(the$serial, unclass), recursive = FALSE), the$registered)
   classes <- vapply(hooks, `[[`, "", "class")
@@ -154,8 +152,8 @@ update_hooks <- function() {
   .Call(rs_set_hooks, structure(registry, edition = the$told_edition))
 }
 
-# Makes raw vectors of objects: called from hooks.rs with, for each registration, the list of
-# objects of its class. Returns, for each, its class and the raw vector or vectors.
+# Turns objects into raw vectors. hooks.rs calls this with a list for each hook: the objects of its class. Returns a
+# list for each hook: the class, and the list of raw vectors.
 write_hooked <- function(objects, registry) {
   lapply(seq_along(objects), function(i) {
     hook <- registry[[i]]
@@ -175,7 +173,7 @@ write_hooked <- function(objects, registry) {
   })
 }
 
-# The other way round.
+# Turns the lists that write_hooked() returned into lists of objects.
 read_hooked <- function(made, registry) {
   classes <- vapply(registry, `[[`, "", "class")
   lapply(made, function(x) {

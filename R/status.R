@@ -1,23 +1,25 @@
 #' Status of daemons
 #'
-#' @param .compute name of a compute profile, or `NULL` for the current one; or a cluster, see
-#'   [make_cluster()].
-#' @returns A list. Its print method shows the first two of its elements:
+#' Shows the daemons of a compute profile, and how many tasks wait, run and have ended. [info()] has the same numbers as
+#' a vector.
 #'
-#'   * `$connections`: with dispatcher `1`; without, the number of daemons connected.
-#'   * `$daemons`: with dispatcher an integer matrix with a row for each URL. Its columns are `i`, its
-#'     index; `online`, the number of daemons connected there; `instance`, of connections so far;
-#'     `assigned` and `complete`, of tasks so far. Without dispatcher, the URL.
-#'   * `$mirai`: the number of tasks `awaiting` (in the queue), `executing` and `completed` so far, however
-#'     they ended. Together they are as many as were submitted.
-#'   * `$memory`: megabytes of serialized data in the queue, `used` now, `peak` so far, and
-#'     `capacity` as set by the `memory` argument of [daemons()].
+#' @param .compute name of a compute profile, or `NULL` for the current one. Or a cluster, see [make_cluster()].
+#' @returns A list. Printing it shows the first two elements:
 #'
-#'   If no daemons are set, both of the first two are `0L` and there are no others.
+#'   * `$connections`: with dispatcher, `1`. Without, the number of connected daemons.
+#'   * `$daemons`: with dispatcher, an integer matrix with a row for each URL. The columns: `i` is the index of the URL,
+#'     `online` the number of daemons connected now, `instance` the number of connections so far, `assigned` and
+#'     `complete` the numbers of tasks so far. Without dispatcher, the URL.
+#'   * `$mirai`: the numbers of tasks `awaiting` (in the queue), `executing`, and `completed` so far, with any outcome.
+#'     Their sum is the number of tasks submitted.
+#'   * `$memory`: megabytes of serialized data in the queue: `used` now, `peak` so far, and `capacity`, which is the
+#'     argument `memory` of [daemons()].
 #'
-#'   In [edition 2][mirai-edition], the first two are with dispatcher what they are without: the number of
-#'   daemons connected, and the URL (or URLs, if there are several).
-#' @seealso [info()]
+#'   If no daemons are set, the first two are `0L` and the others are missing.
+#'
+#'   In [edition 2][mirai-edition], with dispatcher or without, `$connections` is the number of connected daemons and
+#'   `$daemons` the URL, or the URLs.
+#' @seealso [info()], [daemons()], [daemons_set()].
 #' @examples
 #' daemons(2)
 #' status()
@@ -54,10 +56,11 @@ print.miraiStatus <- function(x, ...) {
 
 #' Status of daemons in five numbers
 #'
+#' Returns the numbers of [status()] that programs need most.
+#'
 #' @inheritParams status
-#' @returns A named integer vector: `connections` now and `cumulative` ones; tasks `awaiting`,
-#'   `executing` and `completed` (however they ended). Printing it also says how many of the completed ones have failed.
-#'   `NULL` if no daemons are set.
+#' @returns A named integer vector. `connections`: daemons connected now. `cumulative`: connections so far. `awaiting`,
+#'   `executing`, `completed`: tasks in the queue, running, and ended with any outcome. `NULL` if no daemons are set.
 #' @seealso [status()], [daemons()].
 #' @examples
 #' info()
@@ -72,20 +75,6 @@ info <- function(.compute = NULL) {
   }
   structure(
     c(x$connections, x$cumulative, x$tasks),
-    names = c("connections", "cumulative", "awaiting", "executing", "completed"),
-    tally = .Call(rs_tally_of_tasks, check_profile(.compute)),
-    class = "miraiInfo"
+    names = c("connections", "cumulative", "awaiting", "executing", "completed")
   )
-}
-
-#' @export
-print.miraiInfo <- function(x, ...) {
-  print(c(unclass(x)[seq_along(x)]))
-  tally <- attr(x, "tally")[-1L]
-  names(tally) <- c("failed", "cancelled", "timed out", "lost")
-  tally <- tally[tally > 0]
-  if (length(tally)) {
-    cat("of the completed:", toString(paste(tally, names(tally))), "\n")
-  }
-  invisible(x)
 }

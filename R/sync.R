@@ -1,9 +1,8 @@
-# Evaluates a task in this process, for profiles with `sync = TRUE`, and returns its mirai.
-# The global environment is emptied for that long, and is given back what it had, so neither
-# sees anything of the other. What everywhere() leaves behind (`setup`) is kept for the
-# profile's next tasks.
+# Evaluates a task in this process, for profiles with `sync = TRUE`. Returns its mirai. The session's objects are taken
+# out of the global environment during the evaluation, so that session and task do not see each other's objects. With
+# `setup`, for everywhere(), the objects that the evaluation leaves are kept for the profile's next tasks.
 evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
-  # Without a seed, the session would not return to its own kind of generator.
+  # If `.Random.seed` were missing, the session would not get its own kind of generator back.
   if (is.null(globalenv()[[".Random.seed"]])) {
     set.seed(NULL)
   }
@@ -20,7 +19,7 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
     put_globals(list(.Random.seed = stream))
   }
   envir <- list2env(as.list(args), parent = globalenv())
-  # Those of a full stack are shown to no calling handler.
+  # An error of a full stack calls no calling handler, and is caught here.
   value <- tryCatch(evaluate(expr, envir), error = function(cnd) new_mirai_error(cnd, list()))
   left <- take_globals()
   if (setup) {
@@ -32,7 +31,7 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
   .Call(rs_resolved, value)
 }
 
-# Active bindings stay where they are.
+# Removes all objects from the global environment and returns them. Active bindings stay there.
 take_globals <- function() {
   objects <- as.list.environment(globalenv(), all.names = TRUE)
   active <- vapply(names(objects), bindingIsActive, NA, globalenv())

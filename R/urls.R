@@ -1,22 +1,21 @@
 #' URLs of this machine
 #'
-#' `host_url()` makes a URL at which this machine can be reached across the network, by the name that it has
-#' given itself. In [edition 2][mirai-edition] its first arguments are `tls` and `port`, and `ws` goes by name.
-#' `local_url()` makes one for connections on this machine: an abstract socket on Linux, whose name is not
-#' in the file system, and a socket in the temporary directory elsewhere. Only processes of the
-#' same user can connect to such a one.
+#' `host_url()` makes a URL for connections across the network, with the name of this machine. `local_url()` makes a URL
+#' for connections on this machine. On Linux it is an abstract socket, which has no file; on other systems it is a
+#' socket in the temporary directory. Only processes of the same user can connect to it.
 #'
-#' @param ws `TRUE` for a WebSocket URL, `FALSE` for TCP.
-#' @param tls `TRUE` for a secure one.
-#' @param port a port number. 0 stands for any that is free: which it is, [status()] shows.
-#' @param tcp `TRUE` for a TCP URL on the loopback interface, which other users of this machine can connect to, too.
+#' @param ws `TRUE` for a WebSocket URL, `FALSE` for TCP. In [edition 2][mirai-edition] the order of the arguments is
+#'   `tls`, `port`, `ws`.
+#' @param tls `TRUE` for a secure URL.
+#' @param port a port number. 0 stands for any free port; [status()] shows which one it is.
+#' @param tcp `TRUE` for a TCP URL on the loopback interface. Other users of this machine can connect to it, too.
 #'
-#' @returns A character string. Of `local_url()`, without arguments, it is different each time.
+#' @returns A character string. `local_url()` returns a different one each time, `local_url(tcp = TRUE)` does not.
 #' @details
-#' Whoever can reach a URL without TLS can be a daemon of its host: use these in networks that you trust.
+#' Anyone who can reach a URL without TLS can connect as a daemon. Use such URLs only in networks that you trust.
 #'
-#' If the name of this machine stands for a loopback address in its own files, as it does on many, a host
-#' listens at all of its addresses.
+#' On many machines, the machine's own name stands for a loopback address. Then a host that listens at this name listens
+#' at all addresses of the machine.
 #' @seealso [daemons()], [launch_remote()]; `vignette("distributed", "mirai")`.
 #' @examples
 #' host_url()
@@ -26,7 +25,7 @@
 #' @export
 host_url <- function(ws = FALSE, tls = FALSE, port = 0) {
   if (edition() == 2L) {
-    # The same arguments, matched in another order.
+    # Matches the user's arguments in the order of edition 2.
     again <- call <- sys.call()
     again[[1L]] <- function(tls = FALSE, port = 0, ws = FALSE) make_host_url(ws, tls, port, call)
     return(eval(again, parent.frame()))
@@ -60,17 +59,17 @@ check_port <- function(port, call = sys.call(-1L)) {
   if (!is_count(port) || port > 65535) stop_argument("port", "a whole number from 0 to 65535", call)
 }
 
-#' Listen at a fresh URL
+#' Replace a URL by a new one
 #'
-#' Closes one of the URLs of a compute profile and listens at another in its place, with a random path that nobody
-#' can guess. For a daemon that does not answer any more, or a URL that has become known.
+#' Closes one URL of a compute profile, and listens at a new URL instead, which has a random path. Use it if a daemon
+#' does not answer any more, or if others have learnt the URL.
 #'
 #' @param i index of the URL: its row in `status()$daemons`.
-#' @param force `TRUE` to do so also if a daemon is connected there. What it runs resolves to an error value 7,
-#'   object closed.
+#' @param force `TRUE` to replace the URL even if a daemon is connected there. Its task then resolves to error value 7
+#'   (object closed).
 #' @inheritParams status
-#' @returns The new URL. `NULL` if there is no `i`th, if it is a TCP URL, which has no path, or if a daemon is
-#'   connected there and `force` is `FALSE`. In the status, `instance` is negative until a daemon connects.
+#' @returns The new URL. `NULL` if nothing was done: there is no `i`th URL, or it is a TCP URL (which has no path), or a
+#'   daemon is connected there and `force` is `FALSE`. Until a daemon connects, [status()] shows a negative `instance`.
 #' @seealso [daemons()], [status()], [launch_remote()].
 #' @examples
 #' daemons(url = local_url())

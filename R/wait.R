@@ -1,17 +1,17 @@
 #' Wait for mirai
 #'
-#' Waits until a mirai, or each of a list of them, has resolved. Ctrl-C ends the wait, and so does
-#' [setTimeLimit()]; the mirai are not affected by that.
+#' Waits until a mirai, or each of a list of mirai, has resolved. Ctrl-C and [setTimeLimit()] end the wait. The tasks go
+#' on.
 #'
-#' @param x a mirai, or a list of mirai (such as a mirai map). There is nothing to wait for in anything
-#'   else, which is returned as it is.
-#' @returns `x`, invisibly. For a mirai that has resolved, `x$data` is the value.
-#' @details `call_mirai_()` is the same as `call_mirai()`, kept for older code. To get at
-#'   the values themselves, `x[]` is the shortest way, and [collect_mirai()] has options.
+#' @param x a mirai, or a list of mirai (such as a mirai map). Anything else is returned as it is, without waiting.
+#' @returns `x`, invisibly. Then `x$data` is the value.
+#' @details
+#' To wait and get the values, use `x[]`, or [collect_mirai()], which has options. `call_mirai_()` is the same as
+#' `call_mirai()`, kept for older code.
 #'
-#'   There is no polling for the result. But time limits and some event handlers of R (such as those of
-#'   Tcl/Tk) give no sign when they are due: R looks at them every 100 ms while this package waits.
-#'   Handlers that wait for input, such as those of R's web server and of graphics devices, are called at once.
+#' There is no polling for results. R's time limits, and some of its event handlers (such as those of Tcl/Tk), can only
+#' be polled: during a wait, R checks them every 100 ms. Event handlers that wait for input, such as those of R's web
+#' server and of graphics devices, are called at once.
 #' @seealso [collect_mirai()] for the values, [race_mirai()] for the first of several, [unresolved()] to
 #'   look without waiting.
 #' @examples
@@ -37,9 +37,10 @@ call_mirai_ <- call_mirai
 
 #' Wait for the first of several mirai
 #'
+#' Waits until one of several mirai has resolved, and tells which.
+#'
 #' @param x a mirai, or a list of mirai.
-#' @returns The index of a mirai that has resolved: the first in the list, if there are
-#'   several already. `0L` for an empty list.
+#' @returns The index of a mirai that has resolved. If several have, the smallest index. `0L` for an empty list.
 #' @seealso [call_mirai()], [collect_mirai()].
 #' @examples
 #' daemons(2)
@@ -54,13 +55,13 @@ race_mirai <- function(x) {
 
 #' Cancel mirai
 #'
-#' A task that waits in the queue is taken out of it. A running one is interrupted, and its
-#' daemon stays in service: from the moment at which R lets itself be interrupted, which native code
-#' may delay. Either way the mirai resolves at once, to an error value of 20 (operation canceled).
+#' Cancels tasks. Each mirai resolves at once to error value 20 (operation canceled). A task that waits is taken off the
+#' queue. A task that runs is interrupted, and its daemon takes the next task when the evaluation has ended. Native code
+#' that does not check for interrupts may delay that.
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
-#' @returns Invisibly a logical vector, for each mirai whether it was cancelled: `FALSE`
-#'   means that it had resolved already, or is no mirai.
+#' @returns A logical vector, invisibly: for each mirai, whether it was cancelled. `FALSE` if it had resolved already,
+#'   or is not a mirai.
 #' @seealso [mirai()] and its argument `.timeout`; [is_error_value()].
 #' @examples
 #' m <- mirai(Sys.sleep(60))
@@ -84,12 +85,10 @@ stop_mirai <- function(x) {
 
 #' Has a mirai resolved?
 #'
-#' Tells without waiting whether a mirai is still unresolved, so it can be used in
-#' conditions directly.
+#' Checks, without waiting, whether a mirai is still unresolved.
 #'
-#' @param x a mirai, the `$data` of one, or a list of these.
-#' @returns `TRUE` if `x`, or any element of the list, is unresolved; otherwise `FALSE`, which
-#'   includes anything that is not a mirai.
+#' @param x a mirai, the `$data` of a mirai, or a list of these.
+#' @returns `TRUE` if `x`, or an element of the list, is unresolved. Otherwise `FALSE`, also for other objects.
 #' @seealso [call_mirai()], [race_mirai()].
 #' @examples
 #' m <- mirai(Sys.sleep(0.1))
