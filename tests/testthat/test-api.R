@@ -13,7 +13,7 @@ imported <- function() {
   names
 }
 
-test_that("the library refers to nothing that is not R's API", {
+test_that("the shared library uses R's public API only", {
   skip_on_os("windows")
   # It comes with the compiler; on CI its absence is a failure.
   if (!isTRUE(as.logical(Sys.getenv("CI")))) {

@@ -88,13 +88,13 @@ test_that("random numbers are those of a PSOCK cluster", {
   expect_false(identical(first, draw(cl, 124)))
 })
 
-test_that("without a seed, nodes have streams of their own", {
+test_that("without a seed, each node has its own random number stream", {
   cl <- local_cluster(2)
   seeds <- clusterEvalQ(cl, .Random.seed)
   expect_identical(seeds[[2L]], nextRNGStream(seeds[[1L]]))
 })
 
-test_that("more tasks than nodes go to whichever is free", {
+test_that("with more tasks than nodes, a free node takes the next task", {
   cl <- local_cluster(2)
   dir <- local_file()
   dir.create(dir)
@@ -133,7 +133,7 @@ test_that("the example of the documents", {
   }
 })
 
-test_that("it prints, and its parts are clusters and nodes", {
+test_that("a cluster prints, and its subsets are clusters and its elements nodes", {
   cl <- make_cluster(3)
   expect_s3_class(cl, c("miraiCluster", "cluster"), exact = TRUE)
   expect_length(cl, 3)
@@ -160,7 +160,7 @@ test_that("it prints, and its parts are clusters and nodes", {
   expect_identical(status(cl), status(test_profile()))
 })
 
-test_that("clusters have ids of their own, also those made on a node", {
+test_that("each cluster has its own id, also one that is made on a node", {
   one <- local_cluster(1)
   two <- local_cluster(2)
   id <- function(cl) sub(".*ID: ([^ ]+) .*", "\\1", capture.output(print(cl)))
@@ -176,7 +176,7 @@ test_that("clusters have ids of their own, also those made on a node", {
   expect_identical(nested[[1]][[2]], sqrt(1:3))
 })
 
-test_that("no process is left after it was stopped, busy or not", {
+test_that("stopping a cluster ends all its processes, busy or idle", {
   for (stop in list(stop_cluster, stopCluster)) {
     cl <- make_cluster(3)
     all <- pids(cl)
@@ -191,7 +191,7 @@ test_that("no process is left after it was stopped, busy or not", {
   }
 })
 
-test_that("a part of it can be stopped", {
+test_that("a part of a cluster can be stopped", {
   local_tmpdir()
   cl <- make_cluster(3)
   all <- pids(cl)
@@ -246,7 +246,7 @@ test_that("a node that dies during a load-balanced call is an error, too", {
   )
 })
 
-test_that("a call that was given up leaves nothing behind", {
+test_that("a call that ended by an error leaves no tasks behind", {
   cl <- local_cluster(2)
   # parallel itself has sent to the first node when the second argument fails
   x <- structure(list(1, 2), class = "mirai_test_broken")
@@ -256,7 +256,7 @@ test_that("a call that was given up leaves nothing behind", {
   expect_identical(clusterApply(cl, 3:4, identity), list(3L, 4L))
 })
 
-test_that("an interrupt leaves it usable", {
+test_that("an interrupt leaves the cluster usable", {
   skip_on_os("windows")
   p <- r_process(c(
     "library(mirai); library(parallel)",
@@ -273,7 +273,7 @@ test_that("an interrupt leaves it usable", {
   expect_identical(trimws(p$read_all_output_lines()), c("interrupted", "TRUE", "TRUE", "end"))
 })
 
-test_that("errors and failures of every kind are those of the call, not of the node", {
+test_that("an error of the evaluation is an error of the call, and the node stays usable", {
   cl <- local_cluster(2)
   # its own error values are values
   expect_identical(
@@ -295,13 +295,13 @@ test_that("errors and failures of every kind are those of the call, not of the n
   expect_identical(clusterCall(cl, function() 1), list(1, 1))
 })
 
-test_that("large data gets there and back", {
+test_that("large data are sent to a node and back", {
   cl <- local_cluster(2)
   x <- runif(1e6)
   expect_identical(clusterCall(cl, identity, x), list(x, x))
 })
 
-test_that("it can be the default cluster", {
+test_that("a cluster can be the default cluster", {
   cl <- make_cluster(2)
   setDefaultCluster(cl)
   expect_identical(getDefaultCluster(), cl)
@@ -311,7 +311,7 @@ test_that("it can be the default cluster", {
   expect_null(getDefaultCluster())
 })
 
-test_that("with() has it as the default cluster for as long as its expression", {
+test_that("with() makes it the default cluster while the expression is evaluated", {
   all <- with(make_cluster(2), unlist(clusterCall(fun = Sys.getpid)))
   expect_length(unique(all), 2)
   for (pid in all) {
@@ -365,7 +365,7 @@ test_that("with URLs, daemons become nodes as they connect", {
   expect_identical(parSapply(cl, 1:4, sqrt), sqrt(1:4))
 })
 
-test_that("without a command its nodes are launched by hand", {
+test_that("remote_config() without a command leaves launching nodes to the user", {
   cl <- local_cluster(2, url = local_url(), remote = remote_config())
   expect_length(cl, 2L)
   expect_length(launch_remote(cl), 2L)
@@ -373,7 +373,7 @@ test_that("without a command its nodes are launched by hand", {
   expect_identical(parLapply(cl, 1:4, sqrt), lapply(1:4, sqrt))
 })
 
-test_that("its id is an attribute, also of a part of it", {
+test_that("the id is an attribute, also of a subset", {
   cl <- local_cluster(2)
   id <- attr(cl, "id")
   expect_type(id, "character")
@@ -385,13 +385,13 @@ test_that("its id is an attribute, also of a part of it", {
   expect_false(identical(attr(other, "id"), id))
 })
 
-test_that("options are for its daemons", {
+test_that("options are passed to the nodes", {
   expect_warning(cl <- local_cluster(1, maxtasks = 1, cleanup = TRUE, unknown = 1), "'unknown' is ignored")
   clusterEvalQ(cl, x <- 1)
   expect_identical(clusterEvalQ(cl, x), list(1))
 })
 
-test_that("bad arguments and misuse are errors", {
+test_that("bad arguments and wrong use are errors", {
   cl <- make_cluster(1)
   node <- cl[[1]]
   mask <- function(lines) gsub("cluster [0-9]+", "cluster <id>", lines)
@@ -425,12 +425,12 @@ test_that("bad arguments and misuse are errors", {
   )
 })
 
-test_that("a failed start leaves nothing", {
+test_that("a cluster that cannot start leaves no process and no profile", {
   local_envvar(R_LIBS = "", R_PROFILE_USER = r_script("stop('no start')", environment()))
   expect_error(make_cluster(2), "no start")
 })
 
-test_that("it is registered as a type where R can", {
+test_that("the cluster type can be registered in R 4.5 and later", {
   if (getRversion() < "4.5") {
     expect_error(register_cluster(), "R 4.5")
   }
@@ -443,7 +443,7 @@ test_that("it is registered as a type where R can", {
   expect_identical(registered[[3]], FALSE)
 })
 
-test_that("a forked process is told that it cannot use it", {
+test_that("using a cluster in a forked process is an error", {
   skip_on_os("windows")
   cl <- local_cluster(1)
   out <- mclapply(1:2, function(i) tryCatch(clusterCall(cl, Sys.getpid), error = conditionMessage), mc.cores = 2)

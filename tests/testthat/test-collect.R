@@ -98,7 +98,7 @@ test_that("the value of .progress is a label, or configures cli's bar", {
   expect_match(out, "shows after Inf")
 })
 
-test_that("options need no package attached", {
+test_that("options work without the package attached", {
   code <- c(
     "x <- mirai::mirai_map(c(1, 4), sqrt)",
     "f <- function(x) x[.flat, .stop]",
@@ -220,7 +220,7 @@ test_that(".progress shows a line without cli, and a bar with it", {
   expect_match(out, "end 10 0")
 })
 
-test_that(".progress writes a line for each further tenth where that is kept", {
+test_that(".progress writes a line for each tenth to a log", {
   # 40 elements, four at a time: they pause for longer than what is between two lines
   out <- r_output(progress_script(
     "x <- mirai_map(1:40, function(i) if (i %% 4 == 1) Sys.sleep(0.15))[.progress]",
@@ -267,7 +267,7 @@ test_that(".progress redraws a line on a terminal when elements resolve", {
   expect_match(steps, "^\\[ [0-3] / 3 .... \\]$")
 })
 
-test_that("an interrupt while it is collected leaves the map usable", {
+test_that("an interrupt during collection leaves the map usable", {
   skip_on_os("windows")
   for (options in c("", ".progress", ".stop")) {
     p <- r_process(c(

@@ -1,4 +1,4 @@
-test_that("errors have classes by which they can be caught, and the call of the user's function", {
+test_that("errors have classes, and the call of the function that the user called", {
   class_of <- function(expr) {
     e <- tryCatch(expr, error = identity)
     expect_s3_class(e, c("mirai_error", "error"))

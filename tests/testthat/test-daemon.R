@@ -1,4 +1,4 @@
-test_that("a daemon says why it has ended", {
+test_that("daemon() returns why it has ended", {
   profile <- local_test_daemons(url = local_url())
   url <- nextget("url")
   idle <- daemon_process(url, ", idletime = 100")
@@ -17,7 +17,7 @@ test_that("a daemon says why it has ended", {
   expect_identical(end_code(ended), 0L)
 })
 
-test_that("limits are soft: a running task finishes and its result arrives", {
+test_that("limits do not interrupt a running task", {
   profile <- local_test_daemons(url = local_url())
   # The time counts from the first task, so it is not used up by a slow start.
   first <- mirai("first")
@@ -46,7 +46,7 @@ test_that("timers start after as many tasks as timerstart says", {
   expect_identical(end_code(p), 1L)
 })
 
-test_that("a daemon that cannot connect is an error, unless told to go on trying", {
+test_that("a daemon that cannot connect raises an error, or tries again with asyncdial = TRUE", {
   url <- local_url()
   expect_snapshot(
     show_errors({
@@ -121,7 +121,7 @@ test_that("autoexit = NA finishes the running task first", {
   expect_identical(readLines(file, warn = FALSE), "finished")
 })
 
-test_that("autoexit = FALSE outlives the host and takes the next", {
+test_that("with autoexit = FALSE a daemon outlives the host and connects to the next", {
   url <- local_url()
   host <- r_process(c(
     sprintf("d <- mirai::daemons(url = '%s')", url),
@@ -189,7 +189,7 @@ test_that("cleanup restores global environment, packages and options", {
   expect_false(mirai(exists("passed"))[])
 })
 
-test_that("each step of the cleanup is done although others fail", {
+test_that("each step of the cleanup is done even if others fail", {
   local_test_daemons(1)
   everywhere({
     kept <<- "kept"
@@ -261,7 +261,7 @@ test_that("each step of the cleanup is done although others fail", {
   expect_identical(mirai(Sys.getpid())[], pid)
 })
 
-test_that("what cannot be cleaned up is told once, and stops nothing else", {
+test_that("what cannot be cleaned up is reported once, and does not stop the cleanup", {
   url <- local_url()
   local_test_daemons(url = url)
   p <- daemon_process(url, ", output = TRUE", "options(keep.source = FALSE); known <- 1")
@@ -310,7 +310,7 @@ test_that("cleanup restores global variables that are promises, evaluated or not
   expect_identical(mirai(c(late, evaluated))[], c(42, 43))
 })
 
-test_that("daemons have session directories of their own", {
+test_that("each daemon has its own session directory", {
   local_test_daemons(3)
   dirs <- unlist(everywhere(tempdir())[])
   expect_identical(anyDuplicated(c(dirs, tempdir())), 0L)
@@ -366,7 +366,7 @@ test_that("rs is the state of the random number generator", {
   expect_identical(mirai(.Random.seed)[], c(10407L, 1:6))
 })
 
-test_that("on_daemon() tells where it is called", {
+test_that("on_daemon() is TRUE on a daemon only", {
   expect_false(on_daemon())
   local_test_daemons(1)
   expect_true(mirai(mirai::on_daemon())[])
@@ -375,7 +375,7 @@ test_that("on_daemon() tells where it is called", {
   expect_type(mirai(mirai::on_daemon())[], "logical")
 })
 
-test_that("nextcode() explains", {
+test_that("nextcode() explains the exit code", {
   expect_snapshot({
     nextcode(0L)
     nextcode(1L)

@@ -52,7 +52,7 @@ test_that("new settings replace the old ones, whose pending mirai become 19", {
   expect_identical(m[], "value")
 })
 
-test_that("tasks are taken first in, first out, by whoever is free", {
+test_that("tasks are first in, first out, and go to a free daemon", {
   local_test_daemons(1)
   everywhere(taken <<- integer())
   file <- local_file()
@@ -106,7 +106,7 @@ test_that("a daemon that cannot start is an error with its stderr, and nothing i
   daemons(0, .compute = profile)
 })
 
-test_that("daemons may come by launch_local() or as any process", {
+test_that("daemons can be started by launch_local() or by any process", {
   profile <- local_test_daemons(url = local_url())
   m <- mirai("first")
   expect_identical(info()[["connections"]], 0L)
@@ -159,7 +159,7 @@ test_that("local daemons find a host with a random path in its URL", {
   }
 })
 
-test_that("retry runs the task of a daemon that died on the next", {
+test_that("with retry, the task of a daemon that died runs on the next daemon", {
   local_tmpdir()
   local_test_daemons(2, retry = TRUE)
   file <- local_file()
@@ -271,7 +271,7 @@ test_that("profiles are independent", {
   expect_false(daemons_set(one))
 })
 
-test_that("with() has daemons for as long as its expression, also on error", {
+test_that("with() ends its daemons after the expression, also after an error", {
   profile <- test_profile()
   pid <- with(daemons(1, .compute = profile), {
     expect_identical(nextget("urls"), nextget("urls", .compute = profile))
@@ -311,7 +311,7 @@ test_that("with_daemons() and local_daemons() make a profile current, and restor
   daemons(0, .compute = profile)
 })
 
-test_that("daemons_set() and require_daemons() tell", {
+test_that("daemons_set() and require_daemons() tell whether daemons are set", {
   profile <- "needed"
   expect_false(daemons_set(profile))
   needs <- function(.compute) require_daemons(.compute)

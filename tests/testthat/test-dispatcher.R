@@ -5,7 +5,7 @@ relay_process <- function(host, args, frame = parent.frame()) {
   )
 }
 
-test_that("a relay stands between a host and its daemons", {
+test_that("a relay passes tasks between a host and daemons", {
   local_test_daemons(url = loopback("tcp"), dispatcher = FALSE)
   p <- relay_process(nextget("url"), "n = 2")
   expect_true(connected(1))

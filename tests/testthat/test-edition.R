@@ -99,7 +99,7 @@ test_that("the arguments of early releases still work, in both editions", {
   expect_error(daemons(1, dispatcher = "all", .compute = profile), "'dispatcher' must be TRUE or FALSE")
 })
 
-test_that("a number is how many to launch in edition 2, and `n` always", {
+test_that("in edition 2 a number is how many daemons to launch; `n` is so in both", {
   local_tmpdir()
   local_test_daemons(url = c(local_url(), local_url()))
   online <- function() unname(status()$daemons[, "online"])
@@ -202,7 +202,7 @@ test_that("in edition 2, mirai_map() without daemons is an error", {
   expect_false(daemons_set(profile))
 })
 
-test_that("what a package of the later API does to await its workers works in edition 2", {
+test_that("in edition 2, a package can wait for its workers as with 2.x", {
   local_edition(2)
   profile <- test_profile()
   defer(function() daemons(0, .compute = profile), environment())

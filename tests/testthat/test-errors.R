@@ -83,7 +83,7 @@ test_that("the call is left out when there is none or it is the evaluator's", {
   })
 })
 
-test_that("every field of a condition is kept, and names of attributes do not get in the way", {
+test_that("every field of a condition is kept, except names that R reserves for attributes", {
   local_test_daemons(1)
   e <- mirai(
     stop(errorCondition("m", class = "mine", call = quote(g(x)), data = list(1, "a"), names = "n", dim = 3, level = 4))
@@ -102,7 +102,7 @@ test_that("every field of a condition is kept, and names of attributes do not ge
   expect_match(conditionMessage(e), "abort")
 })
 
-test_that("what the class of a condition adds to its message is added once", {
+test_that("a conditionMessage() method that adds to the message adds it once", {
   local_test_daemons(1)
   twofold_message <- function(c) paste0(c$message, ", because ", c$reason)
   m <- mirai(
@@ -132,7 +132,7 @@ test_that("what the class of a condition adds to its message is added once", {
   expect_match(conditionMessage(value_condition(m$data)), "^outer\nCaused by error:?\n! inner$")
 })
 
-test_that("stack traces are innermost first, as in the source where that is known", {
+test_that("stack traces are innermost first, with the text of the source", {
   local_test_daemons(1)
   source <- c("outer <- function(x) {", "  inner(x)  # a comment", "}", "inner <- function(x) stop('deep')")
   kept <- new.env()

@@ -1,4 +1,4 @@
-test_that("an evaluation may do as it likes", {
+test_that("an evaluation may use return(), warnings, messages and output", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   expect_identical(mirai(invisible(1))[], 1)
@@ -43,7 +43,7 @@ test_that("an evaluation may do as it likes", {
   expect_identical(mirai(Sys.getpid())[], pid)
 })
 
-test_that("what a value or an argument cannot be is an error of that task only", {
+test_that("a value or an argument that cannot be sent is an error of that task only", {
   local_test_daemons(1)
   expect_identical(mirai(class(x), x = stdin())[], c("terminal", "connection"))
   p <- mirai(environment())[]
@@ -57,7 +57,7 @@ test_that("what a value or an argument cannot be is an error of that task only",
   expect_identical(mirai(1)[], 1)
 })
 
-test_that("a loop that never looks up can be interrupted", {
+test_that("a loop without function calls can be interrupted", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   file <- local_file()

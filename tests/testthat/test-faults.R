@@ -20,7 +20,7 @@ test_that("a daemon killed in mid-task is 19 at once, and the others go on", {
   expect_true(all_end(others))
 })
 
-test_that("what waits for a daemon that is killed goes to another", {
+test_that("tasks that wait for a daemon that is killed go to another daemon", {
   for (dispatcher in c(TRUE, FALSE)) {
     local_test_daemons(2, dispatcher = dispatcher)
     pids <- daemon_pids()
@@ -158,7 +158,7 @@ test_that("tasks that time out leave daemons healthy", {
   expect_healthy(pids)
 })
 
-test_that("whatever a task does, its daemon goes on", {
+test_that("a daemon survives what a task does to its process", {
   local_test_daemons(1)
   pid <- daemon_pids()
   expect_match(mirai(stop("plain"))[], "Error: plain")
@@ -339,7 +339,7 @@ test_that("a daemon that cannot start shows what it has said and leaves nothing"
   expect_true(wait_until(function() setequal(children(), before)))
 })
 
-test_that("daemons(0) in the midst of things ends them all", {
+test_that("daemons(0) ends all daemons, busy or idle", {
   profile <- local_test_daemons(3)
   pids <- daemon_pids()
   ms <- lapply(1:500, function(i) mirai(Sys.sleep(i %% 3), i = i, .timeout = if (i %% 2L) 1e5))

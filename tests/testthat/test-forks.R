@@ -2,7 +2,7 @@
 
 skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 
-test_that("a fork server that is interrupted means nothing, and one that is killed is done without", {
+test_that("an interrupt does not end the fork server, and without the server Rscript starts daemons", {
   said <- r_output(c(
     "library(mirai)",
     paste(c("process_stat <-", deparse(process_stat)), collapse = "\n"),
@@ -59,7 +59,7 @@ test_that("children of parallel::mclapply() do not disturb daemons", {
   expect_healthy(pids)
 })
 
-test_that("mclapply() works in a task, and its children neither disturb nor keep anything", {
+test_that("mclapply() works in a task, and its children keep no connection open", {
   local_test_daemons(2)
   pids <- daemon_pids()
   m <- mirai(unlist(parallel::mclapply(1:4, function(i) i^2, mc.cores = 2)))
@@ -91,7 +91,7 @@ test_that("mclapply() works in a task, and its children neither disturb nor keep
   expect_true(connected(1))
 })
 
-test_that("a host that is killed takes its daemons along although a fork of it lives on", {
+test_that("daemons end with a host that is killed, even if a fork of the host lives on", {
   files <- vapply(1:2, function(i) local_file(), "")
   host <- r_process(c(
     "library(mirai)",

@@ -36,7 +36,7 @@ test_that("mutants of real values do not crash R", {
   }
 })
 
-test_that("lengths that a stream claims are not believed", {
+test_that("a negative or too large length in the stream is refused", {
   # These have overrun R's stack.
   long <- function(n) c(charToRaw("B\n"), int(3L, 0x40202L, 0x30500L, n), as.raw(rep(0x41, 4000)))
   expect_error(decode(long(-1L)), "cannot be read")
@@ -47,7 +47,7 @@ test_that("lengths that a stream claims are not believed", {
   expect_identical(decode(stream(int(13L, 2L, 7L, 8L))), c(7L, 8L))
 })
 
-test_that("fields of R's objects hold what R expects there", {
+test_that("fields of objects have the types that R expects", {
   nil <- 254L
   # An environment whose parent is a number, one that is its own parent, a closure without environment
   expect_error(decode(stream(int(4L, 0L, 13L, 1L, 1L, nil, nil, nil))), "an environment was expected")
@@ -130,7 +130,7 @@ test_that("a value that is nested too deeply is an error value, and the next one
   expect_identical(mirai(1)[], 1)
 })
 
-test_that("what is too deep to be read does not crash R", {
+test_that("a value nested too deeply does not crash R", {
   deep <- function(n, ...) stream(rep(int(...), n), int(254L))
   expect_error(decode(deep(1e6, 19L, 1L)), "nested too deeply")
   expect_error(decode(deep(1e6, 2L, 254L)), NA)
@@ -161,7 +161,7 @@ test_that("what is too deep to be read does not crash R", {
   succeed()
 })
 
-test_that("an evil daemon's answers are error values, and never stop the rest of a map", {
+test_that("a hostile daemon's replies are error values, and do not stop the rest of a map", {
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
   daemons(url = "tcp://127.0.0.1:0", .compute = profile)
@@ -239,7 +239,7 @@ test_that("an interrupted read leaves the mirai to be read again", {
   expect_identical(trimws(grep("^got", out, value = TRUE)), c("got: interrupted", "got: read"))
 })
 
-test_that("texts of errors are no formats", {
+test_that("texts of errors are not used as format strings", {
   expect_error(daemons(url = "ws://127.0.0.1:5555/my%20session"), "my%20session", fixed = TRUE)
   for (text in c("%n%s%d", "100%")) {
     out <- tryCatch(.Call(mirai:::rs_with_tokens, paste0("ftp://", text)), error = conditionMessage)

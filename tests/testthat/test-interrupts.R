@@ -46,7 +46,7 @@ test_that("a running task is interrupted wherever it is", {
   expect_healthy(pid)
 })
 
-test_that("SIGINT means nothing to an idle daemon, and interrupts the task of a busy one", {
+test_that("SIGINT interrupts the task of a busy daemon, and does nothing to an idle one", {
   for (timer in list(Inf, 1e6)) {
     local_test_daemons(1, idletime = timer)
     pid <- daemon_pids()
@@ -129,7 +129,7 @@ test_that("Ctrl-C ends the wait for room in the queue", {
   wait_for_line(host, "fine")
 })
 
-test_that("Ctrl-C ends the wait for daemons to start, and leaves none half made", {
+test_that("Ctrl-C ends the wait for daemons to start, and leaves no process", {
   dir <- local_file()
   dir.create(dir)
   profile <- file.path(dir, "profile")

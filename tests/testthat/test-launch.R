@@ -116,7 +116,7 @@ test_that("a command that is pasted launches a daemon", {
   expect_identical(mirai("from there")[], "from there")
 })
 
-test_that("without a command the user deploys by hand", {
+test_that("remote_config() without a command leaves launching to the user", {
   local_tmpdir()
   profile <- test_profile()
   defer(function() daemons(0, .compute = profile), environment())
@@ -129,7 +129,7 @@ test_that("without a command the user deploys by hand", {
   expect_identical(as.vector(url), nextget("url", .compute = profile))
 })
 
-test_that("a cluster's nodes are launched, and others in their place", {
+test_that("a cluster's nodes are launched, and can be replaced", {
   cl <- make_cluster(url = c(local_url(), local_url()), remote = remote_config("env"))
   defer(function() stop_cluster(cl), environment())
   expect_identical(parallel::parLapply(cl, 1:4, sqrt), lapply(1:4, sqrt))

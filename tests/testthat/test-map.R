@@ -27,7 +27,7 @@ test_that("it maps over vectors and lists, as lapply() does", {
   expect_identical(mirai_map(list(), square)[.progress, .stop], list())
 })
 
-test_that("it returns at once, invisibly, and prints how far it is", {
+test_that("it returns at once, invisibly, and prints how many have resolved", {
   local_test_daemons(1)
   file <- local_file()
   wait <- function(i) {
@@ -93,7 +93,7 @@ test_that("matrices and data frames are mapped by row", {
   expect_identical(mirai_map(data.frame(x = 1:2), function(x, by) x * by, .args = list(10))[.flat], c(10, 20))
 })
 
-test_that(".args are further arguments, ... are what the function refers to", {
+test_that(".args are further arguments, ... are objects that the function uses", {
   local_test_daemons(2)
   expect_identical(
     mirai_map(1:3, function(x, y, z) c(x, y, z), .args = list(10, 100))[],
@@ -122,7 +122,7 @@ test_that(".args are further arguments, ... are what the function refers to", {
   expect_true(is_mirai_error(mirai_map(1, f)[][[1]]))
 })
 
-test_that("functions come with what they enclose", {
+test_that("functions are sent with their enclosing environments", {
   local_test_daemons(2)
   make <- function(n) function(x) x^n
   expect_identical(mirai_map(1:3, make(3))[.flat], c(1, 8, 27))
@@ -151,7 +151,7 @@ test_that("elements may be S4 objects, and large things are shared", {
   expect_equal(mirai_map(1:20, sum_to, data = big)[.flat], cumsum(big[1:20]))
 })
 
-test_that("failures stay in place", {
+test_that("an element that fails is an error value in its place", {
   local_test_daemons(2)
   out <- mirai_map(list(a = 1, b = "a", c = 3), sum)[]
   expect_identical(out[c("a", "c")], list(a = 1, c = 3))
@@ -208,14 +208,14 @@ test_that("it works in synchronous profiles and without dispatcher", {
   }
 })
 
-test_that("more elements than can be counted on fingers, in order", {
+test_that("values of 3,000 elements are in order", {
   for (dispatcher in c(TRUE, FALSE)) {
     local_test_daemons(3, dispatcher = dispatcher)
     expect_identical(mirai_map(1:3000, function(x) x)[.flat], 1:3000)
   }
 })
 
-test_that("uneven work is spread over the daemons as these are free", {
+test_that("uneven work is spread evenly over the daemons", {
   local_test_daemons(4)
   elapsed <- system.time(mirai_map(c(1, 1, 4, 4, 1, 1, 1, 1) / 10, Sys.sleep)[])[["elapsed"]]
   expect_gte(elapsed, 0.4)

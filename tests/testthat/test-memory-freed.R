@@ -34,7 +34,7 @@ test_that("memory and descriptors are given back", {
   expect_true(all(vapply(busy, function(m) m$data == 19L, NA)))
 })
 
-test_that("of many mirai, too, the results of those dropped unread are given back", {
+test_that("results that are dropped unread are given back, also of many mirai", {
   local_test_daemons(1)
   x <- real()
   # Those from the 257th on share what lets their tasks go.
@@ -55,7 +55,7 @@ test_that("of many mirai, too, the results of those dropped unread are given bac
   expect_true(nothing_left())
 })
 
-test_that("garbage that R does not see does not pile up", {
+test_that("shared memory of garbage does not pile up before R collects it", {
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   x <- real(1e8)
@@ -77,7 +77,7 @@ test_that("an idle daemon gives back what tasks have left", {
   expect_identical(descriptors(pid), 0L)
 })
 
-test_that("a daemon that is killed takes nothing with it", {
+test_that("a daemon that is killed leaks no shared memory", {
   local_test_daemons(2)
   x <- real()
   for (i in 1:5) {
@@ -133,7 +133,7 @@ test_that("a round trip needs no more memory on the host than the data once more
   expect_lt(peak("y <- mirai(x, x = x)[]; s <- sum(y)"), 330)
 })
 
-test_that("what a large queue has taken goes back to the system", {
+test_that("memory of a large queue is given back to the system", {
   skip_if_not(file.exists("/proc/self/statm"), "there is no /proc")
   skip_if_not(grepl("glibc", extSoftVersion()[["iconv"]]), "the allocator is not glibc's")
   out <- r_output(c(

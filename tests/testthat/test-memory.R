@@ -322,7 +322,7 @@ test_that("everywhere(), single tasks and synchronous profiles take large vector
   daemons(0, .compute = profile)
 })
 
-test_that("hooks and large vectors get along", {
+test_that("hooks and large vectors work in the same message", {
   un <- function(x) structure(list(value = unserialize(x)), class = "memory_test")
   local_test_daemons(1)
   serialization(list(function(x) serialize(x$value, NULL), un), class = "memory_test")

@@ -159,7 +159,7 @@ test_that(".args takes what coerces to a named list", {
   expect_identical(mirai(1, .args = NULL)[], 1)
 })
 
-test_that("nothing else of the host leaks in", {
+test_that("no other object of the host is sent", {
   local_test_daemons(1)
   secret <- 1
   assign("mirai_test_global", 1, globalenv())

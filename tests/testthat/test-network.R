@@ -92,7 +92,7 @@ test_that("asyncdial waits for a host", {
   expect_identical(end_code(p), 0L)
 })
 
-test_that("without dispatcher tasks go round", {
+test_that("without dispatcher, tasks go to the daemons in turn", {
   url <- local_test_daemons(url = loopback("tcp"), dispatcher = FALSE)
   expect_match(status()$daemons, "^tcp://127.0.0.1:[1-9]")
   launch_local(c(1, 1))
@@ -143,7 +143,7 @@ test_that("IPv6 addresses are in brackets", {
   expect_identical(mirai("v6")[], "v6")
 })
 
-test_that("what cannot be listened at is an error that names it", {
+test_that("a URL that cannot be listened at is an error that names it", {
   port <- free_port()
   local_test_daemons(url = loopback("tcp", port))
   masked <- function(x) gsub("[0-9]{5}", "<port>", x)
@@ -167,7 +167,7 @@ test_that("what cannot be listened at is an error that names it", {
   expect_false(daemons_set("another"))
 })
 
-test_that("what cannot be dialled is an error of the daemon", {
+test_that("a URL that cannot be dialled is an error of the daemon", {
   said <- function(url, args = "") {
     words(daemon_process(url, args))
   }
@@ -180,7 +180,7 @@ test_that("what cannot be dialled is an error of the daemon", {
   expect_match(elsewhere, "cannot connect", all = FALSE)
 })
 
-test_that("saisei() gives a URL a fresh path", {
+test_that("saisei() replaces a URL by one with a new path", {
   local_test_daemons(n = 2, url = loopback("wss"))
   before <- nextget("urls")
   expect_null(saisei(0))
@@ -212,7 +212,7 @@ test_that("saisei() gives a URL a fresh path", {
   expect_identical(mirai("local")[], "local")
 })
 
-test_that("a peer that is cut off without a word is given up, unless it is only busy", {
+test_that("a silent peer is given up, a busy one is not", {
   local_tmpdir()
   old <- options(mirai.keepalive = 1000)
   defer(function() options(old), environment())

@@ -77,7 +77,7 @@ test_that("after Ctrl-C in daemons() no process is left, nor a file", {
   }
 })
 
-test_that("what daemons() has started does not outlive its session", {
+test_that("processes that daemons() starts do not outlive the session", {
   mark <- local_mark()
   file <- local_file()
   p <- r_process(c(
@@ -110,7 +110,7 @@ test_that("a daemon across the network that was launched here and is killed leav
   }
 })
 
-test_that("what starts a daemon is not to be found in its environment", {
+test_that("the code that starts a daemon is not in its environment variables", {
   for (forks in c(TRUE, FALSE)) {
     local_options(mirai.fork_server = forks)
     local_test_daemons(1)
@@ -118,7 +118,7 @@ test_that("what starts a daemon is not to be found in its environment", {
   }
 })
 
-test_that("results arrive whole however few descriptors there may be", {
+test_that("results arrive complete even if few descriptors are free", {
   code <- c(
     "library(mirai)",
     "d <- daemons(3)",

@@ -95,7 +95,7 @@ test_that("an interrupt of the evaluation fulfils", {
   expect_identical(values[[2L]], 2L)
 })
 
-test_that("that of a map is fulfilled with the named list of values", {
+test_that("the promise of a map is fulfilled with the named list of values", {
   local_test_daemons(2)
   map <- mirai_map(c(a = 1, b = 4, c = 9), sqrt)
   expect_true(is_promising(map))
@@ -106,7 +106,7 @@ test_that("that of a map is fulfilled with the named list of values", {
   expect_identical(settled(everywhere("set up")), list(fulfilled = list("set up", "set up")))
 })
 
-test_that("that of a map is rejected at the first failure, in order of time", {
+test_that("the promise of a map is rejected by the failure that comes first in time", {
   local_test_daemons(2)
   file <- local_file()
   map <- mirai_map(
@@ -144,7 +144,7 @@ test_that("synchronous profiles make promises, too", {
   expect_identical(settled(map), list(fulfilled = list(1L, 2L)))
 })
 
-test_that("an error here, when the value is read, rejects", {
+test_that("an error while the value is read rejects the promise", {
   local_test_daemons(1)
   reject <- NULL
   mirai:::when_resolved(mirai(1), function(i) stop("at home"), function(cnd) reject <<- cnd)
@@ -309,7 +309,7 @@ test_that("a bad '.promise' is an error before anything is sent", {
   expect_identical(info()[["completed"]] + info()[["executing"]] + info()[["awaiting"]], 0L)
 })
 
-test_that("promises are needed only by who uses them", {
+test_that("package promises is needed for '.promise' only", {
   out <- r_output(c(
     "invisible(loadNamespace('mirai'))",
     "cat(any(c('promises', 'later') %in% loadedNamespaces()), '\\n')",

@@ -49,7 +49,7 @@ test_that("mirai() and mirai_map() take streams in turn, in order of submission"
   }
 })
 
-test_that("neither failures, cancelled tasks, timeouts nor retries shift them", {
+test_that("failures, cancelled tasks, timeouts and retries do not shift the streams", {
   expected <- expected_draws(3L, 5)
   local_tmpdir()
   profile <- local_test_daemons(2, seed = 3L, retry = TRUE)
@@ -100,7 +100,7 @@ test_that("nextstream() takes a stream from the tasks", {
   expect_identical(mirai_map(1:2, draw)[], expected[2:3])
 })
 
-test_that("tasks of a seed do not see what others have drawn, nor their kind of generator", {
+test_that("a task with a seed does not see the generator state or kind of other tasks", {
   expected <- expected_draws(5L, 3)
   local_test_daemons(1, seed = 5L)
   a <- mirai(

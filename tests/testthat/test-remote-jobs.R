@@ -54,7 +54,7 @@ test_that("a service is sent the command", {
   expect_identical(http$body(), toupper(unclass(cmd)))
 })
 
-test_that("a service that refuses is an error with its words", {
+test_that("a service that refuses is an error with its answer", {
   need_command("curl")
   http <- local_http("500 Internal Server Error")
   mask <- function(lines) gsub("127.0.0.1(:| port )[0-9]+( after [0-9]+ ms)?", "<service>", lines)
@@ -73,7 +73,7 @@ test_that("a service that refuses is an error with its words", {
   expect_false(daemons_set("f"))
 })
 
-test_that("ssh is told what to do", {
+test_that("ssh gets the options for port, timeout and tunnel", {
   ssh <- local_file()
   writeLines(c("#!/bin/sh", "printf '<%s>' \"$@\"", "exit 1"), ssh)
   Sys.chmod(ssh, "0755")

@@ -31,7 +31,7 @@ test_that("a session at its limit of descriptors gets errors and recovers", {
   }
 })
 
-test_that("many profiles come and go, and leave nothing", {
+test_that("many profiles come and go, and leave no descriptor, thread or process", {
   mirai(1, .compute = test_profile())[]
   profiles <- vapply(1:20, function(i) test_profile(), "")
   once <- function() {

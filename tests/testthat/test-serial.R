@@ -143,7 +143,7 @@ test_that("several classes have functions at once: profile, package and session"
   expect_identical(mirai(x[1:4], x = x)[], list("1", "2", "3", "4"))
 })
 
-test_that("those of profiles and packages are for reference objects only", {
+test_that("functions of profiles and packages apply to reference objects only", {
   tag <- function(x) raw(1)
   un <- function(x) "by the hook"
   environment(un) <- environment(tag) <- baseenv()
@@ -166,7 +166,7 @@ test_that("those of profiles and packages are for reference objects only", {
   expect_identical(mirai(x, x = structure(list(1), class = "tagged"))[], "by the hook")
 })
 
-test_that("functions that fail, or return something else, make an error of the mirai, on either side", {
+test_that("a function that fails, or returns another type, is an error of the mirai, on both sides", {
   local_test_daemons(1)
   un <- counter_hooks[[2]]
   counter <- new_counter(1)
@@ -199,7 +199,7 @@ test_that("functions that fail, or return something else, make an error of the m
   expect_true(mirai(counter$arrived, counter = counter)[])
 })
 
-test_that("xml2 documents travel", {
+test_that("xml2 documents are sent and returned", {
   skip_if_not_installed("xml2")
   local_test_daemons(1)
   doc <- xml2::read_xml("<a><b>1</b><b>2</b></a>")
@@ -253,7 +253,7 @@ test_that("external pointers of a class can be hooked, and arrive empty otherwis
   expect_identical(mirai(p[[1]][[1]], p = list(list(pointer)))[], 42L)
 })
 
-test_that("bad arguments are told so", {
+test_that("bad arguments are errors", {
   expect_snapshot(show_errors({
     serialization(list(sum), class = "a")
     serialization(list(sum, sum))

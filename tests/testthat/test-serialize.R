@@ -51,7 +51,7 @@ with_odd_attribute <- function(x, name, value) {
   unserialize(charToRaw(sub("\n6\nmarker\n", sprintf("\n%d\n%s\n", nchar(name), name), text, fixed = TRUE)))
 }
 
-test_that("attributes that R code cannot set, but does no harm by, survive", {
+test_that("unusual but harmless attributes survive", {
   odd <- list(
     with_odd_attribute(1:2, "names", structure(c("a", "b"), x = 1)),
     with_odd_attribute(array(1:2, 2L), "names", c("a", "b")),
@@ -67,7 +67,7 @@ test_that("attributes that R code cannot set, but does no harm by, survive", {
   }
 })
 
-test_that("attributes by which R's own code would read what is not there are refused", {
+test_that("attributes that would make R read beyond a vector are refused", {
   odd <- list(
     with_odd_attribute(1:2, "names", letters[1:3]),
     with_odd_attribute(1:2, "names", 1:2),
@@ -136,7 +136,7 @@ test_that("strings survive in every encoding", {
   }
 })
 
-test_that("language survives", {
+test_that("language objects survive", {
   expect_round_trip(quote(x))
   expect_round_trip(quote(f(x, y = 2, ...)[[1]]$z))
   expect_round_trip(as.formula("y ~ x + log(z)", globalenv()))

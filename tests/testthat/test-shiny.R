@@ -75,7 +75,7 @@ test_that("the example app serves two browsers at once while daemons compute", {
   expect_match(end_server(server), "left: 0", fixed = TRUE, all = FALSE)
 })
 
-test_that("a browser that goes away takes its computation with it", {
+test_that("closing the browser cancels its computation", {
   server <- app()
   driver <- local_chromedriver()
   two <- local_browser(driver, server$url)

@@ -20,7 +20,7 @@ test_that("daemons are launched by sbatch and run a map to its end", {
   expect_false(daemons_set(profile))
 })
 
-test_that("daemons are launched by srun; a job that is cancelled is a task lost, or run again", {
+test_that("daemons are launched by srun; the task of a cancelled job is lost, or run again with retry", {
   local_tmpdir()
   slurm <- local_slurm()
   remote <- function(args = "--mem 64") {

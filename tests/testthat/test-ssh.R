@@ -39,7 +39,7 @@ test_that("each of several remotes gets its daemon, and the number launched is r
   expect_true(connected(3))
 })
 
-test_that("a launch by ssh that fails is an error in its own words, and sets nothing", {
+test_that("a launch by ssh that fails is an error with the message of ssh, and sets nothing", {
   local_tmpdir()
   ssh <- local_ssh()
   attempt <- function(...) {
@@ -73,7 +73,7 @@ test_that("commands survive ssh byte for byte", {
   }
 })
 
-test_that("a tunnel leads from all daemons of a machine to the host", {
+test_that("all daemons of a machine connect through one tunnel", {
   local_tmpdir()
   ssh <- local_ssh()
   skip_if(!nzchar(Sys.which("bash")), "there is no bash")

@@ -74,7 +74,7 @@ test_that("status() counts connections", {
   expect_identical(info()[["cumulative"]], 3L)
 })
 
-test_that("status() prints as it should", {
+test_that("status() prints its first two elements", {
   local_test_daemons(2)
   expect_snapshot(status(), transform = mask_urls)
   local_test_daemons(2, dispatcher = FALSE)
@@ -82,7 +82,7 @@ test_that("status() prints as it should", {
   expect_snapshot(status("nothing set"))
 })
 
-test_that("without daemons, status() and info() say so", {
+test_that("without daemons, status() returns zeros and info() NULL", {
   profile <- test_profile()
   expect_identical(status(profile), list(connections = 0L, daemons = 0L))
   expect_null(info(profile))

@@ -59,7 +59,7 @@ test_that("strings keep their attributes, and are attributes", {
   expect_true(is_shared(echo(strrep("a", 3e5))))
 })
 
-test_that("strings of which there are few, or few different ones, are copied", {
+test_that("few strings, or few different strings, are copied", {
   local_test_daemons(1)
   # 14 bytes for each.
   n <- 256 * 1024 / 14
@@ -163,7 +163,7 @@ test_that("strings that were received can be written, read, copied and sent on",
   expect_identical(echo(deep), deep)
 })
 
-test_that("strings stay while the collector runs at any time", {
+test_that("strings stay valid while the garbage collector runs", {
   local_test_daemons(1)
   x <- paste0(1:40, strrep("x", 8000), c("\u00fc", NA, "z"))
   got <- echo(x)

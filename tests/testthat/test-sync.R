@@ -14,7 +14,7 @@ test_that("a synchronous profile evaluates in this process, at submission", {
   expect_null(info())
 })
 
-test_that("nothing passes between the session's global environment and that of tasks", {
+test_that("the session and tasks do not see each other's global variables", {
   local_test_daemons(sync = TRUE)
   assign("mirai_test_x", "mine", globalenv())
   assign("mirai_test_null", NULL, globalenv())

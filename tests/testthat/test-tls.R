@@ -1,4 +1,4 @@
-test_that("without configuration, daemons are given what they need and nothing secret of the host", {
+test_that("without configuration, daemons get a certificate and a secret, but not the host's key", {
   local_test_daemons(url = loopback("tls+tcp"))
   text <- nextget("tls")
   expect_match(text, "^-----BEGIN CERTIFICATE-----\n")
@@ -25,7 +25,7 @@ test_that("without configuration, daemons are given what they need and nothing s
   expect_identical(end_code(p), 0L)
 })
 
-test_that("a daemon does not talk to another host than it was told to", {
+test_that("a daemon refuses a host with another certificate", {
   local_test_daemons(url = loopback("wss"))
   others <- tls_argument()
   local_test_daemons(url = loopback("wss"))
@@ -36,7 +36,7 @@ test_that("a daemon does not talk to another host than it was told to", {
   expect_identical(info()[["cumulative"]], 0L)
 })
 
-test_that("certificates of one's own", {
+test_that("the user's own certificates", {
   pem <- local_certificates()
   chain <- pem$read("server.pem", "intermediate.pem")
   everything <- pem$read("server.pem", "intermediate.pem", "root.pem")
@@ -74,7 +74,7 @@ test_that("certificates of one's own", {
   expect_identical(mirai("self")[], "self")
 })
 
-test_that("what is wrong with a certificate is said where it can be put right", {
+test_that("a wrong certificate is an error on the side that can correct it", {
   pem <- local_certificates()
   key <- pem$read("server.key")
   said <- function(url, tls) {

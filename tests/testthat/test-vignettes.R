@@ -69,7 +69,7 @@ test_that("Slurm", {
   }
 })
 
-test_that("TLS with certificates of one's own", {
+test_that("TLS with the user's own certificates", {
   local_tmpdir()
   pem <- local_certificates()
   writeLines(c(pem$read("server.pem", "intermediate.pem"), pem$read("server.key")), pem$file("host.pem"))

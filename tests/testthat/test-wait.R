@@ -110,7 +110,7 @@ test_that("stop_mirai() reaches tasks in other profiles and those without daemon
   expect_identical(m3[], "next")
 })
 
-test_that("unresolved() takes anything", {
+test_that("unresolved() takes any object", {
   local_test_daemons(1)
   done <- call_mirai(mirai(1))
   m <- mirai(Sys.sleep(60))
@@ -135,7 +135,7 @@ test_that("waiting for something else is an error", {
   }))
 })
 
-test_that("there is nothing to call or to stop in what is no mirai", {
+test_that("call_mirai() and stop_mirai() ignore objects that are not mirai", {
   env <- new.env()
   for (x in list(NULL, 1, "a", env, quote(a), list("a", 2), mirai_map)) {
     expect_identical(withVisible(call_mirai(x)), list(value = x, visible = FALSE))
@@ -316,7 +316,7 @@ test_that("input handlers are served while a task waits for room", {
   expect_identical(out, "asked from the handler TRUE ")
 })
 
-test_that("a wait with nothing to do, or with a handler that has to wait itself, costs no time", {
+test_that("a wait uses no CPU time, even with a handler that waits itself", {
   skip_if_not_installed("later")
   out <- r_output(c(
     "library(mirai)",
