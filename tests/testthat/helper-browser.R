@@ -1,5 +1,5 @@
-# Real clients of what runs in processes of its own: headless browsers, driven by chromedriver
-# (the WebDriver protocol, which is JSON over HTTP), and concurrent HTTP requests.
+# Clients of servers that run in processes of their own: headless browsers, driven by chromedriver (the WebDriver
+# protocol: JSON over HTTP), and concurrent HTTP requests.
 
 skip_unless_driven <- function() {
   for (package in c("curl", "jsonlite", "callr", "promises")) {
@@ -7,8 +7,7 @@ skip_unless_driven <- function() {
   }
 }
 
-# Waits until a process has written a line that matches, and returns what the pattern's parentheses
-# found.
+# Waits until a process writes a line that matches. Returns the part that the pattern's parentheses matched.
 wait_for_match <- function(p, pattern, seconds = 30) {
   deadline <- Sys.time() + seconds
   lines <- character()
@@ -26,7 +25,7 @@ wait_for_match <- function(p, pattern, seconds = 30) {
   }
 }
 
-# A server, which says on which port it listens; ends with the test.
+# Starts a server, which prints the port at which it listens. It ends with the test.
 local_server <- function(code, pattern, frame = parent.frame()) {
   p <- r_process(code, frame)
   list(process = p, url = paste0("http://127.0.0.1:", wait_for_match(p, pattern)))
@@ -49,7 +48,7 @@ local_chromedriver <- function(frame = parent.frame()) {
   p <- processx::process$new(
     "chromedriver",
     "--port=0",
-    # Chromium keeps some files outside of its profile, too.
+    # Chromium keeps some files outside of its profile directory.
     env = c("current", HOME = home, TMPDIR = home, XDG_CONFIG_HOME = home, XDG_CACHE_HOME = home),
     stdout = "|",
     stderr = "2>&1",
@@ -81,7 +80,7 @@ webdriver <- function(method, url, body = list()) {
   value
 }
 
-# A browser that shows `url`: a list of functions.
+# Starts a browser that shows `url`. Returns a list of functions that drive it.
 local_browser <- function(driver, url, frame = parent.frame()) {
   flags <- c(
     "headless",
@@ -117,7 +116,7 @@ local_browser <- function(driver, url, frame = parent.frame()) {
   }
   list(
     script = script,
-    # The value of a JavaScript expression as soon as it is true; looked at when the page changes.
+    # Waits until a JavaScript expression is true, and returns its value. Checks it when the page changes.
     wait = function(expression) {
       code <- paste0(
         "const done = arguments[arguments.length - 1];",
@@ -152,7 +151,7 @@ local_browser <- function(driver, url, frame = parent.frame()) {
 
 text_of <- function(id) paste0("document.getElementById('", id, "').textContent")
 
-# Requests all of the URLs at once. A list of answers, each with `status` and `body`.
+# Requests all URLs at the same time. Returns a list of answers, each with `status` and `body`.
 fetch_all <- function(urls) {
   pool <- curl::new_pool(total_con = length(urls), host_con = length(urls))
   answers <- vector("list", length(urls))

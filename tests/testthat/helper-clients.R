@@ -1,6 +1,6 @@
-# Scripts of users of other packages: each runs in an R session of its own, in which every warning is an error.
+# Scripts that use other packages. Each runs in an R session of its own, where every warning is an error.
 
-# Skips unless a package is there in a version that has what the test is about.
+# Skips the test unless a package is installed in this version or later.
 skip_unless_version <- function(package, version) {
   if (!requireNamespace(package, quietly = TRUE)) {
     skip(paste(package, "is not installed"))
@@ -9,8 +9,8 @@ skip_unless_version <- function(package, version) {
   if (has < version) skip(paste0(package, " ", has, " is too old: ", version, " is needed"))
 }
 
-# Runs the expressions in braces at the top level of a session and returns what it prints, also on stderr. `...` are
-# objects that the script uses. A script that does not come to its end fails the test.
+# Runs the expressions in braces at the top level of a new session. Returns its output, stderr included. `...` are
+# objects that the script uses. A script that does not reach its end fails the test.
 run_client <- function(script, ..., library = character(), frame = parent.frame()) {
   skip_if_not_installed("callr")
   objects <- list(...)
@@ -32,7 +32,7 @@ run_client <- function(script, ..., library = character(), frame = parent.frame(
   utils::head(out, -1L)
 }
 
-# Installs a package from the sources in `shared/clients` beside the checkout, into a library that goes away with the
+# Installs a package from the sources in `shared/clients` beside the checkout, into a library that is deleted with the
 # test. Returns that library.
 local_client_library <- function(package, frame = parent.frame()) {
   source <- test_path("..", "..", "..", "shared", "clients", paste0(package, ".tar.gz"))
@@ -44,7 +44,7 @@ local_client_library <- function(package, frame = parent.frame()) {
   install_locally(file.path(sources, package), frame)
 }
 
-# Likewise, of a package that consists of the expressions within `code`.
+# The same for a package that consists of the expressions in `code`.
 local_package_library <- function(package, code, namespace, frame = parent.frame()) {
   sources <- file.path(local_file("sources", frame = frame), package)
   dir.create(file.path(sources, "R"), recursive = TRUE)

@@ -17,7 +17,7 @@ test_profile <- local({
   }
 })
 
-# Sets daemons in a fresh profile and makes that current until `frame` ends.
+# Sets daemons in a new profile, and makes it current until `frame` ends.
 local_test_daemons <- function(..., frame = parent.frame()) {
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), frame)
@@ -50,7 +50,7 @@ local_file <- function(..., frame = parent.frame()) {
   path
 }
 
-# For what there is no event to wait for, such as the end of a process that is not ours.
+# Polls a condition. For things without an event to wait for, such as the end of a process that is not our child.
 wait_until <- function(condition, seconds = 10) {
   deadline <- Sys.time() + seconds
   while (!condition()) {
@@ -78,16 +78,16 @@ connected <- function(n, .compute = NULL) {
   wait_until(function() info(.compute)[["connections"]] == n)
 }
 
-# Gives processes started from here a temporary directory that goes away with the test:
-# those that are killed cannot clean up.
+# Gives new processes a temporary directory that is deleted with the test. Processes that are killed cannot delete
+# theirs.
 local_tmpdir <- function(frame = parent.frame()) {
   dir <- local_file("tmp", frame = frame)
   dir.create(dir)
   local_envvar(TMPDIR = dir, frame = frame)
 }
 
-# Evaluates R code in a process of its own, which is ended with the test at the latest.
-# Its output is `p$read_all_output_lines()`; `p$wait()` waits for it to end.
+# Starts an R process that evaluates code. It ends with the test at the latest. `p$read_all_output_lines()` returns its
+# output, `p$wait()` waits for its end.
 r_process <- function(code, frame = parent.frame()) {
   skip_if_not_installed("callr")
   dir <- local_file("tmp", frame = frame)
@@ -115,21 +115,21 @@ r_script <- function(code, frame) {
   path
 }
 
-# The output of R code after its process has ended.
+# Evaluates R code in a new process, waits for its end, and returns its output.
 r_output <- function(code, frame = parent.frame()) {
   p <- r_process(code, frame)
   p$wait(30000)
   p$read_all_output_lines()
 }
 
-# What a daemon says about itself when it ends.
+# Starts a daemon process that prints the value of daemon() when it ends.
 daemon_process <- function(url, args = "", before = "", frame = parent.frame()) {
   url <- encodeString(url, quote = "\"")
   r_process(paste0(before, "\ncat('code', mirai::daemon(", url, args, "), '\\n')"), frame = frame)
 }
 
-# What a process has written once it has ended. To be kept: it is read once, while
-# expectations may evaluate their argument twice.
+# Waits for the end of a process and returns its output. Keep the value: output can be read only once, and expectations
+# may evaluate their argument twice.
 words <- function(p) {
   p$wait(20000)
   p$read_all_output_lines()
@@ -139,14 +139,14 @@ end_code <- function(p) {
   as.integer(sub("code ", "", grep("^code", words(p), value = TRUE)))
 }
 
-# For snapshots: random parts of URLs, ids and numbers.
+# For snapshots: replaces the random parts of URLs, ids and numbers.
 mask_urls <- function(lines) {
   lines <- gsub("abstract://[0-9a-f]+", "abstract://<random>", lines)
   gsub("ipc:///[^ \"']+", "ipc://<random>", lines)
 }
 
-# For snapshots: each of the expressions in braces, and the error that it ends in, the same
-# with all versions of testthat.
+# For snapshots: prints each expression in braces and the error that it raises, in the same way with all versions of
+# testthat.
 show_errors <- function(block) {
   frame <- parent.frame()
   for (expr in as.list(substitute(block))[-1L]) {
@@ -166,7 +166,7 @@ show_errors <- function(block) {
 }
 
 
-# Waits until a process has written a line, after those that were waited for before.
+# Waits until a process writes a line. Lines that earlier calls have read are not read again.
 wait_for_line <- function(p, line, seconds = 20) {
   deadline <- Sys.time() + seconds
   key <- as.character(p$get_pid())
@@ -187,7 +187,7 @@ wait_for_line <- function(p, line, seconds = 20) {
 
 unread <- new.env()
 
-# Puts another object in the place of one of the package's own.
+# Replaces an object of the package until the test ends.
 local_binding <- function(name, value, frame = parent.frame()) {
   ns <- asNamespace("mirai")
   put <- function(value) {

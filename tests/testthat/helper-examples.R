@@ -1,4 +1,4 @@
-# Evaluates code as at the prompt, with source references; gives what it prints.
+# Evaluates code as at the prompt, with source references. Returns the lines that it prints.
 printed <- function(code, env) {
   capture.output(
     for (expr in parse(text = code, keep.source = TRUE)) {

@@ -7,7 +7,7 @@ all_end <- function(pids, seconds = 3) {
 
 daemon_pids <- function() unlist(collect_mirai(everywhere(Sys.getpid())))
 
-# A task that creates a file and then sleeps "for ever"; returns once it does so.
+# Submits a task that creates a file and then sleeps for ever. Returns its mirai when it sleeps.
 sleeper <- function(file = tempfile()) {
   m <- mirai(
     {
@@ -21,19 +21,19 @@ sleeper <- function(file = tempfile()) {
   m
 }
 
-# Daemons are all there and take tasks that nothing interrupts.
+# All these daemons are connected, and evaluate tasks without being interrupted.
 expect_healthy <- function(pids) {
   expect_setequal(daemon_pids(), pids)
   expect_identical(collect_mirai(lapply(1:20, function(i) mirai(i, i = i))), as.list(1:20))
   expect_identical(status()$mirai[c("awaiting", "executing")], c(awaiting = 0L, executing = 0L))
 }
 
-# Numbers of descriptors and threads of this process.
+# The numbers of descriptors and threads of this process.
 resources <- function() {
   c(length(list.files("/proc/self/fd")), length(list.files("/proc/self/task")))
 }
 
-# From /proc/<pid>/stat, after the name: state, parent, and 12 and 13 the CPU time in ticks.
+# The fields of /proc/<pid>/stat after the name: 1 is the state, 2 the parent, 12 and 13 are the CPU time in ticks.
 process_stat <- function(pid) {
   stat <- suppressWarnings(tryCatch(readLines(file.path("/proc", pid, "stat")), error = function(e) ") Z 0"))
   strsplit(sub("^.*\\) ", "", stat[1L]), " ")[[1L]]
@@ -41,7 +41,7 @@ process_stat <- function(pid) {
 
 cpu_ticks <- function(pids) vapply(pids, function(pid) sum(as.numeric(process_stat(pid)[12:13])), 0)
 
-# Our own living child processes.
+# The living child processes of this process.
 children <- function() {
   pids <- grep("^[0-9]+$", list.files("/proc"), value = TRUE)
   ours <- vapply(
@@ -55,13 +55,13 @@ children <- function() {
   as.integer(pids[ours])
 }
 
-# What a host process has written to a file, once it has.
+# Waits until a process has written a file of integers, and returns them.
 read_ints <- function(file) {
   expect_true(wait_until(function() file.exists(file), 30))
   scan(file, 0L, quiet = TRUE)
 }
 
-# Code that puts integers into a file all at once.
+# Code that writes integers to a file in one step, for read_ints().
 put <- function(what, file) {
   sprintf("{x <- %s; cat(x, '\\n', file = '%s-'); invisible(file.rename('%s-', '%s'))}", what, file, file, file)
 }

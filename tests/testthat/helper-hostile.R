@@ -1,5 +1,5 @@
-# Peers that send what they should not: values of all kinds as bytes, what can be made of these, and a
-# daemon that answers with any bytes. Also for tools/mutate.R.
+# Peers that send invalid data: serialized values of all kinds, mutants of them, and a daemon that answers with any
+# bytes. tools/mutate.R uses this file, too.
 
 # Values of every kind that R can serialize.
 many_kinds <- function() {
@@ -81,14 +81,14 @@ many_kinds <- function() {
 
 payloads <- function() lapply(many_kinds(), function(x) suppressWarnings(.Call(mirai:::rs_encode, x)))
 
-# A few changes of the bytes: other bytes, other numbers, parts left out, repeated, or taken from elsewhere.
+# Makes a few changes to the bytes: other bytes, other numbers, parts removed, repeated, or taken from other values.
 mutate <- function(bytes, others) {
   for (i in seq_len(sample.int(3L, 1L))) {
     n <- length(bytes)
     if (n < 40L) {
       return(bytes)
     }
-    # What the header says is mostly left as it is.
+    # The header is mostly left unchanged.
     at <- if (runif(1) < 0.02) sample.int(n, 1L) else 23L + sample.int(n - 23L, 1L)
     word <- max(1L, min(24L + 4L * ((at - 24L) %/% 4L), n - 3L))
     switch(
@@ -110,7 +110,7 @@ mutate <- function(bytes, others) {
   bytes
 }
 
-# Types, flags, references, lengths.
+# Integers that may be types, flags, references or lengths.
 strange_number <- function() {
   switch(
     sample.int(6L, 1L),
@@ -123,8 +123,7 @@ strange_number <- function() {
   )
 }
 
-# Reads mutants of real payloads; returns how many of them R got to see. That this returns at all is
-# what counts.
+# Reads mutants of real payloads. Returns how many of them were valid. The test is that it does not crash.
 read_mutants <- function(n, seed) {
   set.seed(seed)
   all <- payloads()
@@ -136,15 +135,15 @@ read_mutants <- function(n, seed) {
       next
     }
     read <- read + 1L
-    # All of it is looked at.
+    # Serializing it visits all parts of the value.
     tryCatch(suppressWarnings(serialize(value, NULL)), error = function(e) NULL)
   }
   gc()
   read
 }
 
-# Code of a process that connects to `url` as a daemon does, and answers tasks with the contents of `files`, one
-# after the other. It speaks the protocol of core/src/protocol by hand.
+# Code for a process that connects to `url` as a daemon, and answers tasks with the contents of `files`, one after the
+# other. It implements the protocol of core/src/protocol.
 evil_daemon <- function(url, files) {
   port <- sub(".*:", "", url)
   files <- paste(encodeString(files, quote = "\""), collapse = ", ")
@@ -162,7 +161,7 @@ evil_daemon <- function(url, files) {
       while (x > 127L) { out <- c(out, as.raw(x %% 128L + 128L)); x <- x %/% 128L }
       c(out, as.raw(x))
     }
-    # A number at the beginning of bytes, and what follows.
+    # The number at the start of bytes, and the rest.
     number_in <- function(bytes) {
       n <- which(bytes < 128)[1]
       list(sum(as.integer(bytes[seq_len(n)]) %% 128 * 128^(seq_len(n) - 1)), bytes[-seq_len(n)])
@@ -193,7 +192,7 @@ evil_daemon <- function(url, files) {
       # Done: number, value, time, no notes, no error
       send(c(as.raw(3), varint(answered), as.raw(c(0, 0, 0, 0))), readBin(file, 'raw', file.size(file)))
     }
-    # Until the host goes.
+    # Waits until the host closes the connection.
     readBin(con, 'raw', 1)
   "
   )

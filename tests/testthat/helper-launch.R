@@ -1,7 +1,8 @@
-# Real things to launch daemons with: servers of SSH, Slurm and HTTP, on free ports of this machine, with all
-# their files in a directory of their own. They end with the test.
+# Servers that launch daemons: SSH, Slurm and HTTP, on free ports of this machine. Their files are in a directory of
+# their own. They end with the test.
 
-# What daemons launched here have to know, so that they find the package, and tools/test finds them.
+# Environment variables for daemons that are launched here: they need the library path, and the mark by which tools/test
+# finds processes that are left behind.
 launch_env <- function() {
   run <- Sys.getenv()
   run <- run[grepl("^(PATH|TMPDIR|HOME|LANG|MIRAI_TEST_RUN)$", names(run))]
@@ -14,13 +15,13 @@ need_command <- function(...) {
   }
 }
 
-# Servers are in directories that are not on the path of everybody.
+# The path of a command. Servers are in directories that may not be on PATH.
 find_command <- function(name) {
   found <- Sys.which(c(name, file.path(c("/usr/sbin", "/sbin"), name)))
   c(found[nzchar(found)], "")[[1L]]
 }
 
-# A server in the foreground, ended with the test.
+# Starts a server in the foreground. It ends with the test.
 local_program <- function(name, args, frame, env = character()) {
   skip_if_not_installed("processx")
   log <- local_file("log", frame = frame)
@@ -42,8 +43,8 @@ server_ready <- function(server, ready) {
   if (!done || !server$process$is_alive()) stop("the server has not started:\n", server$log())
 }
 
-# An SSH server that lets this user in. Its `remotes` are two addresses of this machine; `command`
-# is a client that has the key, `refused` one that has another, and `words` one that is told the address, too.
+# Starts an SSH server that accepts a key of this user. `remotes` are two addresses of this machine. `command` is a
+# client with the key, `refused` a client with another key, and `words` a client command that includes the address.
 local_ssh <- function(frame = parent.frame()) {
   skip_on_os(c("windows", "mac", "solaris"))
   need_command("sshd", "ssh", "ssh-keygen")
@@ -78,7 +79,7 @@ local_ssh <- function(frame = parent.frame()) {
     ),
     path("sshd_config")
   )
-  # It starts itself anew for each connection, which takes its whole path.
+  # sshd starts itself again for each connection, and needs its full path for that.
   server <- local_program("sshd", c("-D", "-e", "-f", path("sshd_config")), frame)
   server_ready(server, function() grepl("127.0.0.1 port", server$log()))
   client <- function(key) {
@@ -105,7 +106,7 @@ local_ssh <- function(frame = parent.frame()) {
   )
 }
 
-# A Slurm cluster of this one machine.
+# Starts a Slurm cluster that consists of this machine.
 local_slurm <- function(frame = parent.frame()) {
   skip_on_os(c("windows", "mac", "solaris"))
   need_command("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel", "squeue")
@@ -147,7 +148,7 @@ local_slurm <- function(frame = parent.frame()) {
       paste0("SlurmdPidFile=", path("slurmd.pid")),
       paste0("SlurmctldLogFile=", path("slurmctld.log")),
       paste0("SlurmdLogFile=", path("slurmd.log")),
-      # No control groups, which a container may not have.
+      # Without control groups, which containers may lack.
       "ProctrackType=proctrack/linuxproc",
       "TaskPlugin=task/none",
       "JobAcctGatherType=jobacct_gather/none",
@@ -191,8 +192,8 @@ slurm_output <- function(command, args) {
   suppressWarnings(system2(command, args, stdout = TRUE, stderr = FALSE))
 }
 
-# A service that answers each request with `status` and a body. What it has got are lines of the
-# process's output: request, headers, and the body as one line of R code, the next of which is `body()`.
+# Starts a web service that answers each request with `status` and a body. It prints what it receives: the request line,
+# the headers, and the body as one line of R code, which `body()` reads.
 local_http <- function(status, frame = parent.frame()) {
   port <- free_port()
   code <- c(
@@ -231,7 +232,7 @@ local_http <- function(status, frame = parent.frame()) {
   list(url = sprintf("http://127.0.0.1:%d/jobs", port), process = p, body = body)
 }
 
-# What status() warns of, once a command that launches daemons has failed.
+# Waits until a launch command has failed. Returns the warning of status().
 launch_warning <- function() {
   text <- NULL
   tell <- function(w) {

@@ -1,10 +1,10 @@
-# A vector of so many bytes.
+# A numeric vector of this size in bytes.
 real <- function(bytes = 1e6) seq_len(bytes / 8) + 0.5
 
-# Different strings, as many.
+# `n` different strings.
 text <- function(n = 1e5) sprintf("string %06d", seq_len(n))
 
-# Strings of all encodings, without any, and missing.
+# Strings of all encodings, empty strings and NA.
 of_all_encodings <- function(n = 1e5) {
   x <- text(n)
   i <- seq(1L, n, by = 10L)
@@ -19,7 +19,7 @@ of_all_encodings <- function(n = 1e5) {
 
 mappings <- function(pid = "self") sum(grepl("memfd:mirai", readLines(file.path("/proc", pid, "maps"))))
 
-# Those that are segments.
+# The number of open descriptors that are segments.
 descriptors <- function(pid = "self") {
   links <- suppressWarnings(Sys.readlink(list.files(file.path("/proc", pid, "fd"), full.names = TRUE)))
   sum(grepl("memfd:mirai", links))

@@ -1,6 +1,5 @@
-# Hosts of a network of their own: network namespaces, joined by a bridge in the first of them,
-# which has address 10.231.<net>.1; the others have .2, .3, ... on their interface `eth0`.
-# Nothing of it is in the namespace of the tests.
+# Makes machines with a network of their own, as network namespaces. The first has a bridge with address 10.231.<net>.1.
+# The others have .2, .3, ... on their interface `eth0`. The namespace of the tests is not changed.
 local_hosts <- function(n, frame = parent.frame()) {
   skip_on_os(c("mac", "windows", "solaris"))
   ip <- Sys.which("ip")
@@ -42,7 +41,7 @@ local_hosts <- function(n, frame = parent.frame()) {
   list(names = names, addresses = paste0("10.231.", net, ".", seq_len(n + 1L)))
 }
 
-# What R code prints that runs on the first of the hosts. It finds the others in `hosts`.
+# Runs R code on the first of these machines, and returns its output. The code finds the others in `hosts`.
 output_on_host <- function(hosts, code, seconds = 60, frame = parent.frame()) {
   given <- paste0(
     "hosts <- ",

@@ -1,17 +1,17 @@
-# The schemes of URLs across the network, and a URL on the loopback interface for one.
+# The schemes of network URLs, and a URL on the loopback interface for a scheme.
 schemes <- c("tcp", "ws", "tls+tcp", "wss")
 
 loopback <- function(scheme, port = 0, path = "/a") {
   paste0(scheme, "://127.0.0.1:", port, if (scheme %in% c("ws", "wss")) path)
 }
 
-# What daemons are to be given to connect to a profile: nothing where the URL is not secure.
+# The argument `tls` for daemons of a profile, as code. Empty if the URL is not secure.
 tls_argument <- function(.compute = NULL) {
   text <- nextget("tls", .compute)
   if (is.null(text)) "" else paste0(", tls = c(", encodeString(text, quote = "\""), ", \"\")")
 }
 
-# For printed output: names of this machine, ports, random parts.
+# For snapshots: replaces the names of this machine, ports and random parts.
 mask_network <- function(lines) {
   lines <- gsub(Sys.info()[["nodename"]], "hostname", lines, fixed = TRUE)
   lines <- gsub("(hostname|127\\.0\\.0\\.1|localhost):[0-9]+", "\\1:<port>", lines)
@@ -29,8 +29,8 @@ free_port <- function() {
   stop("no free port")
 }
 
-# Certificates as an administrator would make them, in a directory of their own: an authority, an
-# intermediate one, and what they have signed.
+# Makes certificates in a directory, as an administrator would: of an authority, of an intermediate authority, and those
+# that they have signed.
 local_certificates <- function(frame = parent.frame()) {
   if (!nzchar(Sys.which("openssl"))) {
     skip("openssl is not installed")

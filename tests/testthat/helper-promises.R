@@ -1,5 +1,4 @@
-# Runs the event loop until a promise has settled: it sleeps until there is something to do.
-# Returns list(fulfilled = <value>) or list(rejected = <condition>).
+# Runs the event loop until a promise has settled. Returns list(fulfilled = <value>) or list(rejected = <condition>).
 settled <- function(promise, loop = later::current_loop()) {
   out <- NULL
   promises::then(

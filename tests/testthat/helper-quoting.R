@@ -1,9 +1,9 @@
-# A program in the place of Rscript, which keeps the arguments of each of its calls as they are.
+# Makes a program to use instead of Rscript. It stores the arguments of each call, unchanged.
 local_rscript <- function(frame = parent.frame()) {
   dir <- local_file("fake", frame = frame)
   dir.create(dir)
   path <- file.path(dir, "Rscript")
-  # Written aside and renamed, so that a file that is there is whole.
+  # Writes to another name first, and renames: so a file that exists is complete.
   writeLines(
     c(
       "#!/bin/sh",
@@ -14,7 +14,7 @@ local_rscript <- function(frame = parent.frame()) {
     path
   )
   Sys.chmod(path, "0755")
-  # The code of `n` calls, each of which was `Rscript -e <code>`.
+  # Waits for `n` calls `Rscript -e <code>`, and returns the code of each.
   code <- function(n) {
     calls <- function() list.files(dir, "^args", full.names = TRUE)
     if (!wait_until(function() length(calls()) >= n)) {
@@ -39,7 +39,7 @@ local_rscript <- function(frame = parent.frame()) {
   list(path = path, dir = dir, code = code)
 }
 
-# The code that a command hands to Rscript, by undoing what a POSIX shell undoes.
+# The code that a command passes to Rscript: undoes the quoting, as a POSIX shell does.
 code_of <- function(cmd, rscript = "Rscript") {
   code <- substring(cmd, nchar(rscript) + 6L, nchar(cmd) - 1L)
   gsub("'\\''", "'", code, fixed = TRUE)

@@ -1,7 +1,7 @@
-# R forbids packages the entry points that `tools` lists: R CMD check warns of them, and a later R
-# may no longer have them. Those of the R that the package was built with are looked for.
+# Packages must not use R's internal entry points: R CMD check warns, and a later R may lack them. Package tools lists
+# them, for the R that the package was built with.
 
-# The names that the installed library asks others for.
+# The names that the installed shared library imports.
 imported <- function() {
   dll <- getLoadedDLLs()[["mirai"]][["path"]]
   out <- system2("nm", c("-D", "-u", shQuote(dll)), stdout = TRUE)

@@ -1,4 +1,4 @@
-# Packages that are used with this one, or that call it: as their users do, with their real versions of today.
+# Other packages that call this one, or are used beside it: their users' code, with the versions that are installed.
 skip_on_os("windows")
 
 test_that("purrr's in_parallel() maps on daemons", {

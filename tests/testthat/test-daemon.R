@@ -66,8 +66,7 @@ test_that("a daemon that cannot connect raises an error, or tries again with asy
   expect_identical(c(p$get_exit_status(), q$get_exit_status()), c(0L, 0L))
 })
 
-# A host in a process of its own, with daemons as given. Gives their process ids, after
-# each has begun a task.
+# Starts a host process with such daemons. Returns the daemons' process ids when each has begun a task.
 test_host <- function(daemons, task = "Sys.sleep(60)", frame = parent.frame()) {
   host <- r_process(
     c(

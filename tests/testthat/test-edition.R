@@ -1,10 +1,10 @@
-# The option or the environment variable, until the test ends.
+# Sets the option or the environment variable until the test ends.
 local_edition <- function(n, frame = parent.frame()) {
   old <- options(mirai.edition = n)
   defer(function() options(old), frame)
 }
 
-# What R shows for an error that nothing catches.
+# The text that R shows for an error that nothing catches.
 geterrmessage_of <- function(expr) {
   try(expr, silent = TRUE)
   geterrmessage()

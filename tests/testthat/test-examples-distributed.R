@@ -1,7 +1,7 @@
-# As test-seeds.R: the documents' examples from "Remote Daemons" to "CA Signed Certificates", with
-# addresses of the loopback interface, and free ports, in place of theirs.
+# The examples of the documents (see test-examples.R) from "Remote Daemons" to "CA Signed Certificates". Addresses of
+# the loopback interface and free ports replace theirs.
 
-# Code of the documents, in which host names and ports have been replaced.
+# Runs code of the documents, with host names and ports replaced.
 printed_here <- function(code, env, ...) mask_network(printed(sprintf(code, ...), env))
 
 squeezed <- function(lines) trimws(gsub(" +", " ", lines))

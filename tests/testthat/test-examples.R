@@ -1,5 +1,5 @@
-# The examples of the documents that this package was built from, smaller where they only
-# take time, with the output that they show. Random values, names of hosts and files aside.
+# The examples of the documents that this package was built from, with the output that they show. Examples that only
+# take time are smaller. Random values and the names of hosts and files may differ.
 
 test_that("Example 1: Compute-intensive Operations", {
   env <- session()

@@ -1,5 +1,5 @@
-# What happens when something goes wrong: processes that die, interrupts, forks, things that
-# tasks should not do. Nothing hangs, and nothing is left behind.
+# Faults: processes that die or cannot start, cancellation at any moment, tasks that harm their process. Nothing hangs,
+# and nothing is left behind. See also test-interrupts.R, test-forks.R and test-resources.R.
 
 skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 

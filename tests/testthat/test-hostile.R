@@ -1,10 +1,10 @@
-# What peers send that is not what it should be, and values that cannot be read, for whatever reason.
+# Peers that send invalid data, and values that cannot be read.
 
 decode <- function(bytes) .Call(mirai:::rs_decode, bytes)
 encode <- function(x) .Call(mirai:::rs_encode, x)
 int <- function(...) writeBin(as.integer(c(...)), raw(), endian = .Platform$endian)
 
-# A stream with these contents.
+# A serialization stream with these contents.
 stream <- function(...) c(charToRaw("B\n"), int(3L, 0x40202L, 0x30500L, 5L), charToRaw("UTF-8"), ...)
 
 calls <- function(n) Reduce(function(x, i) call("f", x), seq_len(n), quote(x))

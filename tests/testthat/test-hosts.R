@@ -1,6 +1,6 @@
-# Several machines, which are network namespaces: see helper-namespaces.R.
+# Several machines, made as network namespaces: see helper-namespaces.R.
 
-# One daemon on each of the others, by a command that starts it there.
+# Code that launches one daemon on each of the other machines.
 launch <- '
   library(mirai)
   options(mirai.keepalive = 1500)

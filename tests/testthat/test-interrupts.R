@@ -1,4 +1,4 @@
-# Interrupts: of tasks, and of what the session waits for.
+# Interrupts of tasks, and of waits in the session.
 
 skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 
@@ -61,7 +61,7 @@ test_that("SIGINT interrupts the task of a busy daemon, and does nothing to an i
   }
 })
 
-# Ctrl-C in every kind of wait: the session goes on, and so does what was waited for.
+# A script that presses Ctrl-C during a wait. The session goes on, and so do the tasks.
 interrupts <- function(code, when = NULL) {
   host <- r_process(
     c(

@@ -1,5 +1,5 @@
-# Large vectors go to daemons on this machine, and come back, in shared memory. What is said here
-# of values holds with and without; that memory is shared at all is asked of the system.
+# Large vectors are sent to local daemons and back in shared memory. Their values are tested, and by /proc also that the
+# memory is shared.
 
 skip_if_not(file.exists("/proc/self/maps"), "no /proc")
 

@@ -1,9 +1,9 @@
-# Tasks leave a mark, so that it shows if one runs twice.
+# Without retry, no task runs twice. Each task appends its index to a file, which would show it.
 
 marks <- function(file) as.integer(readLines(file))
 
-# One string, so that it is one write: what others write is not in its middle.
-# A map of tiny tasks during which daemons are killed and replaced. Each task appends its index to a file.
+# A map of tiny tasks during which daemons are killed and replaced. Each task appends its index to a file, as one
+# string: so it is a single write, which other writes cannot divide.
 map_with_kills <- function(file, n, kills) {
   file.create(file)
   pids <- function() unlist(everywhere(Sys.getpid())[])

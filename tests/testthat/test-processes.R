@@ -1,8 +1,8 @@
-# The processes that daemons() and mirai() start: how many, with what, and that none is left.
+# The processes that daemons() and mirai() start: their number, their environment, and that none is left.
 
 skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 
-# Processes that have a mark in the environment that they were started with.
+# The processes that were started with this mark in their environment.
 marked <- function(mark) {
   pids <- grep("^[0-9]+$", list.files("/proc"), value = TRUE)
   has_mark <- function(pid) {

@@ -1,7 +1,7 @@
 skip_if_not_installed("promises")
 skip_if_not_installed("later")
 
-# Before its version 1.3.0, promises decided this by class alone.
+# Before version 1.3.0, promises decided by class alone what a promise is.
 is_promising <- function(x) {
   if (utils::isS3stdGeneric(promises::is.promising)) {
     return(promises::is.promising(x))
@@ -9,7 +9,7 @@ is_promising <- function(x) {
   utils::getFromNamespace(paste0("is.promising.", class(x)), "mirai")(x)
 }
 
-# How many promises the package still keeps functions for.
+# The number of promises for which the package still holds functions.
 promises_kept <- function() .Call(mirai:::rs_promises_kept)
 
 test_that("the promise of a mirai is fulfilled with its value", {

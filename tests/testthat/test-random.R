@@ -1,9 +1,8 @@
-# Streams of tasks and of daemons. Those of mirai() are in test-daemons.R, of clusters in
-# test-cluster.R.
+# Random number streams of tasks and daemons. See also test-daemons.R, and test-cluster.R for clusters.
 
 draw <- function(...) c(rnorm(1), runif(1), sample(100L, 1L))
 
-# What draw() gives with the first streams of a seed, by package parallel itself.
+# The values of draw() with the first streams of a seed, computed by package parallel.
 expected_draws <- function(seed, n) {
   old <- RNGkind()
   before <- globalenv()$.Random.seed

@@ -1,4 +1,4 @@
-# The README shows what there is to see.
+# The README shows real output and real figures.
 readme <- function() {
   path <- test_path("..", "..", "README.md")
   if (!file.exists(path)) {

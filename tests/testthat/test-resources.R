@@ -1,4 +1,4 @@
-# Descriptors, threads, memory and CPU time are neither leaked nor wasted.
+# Descriptors, threads and memory do not leak, and idle processes use no CPU time.
 
 skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 

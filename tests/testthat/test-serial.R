@@ -1,7 +1,6 @@
-# Hooks for objects that do not survive serialization by themselves.
+# Hooks for objects that R cannot serialize.
 
-# A reference object whose state is behind an environment of a class, and is lost unless its
-# hook carries it over: `n` is the state, `secret` is not meant to travel.
+# A reference object whose hook sends `n` only. `secret` must not be sent.
 new_counter <- function(n) {
   structure(list2env(list(n = n, secret = "here"), parent = emptyenv()), class = "counter")
 }

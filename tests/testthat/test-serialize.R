@@ -1,5 +1,5 @@
-# Objects come back identical from our own serializer, whether it writes and reads them
-# itself or leaves that to R; and R reads what we write.
+# Objects come back identical from our own serializer, both those that it handles itself and those that it leaves to R.
+# R can read what it writes.
 
 round_trip <- function(x) .Call(rs_decode, .Call(rs_encode, x))
 

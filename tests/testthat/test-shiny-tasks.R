@@ -1,11 +1,11 @@
-# An app as today's documentation of Shiny has it: an ExtendedTask whose function returns a mirai as it is, with bslib's
-# button, which is busy while the task runs.
+# An app as in Shiny's documentation: an ExtendedTask whose function returns a mirai, with bslib's button, which is busy
+# while the task runs.
 skip_unless_driven()
 skip_unless_version("shiny", "1.8.1")
 skip_unless_version("bslib", "0.7.0")
 skip_unless_version("promises", "1.3.0")
 
-# Tasks on 'slow' wait for a file of the name of their session's number.
+# Tasks on 'slow' wait for a file whose name is the number of their session.
 tasks_app <- function(dir, frame = parent.frame()) {
   app <- local_file("app", frame = frame)
   dir.create(app)

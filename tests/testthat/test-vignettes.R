@@ -1,6 +1,5 @@
-# What the vignette "Distributed computing" tells users to do with machines that
-# are not here, done with those that are: code of its chunks, with other addresses. And the code of
-# "Coming from 2.x", all of it.
+# Runs the chunks of the vignette "Distributed computing" that need other machines, with addresses of this machine. Also
+# runs all code of "Coming from 2.x".
 
 vignette_lines <- function(name) {
   file <- paste0(name, ".Rmd")

@@ -177,7 +177,7 @@ test_that("a wait can be interrupted and the session goes on", {
   expect_identical(host$get_exit_status(), 0L)
 })
 
-# What has become of `expr` under a time limit: a number if that has not ended it.
+# Evaluates `expr` under a time limit. Returns 0, or the error message if the limit ended it.
 limited <- function(expr) {
   setTimeLimit(elapsed = 0.2)
   on.exit(setTimeLimit())
@@ -231,8 +231,8 @@ test_that("time limits end every wait, and the session goes on", {
   expect_identical(map[.flat], 1:2)
 })
 
-# In a process of its own: a host with R's own web server, of which the handler is called by R's event
-# loop, and `get`, by which a daemon asks that server.
+# Code for a host process with R's web server, whose handler is called by R's event loop, and with `get`, by which a
+# daemon sends a request to that server.
 web_host <- function(..., frame = parent.frame()) {
   r_output(
     c(
