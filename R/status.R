@@ -60,7 +60,8 @@ print.miraiStatus <- function(x, ...) {
 #'
 #' @inheritParams status
 #' @returns A named integer vector. `connections`: daemons connected now. `cumulative`: connections so far. `awaiting`,
-#'   `executing`, `completed`: tasks in the queue, running, and ended with any outcome. `NULL` if no daemons are set.
+#'   `executing`, `completed`: tasks in the queue, running, and ended with any outcome. Printing it also
+#'   says how many of those that ended have failed. `NULL` if no daemons are set.
 #' @seealso [status()], [daemons()].
 #' @examples
 #' info()
@@ -75,6 +76,20 @@ info <- function(.compute = NULL) {
   }
   structure(
     c(x$connections, x$cumulative, x$tasks),
-    names = c("connections", "cumulative", "awaiting", "executing", "completed")
+    names = c("connections", "cumulative", "awaiting", "executing", "completed"),
+    tally = .Call(rs_tally_of_tasks, check_profile(.compute)),
+    class = "miraiInfo"
   )
+}
+
+#' @export
+print.miraiInfo <- function(x, ...) {
+  print(c(unclass(x)[seq_along(x)]))
+  tally <- attr(x, "tally")[-1L]
+  names(tally) <- c("failed", "cancelled", "timed out", "lost")
+  tally <- tally[tally > 0]
+  if (length(tally)) {
+    cat("of the completed:", toString(paste(tally, names(tally))), "\n")
+  }
+  invisible(x)
 }
