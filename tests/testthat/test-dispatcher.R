@@ -52,6 +52,22 @@ test_that("cancellation and loss pass through a relay", {
   expect_equal(unclass(m[]), 19L)
 })
 
+test_that("conditions and reports pass through a relay", {
+  local_test_daemons(url = loopback("tcp"), dispatcher = FALSE)
+  p <- relay_process(nextget("url"), "n = 1")
+  expect_true(connected(1))
+  m <- mirai({
+    warning("careful")
+    for (i in 1:2) {
+      mirai::mirai_report(i)
+    }
+    "value"
+  })
+  expect_identical(m[], "value")
+  expect_identical(conditionMessage(mirai_conditions(m)[[1L]]), "careful")
+  expect_identical(mirai_reports(m), list(1L, 2L))
+})
+
 test_that("a relay listens for daemons, in TLS on both sides", {
   local_test_daemons(url = loopback("tls+tcp"), dispatcher = FALSE)
   port <- free_port()

@@ -119,7 +119,7 @@ test_that("conditions are of no account while there are none", {
   expect_error(mirai_conditions(1), class = "mirai_error_argument")
 })
 
-test_that("conditions and reports come by every transport, and through a relay", {
+test_that("conditions and reports come by every transport", {
   noted <- function() {
     m <- mirai({
       warning("careful")
@@ -138,8 +138,6 @@ test_that("conditions and reports come by every transport, and through a relay",
       expect_identical(noted(), list(numeric(1e5)))
     })
   }
-  local_test_daemons(1, dispatcher = FALSE)
-  expect_identical(noted(), list(numeric(1e5)))
 })
 
 test_that("a task's reports can be read while it runs and afterwards", {

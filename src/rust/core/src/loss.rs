@@ -93,7 +93,12 @@ impl std::fmt::Display for Loss {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let until = Instant::now() + STATUS_PATIENCE;
         let mut state = self.state.lock();
-        while state.awaited && !self.told.wait_until(&mut state, until).timed_out() {}
+        while state.awaited {
+            // Once is enough: many tasks may have been lost with it.
+            if self.told.wait_until(&mut state, until).timed_out() {
+                state.awaited = false;
+            }
+        }
         match state.number {
             0 => f.write_str("its process")?,
             number => write!(f, "daemon {number}")?,
@@ -143,5 +148,6 @@ mod tests {
         let silent = Loss::new(1, "here".into(), 7);
         silent.will_be_told();
         assert!(silent.to_string().ends_with("its connection ended"));
+        assert!(!silent.state.lock().awaited, "it is waited for once");
     }
 }

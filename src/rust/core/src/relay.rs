@@ -101,6 +101,13 @@ impl Relay {
                         if !notes.is_empty() {
                             body.to_mut().extend_from_slice(notes);
                         }
+                        // Later than a daemon would send them, but none is lost.
+                        for report in task.reports().kept {
+                            let report = report.plain();
+                            if above.send(&ToHost::Report { seq }, (&*report).into()).is_err() {
+                                return;
+                            }
+                        }
                         let message = ToHost::Done {
                             seq,
                             outcome,
