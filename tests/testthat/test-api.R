@@ -6,7 +6,7 @@ imported <- function() {
   dll <- getLoadedDLLs()[["mirai"]][["path"]]
   out <- system2("nm", c("-D", "-u", shQuote(dll)), stdout = TRUE)
   names <- sub("^ *[Uwv] +([^@ ]+).*$", "\\1", out)
-  # macOS puts an underscore in front, and reads -D as something else
+  # macOS adds an underscore, and its nm has another meaning of -D
   if (Sys.info()[["sysname"]] == "Darwin") {
     names <- sub("^_", "", names)
   }
@@ -15,12 +15,12 @@ imported <- function() {
 
 test_that("the shared library uses R's public API only", {
   skip_on_os("windows")
-  # It comes with the compiler; on CI its absence is a failure.
+  # nm comes with the compiler. On CI it must be there.
   if (!isTRUE(as.logical(Sys.getenv("CI")))) {
     skip_if(!nzchar(Sys.which("nm")), "nm")
   }
   names <- imported()
-  # so that it is known to have looked
+  # nm must find the API functions, which shows that it worked
   expect_true(all(c("Rf_protect", "R_MakeExternalPtr") %in% names))
   forbidden <- getNamespace("tools")[["nonAPI"]]
   expect_gt(length(forbidden), 50L)

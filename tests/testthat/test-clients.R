@@ -7,7 +7,7 @@ test_that("purrr's in_parallel() maps on daemons", {
   library <- local_client_library("carrier")
   out <- run_client(library = library, {
     suppressPackageStartupMessages(library(purrr))
-    # Without daemons purrr maps here, one after the other.
+    # Without daemons, purrr maps in this session.
     stopifnot(identical(map_int(1:3, in_parallel(function(x) Sys.getpid())), rep(Sys.getpid(), 3L)))
 
     invisible(daemons(2))
@@ -25,7 +25,7 @@ test_that("purrr's in_parallel() maps on daemons", {
       identical(imap_chr(c(a = "x", b = "y"), in_parallel(function(x, name) paste(name, x))), c(a = "a x", b = "b y"))
     )
     walk(1:2, in_parallel(function(x) x))
-    # Bytes that the helper function `h()` needs travel once; the elements of a data frame are its columns.
+    # Data that the helper function `h()` needs are sent once. The elements of a data frame are its columns.
     stopifnot(identical(map_dbl(data.frame(u = 1:4, v = 5:8), in_parallel(function(x) sum(x))), c(u = 10, v = 26)))
 
     failed <- tryCatch(
@@ -39,7 +39,7 @@ test_that("purrr's in_parallel() maps on daemons", {
     )
     conditionMessage(failed)
     conditionMessage(failed$parent)
-    # The error has cancelled the rest, and the daemons are as good as new.
+    # The error has cancelled the other tasks, and the daemons are free.
     map_dbl(1:2, in_parallel(function(x) x), .progress = TRUE)
     map_dbl(1:2, in_parallel(function(x) x), .progress = "with a label")
     map_dbl(1:2, in_parallel(function(x) x), .progress = list(name = "with options"))
@@ -71,7 +71,7 @@ test_that("future, foreach and doParallel are used beside this package, in one s
       identical(from_mirai[1L, ], as.numeric(1:4)),
       !any(from_future[2L, ] %in% from_mirai[2L, ])
     )
-    # Neither package hides a function of the other, or takes the other's objects for its own.
+    # Neither package masks a function of the other, or handles the other's objects.
     stopifnot(!length(intersect(getNamespaceExports("future"), getNamespaceExports("mirai"))))
     stopifnot(resolved(future(1)) || TRUE, !is_mirai(f[[1L]]), !unresolved(1))
     # A future that uses mirai, and a mirai that uses futures.
@@ -101,7 +101,7 @@ test_that("a table of data.table can be changed by reference where it arrives", 
   out <- run_client({
     suppressPackageStartupMessages(library(data.table))
     invisible(daemons(1))
-    # One that travels in the message, and one whose columns travel in shared memory.
+    # A small table is sent in the message, the columns of a large one in shared memory.
     for (n in c(3L, 100000L)) {
       table <- data.table(id = n:1, value = as.double(n:1), name = paste0("name", n:1))
       truth <- copy(table)
@@ -138,7 +138,7 @@ test_that("a table of data.table can be changed by reference where it arrives", 
         identical(back[, .N, by = name][name == "changed", N], 2L),
         identical(back[id > 2L & id < n, name], truth[id > 2L & id < n, name])
       )
-      # The one that was sent has stayed as it was, and can still grow.
+      # The table that was sent is unchanged, and can still grow.
       table[, extra := 1L]
       stopifnot(identical(names(table), c("id", "value", "name", "extra")))
     }
@@ -169,7 +169,7 @@ test_that("Arrow's tables arrive, as in the examples that the package was built 
     )
     m <- mirai(list(a = head(x), b = "some text"), x = x)
     m[]
-    # deep inside of other things, and as a result
+    # nested in other objects, and as a result
     m <- mirai(list(list(table = x, rows = nrow(x)), x$Species), x = as_arrow_table(iris[1:3, ]))
     stopifnot(
       identical(as.data.frame(m[][[1L]]$table), as.data.frame(as_arrow_table(iris[1:3, ]))),
@@ -285,7 +285,7 @@ test_that("logger's asynchronous appender writes on a daemon", {
     }
     log_appender(appender_async(appender_file(file), namespace = "log"))
     log_warn("by the same daemon")
-    # Whoever logs does not wait; the daemon writes line after line, so that this one is done after those.
+    # Logging does not wait. The daemon writes lines in order, so this task ends after them.
     mirai(TRUE, .compute = "log")[]
     lines <- readLines(file)
     stopifnot(
@@ -322,7 +322,7 @@ test_that("promises and later take mirai as they are, without a warning", {
       identical(run(mirai(2) %...>% sqrt()), sqrt(2)),
       identical(run(mirai(2) %...T>% identity()), 2)
     )
-    # The same code for what is there at once and for what will be.
+    # The same code for a value and for a mirai.
     hybrid <- function(x) hybrid_then(x, on_success = \(value) value + 1, on_failure = \(cnd) conditionMessage(cnd))
     stopifnot(
       identical(hybrid(1), 2),
@@ -344,7 +344,7 @@ test_that("promises and later take mirai as they are, without a warning", {
     finished <- FALSE
     invisible(run(mirai(1) |> finally(\() finished <<- TRUE)))
     stopifnot(finished)
-    # Promise domains, which Shiny uses, are kept.
+    # Promise domains, which Shiny uses, still work.
     seen <- character()
     domain <- new_promise_domain(
       wrapOnFulfilled = \(f) {

@@ -36,7 +36,7 @@ test_that("package parallel works on it as on a cluster of its own", {
   same(function(cl) parLapply(cl, integer(), square))
   same(function(cl) clusterApply(cl, list(quote(a), quote(b + c)), class))
   same(function(cl) clusterCall(cl, function() NULL))
-  # an error in some, in all, and one as a value
+  # an error on some nodes, on all, and an error object as a value
   failure <- function(f) function(cl) tryCatch(f(cl), error = conditionMessage)
   same(failure(function(cl) clusterApply(cl, list(1, "a"), log)))
   same(failure(function(cl) parLapply(cl, 1:4, function(i) stop("message ", i))))
@@ -63,9 +63,9 @@ test_that("a node is a daemon, and keeps what it is given", {
   clusterApply(cl, 1:3, function(i) assign("own", i, globalenv()))
   expect_identical(clusterEvalQ(cl, own), list(1L, 2L, 3L))
   expect_identical(clusterEvalQ(cl[c(3, 1)], own), list(3L, 1L))
-  # which their arguments are not
+  # the arguments of a call do not stay on the node
   expect_identical(clusterEvalQ(cl, exists("args", globalenv(), inherits = FALSE)), list(FALSE, FALSE, FALSE))
-  # and they are those of no other profile
+  # and the daemons belong to no other profile
   expect_false(daemons_set())
 })
 
@@ -98,7 +98,7 @@ test_that("with more tasks than nodes, a free node takes the next task", {
   cl <- local_cluster(2)
   dir <- local_file()
   dir.create(dir)
-  # the first waits for the last, so all others have to run on the other node
+  # the first task waits for the last, so the other node must run all others
   done <- clusterApplyLB(
     cl,
     1:6,
@@ -213,7 +213,7 @@ test_that("a node that dies is an error that names it, and the others go on", {
   defer(function() stop_cluster(cl), environment())
   all <- pids(cl)
   lost <- paste0("node 2 of cluster [0-9.]+ \\(process ", all[2], "\\) has been lost: Connection reset")
-  # in the middle of a call, while others are busy
+  # a node ends during a call, while others are busy
   expect_error(
     clusterApply(cl, 1:3, function(i) {
       if (i == 2) {
@@ -224,10 +224,10 @@ test_that("a node that dies is an error that names it, and the others go on", {
     }),
     lost
   )
-  # used again
+  # the lost node is used again
   expect_error(clusterApplyLB(cl, 1:10, identity), lost)
   expect_error(clusterCall(cl, Sys.getpid), lost)
-  # the others are free, and have nothing of that call
+  # the other nodes are free, and their tasks of that call were cancelled
   expect_identical(pids(cl[c(1, 3)]), all[c(1, 3)])
   expect_identical(parLapply(cl[c(3, 1)], 1:4, sqrt), lapply(1:4, sqrt))
   expect_match(capture.output(print(cl)), "nodes: 3 active: TRUE")
@@ -248,7 +248,7 @@ test_that("a node that dies during a load-balanced call is an error, too", {
 
 test_that("a call that ended by an error leaves no tasks behind", {
   cl <- local_cluster(2)
-  # parallel itself has sent to the first node when the second argument fails
+  # parallel has sent a task to the first node when the second argument fails
   x <- structure(list(1, 2), class = "mirai_test_broken")
   registerS3method("[[", "mirai_test_broken", function(x, i) if (i == 2) stop("broken") else 1, envir = globalenv())
   defer(function() rm("[[.mirai_test_broken", envir = get(".__S3MethodsTable__.", baseenv())), environment())
@@ -275,7 +275,7 @@ test_that("an interrupt leaves the cluster usable", {
 
 test_that("an error of the evaluation is an error of the call, and the node stays usable", {
   cl <- local_cluster(2)
-  # its own error values are values
+  # an error value that the function returns is a value
   expect_identical(
     clusterCall(cl, function() structure(19L, class = "errorValue")),
     rep(list(structure(19L, class = "errorValue")), 2)

@@ -84,7 +84,7 @@ test_that("the value of .progress is a label, or configures cli's bar", {
     "y <- collect_mirai(x, list(.progress = 'A label'))",
     "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
     "y <- x[.progress_cli = list(format = 'done: {cli::pb_current} of {cli::pb_total}')]",
-    # as purrr passes it on: with what cli takes in C only
+    # as purrr passes it: with arguments that cli knows in C only
     "options(cli.progress_show_after = Inf)",
     "x <- mirai_map(1:10, function(x) Sys.sleep(0.1))",
     "y <- x[.progress = list(name = 'As purrr', type = 'iterator', show_after = 0, caller = environment())]",
@@ -153,7 +153,7 @@ test_that(".stop raises the first failure and stops the rest", {
     values <- map[]
     expect_true(is_mirai_error(values[[2]]))
     expect_true(all(vapply(values[-2], identical, NA, structure(20L, class = "errorValue"))))
-    # daemons stay healthy, and have begun nothing more
+    # the daemons stay healthy, and have begun no other task
     expect_identical(sort(unlist(everywhere(Sys.getpid())[])), pids)
     expect_identical(mirai_map(1:10, square)[.flat], (1:10)^2)
     expect_lte(length(list.files(dir)), 4)
@@ -187,7 +187,7 @@ progress_script <- function(...) {
 }
 
 test_that(".progress shows a line without cli, and a bar with it", {
-  # of another process, because it is standard error, not messages
+  # in another process, because the output goes to stderr and not by message()
   out <- r_output(c(
     "ns <- asNamespace('mirai')",
     "unlockBinding('progress_uses_cli', ns)",
@@ -221,7 +221,7 @@ test_that(".progress shows a line without cli, and a bar with it", {
 })
 
 test_that(".progress writes a line for each tenth to a log", {
-  # 40 elements, four at a time: they pause for longer than what is between two lines
+  # 40 elements, four at a time, with pauses longer than the least time between two lines
   out <- r_output(progress_script(
     "x <- mirai_map(1:40, function(i) if (i %% 4 == 1) Sys.sleep(0.15))[.progress]",
     "x <- mirai_map(1:3, function(i) Sys.sleep(0.5))[.progress]",

@@ -38,7 +38,7 @@ test_that("unknown or wrongly typed options are dropped, with a warning that nam
   ))
   expect_snapshot(cat(messages, sep = "\n"))
   expect_identical(mirai(1, .compute = profile)[], 1)
-  # Whatever takes options does so.
+  # All functions that take options check them.
   expect_warning(
     daemons(0, outptu = TRUE, .compute = profile),
     "did you mean 'output'?",

@@ -39,7 +39,7 @@ test_that("timers start after as many tasks as timerstart says", {
   profile <- local_test_daemons(url = local_url())
   p <- daemon_process(nextget("url"), ", idletime = 50, timerstart = 1L")
   expect_true(connected(1))
-  # an event 200 ms from now
+  # a task that ends in 200 ms
   mirai(Sys.sleep(60), .timeout = 200, .compute = test_profile())[]
   expect_identical(info()[["connections"]], 1L)
   expect_identical(mirai(1)[], 1)
@@ -183,7 +183,7 @@ test_that("cleanup restores global environment, packages and options", {
   ))[]
   expect_setequal(after[[1L]], c(".Random.seed", ".hidden", "from_profile"))
   expect_identical(after[-1L], list("mine", search, TRUE, digits, NULL, "set"))
-  # objects of a task are gone, too
+  # objects that a task made are removed
   mirai(1, passed = 1)[]
   expect_false(mirai(exists("passed"))[])
 })
@@ -214,7 +214,7 @@ test_that("each step of the cleanup is done even if others fail", {
     expect_identical(mirai(expr)[], "done")
     expect_identical(state(), before)
   }
-  # locked bindings, with another value or the same; one that has become active
+  # locked bindings, with another value or the same, and a variable that has become an active binding
   spoil({
     added <<- 1
     kept <<- "changed"
@@ -234,7 +234,7 @@ test_that("each step of the cleanup is done even if others fail", {
     makeActiveBinding("kept", function(value) stop("not to be assigned"), globalenv())
     "done"
   })
-  # warnings that become errors, in hooks, too; a hook that leaves by a jump, and one that leaves something
+  # warnings that become errors, also in hooks; a hook that jumps out, and one that leaves an object
   spoil({
     library(splines)
     setHook(packageEvent("splines", "detach"), function(...) {
@@ -353,7 +353,7 @@ test_that("cleanup leaves a package the options that it has set when it was load
   everywhere(.libPaths(c(library, .libPaths())), library = library)
   expect_identical(use()[], 4L)
   expect_identical(use()[], 4L)
-  # Others are removed, as are those that are set while the package is loaded already.
+  # Other options are removed, and so are options that a task sets after the package was loaded.
   expect_identical(mirai(options(loadsoptions.depth = 8L, loadsoptions.more = 1)$loadsoptions.depth)[], 3L)
   expect_null(mirai(c(getOption("unrelated"), getOption("loadsoptions.more")))[])
   expect_identical(use()[], 4L)

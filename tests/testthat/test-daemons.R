@@ -45,7 +45,7 @@ test_that("new settings replace the old ones, whose pending mirai become 19", {
   for (pid in pids) {
     expect_true(ends(pid))
   }
-  # a value that has arrived stays
+  # a mirai that has resolved keeps its value
   daemons(1, .compute = profile)
   m <- call_mirai(mirai("value"))
   daemons(0, .compute = profile)
@@ -235,7 +235,7 @@ test_that("without a seed, each daemon has a stream of its own", {
   expect_true(all(vapply(streams, `[`, 0L, 1L) == 10407L))
   expect_false(identical(streams[[1L]], streams[[2L]]))
   expect_identical(mirai(RNGkind()[1L])[], "L'Ecuyer-CMRG")
-  # which goes on from task to task
+  # and the stream goes on from task to task
   local_test_daemons(1)
   a <- mirai({
     before <- .Random.seed
@@ -332,7 +332,7 @@ test_that("daemons(NULL) also ends daemons with autoexit = FALSE, daemons(0) doe
   url <- nextget("url")
   daemons(0, .compute = profile)
   daemons(url = url, .compute = profile)
-  # it has come back
+  # the earlier profile is current again
   expect_identical(mirai(Sys.getpid())[], pid)
   daemons(NULL, .compute = profile)
   expect_true(ends(pid))

@@ -33,7 +33,7 @@ test_that("the option wins over the environment variable, and a bad value of eit
   }
   options(mirai.edition = NULL)
   expect_error(host_url(), "environment variable MIRAI_EDITION must be 1 or 2, not \"second\"", fixed = TRUE)
-  # Before anything has been changed.
+  # The default edition.
   expect_error(daemons(0, .compute = profile), "MIRAI_EDITION")
   local_envvar(MIRAI_EDITION = "")
   expect_true(daemons_set(profile))
@@ -106,7 +106,7 @@ test_that("in edition 2 a number is how many daemons to launch; `n` is so in bot
   expect_identical(launch_local(2), 1L)
   expect_true(connected(1))
   expect_identical(online(), 0:1)
-  # where there are fewest
+  # at the URL with the fewest daemons
   expect_identical(withVisible(launch_local(n = 3)), list(value = 3L, visible = FALSE))
   expect_true(connected(4))
   expect_identical(online(), c(2L, 2L))
@@ -134,7 +134,7 @@ test_that("in edition 2 a number is how many daemons to launch; `n` is so in bot
     launch_local(TRUE)
     launch_local(c(1, 2))
   }))
-  # as many as said, however many places there are
+  # as many as `n`, for any number of machines
   places <- remote_config("true", list(c("1", "."), c("2", ".")))
   expect_length(launch_remote(remote = places), 2L)
   expect_length(launch_remote(1, remote = places), 1L)
@@ -166,7 +166,8 @@ test_that("in edition 2, a stack trace is a list of calls, whoever has made it",
     stop("positive")
   }
   calls <- list(quote(stop("positive")), quote(g(1)))
-  # told when they were set; later, not at all; and a process of its own
+  # daemons that were told the edition when they were set, daemons that were not told the change, and a process without
+  # daemons
   local_edition(2)
   local_test_daemons(1)
   trace <- mirai(g(1), g = g)[]$stack.trace
@@ -184,7 +185,7 @@ test_that("in edition 2, a stack trace is a list of calls, whoever has made it",
   options(mirai.edition = 2)
   expect_true(all(vapply(m$data$stack.trace, is.call, NA)))
   expect_identical(m$data$stack.trace[[2L]], quote(g(1)))
-  # what is large is not sent once for each call
+  # large arguments are not sent with each call of the stack
   local_test_daemons(1)
   f <- function(x) h(x)
   h <- function(x) stop("no")

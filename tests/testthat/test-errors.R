@@ -117,7 +117,7 @@ test_that("a conditionMessage() method that adds to the message adds it once", {
   )
   expect_identical(m[]$message, "it failed, because so")
   expect_output(print(m$data), "Error: it failed, because so")
-  # whether or not the class has its method here, too
+  # with and without the class's method in this session
   expect_identical(conditionMessage(value_condition(m$data)), "it failed, because so")
   registerS3method("conditionMessage", "twofold", twofold_message, envir = baseenv())
   map <- mirai_map(1, function(x) stop(cnd), cnd = value_condition(m$data))
@@ -173,7 +173,7 @@ test_that("an interrupted daemon's task is a miraiInterrupt", {
   expect_true(is_mirai_interrupt(m$data))
   expect_identical(class(m$data), c("miraiInterrupt", "errorValue", "try-error"))
   expect_identical(as.vector(unclass(m$data)), "")
-  # an idle one takes no notice
+  # an interrupt does nothing to an idle daemon
   tools::pskill(pid, tools::SIGINT)
   expect_identical(mirai(Sys.getpid())[], pid)
 })

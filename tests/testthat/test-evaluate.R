@@ -38,7 +38,7 @@ test_that("an evaluation may use return(), warnings, messages and output", {
   expect_identical(mirai(sys.function)[], sys.function)
   condition <- quote(stop(structure(class = c("mine", "condition"), list(message = "no error", call = NULL))))
   expect_identical(mirai(condition)[]$message, "no error")
-  # no connection, sink or graphics device of a task hinders the next
+  # a connection, sink or graphics device that a task leaves does not affect the next task
   mirai(sink(tempfile()))[]
   expect_identical(mirai(Sys.getpid())[], pid)
 })

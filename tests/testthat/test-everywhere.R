@@ -26,7 +26,7 @@ test_that("everywhere() reaches every daemon, and what it leaves persists", {
     expect_identical(value[1:3], list(100, "set", TRUE))
     expect_true(value[[4L]] %in% pids)
   }
-  # tasks do not undo or change it
+  # the cleanup after a task does not remove or change it
   m <- list(
     mirai({
       rate <<- 0
@@ -113,7 +113,7 @@ test_that("under a seed everywhere() has the same random numbers on every daemon
   expect_identical(second[[1L]], parallel::nextRNGSubStream(first[[1L]]))
   drawn <- everywhere(shared <<- rnorm(1))[]
   expect_identical(drawn[[1L]], drawn[[2L]])
-  # neither those of tasks, nor do they change these
+  # they differ from those of tasks, and do not change them
   task <- mirai(.Random.seed)[]
   expect_identical(first[[1L]], parallel::nextRNGSubStream(task))
   daemons(1, seed = 42L, .compute = profile)
@@ -121,7 +121,7 @@ test_that("under a seed everywhere() has the same random numbers on every daemon
   daemons(sync = TRUE, seed = 42L, .compute = profile)
   expect_identical(everywhere(.Random.seed)[[1L]]$data, first[[1L]])
   expect_identical(mirai(.Random.seed)[], task)
-  # what the user gives comes first, and without a seed each daemon has its own stream
+  # a user's own `.Random.seed` wins, and without a seed each daemon has its own stream
   expect_identical(everywhere(.Random.seed, .Random.seed = task)[[1L]]$data, task)
   daemons(2, .compute = profile)
   expect_false(anyDuplicated(everywhere(.Random.seed)[]) > 0L)

@@ -98,7 +98,7 @@ test_that("SSH Tunnelling", {
   env <- session()
   env$remote <- ssh$remotes[[1L]]
   env$client <- ssh$command
-  # The two machines of the document are one here, on which a port can be listened at once only.
+  # The document has two machines, the test has one, where a port can be used only once.
   env$there <- paste0("127.0.0.1:", free_port())
   expect_identical(
     printed_here(

@@ -156,7 +156,7 @@ test_that("Everywhere: a database", {
   ",
     env
   )
-  # the document has lost its repeated blanks, and what is between < and >
+  # the document lacks repeated blanks, and the text between < and >
   plain <- function(x) gsub(" +", " ", gsub("<[^>]*>", "", trimws(x)))
   expected <- plain(c(
     "[1] 2",

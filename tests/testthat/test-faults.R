@@ -103,7 +103,7 @@ for (signal in c("SIGKILL", "SIGTERM")) {
       "ids <- function(...) collect_mirai(everywhere(c(tempdir(), Sys.getpid()), ...))",
       "about <- c(ids(), ids(.compute = 'other'))",
       "file <- tempfile()",
-      # busy in R, busy where R cannot be interrupted, one without daemons
+      # tasks: one that R can interrupt, one that it cannot, and one without daemons
       "m1 <- mirai({file.create(file); Sys.sleep(1e6)}, file = paste0(file, 1))",
       "m2 <- mirai({file.create(file); suspendInterrupts(repeat 1)}, file = paste0(file, 2))",
       "m3 <- mirai({writeLines(c(tempdir(), Sys.getpid()), file); Sys.sleep(1e6)},",
@@ -121,7 +121,7 @@ for (signal in c("SIGKILL", "SIGTERM")) {
     expect_true(all(dir.exists(about[1L, ])))
     host$signal(getExportedValue("tools", signal))
     expect_true(all_end(pids))
-    # The host itself cannot remove its own.
+    # The host that was killed cannot remove its own directory.
     root <- unique(dirname(about[1L, ]))
     expect_true(wait_until(function() length(list.files(root, "^Rtmp")) <= 1L))
     expect_false(any(dir.exists(about[1L, ])))
@@ -134,7 +134,7 @@ test_that("1,000 rounds of submit and cancel leave daemons healthy and no later 
     pids <- daemon_pids()
     for (i in 1:500) {
       m <- mirai(if (i %% 2L) Sys.sleep(1e6) else i, i = i)
-      # Now and then give it the time to start, or to finish.
+      # Sometimes give the task time to start, or to end.
       if (i %% 7L == 0L) {
         mirai(NULL)[]
       }
@@ -309,7 +309,7 @@ test_that("a daemon that is stopped and continued loses nothing", {
   expect_identical(collect_mirai(ms[-1L]), as.list(rep(5e6L, 4L)))
   expect_healthy(pid)
 
-  # and resetting does not wait for it
+  # and resetting daemons does not wait for it
   tools::pskill(pid, tools::SIGSTOP)
   m <- mirai(1)
   daemons(0)
@@ -323,7 +323,7 @@ test_that("a daemon that cannot start shows what it has said and leaves nothing"
   dir.create(dir)
   profile <- test_profile()
   before <- children()
-  # One that is killed while R starts leaves a directory that nobody knows of.
+  # A process that is killed while R starts leaves a directory whose name is not known.
   local_tmpdir()
   local_envvar(R_PROFILE_USER = file.path(dir, "profile"))
   writeLines("cat('a bad start\\n', file = stderr()); quit(status = 9)", file.path(dir, "profile"))
@@ -332,7 +332,7 @@ test_that("a daemon that cannot start shows what it has said and leaves nothing"
   expect_true(wait_until(function() setequal(children(), before)))
   m <- mirai(1, .compute = profile)
   expect_reset(m[])
-  # and one that is killed while it starts
+  # and a process that is killed while it starts
   writeLines("tools::pskill(Sys.getpid(), 9L); Sys.sleep(60)", file.path(dir, "profile"))
   expect_error(daemons(2, .compute = profile), "killed by signal 9")
   expect_false(daemons_set(profile))
@@ -370,7 +370,7 @@ test_that("the same mirai may be waited for more than once in a list", {
 })
 
 test_that("finalizers may use mirai whenever R runs them", {
-  # R runs them when it likes: in the midst of serializing a task, say.
+  # R may run finalizers at any time, for example while it serializes a task.
   said <- r_output(c(
     "library(mirai)",
     "d <- daemons(1)",
@@ -435,7 +435,7 @@ test_that("daemons of daemons end with them", {
   expect_identical(value[2L], 2)
   expect_true(all_end(value[1L]))
   expect_healthy(pid)
-  # also when nobody ends them
+  # even if they are not ended by daemons(0)
   m <- mirai({
     mirai::daemons(2)
     unlist(mirai::collect_mirai(mirai::everywhere(Sys.getpid())))

@@ -37,13 +37,13 @@ test_that("mutants of real values do not crash R", {
 })
 
 test_that("a negative or too large length in the stream is refused", {
-  # These have overrun R's stack.
+  # R's own reader writes beyond a buffer with these.
   long <- function(n) c(charToRaw("B\n"), int(3L, 0x40202L, 0x30500L, n), as.raw(rep(0x41, 4000)))
   expect_error(decode(long(-1L)), "cannot be read")
   expect_error(decode(long(-1000L)), "cannot be read")
   expect_error(decode(stream(int(8L, -5L), as.raw(rep(0x41, 4000)))), "cannot be read")
   expect_error(decode(stream(int(13L, -1L, 1L, 0L), as.raw(rep(0x41, 4000)))), "cannot be read")
-  # A length that is there
+  # A valid length
   expect_identical(decode(stream(int(13L, 2L, 7L, 8L))), c(7L, 8L))
 })
 
@@ -53,10 +53,10 @@ test_that("fields of objects have the types that R expects", {
   expect_error(decode(stream(int(4L, 0L, 13L, 1L, 1L, nil, nil, nil))), "an environment was expected")
   expect_error(decode(stream(int(4L, 0L, 511L, nil, nil, nil))), "own ancestor")
   expect_error(decode(stream(int(3L + 1024L, 13L, 1L, 1L, nil, nil))), "an environment was expected")
-  # Names that are too few, of which R reads more
+  # Too few names: R would read beyond them
   names <- c(int(1L, 262153L, 5L), charToRaw("names"))
   expect_error(decode(stream(int(13L + 512L, 3L, 1:3, 1026L), names, int(16L, 0L, nil))), "as many names")
-  # sum() is the same object in all of the session
+  # sum() is one object for the whole session
   builtin <- c(int(8L + 512L + 256L, 3L), charToRaw("sum"), int(1026L), names, int(nil, nil))
   expect_error(decode(stream(builtin)), "no such type")
   expect_null(attributes(sum))
@@ -93,7 +93,7 @@ test_that("byte code is not sent, and not read", {
 
 test_that("values of all kinds come back", {
   for (x in many_kinds()) {
-    # The search path of the receiver may be another.
+    # The receiver's search path may differ.
     back <- suppressWarnings(decode(encode(x)))
     expect_identical(typeof(back), if (typeof(x) == "bytecode") "language" else typeof(x))
     expect_identical(class(back), if (typeof(x) == "bytecode") "call" else class(x))
@@ -108,7 +108,7 @@ test_that("a value that is nested too deeply is an error value, and the next one
     expect_s3_class(x, "miraiError")
     expect_match(attr(x, "message"), "nested too deeply")
     expect_identical(mirai(1)[], 1)
-    # What is not too deep for R is not too deep here.
+    # Values that R can read are not too deep for us.
     x <- mirai(make(n), make = make, n = 5000)[]
     expect_false(is_error_value(x))
     depth <- 0
@@ -134,13 +134,13 @@ test_that("a value nested too deeply does not crash R", {
   deep <- function(n, ...) stream(rep(int(...), n), int(254L))
   expect_error(decode(deep(1e6, 19L, 1L)), "nested too deeply")
   expect_error(decode(deep(1e6, 2L, 254L)), NA)
-  # Something that only R can read in front: then it is R that would have to go so deep
+  # An object that only R can read comes first: then R itself must read the nested value
   builtin <- c(int(19L, 2L, 8L, 3L), charToRaw("sum"))
   expect_error(decode(stream(builtin, rep(int(19L, 1L), 1e6), int(254L))), "nested too deeply")
   expect_error(decode(stream(builtin, rep(int(2L, 254L), 1e6), int(254L))), "nested too deeply")
   depth <- function(n) decode(stream(builtin, rep(int(19L, 1L), n), int(254L)))
   expect_identical(depth(1000)[[1]], sum)
-  # Whatever depth is allowed is one that R can do.
+  # R can read each depth that is allowed.
   nil <- 254L
   a <- c(int(1L, 262153L, 1L), charToRaw("a"))
   nested <- list(
@@ -201,7 +201,7 @@ test_that("mutants that a daemon answers with are values or error values", {
   daemons(url = "tcp://127.0.0.1:0", .compute = profile)
   dir <- local_file("payloads")
   dir.create(dir)
-  # The same ones each time: a failure can be looked into.
+  # The seeds are fixed, so that a failure can be repeated.
   set.seed(20)
   all <- payloads()
   files <- file.path(dir, seq_len(200))

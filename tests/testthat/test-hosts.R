@@ -10,7 +10,7 @@ launch <- '
   }
   url <- paste0("tls+tcp://", addresses[[1L]], ":0")
   connections <- function(n) {
-    # there is no event in R for a connection that comes by itself
+    # R has no event for a new connection
     deadline <- Sys.time() + 20
     while (info()[["connections"]] != n) {
       if (Sys.time() > deadline) stop("still ", info()[["connections"]])
@@ -60,7 +60,7 @@ test_that("a machine that is cut off loses its task, or hands it on, and comes b
     ms <- lapply(1:3, function(i) mirai({ Sys.sleep(6); eval(where) }, where = where))
     while (status()$mirai[["executing"]] < 3) Sys.sleep(0.01)
     cut(2)
-    # given up by the host: no packet has said so
+    # the host has given it up by silence alone
     connections(2)
     values <- lapply(ms, function(m) m[])
     lost <- vapply(values, is_error_value, NA)
@@ -86,7 +86,7 @@ test_that("with retry, the task of a machine that is cut off runs elsewhere", {
       '
     print(daemons(url = url, remote = elsewhere(), retry = TRUE))
     connections(2)
-    # the first two to come, of which one will not go
+    # the first two that connect
     ms <- lapply(1:2, function(i) mirai({ Sys.sleep(4); eval(where) }, where = where))
     while (status()$mirai[["executing"]] < 2) Sys.sleep(0.01)
     cut(1)

@@ -3,7 +3,7 @@ test_that("launch_local() takes indices and URLs, and options", {
   expect_identical(launch_local(c(1, 2, 2)), 3L)
   expect_true(connected(3))
   expect_identical(unname(status()$daemons[, "online"]), c(1L, 2L))
-  # they have the options given to daemons()
+  # they have the options that daemons() was given
   call_mirai(everywhere(x <<- 1))
   mirai(x <<- 2)[]
   daemons(url = local_url(), cleanup = FALSE, .compute = profile)
@@ -68,7 +68,7 @@ test_that("without daemons set, they can be launched for another host by its URL
   expect_error(launch_local(1, .compute = none), "no daemons set for profile")
   expect_error(launch_local(n = 1, .compute = none), "no daemons set for profile")
   expect_error(launch_remote(1, .compute = none), "no daemons set for profile")
-  # from a session that ends at once
+  # launched from a session that ends at once
   out <- r_output(c(paste0("mirai::launch_local(", encodeString(url, quote = "\""), ", n = 2)"), "cat('ended\\n')"))
   expect_identical(out, "ended")
   expect_true(connected(6))
@@ -161,14 +161,14 @@ test_that("a launch that fails is an error, and leaves neither a profile nor a p
     daemons(1, url = local_url(), remote = cluster_config("sh", "echo wrong >&2; exit 4"), .compute = "f")
   }))
   expect_false(daemons_set("f"))
-  # one fails, the other would stay
+  # one command fails, the other would run on
   slow <- paste0("-c 'echo $$ >", pid, "; exec sleep 600'")
   fails <- paste0("-c 'while ! [ -s ", pid, " ]; do sleep 0.01; done; exit 5'")
   remote <- remote_config("sh", list(c(slow, "."), c(fails, ".")))
   expect_error(daemons(url = local_url(), remote = remote, .compute = "f"), "sh (exit status 5)", fixed = TRUE)
   expect_false(daemons_set("f"))
   expect_true(ends(as.integer(readLines(pid))))
-  # a profile that was there before is left
+  # a profile that existed before stays
   local_test_daemons(url = local_url())
   expect_error(launch_remote(1, remote_config("false")), "false (exit status 1)", fixed = TRUE)
   expect_true(daemons_set())

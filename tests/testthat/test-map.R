@@ -118,7 +118,7 @@ test_that(".args are further arguments, ... are objects that the function uses",
   env <- list2env(list(g = g, offset = 1000, .hidden = 1))
   expect_identical(mirai_map(1:2, f, env)[.flat], c(1002, 1004))
   expect_identical(mirai_map(1, function(x) exists(".hidden"), env)[.flat], TRUE)
-  # which do not stay
+  # and the objects are removed afterwards
   expect_true(is_mirai_error(mirai_map(1, f)[][[1]]))
 })
 
@@ -183,7 +183,7 @@ test_that("a daemon does not launch daemons from within a map", {
   out <- suppressWarnings(mirai_map(1, function(i) mirai::mirai_map(1:2, sqrt)))[]
   expect_identical(conditionMessage(out[[1]]), message)
   expect_identical(mirai_map(1:2, function(i) mirai::mirai(i, i = i)[])[], list(1L, 2L))
-  # elsewhere it may
+  # outside of a map it may
   expect_identical(
     mirai({
       on.exit(mirai::daemons(0))

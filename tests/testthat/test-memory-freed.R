@@ -37,13 +37,13 @@ test_that("memory and descriptors are given back", {
 test_that("results that are dropped unread are given back, also of many mirai", {
   local_test_daemons(1)
   x <- real()
-  # Those from the 257th on share what lets their tasks go.
+  # From the 257th on, 64 mirai share one block: see tasks.rs.
   many <- lapply(1:300, function(i) mirai(i, i = i))
   unread <- lapply(1:5, function(i) mirai(x, x = x))
   more <- lapply(1:300, function(i) mirai(i, i = i))
   call_mirai(c(many, unread, more))
   rm(unread)
-  # The others do not keep them once they have been read, nor lose anything themselves.
+  # Values are freed although other mirai of the block are kept, and those are intact.
   expect_identical(collect_mirai(many), as.list(1:300))
   gc()
   expect_identical(collect_mirai(more), as.list(1:300))

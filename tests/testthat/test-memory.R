@@ -141,7 +141,7 @@ test_that("nobody sees what others change", {
   sum_of <- mirai(sum(x), x = kept)
   kept[5] <- 0
   expect_identical(sum_of[], sum(replace(before, 1, -1)))
-  # The same in one message twice.
+  # The same vector twice in one message.
   both <- mirai(
     {
       a[1] <- 0
@@ -210,7 +210,7 @@ test_that("what was received can be written, read, copied and sent on", {
 test_that("what was received and hardly changed is duplicated and sent on without being copied", {
   local_test_daemons(1)
   x <- real(4e6)
-  # Of memory that is this process's own, in MB.
+  # Private memory of this process, in MB.
   own <- function() {
     line <- grep("^RssAnon:", readLines("/proc/self/status"), value = TRUE)
     as.numeric(gsub("[^0-9]", "", line)) / 1000
@@ -238,7 +238,7 @@ test_that("what was received and hardly changed is duplicated and sent on withou
     x = copy
   )[]
   expect_identical(there, list(replace(copy, length(x), 0), copy))
-  # Changed while it is on its way, and all over.
+  # The whole vector is changed after it was sent.
   m <- mirai(x, x = copy)
   copy[] <- 1
   expect_identical(m[], replace(x, 2, 0))
@@ -291,7 +291,7 @@ test_that("a forked process sees its own changes, not its parent's", {
 test_that("a finalizer may read what is waited for", {
   local_test_daemons(2)
   for (i in 1:5) {
-    # So much that garbage is collected before the wait.
+    # Enough to make R collect garbage before the wait.
     kept <- lapply(1:3, function(i) mirai(numeric(1e7))[])
     done <- mirai(1)
     call_mirai(done)
@@ -365,7 +365,7 @@ test_that("vectors of more than 2^31 elements and bytes are mapped there and bac
   rm(got)
   expect_true(nothing_left())
   daemons(0, .compute = profile)
-  # One way, because memory is what takes the time.
+  # In one direction only, to save time and memory.
   daemons(1, url = "tcp://127.0.0.1:0", .compute = profile)
   launch_local(1, .compute = profile)
   expect_identical(mirai(list(length(x), x[at]), x = x, at = at, .compute = profile)[], list(n, as.raw(1:4)))

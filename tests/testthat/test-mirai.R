@@ -130,7 +130,7 @@ test_that("... are assigned to the global environment, .args are local to the ev
   )
   expect_identical(m[], list(dots = TRUE, args = FALSE, seen = c(1, 2), parent = TRUE))
 
-  # so functions find each other in `...`
+  # so functions in `...` can call each other
   f <- function(x) g(x)
   g <- function(x) x * 2
   environment(f) <- environment(g) <- globalenv()
@@ -193,7 +193,7 @@ test_that("without daemons, a fresh process evaluates and then ends", {
   .libPaths(old)
   m[]
   expect_false(m$data[[1L]] == Sys.getpid())
-  # and where this package is, which need not be among them
+  # and the library of this package, which may be another one
   expect_identical(m$data[[2L]], unique(c(paths, dirname(getNamespaceInfo("mirai", "path")))))
   expect_identical(m$data[[3L]], normalizePath(dir))
   expect_identical(m$data[[4L]], "a \"quoted\" 'value' \\ $HOME")
@@ -263,7 +263,7 @@ test_that("a timeout removes a queued task and interrupts a running one", {
   expect_snapshot(running[])
   expect_identical(later[], pid)
   expect_identical(readLines(file, warn = FALSE), "interrupted")
-  # in time
+  # a task that ends before its timeout
   m <- mirai(1, .timeout = 10000)
   expect_identical(m[], 1)
 })

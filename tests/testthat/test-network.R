@@ -188,7 +188,7 @@ test_that("saisei() replaces a URL by one with a new path", {
   url <- saisei(1)
   expect_match(url, paste0("^", before[[1L]], "/[0-9a-f]{24}$"))
   expect_identical(nextget("urls"), c(url, before[[2L]]))
-  # nobody has been connected yet
+  # no daemon has connected yet
   expect_identical(status()$daemons[[1L, "instance"]], 0L)
   launch_local(1)
   expect_true(connected(1))
@@ -219,7 +219,7 @@ test_that("a silent peer is given up, a busy one is not", {
   local_test_daemons(url = loopback("tcp"))
   launch_local(1)
   pid <- mirai(Sys.getpid())[]
-  # A daemon whose R is busy answers all the same.
+  # A daemon whose R is busy sends signs of life.
   expect_identical(
     mirai({
       Sys.sleep(2.5)
@@ -227,7 +227,7 @@ test_that("a silent peer is given up, a busy one is not", {
     })[],
     "busy"
   )
-  # One that is stopped does not.
+  # A process that is stopped does not.
   m <- mirai(Sys.sleep(60))
   expect_true(wait_until(function() status()$mirai[["executing"]] == 1L))
   tools::pskill(pid, tools::SIGSTOP)

@@ -46,7 +46,7 @@ for (scheme in c("tcp", "ws")) {
           expect_true(all(which(replied) %in% ran))
           lost <- results[!replied]
           expect_true(all(vapply(lost, function(x) unclass(x) == 19L, NA)))
-          # At most what may be begun ahead of replies, for each of them.
+          # At most the tasks that may be begun before a reply, for each daemon that was killed.
           expect_lte(length(lost), 3L * 64L)
         }
       }

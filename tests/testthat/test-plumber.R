@@ -12,7 +12,7 @@ local_api <- function(
       paste0("api <- plumber::pr(", deparse(file), ")"),
       sprintf("d <- daemons(%d)", n),
       "port <- httpuv::randomPort()",
-      # once the server runs the event loop, not before
+      # when the server runs the event loop
       "later::later(function() cat('Listening on', port, '\\n'))",
       "tryCatch(",
       "  plumber::pr_run(api, port = port, docs = FALSE, quiet = TRUE),",
@@ -32,14 +32,14 @@ test_that("the example API answers concurrent requests concurrently", {
   answers <- fetch_all(c(slow, paste0(server$url, "/status")))
   expect_identical(vapply(answers, `[[`, 0L, "status"), rep(200L, n + 1L))
 
-  # All slow ones were under way at the same time, each on a daemon of its own.
+  # All slow requests ran at the same time, each on its own daemon.
   bodies <- lapply(answers[seq_len(n)], `[[`, "body")
   starts <- vapply(bodies, `[[`, 0, "start")
   ends <- vapply(bodies, `[[`, 0, "end")
   expect_lt(max(starts), min(ends))
   expect_length(unique(vapply(bodies, `[[`, 0L, "daemon")), n)
   expect_equal(bodies[[1L]]$quantiles[["50%"]], 1, tolerance = 0.2)
-  # The quick one did not wait for them.
+  # The quick request did not wait for them.
   expect_identical(answers[[n + 1L]]$body$connections, n)
   expect_lt(answers[[n + 1L]]$body$completed, n)
   expect_match(end_server(server), "left: 0", fixed = TRUE, all = FALSE)

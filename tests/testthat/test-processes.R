@@ -68,7 +68,7 @@ test_that("after Ctrl-C in daemons() no process is left, nor a file", {
     left <- if (forks) 2L else 1L
     dir <- wait_for_match(p, "^in ([^ ]+) FALSE")
     expect_true(wait_until(function() length(marked(mark)) <= left, 5))
-    # A plain R that is killed while it starts has had no chance to say where its directory is.
+    # An R that is killed while it starts has not reported its directory.
     if (forks) {
       expect_true(wait_until(function() length(list.files(dir, "^Rtmp")) <= left))
     }
@@ -83,7 +83,7 @@ test_that("processes that daemons() starts do not outlive the session", {
   p <- r_process(c(
     "library(mirai)",
     "d <- daemons(url = local_url(), autoexit = FALSE)",
-    # nobody listens there
+    # no host listens there
     "launch_local(rep(local_url(), 30), asyncdial = TRUE)",
     "cat('launched\\n')",
     sprintf("while (!file.exists('%s')) Sys.sleep(0.01)", file)
@@ -146,7 +146,7 @@ test_that("daemon() is an error in a process that was forked from a session", {
   url <- local_url()
   said <- parallel::mclapply(1:2, function(i) tryCatch(daemon(url), error = conditionMessage), mc.cores = 2)
   expect_match(unlist(said), "forked from an R session")
-  # also of one that has not used the package
+  # also of a session that has not used the package
   code <- c(
     "loadNamespace('mirai')",
     "said <- parallel::mclapply(1:2, function(i) tryCatch(mirai::daemon('abstract://x'), error = conditionMessage))",

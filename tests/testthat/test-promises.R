@@ -48,7 +48,7 @@ test_that("an error of the evaluation rejects with the original condition", {
   ))))$rejected
   expect_s3_class(error, c("mine", "error", "condition"), exact = TRUE)
   expect_identical(error$data, 1:3)
-  # so that it can be handled by class, after further promises, too
+  # so that handlers can test its class, also further down the chain
   handled <- promises::catch(
     promises::then(mirai(stop("early")), function(value) "not reached"),
     function(cnd) paste("handled", conditionMessage(cnd))
@@ -125,7 +125,7 @@ test_that("the promise of a map is rejected by the failure that comes first in t
   expect_identical(conditionMessage(error), "element 2")
   expect_true(unresolved(map[[1L]]))
   file.create(file)
-  # those that fail afterwards change nothing
+  # elements that fail later change nothing
   call_mirai(map)
   later::run_now()
   expect_identical(promises_kept(), 0L)
@@ -222,7 +222,7 @@ test_that("ten thousand pending promises cost nothing while pending", {
   all <- promises::as.promise(map)
   ps <- lapply(unclass(map)[seq_len(2000L)], promises::as.promise)
   invisible(gc())
-  # what the handlers of earlier tests have left to do
+  # callbacks that earlier tests have left
   while (later::run_now()) {
     NULL
   }
@@ -241,7 +241,7 @@ test_that("ten thousand pending promises cost nothing while pending", {
 test_that("promises leave nothing behind once they have settled", {
   local_test_daemons(1)
   kept <- promises_kept()
-  # R's cells in use: a symbol would be three, for good
+  # R's cells in use: a leaked symbol would be three
   cells <- function(n) {
     map <- mirai_map(seq_len(n), identity)
     left <- n
@@ -264,7 +264,7 @@ test_that("promises leave nothing behind once they have settled", {
 test_that("settling is woken by the result itself", {
   local_test_daemons(1)
   mirai(0)[]
-  # far below what any timer of later's or of ours would allow for
+  # shorter than any polling interval would allow
   took <- vapply(1:50, function(i) system.time(settled(mirai(i, i = i)))[["elapsed"]], 0)
   expect_lt(median(took), 0.1)
 })
@@ -326,7 +326,7 @@ test_that("an interrupt while the loop runs leaves promises as they are", {
     "d <- daemons(1)",
     "value <- NULL",
     "promises::then(mirai({Sys.sleep(1.5); 'value'}), function(x) value <<- x)",
-    # The loop itself says so, when interrupts are caught.
+    # When interrupts are caught, the loop reports it.
     "later::later(function() cat('waiting\\n'))",
     "r <- tryCatch(while (is.null(value)) later::run_now(Inf), interrupt = function(i) 'interrupted')",
     "cat(r, '\\n')",
@@ -348,7 +348,7 @@ test_that("a forked child leaves the promises to the session", {
   m <- mirai("value")
   p <- promises::then(m, function(x) values <<- c(values, x))
   call_mirai(m)
-  # what is scheduled already exists in the child, too
+  # callbacks that are already scheduled exist in the child, too
   child <- parallel::mcparallel({
     later::run_now()
     later::run_now()

@@ -47,7 +47,7 @@ test_that("a service is sent the command", {
   skip_if_not_installed("jsonlite")
   got <- jsonlite::fromJSON(http$body())
   expect_identical(got, list(run = unclass(cmd)[[1L]], also = unclass(cmd)[[1L]]))
-  # as it is made by a function
+  # with a body made by a function
   cmd <- launch_remote(1, http_config(http$url, "PUT", c("content-type" = "text/plain"), toupper))
   wait_for_line(http$process, "PUT /jobs HTTP/1.1")
   wait_for_line(http$process, "content-type: text/plain")

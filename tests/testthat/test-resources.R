@@ -4,7 +4,7 @@ skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 
 test_that("a session at its limit of descriptors gets errors and recovers", {
   skip_if(Sys.which("prlimit") == "", "prlimit is not installed")
-  # Before there is anything of ours, and after.
+  # Before the package has started anything, and after.
   for (early in c(TRUE, FALSE)) {
     said <- r_output(c(
       "library(mirai)",

@@ -28,7 +28,7 @@ test_that("R itself reads a command as it is meant", {
   local_test_daemons(url = local_url())
   cmd <- launch_remote("ipc:///tmp/it's \"a\" $HOME `b`\nand \\ more")
   script <- local_file(fileext = ".sh")
-  # What Rscript evaluates, shown rather than done.
+  # Prints the call that Rscript would evaluate.
   lines <- sub("mirai::daemon", "dput((function(x, ...) x)", sub("rs=.*'", "1))'", cmd), fixed = TRUE)
   writeLines(lines, script)
   expect_identical(

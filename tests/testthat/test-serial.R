@@ -160,7 +160,7 @@ test_that("functions of profiles and packages apply to reference objects only", 
     expect_identical(class(mirai(identity(x), x = x)[]), class(x))
     expect_identical(mirai(list(x, e)[2L], x = x, e = env)[], list("by the hook"))
   }
-  # serialization() takes whatever has the class
+  # serialization() applies to all objects of the class
   local_hooks(list(tag, un), class = "tagged")
   expect_identical(mirai(x, x = structure(list(1), class = "tagged"))[], "by the hook")
 })
@@ -193,7 +193,7 @@ test_that("a function that fails, or returns another type, is an error of the mi
     )
     m[]
   })
-  # The stream is not confused by any of that.
+  # Hooks still work after all of that.
   serialization(counter_hooks, class = "counter")
   expect_true(mirai(counter$arrived, counter = counter)[])
 })

@@ -59,7 +59,7 @@ test_that("unusual but harmless attributes survive", {
     with_odd_attribute(1:2, "comment", character())
   )
   for (i in seq_along(odd)) {
-    # in the order in which they are, and without anything that looks at what they mean
+    # in their order, without R's checks of attributes
     same <- identical(round_trip(odd[[i]]), odd[[i]], attrib.as.set = FALSE)
     expect_true(same, label = paste("case", i))
     same <- identical(round_trip(list(odd[[i]], "more")), list(odd[[i]], "more"), attrib.as.set = FALSE)

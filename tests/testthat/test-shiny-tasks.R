@@ -101,7 +101,7 @@ test_that("ExtendedTask and input_task_button() serve two sessions at once", {
     expect_true(browser$wait(says("plain", "2 x is 6")))
   }
 
-  # One's task is held up. Its button is busy, and it goes on to be served, as is Two.
+  # The task of session One waits. Its button is busy, and both sessions are served.
   enter(one, 3, slow = TRUE)
   expect_true(one$wait(says("plain", "2 x is 6")))
   one$click("go")
@@ -122,13 +122,13 @@ test_that("ExtendedTask and input_task_button() serve two sessions at once", {
   file.create(file.path(dir, "3"))
   expect_true(one$wait(paste(says("result", "x^2 is 9"), "&&", ready("go"))))
 
-  # A failure is shown where the result would be, and the button can be used again.
+  # A failure is shown in place of the result, and the button can be used again.
   enter(two, -1)
   expect_true(two$wait(says("plain", "2 x is -2")))
   two$click("go")
   expect_true(two$wait(paste(fails("result", "x is negative"), "&&", says("status", "error"), "&&", ready("go"))))
 
-  # One that is cancelled, too.
+  # The same for a task that is cancelled.
   enter(one, 5, slow = TRUE)
   expect_true(one$wait(says("plain", "2 x is 10")))
   one$click("go")

@@ -28,7 +28,7 @@ test_that("the example app serves two browsers at once while daemons compute", {
   expect_true(one$wait(ready))
   expect_true(two$wait(ready))
 
-  # One computes for long. Two is served all the same: answers by the app, and a plot by a daemon.
+  # Session One has a long computation. Session Two is served: the app answers, and a daemon makes a plot.
   one$select("replicates", "100000")
   one$click("start")
   expect_true(one$wait(paste(text_of("status"), ".startsWith('Running')")))
@@ -41,19 +41,19 @@ test_that("the example app serves two browsers at once while daemons compute", {
   two$script("$('#bandwidth').data('ionRangeSlider').update({from: 8})")
   other <- sprintf("document.querySelector('#density img').src != '%s'", before)
   expect_true(two$wait(paste(drawn("density"), "&&", other)))
-  # ... in the browser that waits, as well
+  # and so is the browser of session One
   one$click("click")
   expect_true(one$wait(paste(text_of("clicks"), "== 'Yes, clicked 1 times'")))
   expect_match(one$script(paste("return", text_of("status"))), "^Running")
 
-  # Progress is shown as parts arrive, to the session whose parts they are.
+  # Progress is shown when parts arrive, in the session that they belong to.
   expect_true(one$wait("document.querySelector('#bar progress')?.value >= 2"))
   expect_identical(two$script(paste("return", text_of("status"))), "Ready")
   if (nzchar(dir <- Sys.getenv("MIRAI_SCREENSHOTS"))) {
     one$screenshot(file.path(dir, "running.png"))
   }
 
-  # Two's computation is queued behind One's, and is served when that has been cancelled.
+  # Two's computation waits behind One's, and starts when that is cancelled.
   two$select("replicates", "1000")
   two$click("start")
   expect_true(two$wait(paste(text_of("status"), ".startsWith('Running')")))
@@ -61,7 +61,7 @@ test_that("the example app serves two browsers at once while daemons compute", {
   expect_true(one$wait(paste(text_of("status"), "== 'Stopped: Operation canceled'")))
   expect_true(two$wait(paste(text_of("status"), "== 'Done' &&", drawn("slopes"))))
 
-  # What was cancelled can be started again.
+  # A computation that was cancelled can be started again.
   one$select("replicates", "1000")
   one$click("start")
   expect_true(one$wait(paste(text_of("status"), "== 'Done' &&", drawn("slopes"))))

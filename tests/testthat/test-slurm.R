@@ -11,7 +11,7 @@ test_that("daemons are launched by sbatch and run a map to its end", {
   expect_setequal(unlist(everywhere(Sys.getenv("SLURM_JOB_NAME"))[]), "mirai")
   daemons(0, .compute = profile)
   expect_true(wait_until(function() !length(slurm$jobs()), 20))
-  # what it refuses
+  # an option that Slurm refuses
   bad <- cluster_config("sbatch", "#SBATCH --mem=1000000")
   expect_error(
     daemons(1, url = local_url(), remote = bad, .compute = profile),
@@ -64,7 +64,7 @@ test_that("daemons are launched by srun; the task of a cancelled job is lost, or
   expect_type(first[], "character")
   expect_false(first[] == readLines(again))
 
-  # what it refuses
+  # an option that Slurm refuses
   bad <- remote("--mem 1000000")
   expect_error(daemons(1, url = local_url(), remote = bad, .compute = profile), "srun .exit status 1.*Memory")
   expect_false(daemons_set(profile))

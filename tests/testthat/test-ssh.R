@@ -34,7 +34,7 @@ test_that("each of several remotes gets its daemon, and the number launched is r
   expect_true(connected(2))
   at <- unlist(everywhere(strsplit(Sys.getenv("SSH_CONNECTION"), " ")[[1L]][[3L]])[])
   expect_setequal(at, c("127.0.0.1", "127.0.0.2"))
-  # one more, at a URL of the two
+  # one more, at one of the two URLs
   expect_length(launch_remote(2, ssh_config(ssh$remotes[[2L]], command = ssh$command)), 1L)
   expect_true(connected(3))
 })
@@ -53,7 +53,7 @@ test_that("a launch by ssh that fails is an error with the message of ssh, and s
   closed <- paste0("ssh://127.0.0.1:", free_port())
   expect_match(attempt(closed, command = ssh$command), "Connection refused")
   expect_match(attempt(ssh$remotes, command = "nosuchssh"), "there is no command 'nosuchssh'", fixed = TRUE)
-  # what the other machine says
+  # error messages of the other machine
   missing <- attempt(ssh$remotes[[1L]], command = ssh$command, rscript = "NoSuchRscript")
   expect_match(missing, "exit status 127.*NoSuchRscript.*not found")
 })
@@ -77,7 +77,7 @@ test_that("all daemons of a machine connect through one tunnel", {
   local_tmpdir()
   ssh <- local_ssh()
   skip_if(!nzchar(Sys.which("bash")), "there is no bash")
-  # As this machine is the other one, too, its port cannot be that of the host.
+  # This machine is also the other one, so the tunnel needs another port than the host.
   there <- free_port()
   dial <- local_file()
   writeLines(
@@ -103,14 +103,14 @@ test_that("all daemons of a machine connect through one tunnel", {
     rscript = dial,
     host = paste0("localhost:", there)
   )
-  # Nothing will have connected to the profile.
+  # No daemon has connected to the profile.
   remote$patience <- 0.01
   expect_length(launch_remote(url, remote), 2L)
   remote$patience <- 20
   cons <- lapply(1:2, function(i) socketAccept(server, blocking = TRUE, open = "r+"))
   pids <- vapply(cons, readLines, "", n = 1L)
   expect_length(unique(pids), 2L)
-  # a port that is taken there, by this very tunnel
+  # a port that is in use there, by this tunnel itself
   expect_error(launch_remote(url, remote), "remote port forwarding failed for listen port", fixed = TRUE)
   for (con in cons) {
     close(con)

@@ -46,7 +46,7 @@ test_that("every mirai that has resolved counts as completed, however it ended",
     call_mirai(ms)
     expect_identical(info()[c("awaiting", "executing", "completed")], c(awaiting = 0L, executing = 0L, completed = 5L))
     expect_identical(unname(status()$mirai), c(0L, 0L, 5L))
-    # what could not be sent was submitted all the same
+    # a task that cannot be sent also counts as submitted
     serialization(list(function(x) stop("no"), identity), class = "never")
     on.exit(mirai::serialization(NULL), add = TRUE)
     never <- structure(new.env(), class = "never")

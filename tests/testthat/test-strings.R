@@ -13,7 +13,7 @@ test_that("strings come back identical and are made when they are asked for", {
   expect_true(is_shared(got))
   expect_identical(got, x)
   expect_identical(Encoding(got), Encoding(x))
-  # From here on it is an ordinary one.
+  # Now it is an ordinary vector.
   expect_false(is_shared(got))
   expect_identical(got[some], x[some])
   expect_true(nothing_left())
@@ -61,7 +61,7 @@ test_that("strings keep their attributes, and are attributes", {
 
 test_that("few strings, or few different strings, are copied", {
   local_test_daemons(1)
-  # 14 bytes for each.
+  # 14 bytes for each string.
   n <- 256 * 1024 / 14
   for (x in list(sprintf("%06d", seq_len(n)), rep(letters, 1e4), rep(text(500), 200), rep(c(NA, ""), 1e5))) {
     expect_false(is_shared(echo(x)))
@@ -122,7 +122,7 @@ test_that("strings that were received can be written, read, copied and sent on",
   saveRDS(echo(x), file)
   expect_identical(readRDS(file), x)
   expect_false(is_shared(readRDS(file)))
-  # As they are, when some have been made, and when all have.
+  # Before any string is made, when some are, and when all are.
   got <- echo(x)
   expect_true(is_shared(echo(got)))
   expect_identical(echo(got), x)
@@ -154,7 +154,7 @@ test_that("strings that were received can be written, read, copied and sent on",
   got <- mirai(x, x = echo(x), .compute = profile)[]
   expect_identical(got, x)
   expect_false(is_shared(got))
-  # Where R writes or reads, because of something that only it can.
+  # Where R itself writes or reads, because of an object that only R can handle.
   expect_identical(echo(list(x, 1:1e6)), list(x, 1:1e6))
   deep <- list(x)
   for (i in 1:500) {

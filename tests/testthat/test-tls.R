@@ -6,17 +6,17 @@ test_that("without configuration, daemons get a certificate and a secret, but no
   command <- launch_remote(1)
   expect_match(command, text, fixed = TRUE)
   expect_no_match(command, "PRIVATE KEY")
-  # Nor is a key in what this process has written or was started with.
+  # No key is in the command line or environment of this process.
   for (file in c("cmdline", "environ")) {
     bytes <- readBin(file.path("/proc/self", file), "raw", 1e6)
     expect_no_match(rawToChar(bytes[bytes != 0]), "PRIVATE KEY")
   }
-  # The certificate alone is not enough: whoever has it has not been told to come.
+  # The certificate alone is not enough: the host refuses a daemon without the secret.
   certificate <- sub("(-----END CERTIFICATE-----\n).*", "\\1", text)
   p <- daemon_process(nextget("url"), paste0(", tls = c(", encodeString(certificate, quote = "\""), ", '')"))
   said <- words(p)
   expect_match(said, "launch_remote", all = FALSE)
-  # Nor is another host's.
+  # The secret of another host is refused, too.
   expect_identical(info()[["cumulative"]], 0L)
   p <- daemon_process(nextget("url"), tls_argument())
   expect_true(connected(1))
@@ -29,7 +29,7 @@ test_that("a daemon refuses a host with another certificate", {
   local_test_daemons(url = loopback("wss"))
   others <- tls_argument()
   local_test_daemons(url = loopback("wss"))
-  # Not even one that waits for its host, as waiting will not help.
+  # Even with asyncdial = TRUE the daemon refuses it, and does not try again.
   p <- daemon_process(nextget("url"), paste0(others, ", asyncdial = TRUE"))
   said <- words(p)
   expect_match(said, "certificate", all = FALSE)
@@ -46,13 +46,13 @@ test_that("the user's own certificates", {
     expect_identical(mirai("signed")[], "signed", info = scheme)
     daemons(0)
   }
-  # Files, with the root alone at the daemon.
+  # Files. The daemon has the root certificate only.
   both <- pem$file("both.pem")
   writeLines(c(chain, pem$read("server.key")), both)
   local_test_daemons(url = loopback("tls+tcp"), tls = both)
   launch_local(1, tls = pem$file("root.pem"))
   expect_identical(mirai("files")[], "files")
-  # By the other name of the argument.
+  # With argument `tlscert`.
   local_test_daemons(url = loopback("tls+tcp"), tlscert = c(chain, pem$read("server.key")))
   launch_local(1, tlscert = pem$file("root.pem"))
   expect_identical(mirai("tlscert")[], "tlscert")
@@ -68,7 +68,7 @@ test_that("the user's own certificates", {
   expect_identical(parallel::clusterCall(cl, function() "node"), list("node"))
   stop_cluster(cl)
   expect_error(daemons(1, tls = "a", tlscert = "b"), "'tlscert' must be left out where there is 'tls'")
-  # Self-signed, by which the certificate is all there is.
+  # Self-signed: the certificate itself is the authority.
   local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("self.pem"), pem$read("self.key")))
   launch_local(1, tls = c(pem$read("self.pem"), ""))
   expect_identical(mirai("self")[], "self")
@@ -81,17 +81,17 @@ test_that("a wrong certificate is an error on the side that can correct it", {
     p <- daemon_process(url, paste0(", tls = ", encodeString(tls, quote = "\"")))
     paste(words(p), collapse = "\n")
   }
-  # The name in the URL is none of the certificate's.
+  # The certificate does not have the name in the URL.
   local_test_daemons(
     url = loopback("tls+tcp"),
     tls = c(pem$read("elsewhere.pem", "intermediate.pem"), pem$read("elsewhere.key"))
   )
   expect_match(said(nextget("url"), pem$file("root.pem")), "not valid for the name '127.0.0.1'", fixed = TRUE)
-  # Signed by somebody else.
+  # Signed by another authority.
   local_test_daemons(url = loopback("tls+tcp"), tls = c(pem$read("server.pem", "intermediate.pem"), key))
   expect_match(said(nextget("url"), pem$file("self.pem")), "not signed by")
   expect_identical(info()[["cumulative"]], 0L)
-  # Another's key; one with a password.
+  # The key of another certificate; a key with a password.
   pem$run(
     "pkcs8",
     "-topk8",
@@ -130,7 +130,7 @@ test_that("openssl sees the chain and both versions of TLS", {
     expect_match(out, "mirai test intermediate", all = FALSE)
     expect_match(out, paste0("TLSv1.", substr(version, 7, 7)), fixed = TRUE, all = FALSE)
   }
-  # openssl itself offers the old ones only if it is told to forgo security
+  # openssl offers the old versions only at a lower security level
   old <- seen("-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0")
   expect_match(old, "alert", all = FALSE)
   expect_match(old, "no peer certificate available", all = FALSE)

@@ -32,7 +32,7 @@ test_that("race_mirai() waits for the first to resolve", {
   expect_identical(race_mirai(list(slow, quick)), 2L)
   waited <- proc.time() - before
   expect_lt(waited[["elapsed"]], 10)
-  # asleep, not looking again and again
+  # asleep, without polling
   expect_lt(waited[["user.self"]] + waited[["sys.self"]], 0.1)
   expect_identical(race_mirai(list(quick, slow)), 1L)
   expect_identical(race_mirai(quick), 1L)
@@ -66,7 +66,7 @@ test_that("stop_mirai() cancels queued and running tasks, and says which", {
   expect_snapshot(running$data)
   expect_identical(finished$data, "done")
   expect_identical(stop_mirai(running), FALSE)
-  # the daemon is healthy and took no harm
+  # the daemon is healthy
   expect_identical(last[], "last")
   expect_identical(mirai(Sys.getpid())[], pid)
   expect_identical(readLines(file, warn = FALSE), "interrupted")
@@ -225,7 +225,7 @@ test_that("time limits end every wait, and the session goes on", {
     "reached elapsed time limit"
   )
   expect_false(daemons_set(profile))
-  # none has harmed what was waited for
+  # the tasks were not affected
   file.create(file)
   expect_identical(collect_mirai(ms), list(NULL, NULL))
   expect_identical(map[.flat], 1:2)
@@ -263,18 +263,18 @@ test_that("R's input handlers are served in a wait, and may use what is waited f
     "cat(ask()[], ask()[], '\n')",
     "cat(call_mirai(list(ask()))[[1L]]$data, race_mirai(list(ask())), '\n')",
     "cat(mirai_map(1:2, function(i) get(port), get = get, port = port)[.flat], '\n')",
-    # waits for the same and for others
+    # a handler waits for the same mirai and for others
     "handle(function() paste(unresolved(m), mirai(2)[], race_mirai(list(m, done))))",
     "done <- call_mirai(mirai('done'))",
     "m <- ask()",
     "cat(m[], '\n')",
     "m <- ask()",
     "cat(collect_mirai(list(m, mirai(3)))[[1L]], '\n')",
-    # waits for the next time limit
+    # a handler waits for the next time limit
     "handle(function() tryCatch({ setTimeLimit(elapsed = 0.2, transient = TRUE); m[] }, error = function(e) 'limit'))",
     "m <- ask()",
     "cat(m[], '\n')",
-    # ends the daemons under those who wait
+    # a handler ends the daemons during the wait
     "handle(function() as.character(daemons(0)))",
     "m <- ask()",
     "print(m[])",
