@@ -1,4 +1,4 @@
-# An API that answers asynchronously: daemons compute, and requests do not wait for one another.
+# An API that answers asynchronously: daemons compute, and requests do not wait for each other.
 # Start it by
 #
 #   library(mirai)
@@ -38,14 +38,14 @@ function(res, n = 1e5, seconds = 0) {
     seconds = seconds,
     .timeout = 30000
   )
-  # An error value rejects: here is what the client is told then.
+  # An error value rejects the promise. Then the client gets this answer.
   as.promise(m) %...!% (function(cnd) {
     res$status <- 503L
     list(error = conditionMessage(cnd))
   })
 }
 
-#* How the daemons do, answered at once
+#* The status of the daemons, answered at once
 #* @serializer unboxedJSON
 #* @get /status
 function() as.list(info())

@@ -1,20 +1,20 @@
-# A Shiny app that leaves all work to daemons. Start it by
+# A Shiny app whose computations run on daemons. Start it by
 #
 #   library(mirai)
 #   with(daemons(4), shiny::runApp(system.file("examples", "shiny", package = "mirai")))
 #
-# and open it in two browser windows: neither waits for what the other computes.
+# and open it in two browser windows: neither waits for the other.
 
 library(shiny)
 library(mirai)
 library(promises)
 
-# What is quick and shall be there at once has a daemon of its own, so that it does not queue
-# behind the long computations, which go to the daemons that the app is started with.
+# Plots are quick. They have a daemon of their own, so that they do not wait behind the long computations, which run on the
+# daemons that the app is started with.
 daemons(1, .compute = "plots")
 onStop(function() daemons(0, .compute = "plots"))
 
-# A part of the bootstrap, evaluated by a daemon: slopes of so many regressions.
+# A part of the bootstrap, evaluated by a daemon: the slopes of `n` regressions.
 resample <- function(n, data) {
   replicate(n, {
     rows <- sample(nrow(data), replace = TRUE)
@@ -22,7 +22,7 @@ resample <- function(n, data) {
   })
 }
 
-# Shiny's ExtendedTask, or what we need of it where Shiny is older.
+# Shiny's ExtendedTask. For an older Shiny, a list with the same methods.
 background_task <- function(f) {
   if (packageVersion("shiny") >= "1.8.1") return(ExtendedTask$new(f))
   status <- reactiveVal("initial")
