@@ -5,7 +5,10 @@
 remote_jobs <- function(remote, commands, urls, dialled) {
   switch(
     remote$type,
-    command = if (!is.null(remote$command)) Map(command_job, list(remote), commands, remote$args),
+    # Elements of `args` are used again, in turn, if there are more daemons.
+    command = if (!is.null(remote$command)) {
+      Map(command_job, list(remote), commands, rep_len(remote$args, length(commands)))
+    },
     ssh = ssh_jobs(remote, commands, urls, dialled),
     job = lapply(commands, cluster_job, remote = remote),
     http = lapply(commands, http_job, remote = remote)

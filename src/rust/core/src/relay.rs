@@ -104,7 +104,10 @@ impl Relay {
                         // Later than a daemon would send them, but none is lost.
                         for report in task.reports().kept {
                             let report = report.plain();
-                            if above.send(&ToHost::Report { seq }, (&*report).into()).is_err() {
+                            if above
+                                .send(&ToHost::Report { seq }, (&*report).into())
+                                .is_err()
+                            {
                                 return;
                             }
                         }

@@ -475,7 +475,7 @@ impl Shared {
                     task.add_report(body);
                 }
             }
-            ToHost::About { host, pid } => self.known.lock().tells(peer, &host, pid),
+            ToHost::About { host, pid } => self.heard_about(peer, &host, pid),
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);
             }
@@ -489,6 +489,22 @@ impl Shared {
             }
             // That it was said is all; or it is said once, at the beginning.
             ToHost::Pong | ToHost::Hello { .. } | ToHost::Proof { .. } => {}
+        }
+    }
+
+    /// A daemon across the network has said where it is. If it claims to be a process that was started here, how that
+    /// ends will be told as the reason for its loss, and nothing else comes of the claim.
+    fn heard_about(&self, peer: PeerId, host: &str, pid: u32) {
+        let known = self.known.lock();
+        known.tells(peer, host, pid);
+        let Some(loss) = known.loss(peer).filter(|_| host == crate::sys::node_name()) else {
+            return;
+        };
+        drop(known);
+        let children = self.children.lock();
+        let mut children = children.iter().filter_map(Weak::upgrade);
+        if let Some(child) = children.find(|child| child.pid() == pid) {
+            child.tells(loss);
         }
     }
 
