@@ -51,6 +51,11 @@ invisible(daemons(2, .compute = "local"))
 invisible(daemons(url = "tcp://127.0.0.1:0", .compute = "tcp"))
 for (i in 1:2) launch_local(1L, .compute = "tcp")
 
+# The log of each profile grows to this many tasks: see task_log().
+logged <- 1e5
+maps(logged)
+network(logged)
+
 seen <- list()
 for (tenth in 1:10) {
   maps(7e4 * scale)
