@@ -60,7 +60,7 @@ daemon_options <- list(
   asyncdial = list(fits = is_flag, expected = "TRUE or FALSE"),
   autoexit = list(fits = is_autoexit, expected = "TRUE, FALSE, NA or a signal number"),
   cleanup = list(fits = is_cleanup, expected = "TRUE, FALSE or a whole number from 0 to 15"),
-  output = list(fits = is_flag, expected = "TRUE or FALSE"),
+  output = list(fits = is_output, expected = 'TRUE, FALSE or "task"'),
   maxtasks = list(fits = is_positive, expected = "a single positive number"),
   idletime = list(fits = is_positive, expected = "a single positive number"),
   walltime = list(fits = is_positive, expected = "a single positive number"),

@@ -22,7 +22,7 @@ handling <- function(expr, outcome = NULL, leave = return(outcome)) {
       outcome <<- new_mirai_interrupt()
       leave
     },
-    warning = note_condition,
+    warning = note_warning,
     message = note_condition
   )
 }

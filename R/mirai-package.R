@@ -60,6 +60,8 @@ the$fork_server <- NULL
 the$noted <- list()
 the$noted_text <- 0
 the$noted_dropped <- 0L
+# On a daemon: whether warnings are printed, for `output = TRUE`.
+the$prints_warnings <- FALSE
 
 # On a daemon: what the clean-up could not restore. Each is reported once.
 the$not_cleaned <- character()

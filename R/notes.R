@@ -31,9 +31,48 @@ mirai_conditions <- function(x) {
   lapply(unclass(x), conditions_of)
 }
 
-conditions_of <- function(m) {
+conditions_of <- function(m) notes_of(m)$conditions
+
+# The conditions and the output of a mirai.
+notes_of <- function(m) {
   notes <- .Call(rs_notes, m)
-  if (is.null(notes)) list() else .Call(rs_decode, notes)$conditions
+  if (is.null(notes)) list(conditions = list(), output = "") else .Call(rs_decode, notes)
+}
+
+#' What a mirai has printed
+#'
+#' If daemons were set with `daemons(output = "task")`, a mirai keeps what its evaluation has written to stdout and
+#' stderr: by R code, by C code and by programs that it ran. `mirai_output()` returns it. To have it printed, as if the
+#' expression had been evaluated here, collect with `.relay`: `m[.relay]`, `x[.relay]`, or set
+#' `options(mirai.relay = TRUE)`.
+#'
+#' @param x a mirai, or a list of mirai (such as a mirai map).
+#' @returns A character string for a mirai: `""` if nothing was printed, while the mirai is unresolved, and if output is
+#'   not kept. For a list of mirai, a character vector with a string for each, with the names of `x`.
+#' @details
+#' At most 1 MB is kept of one evaluation: of more, the beginning and the end, with a line between them that says how
+#' many bytes are left out. Bytes that are not UTF-8 become U+FFFD.
+#'
+#' Messages are in the output, since R prints them to stderr, and in [mirai_conditions()] as well. `.relay` shows them
+#' once, as messages. Warnings are not in the output: a daemon does not print them.
+#'
+#' What a process prints that a task has left running belongs to the task that runs then on the same daemon, or to none.
+#' Nothing is kept of a task whose daemon is lost.
+#' @seealso [daemons()] for `output`; [mirai_conditions()] for warnings and messages; [collection-options].
+#' @examples
+#' daemons(1, output = "task")
+#' m <- mirai({
+#'   print(summary(cars))
+#'   message("done")
+#' })
+#' m[]
+#' cat(mirai_output(m))
+#' daemons(0)
+#' @export
+mirai_output <- function(x) {
+  check_waitable(x)
+  output <- function(m) notes_of(m)$output
+  if (is_mirai(x)) output(x) else vapply(unclass(x), output, "")
 }
 
 #' @rdname collection-options
@@ -42,19 +81,31 @@ conditions_of <- function(m) {
 
 relays <- function() isTRUE(getOption("mirai.relay"))
 
-# Signals the conditions of a mirai again, or those of each element of a map.
+# Signals the conditions of a mirai again, or those of each element of a map, and prints the output.
 relay <- function(x) {
   if (is_mirai(x)) {
-    for (cnd in conditions_of(x)) {
-      relay_condition(cnd)
-    }
-    return(invisible())
+    return(relay_notes(notes_of(x), identity))
   }
   for (i in seq_along(x)) {
-    for (cnd in conditions_of(x[[i]])) {
-      relay_condition(located(cnd, names(x)[i], i))
-    }
+    relay_notes(notes_of(x[[i]]), function(cnd) located(cnd, names(x)[i], i))
   }
+}
+
+# Output has messages in it, which are signalled instead, each in its place.
+relay_notes <- function(notes, locate) {
+  rest <- notes$output
+  for (cnd in notes$conditions) {
+    if (inherits(cnd, "message")) {
+      text <- conditionMessage(cnd)
+      at <- if (nzchar(text)) regexpr(text, rest, fixed = TRUE) else -1L
+      if (at > 0L) {
+        cat(substr(rest, 1L, at - 1L))
+        rest <- substr(rest, at + nchar(text), nchar(rest))
+      }
+    }
+    relay_condition(locate(cnd))
+  }
+  cat(rest)
 }
 
 relay_condition <- function(cnd) {
@@ -84,6 +135,21 @@ most_text <- 65536
 most_call <- 10000
 
 # Called on a daemon by the handlers around its tasks.
+note_warning <- function(cnd) {
+  note_condition(cnd)
+  # With other values of the option, R prints it itself, or makes it an error. With 0, R would print it when the daemon
+  # ends.
+  if (the$prints_warnings && identical(as.integer(getOption("warn")), 0L)) {
+    call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
+    if (identical(call, evaluator_call)) {
+      call <- NULL
+    }
+    place <- if (!is.null(call)) paste0(" in ", deparse(call, nlines = 1L)[1L], " ")
+    cat("Warning", place, ": ", condition_text(cnd), "\n", sep = "", file = stderr())
+    tryInvokeRestart("muffleWarning")
+  }
+}
+
 note_condition <- function(cnd) {
   if (length(the$noted) >= most_conditions || the$noted_text >= most_text) {
     the$noted_dropped <- the$noted_dropped + 1L
@@ -109,8 +175,9 @@ note_condition <- function(cnd) {
   .Call(rs_noted)
 }
 
-# Called from notes.rs when a task is over that has noted something: all of it, as it is sent to the host.
-take_notes <- function() {
+# Called from notes.rs when a task is over that has noted something, or printed `output`: all of it, as it is sent to the
+# host.
+take_notes <- function(output) {
   conditions <- the$noted
   if (the$noted_dropped > 0L) {
     attr(conditions, "dropped") <- the$noted_dropped
@@ -118,7 +185,7 @@ take_notes <- function() {
   the$noted <- list()
   the$noted_text <- 0
   the$noted_dropped <- 0L
-  .Call(rs_encode, list(conditions = conditions))
+  .Call(rs_encode, list(conditions = conditions, output = output))
 }
 
 #' Send a value ahead of the result

@@ -210,3 +210,139 @@ test_that("a process that a task has forked does not report on its daemon's link
   expect_identical(mirai_reports(m), list())
   expect_identical(mirai(1)[], 1)
 })
+
+test_that("a mirai keeps what its evaluation prints: R code, C code, programs and forks", {
+  local_test_daemons(1, output = "task")
+  m <- mirai({
+    cat("R\n")
+    message("message")
+    system("echo program; echo its stderr >&2")
+    parallel::mccollect(parallel::mcparallel(system("echo fork")))
+    print(1:3)
+    cat("no end of line")
+    "value"
+  })
+  expect_identical(m[], "value")
+  said <- "R\nmessage\nprogram\nits stderr\nfork\n[1] 1 2 3\nno end of line"
+  expect_identical(mirai_output(m), said)
+  expect_identical(vapply(mirai_conditions(m), conditionMessage, ""), "message\n")
+  # The next task begins anew.
+  m <- mirai(NULL)
+  m[]
+  expect_identical(mirai_output(m), "")
+  m <- mirai({
+    cat("before ")
+    stop("the end")
+  })
+  m[]
+  expect_identical(mirai_output(m), "before ")
+})
+
+test_that("the output of a map is a character vector, and is empty where nothing is kept", {
+  local_test_daemons(2, output = "task")
+  x <- mirai_map(c(a = 1, b = 2), function(x) cat("element", x))
+  x[]
+  expect_identical(mirai_output(x), c(a = "element 1", b = "element 2"))
+  expect_identical(mirai_output(mirai_map(list(), identity)), character())
+  expect_error(mirai_output(1), "'x' must be")
+  local_test_daemons(1)
+  m <- mirai(cat("nothing"))
+  expect_identical(mirai_output(m), "")
+  m[]
+  expect_identical(mirai_output(m), "")
+})
+
+test_that(".relay prints output, with messages in their places, once", {
+  local_test_daemons(1, output = "task")
+  m <- mirai({
+    cat("one\n")
+    message("two")
+    cat("three\n")
+    warning("four")
+    suppressMessages(message("never"))
+    cat("five\n")
+  })
+  said <- capture.output(seen <- relayed(m[.relay]))
+  expect_identical(said, c("one", "three", "five"))
+  expect_identical(vapply(seen, conditionMessage, ""), c("two\n", "four"))
+  # The message is signalled between what was printed before and after it.
+  order <- capture.output(withCallingHandlers(
+    invisible(m[.relay]),
+    message = function(cnd) {
+      cat("<", conditionMessage(cnd), ">", sep = "")
+      invokeRestart("muffleMessage")
+    },
+    warning = function(cnd) invokeRestart("muffleWarning")
+  ))
+  expect_identical(order, c("one", "<two", ">three", "five"))
+  x <- mirai_map(1:2, function(i) cat("element", i, "\n"))
+  expect_identical(capture.output(invisible(x[.relay])), c("element 1 ", "element 2 "))
+})
+
+test_that("of a flood of output the beginning and the end are kept, with the number of bytes between", {
+  local_test_daemons(1, output = "task")
+  m <- mirai({
+    cat("first\n")
+    system("yes 0123456789abcde | head -c 1000000000")
+    cat("last\n")
+  })
+  m[]
+  said <- mirai_output(m)
+  expect_true(startsWith(said, "first\n0123456789abcde\n"))
+  expect_true(endsWith(said, "0123456789abcde\nlast\n"))
+  expect_match(said, "\n[... 998951435 bytes are left out here ...]\n", fixed = TRUE)
+  expect_lt(nchar(said), 2^20 + 100)
+})
+
+test_that("a task that closes, redirects or sinks its output does so for itself", {
+  local_test_daemons(1, output = "task")
+  file <- tempfile()
+  on.exit(unlink(file))
+  m <- mirai(
+    {
+      sink(file)
+      cat("to the file\n")
+      sink()
+      cat("to the host\n")
+      closeAllConnections()
+      cat("still\n")
+    },
+    file = file
+  )
+  m[]
+  expect_identical(readLines(file), "to the file")
+  expect_identical(mirai_output(m), "to the host\nstill\n")
+  # What is not text.
+  m <- mirai(system("printf 'a\\000b\\377c'"))
+  m[]
+  expect_identical(mirai_output(m), "ab\ufffdc")
+})
+
+test_that("output = TRUE prints warnings as well, where R would not", {
+  said <- r_output(
+    '{
+    library(mirai)
+    daemons(1, output = TRUE)
+    f <- function() warning("seen")
+    mirai(
+      {
+        f()
+        warning("at top")
+        suppressWarnings(warning("never"))
+        options(warn = 1)
+        warning("by R")
+      },
+      f = f
+    )[]
+    daemons(0)
+  }'
+  )
+  expect_identical(
+    grep("Warning|seen|by R|never", said, value = TRUE),
+    c(
+      "Warning in f() : seen",
+      "Warning: at top",
+      "Warning in eval(.expr., .envir.) : by R"
+    )
+  )
+})

@@ -13,7 +13,7 @@ use extendr_ffi::{
 use mirai_core::memory::Content;
 use mirai_core::task::{Outcome, Task};
 
-use crate::r::{self, Constant, Rf_eval};
+use crate::r::{self, Rf_eval, Rf_lang2};
 use crate::serialize::Buffer;
 use crate::tasks::{is_mirai, task_of, value_of};
 
@@ -45,21 +45,22 @@ pub(crate) fn are_there() -> bool {
     NOTED.load(Ordering::Relaxed)
 }
 
-/// The call `take_notes()`.
-// SAFETY: on R's main thread; symbols need no protection.
-static TAKE: Constant = Constant::new(|| unsafe {
-    extendr_ffi::Rf_lcons(Rf_install(c"take_notes".as_ptr()), R_NilValue)
-});
+r::symbols! {
+    TAKE = c"take_notes";
+}
 
-/// Appends to `out` the notes about the task that is over, and begins anew. Returns their length in bytes.
+/// Appends to `out` the notes about the task that is over, and what it has written, and begins anew. Returns their
+/// length in bytes.
 ///
 /// # Safety
 /// On R's main thread, where long jumps end. Nobody else uses `out`.
-pub(crate) unsafe fn append(out: *mut Buffer) -> usize {
+pub(crate) unsafe fn append(out: *mut Buffer, written: &str) -> usize {
     NOTED.store(false, Ordering::Relaxed);
     // SAFETY: `raw` is protected while its bytes are copied.
     unsafe {
-        let raw = Rf_protect(Rf_eval(TAKE.get(), r::NAMESPACE.get()));
+        let written = Rf_protect(r::string(written));
+        let call = Rf_protect(Rf_lang2(TAKE.get(), written));
+        let raw = Rf_protect(Rf_eval(call, r::NAMESPACE.get()));
         let bytes = if TYPEOF(raw) == SEXPTYPE::RAWSXP {
             std::slice::from_raw_parts(RAW(raw), Rf_xlength(raw) as usize)
         } else {
@@ -67,7 +68,7 @@ pub(crate) unsafe fn append(out: *mut Buffer) -> usize {
         };
         let appended = (*out).append_notes(bytes);
         let n = if appended { bytes.len() } else { 0 };
-        Rf_unprotect(1);
+        Rf_unprotect(3);
         n
     }
 }

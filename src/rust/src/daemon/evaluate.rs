@@ -21,6 +21,7 @@ use extendr_ffi::{
 };
 use mirai_core::process::Owner;
 use mirai_core::protocol::Kind;
+use mirai_core::worker::output::Output;
 use mirai_core::worker::{Assignment, Next, Worker};
 
 use super::limits::{End, Limits};
@@ -79,6 +80,7 @@ r::symbols! {
 pub(super) fn serve(
     worker: &mut Worker,
     settings: &Settings,
+    output: Option<&Output>,
     limits: &mut Limits,
     snapshot: &mut Snapshot,
 ) -> End {
@@ -87,6 +89,7 @@ pub(super) fn serve(
     let mut serving = Serving {
         worker,
         settings,
+        output,
         limits,
         snapshot,
         out,
@@ -127,6 +130,8 @@ pub(super) fn serve(
 struct Serving<'a> {
     worker: &'a mut Worker,
     settings: &'a Settings,
+    /// What tasks write, if it is kept.
+    output: Option<&'a Output>,
     limits: &'a mut Limits,
     snapshot: &'a mut Snapshot,
     out: Buffer,
@@ -261,6 +266,9 @@ impl Serving<'_> {
                     Kind::Task | Kind::Setup => State::Daemon,
                 };
                 state.set();
+                if let Some(output) = self.output {
+                    output.task_begins();
+                }
                 let task = self.task.insert(task);
                 let prepared = within_r(|| {
                     prepare(task, frame);
@@ -329,10 +337,13 @@ impl Serving<'_> {
     unsafe fn reply(&mut self, failed: bool) {
         let Some(task) = self.task.take() else { return };
         let mut noted = 0;
-        if notes::are_there() {
+        let mut written = self.output.map(Output::take).unwrap_or_default();
+        // R has no strings with zeros in them.
+        written.retain(|c| c != '\0');
+        if notes::are_there() || !written.is_empty() {
             let out = &raw mut self.out;
             // SAFETY: long jumps end in `within_r`, in which nobody else uses `out`.
-            within_r(|| noted = unsafe { notes::append(out) });
+            within_r(|| noted = unsafe { notes::append(out, &written) });
         }
         let error = self.error.take();
         let parts = self.out.as_slice();

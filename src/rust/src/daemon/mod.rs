@@ -3,7 +3,6 @@
 mod evaluate;
 mod limits;
 mod settings;
-mod silence;
 mod watched;
 
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use extendr_ffi::{R_CallMethodDef, SEXP};
 use mirai_core::process::line;
 use mirai_core::transport::Address;
+use mirai_core::worker::output::{Output, Silence};
 use mirai_core::worker::{AutoExit, DialError, Worker};
 
 use crate::error::{Error, Result};
@@ -18,8 +18,7 @@ use crate::tls::trust;
 use crate::{forks, r};
 use evaluate::{serve, take_snapshot, State};
 use limits::{End, Limits};
-use settings::Settings;
-use silence::Silence;
+use settings::{Settings, Streams};
 use watched::RSession;
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
@@ -77,8 +76,14 @@ fn run(mut settings: Settings) -> Result<End> {
         // After a reconnection the host may present another certificate for a while.
         settings.dial.insist = true;
         // Not before: until here, the process that launched this one reads failures from stderr.
-        let _silence = (!settings.output).then(Silence::begin);
-        match serve(&mut worker, &settings, &mut limits, &mut snapshot) {
+        let _silence = (settings.streams == Streams::Discarded).then(Silence::begin);
+        let output = (settings.streams == Streams::Kept).then(Output::begin);
+        let output = match output.transpose() {
+            Ok(output) => output,
+            Err(e) => break Err(Error::other(format!("output cannot be kept: {e}"))),
+        };
+        let ended = serve(&mut worker, &settings, output.as_ref(), &mut limits, &mut snapshot);
+        match ended {
             End::Lost if settings.dial.autoexit == AutoExit::Never && !limits.told_to_end => {}
             End::Lost => break Ok(End::Lost),
             end => {

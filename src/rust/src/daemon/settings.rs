@@ -8,6 +8,17 @@ use mirai_core::worker::{AutoExit, Options};
 
 use crate::r;
 
+/// Argument `output`: what becomes of what tasks write to stdout and stderr.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Streams {
+    /// `FALSE`
+    Discarded,
+    /// `TRUE`: it goes where the daemon's streams go, and so do warnings.
+    Shown,
+    /// `"task"`: it goes to the host with the task's value.
+    Kept,
+}
+
 /// Arguments of `daemon()`, which R has checked.
 pub(super) struct Settings {
     pub url: String,
@@ -17,8 +28,7 @@ pub(super) struct Settings {
     pub tls: Option<String>,
     /// A sum of the constants of [`cleanup`](crate::cleanup).
     pub cleanup: c_int,
-    /// False: what is written to stdout and stderr is discarded.
-    pub output: bool,
+    pub streams: Streams,
     pub idletime: Option<Duration>,
     pub walltime: Option<Duration>,
     pub maxtasks: Option<u64>,
@@ -54,7 +64,11 @@ impl Settings {
                 },
                 tls: text("tls"),
                 cleanup: number("cleanup") as c_int,
-                output: flag("output"),
+                streams: match element("output") {
+                    output if TYPEOF(output) == SEXPTYPE::STRSXP => Streams::Kept,
+                    output if r::as_flag(output) == Some(true) => Streams::Shown,
+                    _ => Streams::Discarded,
+                },
                 idletime: milliseconds("idletime"),
                 walltime: milliseconds("walltime"),
                 maxtasks: maxtasks.is_finite().then_some(maxtasks as u64),

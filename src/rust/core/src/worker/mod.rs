@@ -8,6 +8,7 @@
 //! that it was meant for.
 
 mod gate;
+pub mod output;
 mod wire;
 
 use std::io;

@@ -1,0 +1,309 @@
+//! The standard streams of a daemon: what its tasks write to stdout and stderr is discarded, or kept for each task.
+//!
+//! To keep it, both streams become the writing end of one pipe, so that their lines stay in order. A thread reads the
+//! other end while a task runs, for a pipe is small. When the task is over, the main thread reads what is left, under the
+//! same lock: so nothing that this process has written before is missed, and no wait is needed.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_setfl, fstat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, pipe_with};
+use rustix::stdio::{dup2_stderr, dup2_stdout, stderr, stdout};
+
+use crate::sys::signals;
+
+/// Of what one task writes, this many bytes of its beginning are kept, and as many of its end.
+pub const HALF: usize = 512 * 1024;
+
+/// A descriptor that a program uses for its own purposes gets at least this number: below are those that shells and
+/// programs know by number.
+const ABOVE: i32 = 10;
+
+/// The standard streams as they were. Dropping this puts them back.
+#[derive(Debug)]
+struct Saved([Option<OwnedFd>; 2]);
+
+impl Saved {
+    fn now() -> Saved {
+        let out = fcntl_dupfd_cloexec(stdout(), ABOVE).ok();
+        let err = fcntl_dupfd_cloexec(stderr(), ABOVE).ok();
+        Saved([out, err])
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        flush();
+        let [out, err] = &self.0;
+        // If that fails, nothing better can be done.
+        let _ = out.as_ref().map(dup2_stdout);
+        let _ = err.as_ref().map(dup2_stderr);
+    }
+}
+
+/// Writes what C's streams hold back.
+fn flush() {
+    // SAFETY: a null pointer stands for all streams that are open for writing.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
+/// Discards what is written to stdout and stderr for as long as it lives.
+#[derive(Debug)]
+pub struct Silence {
+    _saved: Saved,
+}
+
+impl Silence {
+    /// From now on.
+    pub fn begin() -> Silence {
+        let saved = Saved::now();
+        if let Ok(null) = File::options().write(true).open("/dev/null") {
+            // If that fails, they stay as they are.
+            let _ = dup2_stdout(&null);
+            let _ = dup2_stderr(&null);
+        }
+        Silence { _saved: saved }
+    }
+}
+
+/// Keeps what is written to stdout and stderr, task by task, for as long as it lives.
+#[derive(Debug)]
+pub struct Output {
+    saved: Option<Saved>,
+    writer: OwnedFd,
+    /// Bytes that the pipe holds at most.
+    capacity: usize,
+    shared: Arc<Shared>,
+    reading: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    reader: OwnedFd,
+    text: Mutex<Text>,
+    over: AtomicBool,
+}
+
+impl Output {
+    /// From now on.
+    ///
+    /// # Errors
+    /// The system has no descriptors, or no thread, left.
+    pub fn begin() -> io::Result<Output> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        // The two ends have flags of their own: whoever writes waits if the pipe is full.
+        fcntl_setfl(&reader, OFlags::NONBLOCK)?;
+        let capacity = fcntl_getpipe_size(&writer)?;
+        let shared = Arc::new(Shared {
+            reader,
+            text: Mutex::default(),
+            over: AtomicBool::new(false),
+        });
+        let thread = shared.clone();
+        let start = || {
+            std::thread::Builder::new()
+                .name("mirai-output".into())
+                .spawn(move || thread.read_on())
+        };
+        let reading = signals::with_all_blocked(start)?;
+        let output = Output {
+            saved: Some(Saved::now()),
+            writer,
+            capacity,
+            shared,
+            reading: Some(reading),
+        };
+        output.redirect();
+        Ok(output)
+    }
+
+    fn redirect(&self) {
+        // If that fails, what is written goes where it went before.
+        let _ = dup2_stdout(&self.writer);
+        let _ = dup2_stderr(&self.writer);
+    }
+
+    /// A task begins. What was written since the last one is nobody's: by processes that a task has left, say. A stream
+    /// that a task has closed or redirected is put right.
+    pub fn task_begins(&self) {
+        let ours = |stream: BorrowedFd<'_>| match (fstat(stream), fstat(&self.writer)) {
+            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
+            _ => false,
+        };
+        if !ours(stdout()) || !ours(stderr()) {
+            self.redirect();
+        }
+        let mut text = self.shared.text.lock();
+        text.read_from(&self.shared.reader, self.capacity);
+        *text = Text::default();
+    }
+
+    /// The task is over: what it has written. Bytes that are not UTF-8 are replaced.
+    pub fn take(&self) -> String {
+        flush();
+        let mut text = self.shared.text.lock();
+        // What was written before this call is in the pipe: no more than it can hold. What others write meanwhile must
+        // not keep us here.
+        text.read_from(&self.shared.reader, self.capacity);
+        std::mem::take(&mut *text).into_string()
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.saved = None;
+        self.shared.over.store(true, Ordering::SeqCst);
+        // It wakes the thread, which reads as long as there is something: so there will be room for the byte.
+        let _ = write(&self.writer, b"\n");
+        let _ = self.reading.take().map(JoinHandle::join);
+    }
+}
+
+impl Shared {
+    fn read_on(&self) {
+        while !self.over.load(Ordering::SeqCst) {
+            let mut readable = [PollFd::new(&self.reader, PollFlags::IN)];
+            match poll(&mut readable, None) {
+                Ok(_) => self.text.lock().read_from(&self.reader, usize::MAX),
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// What a task has written: its beginning, its end, and the number of bytes between them.
+#[derive(Debug, Default)]
+struct Text {
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    dropped: u64,
+}
+
+impl Text {
+    fn add(&mut self, bytes: &[u8]) {
+        let (to_head, rest) = bytes.split_at(bytes.len().min(HALF - self.head.len()));
+        self.head.extend_from_slice(to_head);
+        self.tail.extend(rest);
+        let excess = self.tail.len().saturating_sub(HALF);
+        self.tail.drain(..excess);
+        self.dropped += excess as u64;
+    }
+
+    /// Adds what the pipe holds, `most` bytes or somewhat more.
+    fn read_from(&mut self, reader: &OwnedFd, most: usize) {
+        let mut bytes = [0; 16 * 1024];
+        let mut n = 0_usize;
+        while n < most {
+            match read(reader.as_fd(), &mut bytes) {
+                Ok(0) => return,
+                Ok(some) => {
+                    self.add(&bytes[..some]);
+                    n += some;
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn into_string(self) -> String {
+        let mut bytes = self.head;
+        if self.dropped > 0 {
+            let gap = format!("\n[... {} bytes are left out here ...]\n", self.dropped);
+            bytes.extend_from_slice(gap.as_bytes());
+        }
+        bytes.extend(self.tail);
+        match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(e) => String::from_utf8_lossy(e.as_bytes()).into_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// As a program does it: the test harness captures `print!`.
+    fn say(text: &str) {
+        write(stdout(), text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_task_gets_what_it_has_written_and_nothing_else() {
+        let output = Output::begin().unwrap();
+        say("before");
+        output.task_begins();
+        say("out\n");
+        write(stderr(), b"err\n").unwrap();
+        let child = Command::new("sh")
+            .args(["-c", "echo child; echo more >&2"])
+            .status();
+        assert!(child.unwrap().success());
+        say("\u{e9}\n");
+        write(stdout(), b"\xff").unwrap();
+        assert_eq!(output.take(), "out\nerr\nchild\nmore\n\u{e9}\n\u{fffd}");
+        say("between");
+        output.task_begins();
+        assert_eq!(output.take(), "");
+    }
+
+    #[test]
+    fn a_flood_is_kept_in_part_and_does_not_stop_whoever_writes() {
+        let output = Output::begin().unwrap();
+        output.task_begins();
+        let line = "x".repeat(1023) + "\n";
+        say("first\n");
+        for _ in 0..64 * 1024 {
+            say(&line);
+        }
+        say("last\n");
+        let text = output.take();
+        assert!(text.starts_with("first\nxxx"));
+        assert!(text.ends_with("xxx\nlast\n"));
+        let dropped = 64 * 1024 * 1024 + 11 - 2 * HALF;
+        assert!(text.contains(&format!("\n[... {dropped} bytes are left out here ...]\n")));
+        assert!(text.len() < 2 * HALF + 100);
+    }
+
+    #[test]
+    fn a_task_that_redirects_its_streams_does_so_for_itself_only() {
+        let output = Output::begin().unwrap();
+        output.task_begins();
+        {
+            let _silence = Silence::begin();
+            say("nothing");
+        }
+        say("something");
+        let null = File::options().write(true).open("/dev/null").unwrap();
+        dup2_stdout(&null).unwrap();
+        say("gone");
+        assert_eq!(output.take(), "something");
+        output.task_begins();
+        say("again");
+        assert_eq!(output.take(), "again");
+    }
+
+    #[test]
+    fn the_streams_are_put_back_while_others_still_hold_the_pipe() {
+        let before = fstat(stdout()).unwrap().st_ino;
+        let output = Output::begin().unwrap();
+        assert_ne!(fstat(stdout()).unwrap().st_ino, before);
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        drop(output);
+        assert_eq!(fstat(stdout()).unwrap().st_ino, before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
