@@ -57,7 +57,7 @@
 #' mirai_map(list(a = 1, b = "a"), log)[]
 #' daemons(0)
 #' @export
-mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = NULL) {
+mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = NULL, .on_report = NULL) {
   call <- sys.call()
   profile <- check_profile(.compute)
   if (!is.function(.f)) {
@@ -67,6 +67,9 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
     stop_argument(".args", "a list", call)
   }
   handlers <- if (!is.null(.promise)) check_handlers(.promise, call)
+  if (!is.null(.on_report)) {
+    .on_report <- report_handler(.on_report, call)
+  }
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
   if (!daemons_set(profile)) {
@@ -88,6 +91,9 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   map <- new_mirai_map(ms)
   if (!is.null(handlers)) {
     promise_each(map, handlers)
+  }
+  if (!is.null(.on_report)) {
+    on_reports(map, .on_report)
   }
   invisible(map)
 }

@@ -15,6 +15,9 @@
 #'   dispatcher, the task is also cancelled: it is taken off the queue, or interrupted if it is running.
 #' @param .compute name of the compute profile to use, or `NULL` for the current one: `"default"`, unless
 #'   [with_daemons()] or [local_daemons()] has changed it.
+#' @param .on_report a function of one or two arguments. It is called with each value that [mirai_report()] sends ahead,
+#'   and with the index of the element: 1 for a single mirai. Package later calls it: at an idle prompt, while the session
+#'   waits for mirai, and in Shiny.
 #'
 #' @returns A mirai, invisibly: an environment of class `"mirai"`. `m$data` is the value. It never waits: until the
 #'   mirai has resolved, it is an *unresolved value*, a logical `NA` of class `"unresolvedValue"`. `m[]` and
@@ -48,7 +51,7 @@
 #' m[]
 #' is_mirai_error(m$data)
 #' @export
-mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
+mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, .on_report = NULL) {
   if (missing(.expr)) {
     stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
   }
@@ -64,9 +67,15 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) 
   if (!is.null(.compute)) {
     check_string(.compute, ".compute")
   }
+  if (!is.null(.on_report)) {
+    .on_report <- report_handler(.on_report, sys.call())
+  }
   m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, give_up)
   if (is.logical(m)) {
     m <- evaluate_sync(expr, globals, args, check_profile(.compute))
+  }
+  if (!is.null(.on_report) && !is.null(m)) {
+    on_reports(list(m), .on_report)
   }
   invisible(m)
 }

@@ -200,6 +200,10 @@ take_notes <- function(output) {
 #'
 #'   `mirai_reports()`: a list of the values sent so far, the oldest first. The host keeps the last 1000 of a task, and
 #'   not more than 16 MB; attribute `"dropped"` has the number of earlier ones.
+#' @details
+#' To be told of each value, pass a function as `.on_report` to [mirai()] or [mirai_map()]. If values arrive faster than
+#' the session takes them, the function misses the oldest of those beyond the limits above. An error in it becomes a
+#' warning.
 #' @seealso [mirai()], [mirai_conditions()].
 #' @examples
 #' daemons(1)
@@ -209,6 +213,14 @@ take_notes <- function(output) {
 #' })
 #' m[]
 #' mirai_reports(m)
+#'
+#' # Be told at once
+#' x <- mirai_map(
+#'   1:2,
+#'   function(x) mirai::mirai_report("begun"),
+#'   .on_report = function(value, i) cat("Element", i, value, "\n")
+#' )
+#' x[]
 #' daemons(0)
 #' @export
 mirai_report <- function(value) invisible(.Call(rs_report, value))
@@ -219,11 +231,47 @@ mirai_reports <- function(m) {
   if (!is_mirai(m)) {
     stop_argument("m", "a mirai", sys.call())
   }
-  reports <- .Call(rs_reports, m)
+  reports <- .Call(rs_reports, m, 0)
   out <- lapply(reports, function(raw) .Call(rs_decode, raw))
   dropped <- attr(reports, "dropped")
   if (!is.null(dropped) && dropped > 0L) {
     attr(out, "dropped") <- dropped
   }
   out
+}
+
+# Checks the argument `.on_report`, and returns a function of the value and the index.
+report_handler <- function(f, call) {
+  if (!is.function(f)) {
+    stop_argument(".on_report", "a function", call)
+  }
+  if (!requireNamespace("later", quietly = TRUE)) {
+    stop_error("'.on_report' needs package later, which is not installed", call)
+  }
+  formals <- formals(args(f))
+  if (length(formals) > 1L || "..." %in% names(formals)) f else function(value, i) f(value)
+}
+
+# Has `f` called with each value that one of these mirai sends ahead, and the mirai's index. The current event loop of
+# package later calls it.
+on_reports <- function(x, f) {
+  x <- unclass(x)
+  seen <- numeric(length(x))
+  step <- function(i) {
+    if (i == 0L) {
+      return(TRUE)
+    }
+    reports <- .Call(rs_reports, x[[i]], seen[[i]])
+    # Of a mirai that has resolved meanwhile, all that are kept.
+    from <- attr(reports, "dropped")
+    new <- seq_along(reports) + from > seen[[i]]
+    seen[[i]] <<- max(seen[[i]], from + length(reports))
+    for (raw in reports[new]) {
+      tryCatch(f(.Call(rs_decode, raw), i), error = failed)
+    }
+    FALSE
+  }
+  failed <- function(cnd) warning("'.on_report' failed: ", condition_text(cnd), call. = FALSE)
+  .Call(rs_prepare_promise)
+  .Call(rs_when_reported, x, list(step, failed), later::current_loop()$id)
 }

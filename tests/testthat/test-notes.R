@@ -346,3 +346,87 @@ test_that("output = TRUE prints warnings as well, where R would not", {
     )
   )
 })
+
+test_that(".on_report is called with each report and its index, in order, while the session waits", {
+  skip_if_not_installed("later")
+  local_test_daemons(2)
+  seen <- list()
+  x <- mirai_map(
+    c(a = 10, b = 20),
+    function(x) {
+      for (i in 1:3) {
+        mirai::mirai_report(x + i)
+      }
+      x
+    },
+    .on_report = function(value, i) seen <<- c(seen, list(c(i, value)))
+  )
+  expect_identical(x[], list(a = 10, b = 20))
+  # What arrived with the last result is told by the event loop.
+  while (length(seen) < 6L) {
+    later::run_now(Inf)
+  }
+  at <- vapply(seen, `[`, 0, 1L)
+  values <- vapply(seen, `[`, 0, 2L)
+  expect_identical(values[at == 1], c(11, 12, 13))
+  expect_identical(values[at == 2], c(21, 22, 23))
+  # Nothing is kept when all is told.
+  while (.Call(rs_promises_kept) > 0L) {
+    later::run_now(Inf)
+  }
+  expect_error(mirai_map(1, identity, .on_report = 1), "'.on_report' must be a function")
+  expect_error(mirai(1, .on_report = "f"), "'.on_report' must be a function")
+})
+
+test_that("a report is told before its task is over, and an error in .on_report is a warning", {
+  skip_if_not_installed("later")
+  local_test_daemons(1)
+  go <- tempfile()
+  on.exit(unlink(go))
+  told <- NULL
+  m <- mirai(
+    {
+      mirai::mirai_report("waiting")
+      while (!file.exists(go)) {
+        Sys.sleep(0.01)
+      }
+      mirai::mirai_report("going")
+      "value"
+    },
+    go = go,
+    .on_report = function(value) {
+      told <<- c(told, value)
+      file.create(go)
+      stop("bad handler")
+    }
+  )
+  # Package later calls it where no handler of the caller's is.
+  withr::local_options(warn = 1)
+  said <- capture.output(type = "message", {
+    while (length(told) < 2L) {
+      later::run_now(Inf)
+    }
+  })
+  expect_identical(said, rep("Warning: '.on_report' failed: bad handler", 2L))
+  expect_identical(told, c("waiting", "going"))
+  expect_identical(m[], "value")
+})
+
+test_that(".on_report of a flood is told the newest, and never the same twice", {
+  skip_if_not_installed("later")
+  local_test_daemons(1)
+  told <- integer()
+  m <- mirai(
+    for (i in 1:20000) {
+      mirai::mirai_report(i)
+    },
+    .on_report = function(value) told <<- c(told, value)
+  )
+  m[]
+  while (.Call(rs_promises_kept) > 0L) {
+    later::run_now(Inf)
+  }
+  expect_false(anyDuplicated(told) > 0L)
+  expect_false(is.unsorted(told))
+  expect_identical(told[length(told)], 20000L)
+})

@@ -21,7 +21,7 @@ pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"noted", noted as *const (), 0),
         r::routine(c"notes", notes as *const (), 1),
-        r::routine(c"reports", reports as *const (), 1),
+        r::routine(c"reports", reports as *const (), 2),
     ]
 }
 
@@ -87,7 +87,7 @@ pub(crate) unsafe fn keep(env: SEXP, task: &Task) {
                 Rf_unprotect(1);
             }
         }
-        let list = raw_reports(task);
+        let list = raw_reports(task, 0);
         if list != R_NilValue {
             Rf_protect(list);
             Rf_defineVar(REPORTS.get(), list, env);
@@ -105,12 +105,12 @@ unsafe fn raw(bytes: &[u8]) -> SEXP {
     }
 }
 
-/// The reports of a task as a list of raw vectors, with the number of those dropped as attribute `dropped`; `NULL` if
-/// there are none.
-unsafe fn raw_reports(task: &Task) -> SEXP {
+/// The reports of a task, but for the first `n` that it has sent, as a list of raw vectors. Attribute `dropped` has the
+/// number of those before them. `NULL` if there are none.
+unsafe fn raw_reports(task: &Task, n: u64) -> SEXP {
     // SAFETY: on R's main thread; what was allocated is protected. Only a failure to allocate could lose `reports`.
     unsafe {
-        let reports = task.reports();
+        let reports = task.reports().after(n);
         if reports.kept.is_empty() {
             return R_NilValue;
         }
@@ -134,13 +134,16 @@ unsafe extern "C-unwind" fn notes(mirai: SEXP) -> SEXP {
     unsafe { beside(mirai, NOTES.get()) }
 }
 
-/// `.Call(reports, mirai)`: the reports so far, as `raw_reports` has them.
-unsafe extern "C-unwind" fn reports(mirai: SEXP) -> SEXP {
+/// `.Call(reports, mirai, n)`: the reports so far but for the first `n`, as `raw_reports` has them. Once the mirai has
+/// resolved: all that are kept.
+unsafe extern "C-unwind" fn reports(mirai: SEXP, n: SEXP) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the argument. The mirai, which is not settled meanwhile, keeps
     // the task.
     unsafe {
         match is_mirai(mirai).then(|| task_of(mirai)).flatten() {
-            Some(task) if !task.is_resolved() => raw_reports(task),
+            Some(task) if !task.is_resolved() => {
+                raw_reports(task, r::as_number(n).unwrap_or_default() as u64)
+            }
             _ => beside(mirai, REPORTS.get()),
         }
     }

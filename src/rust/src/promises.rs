@@ -8,7 +8,7 @@
 
 use std::cell::{RefCell, UnsafeCell};
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use extendr_ffi::{
@@ -25,6 +25,7 @@ pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"prepare_promise", prepare_promise as *const (), 0),
         r::routine(c"when_resolved", when_resolved as *const (), 3),
+        r::routine(c"when_reported", when_reported as *const (), 3),
         r::routine(c"promises_kept", promises_kept as *const (), 0),
     ]
 }
@@ -213,19 +214,34 @@ impl Watch {
     }
 
     fn schedule(&self, index: i32) {
+        self.schedule_once(index, None);
+    }
+
+    /// The same, but nothing if that is still to come: `scheduled` says so.
+    fn schedule_once(&self, index: i32, scheduled: Option<Arc<AtomicBool>>) {
+        let before = |it: &Arc<AtomicBool>| it.swap(true, Ordering::SeqCst);
+        if scheduled.as_ref().is_some_and(before) {
+            return;
+        }
         if let Some(exec_later) = *exec_later() {
             let key = self.key;
-            let due = Box::into_raw(Box::new(Due { key, index }));
+            let due = Box::into_raw(Box::new(Due {
+                key,
+                index,
+                scheduled,
+            }));
             // SAFETY: it calls `run` with `due` once, or never if the loop is gone.
             unsafe { exec_later(run, due.cast(), 0.0, self.event_loop) };
         }
     }
 }
 
-/// What R is to be told: which task has failed, or 0 when all have resolved.
+/// What R is to be told: which task has failed or reported, or 0 when all have resolved.
 struct Due {
     key: Key,
     index: i32,
+    /// True until R looks.
+    scheduled: Option<Arc<AtomicBool>>,
 }
 
 /// `.Call(prepare_promise)`, before a promise is made. In a forked child, this is an error, and not a promise
@@ -248,8 +264,26 @@ unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
 /// from 1, and with 0 when all have resolved, until it returns `TRUE`. later's namespace has to be
 /// loaded.
 unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the arguments. later's function has the type `ExecLater`,
-    // by its documentation.
+    // SAFETY: R calls it on its main thread and protects the arguments.
+    unsafe { watch(x, functions, event_loop, Event::Failure) }
+}
+
+/// `.Call(when_reported, x, functions, loop)`: the same, for each mirai in `x` that has sent values ahead.
+unsafe extern "C-unwind" fn when_reported(x: SEXP, functions: SEXP, event_loop: SEXP) -> SEXP {
+    // SAFETY: R calls it on its main thread and protects the arguments.
+    unsafe { watch(x, functions, event_loop, Event::Report) }
+}
+
+/// Of what R is told besides the end.
+#[derive(Clone, Copy, PartialEq)]
+enum Event {
+    Failure,
+    Report,
+}
+
+unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEXP {
+    // SAFETY: on R's main thread; the arguments are protected. later's function has the type `ExecLater`, by its
+    // documentation.
     unsafe {
         // Here, because only the main thread may ask R for it.
         let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
@@ -269,15 +303,21 @@ unsafe extern "C-unwind" fn when_resolved(x: SEXP, functions: SEXP, event_loop: 
             let index = i as i32 + 1;
             match task_of(mirai) {
                 Some(task) => {
+                    if event == Event::Report {
+                        let (watch, scheduled) = (watch.clone(), Arc::new(AtomicBool::new(false)));
+                        task.on_report(Arc::new(move || {
+                            watch.schedule_once(index, Some(scheduled.clone()));
+                        }));
+                    }
                     let watch = watch.clone();
                     task.on_resolved(Box::new(move |outcome| {
-                        watch.tick(index, outcome.is_failure());
+                        watch.tick(index, event == Event::Failure && outcome.is_failure());
                     }));
                 }
                 None => {
                     let value = r::get_var_in_frame(DATA.get(), mirai);
                     let failed = Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
-                    watch.tick(index, failed);
+                    watch.tick(index, event == Event::Failure && failed);
                 }
             }
         }
@@ -308,6 +348,9 @@ unsafe extern "C" fn settle(due: *mut c_void) {
             return;
         };
         Rf_protect(functions);
+        if let Some(scheduled) = &due.scheduled {
+            scheduled.store(false, Ordering::SeqCst);
+        }
         let index = Rf_protect(Rf_ScalarInteger(due.index));
         let name = Rf_install(c"settle_promise".as_ptr());
         let call = Rf_protect(Rf_lang3(name, functions, index));

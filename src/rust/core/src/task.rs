@@ -71,10 +71,14 @@ impl std::fmt::Debug for Constants {
 /// Called once with what the task ended as, on whichever thread resolves it. Must not block.
 pub type Callback = Box<dyn FnOnce(&Outcome) + Send>;
 
+/// Called for each value that a task sends ahead, on whichever thread has received it. Must not block.
+pub type OnReport = dyn Fn() + Send + Sync;
+
 #[derive(Default)]
 struct Watchers {
     waiting: Option<Arc<Countdown>>,
     callbacks: Vec<Callback>,
+    on_report: Option<Arc<OnReport>>,
     reports: Reports,
     /// The daemon that was lost with it.
     loss: Option<Arc<Loss>>,
@@ -95,6 +99,15 @@ pub struct Reports {
 }
 
 impl Reports {
+    /// Only those after the first `n` that the task has sent.
+    #[must_use]
+    pub fn after(mut self, n: u64) -> Reports {
+        let skipped = n.saturating_sub(self.dropped).min(self.kept.len() as u64);
+        self.kept.drain(..skipped as usize);
+        self.dropped += skipped;
+        self
+    }
+
     fn add(&mut self, report: Content) {
         self.bytes += report.size();
         self.kept.push_back(Arc::new(report));
@@ -155,8 +168,29 @@ impl Task {
     /// Keeps a value that the task has sent ahead, unless it is over.
     pub(crate) fn add_report(&self, report: Content) {
         let mut watchers = self.watchers.lock();
+        if self.is_resolved() {
+            return;
+        }
+        let held = watchers.get_or_insert_default();
+        held.reports.add(report);
+        let on_report = held.on_report.clone();
+        drop(watchers);
+        if let Some(on_report) = on_report {
+            on_report();
+        }
+    }
+
+    /// Has `f` called for each value that the task sends ahead from now on; at once if there are some already.
+    pub fn on_report(&self, f: Arc<OnReport>) {
+        let mut watchers = self.watchers.lock();
+        let held = watchers.get_or_insert_default();
+        let some = !held.reports.kept.is_empty();
         if !self.is_resolved() {
-            watchers.get_or_insert_default().reports.add(report);
+            held.on_report = Some(f.clone());
+        }
+        drop(watchers);
+        if some {
+            f();
         }
     }
 
@@ -242,6 +276,7 @@ impl Task {
             let Some(held) = watchers.as_mut() else {
                 return;
             };
+            held.on_report = None;
             let taken = (held.waiting.take(), std::mem::take(&mut held.callbacks));
             if held.reports.kept.is_empty() && held.loss.is_none() {
                 *watchers = None;

@@ -82,7 +82,13 @@ fn run(mut settings: Settings) -> Result<End> {
             Ok(output) => output,
             Err(e) => break Err(Error::other(format!("output cannot be kept: {e}"))),
         };
-        let ended = serve(&mut worker, &settings, output.as_ref(), &mut limits, &mut snapshot);
+        let ended = serve(
+            &mut worker,
+            &settings,
+            output.as_ref(),
+            &mut limits,
+            &mut snapshot,
+        );
         match ended {
             End::Lost if settings.dial.autoexit == AutoExit::Never && !limits.told_to_end => {}
             End::Lost => break Ok(End::Lost),
