@@ -184,6 +184,24 @@ end_commands <- function(commands) {
   }
 }
 
+# Called from waiting.rs if a wait lasts and no daemon is there: tells the user, unless a launch command is still running.
+# Returns whether that was told.
+tell_deserted <- function(profile) {
+  for (launch in the$launches[[profile]]) {
+    if (.Call(rs_command_state, launch$command)$running) {
+      return(FALSE)
+    }
+  }
+  place <- if (profile != "default") paste0(" of compute profile '", profile, "'")
+  message(
+    "waiting for tasks",
+    place,
+    ", but no daemon is connected and none is being launched: see ?launch_local, ",
+    "?launch_remote, status()"
+  )
+  TRUE
+}
+
 # For status(): warns of launch commands that have failed since the last call, and forgets those that have ended.
 warn_failed_launches <- function(profile, call) {
   waiting <- list()

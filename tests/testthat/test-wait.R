@@ -332,3 +332,23 @@ test_that("a wait uses no CPU time, even with a handler that waits itself", {
   ))
   expect_identical(out, c("TRUE ", "TRUE ", "later"))
 })
+
+test_that("a long wait in vain is told once, and ends when a daemon comes", {
+  local_test_daemons(url = local_url())
+  told <- character()
+  m <- mirai(Sys.getpid())
+  x <- mirai_map(1:2, identity)
+  withCallingHandlers(
+    x[],
+    message = function(cnd) {
+      told <<- c(told, conditionMessage(cnd))
+      launch_local(1)
+      invokeRestart("muffleMessage")
+    }
+  )
+  expect_length(told, 1L)
+  expect_match(told, "waiting for tasks of compute profile '.*', but no daemon is connected and none is being launched")
+  expect_true(is.integer(m[]))
+  # A daemon is there, and busy.
+  expect_silent(mirai(Sys.sleep(4))[])
+})

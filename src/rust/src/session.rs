@@ -291,6 +291,19 @@ pub(crate) fn cancel(task: &Task) -> bool {
         .with_borrow(|session| !forks::is_forked() && session.hosts().any(|host| host.cancel(task)))
 }
 
+/// The name of the profile in which a task waits and no daemon is, nor one of those that this session has started on its
+/// way.
+pub(crate) fn deserted_profile(task: &Task) -> Option<String> {
+    SESSION.with_borrow(|session| {
+        let deserted =
+            |profile: &Profile| profile.host().is_some_and(|host| host.is_deserted(task));
+        let mut profiles = session.profiles.iter();
+        profiles
+            .find(|(_, profile)| deserted(profile))
+            .map(|(name, _)| name.to_string())
+    })
+}
+
 /// The name of the profile that `.compute = NULL` stands for.
 fn current_profile() -> Result<String> {
     Ok(SESSION.with_borrow(|session| session.current.clone()))

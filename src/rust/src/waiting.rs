@@ -121,6 +121,17 @@ struct Wait {
     /// As last seen: how many have resolved, and whether there is nothing more to wait for.
     resolved: usize,
     over: bool,
+    /// When to look next whether there is anybody who could evaluate the tasks; `None`: it was said that there is not.
+    look: Option<Instant>,
+}
+
+/// After this time, a wait in vain is worth a word.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Time between two looks whether the wait is in vain.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+r::symbols! {
+    TELL_DESERTED = c"tell_deserted";
 }
 
 thread_local! {
@@ -146,6 +157,7 @@ impl Wait {
                 read: 0,
                 resolved: 0,
                 over: false,
+                look: Instant::now().checked_add(SILENCE),
             }
         }
     }
@@ -158,8 +170,33 @@ impl Wait {
             let end = timeout.and_then(|t| Instant::now().checked_add(t));
             while self.once(enough, end) == Waited::Interrupted {
                 events::serve();
+                if self.look.is_some_and(|time| Instant::now() >= time) {
+                    self.look = Instant::now().checked_add(LOOK_AGAIN);
+                    self.tell_if_deserted();
+                }
             }
             self.over
+        }
+    }
+
+    /// Has R say, once, that nobody is there to evaluate the tasks.
+    unsafe fn tell_if_deserted(&mut self) {
+        // SAFETY: on R's main thread; nothing is owned when R is called. Reading a task calls R for that only.
+        unsafe {
+            let name = {
+                let waiting = each(self.x).filter_map(|m| task_of(m));
+                let task = { waiting }.find(|task| !task.is_resolved());
+                let Some(name) = task.and_then(session::deserted_profile) else {
+                    return;
+                };
+                Rf_protect(r::string(&name))
+            };
+            let call = Rf_protect(Rf_lang2(TELL_DESERTED.get(), name));
+            let told = Rf_protect(Rf_eval(call, r::NAMESPACE.get()));
+            if r::as_flag(told) == Some(true) {
+                self.look = None;
+            }
+            Rf_unprotect(3);
         }
     }
 

@@ -391,6 +391,11 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
+    /// Whether a task is here and has not resolved.
+    pub fn holds(&self, id: TaskId) -> bool {
+        self.tasks.contains(id)
+    }
+
     /// Counts a task that resolved before it could be submitted: its payload could not be made.
     pub fn count_unsubmitted(&mut self) {
         self.counts.completed += 1;

@@ -272,6 +272,16 @@ impl Host {
         self.0.state.lock().dispatcher.has_room(bytes)
     }
 
+    /// Whether a task of this host's cannot begin: no daemon is connected, and no process that this host has started is
+    /// on its way to be one.
+    pub fn is_deserted(&self, task: &Task) -> bool {
+        let deserted = {
+            let dispatcher = &self.0.state.lock().dispatcher;
+            dispatcher.counts().connections == 0 && dispatcher.holds(task.id())
+        };
+        deserted && !self.0.is_expecting()
+    }
+
     /// A task has failed before it could be submitted.
     pub fn count_unsubmitted(&self) {
         self.0.state.lock().dispatcher.count_unsubmitted();

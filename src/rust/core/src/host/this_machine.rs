@@ -1,7 +1,7 @@
 //! Processes that the host has started on this machine.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::{Connected, Host, Shared};
@@ -74,6 +74,13 @@ impl Shared {
         if self.is_closed() {
             process::end_unconnected(std::slice::from_ref(child));
         }
+    }
+
+    /// Whether a process that was started here has not connected yet.
+    pub(super) fn is_expecting(&self) -> bool {
+        let children = self.children.lock();
+        let mut children = children.iter().filter_map(Weak::upgrade);
+        children.any(|child| child.is_on_its_way())
     }
 
     /// A process that we started is gone; one that was killed has left its

@@ -149,6 +149,12 @@ impl Child {
         self.state.lock().connected = true;
     }
 
+    /// Whether it has neither connected nor ended.
+    pub fn is_on_its_way(&self) -> bool {
+        let state = self.state.lock();
+        !state.connected && state.exit.is_none()
+    }
+
     fn is_unwanted(&self) -> bool {
         self.state.lock().unwanted
     }
