@@ -99,10 +99,14 @@ daemon <- function(
     tls = tls[1L]
   )
   the$prints_warnings <- isTRUE(output)
+  find_tracer()
   code <- .Call(rs_run_daemon, url, settings)
   if (code < 0L) {
     .Call(rs_serve_events)
     code <- 0L
+  }
+  if (!is.null(the$tracer)) {
+    the$tracer$flush()
   }
   invisible(code)
 }

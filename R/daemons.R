@@ -124,6 +124,13 @@ daemons <- function(
     return(new_daemons(the$numbers[[profile]], profile))
   }
 
+  find_tracer()
+  the$daemons_spans[[profile]] <- local_span(
+    "daemons",
+    "internal",
+    list(n = n, url = url, dispatcher = dispatcher),
+    NULL
+  )
   the$globals[[profile]] <- NULL
   the$setup_streams[[profile]] <- NULL
   the$launches[[profile]] <- NULL

@@ -39,6 +39,11 @@ task_calls <- function(calls, depth, last) {
     last <- last - 1L
   }
   first <- depth + 4L
+  if (!is.null(the$tracer)) {
+    # There are more of our frames, and otel's, if the task is traced.
+    ours <- which(vapply(calls, identical, NA, evaluator_call))
+    first <- ours[ours > depth][2L] + 1L
+  }
   if (last < first) list() else as.list(calls[first:last])
 }
 

@@ -81,7 +81,12 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   }
   expr <- map_call(elements$arguments, .args)
   args <- list(.f = .f, .args = .args)
-  ms <- .Call(rs_submit_map, expr, globals, args, elements$x, elements$names, profile)
+  sent <- expr
+  if (!is.null(the$tracer)) {
+    local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
+    sent <- with_context(expr)
+  }
+  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, profile)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)

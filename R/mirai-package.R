@@ -66,6 +66,14 @@ the$prints_warnings <- FALSE
 # On a daemon: what the clean-up could not restore. Each is reported once.
 the$not_cleaned <- character()
 
+# The tracer of package otel, or NULL if nothing is traced.
+the$tracer <- NULL
+# By profile, if there is a tracer: the span of the last call of daemons().
+the$daemons_spans <- list()
+
+# Whether find_tracer() has looked.
+the$tracer_sought <- FALSE
+
 .onLoad <- function(libname, pkgname) {
   # Deletes the sockets in the file system when R quits.
   reg.finalizer(environment(.onLoad), function(e) .Call(rs_close_session), onexit = TRUE)

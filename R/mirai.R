@@ -70,9 +70,20 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, 
   if (!is.null(.on_report)) {
     .on_report <- report_handler(.on_report, sys.call())
   }
-  m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, give_up)
+  sent <- expr
+  if (!the$tracer_sought) {
+    find_tracer()
+  }
+  if (!is.null(the$tracer)) {
+    span <- local_span("mirai", "producer", NULL, check_profile(.compute))
+    sent <- with_context(expr)
+  }
+  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up)
   if (is.logical(m)) {
     m <- evaluate_sync(expr, globals, args, check_profile(.compute))
+  }
+  if (!is.null(the$tracer)) {
+    span$set_attribute("mirai.id", attr(m, "id"))
   }
   if (!is.null(.on_report) && !is.null(m)) {
     on_reports(list(m), .on_report)

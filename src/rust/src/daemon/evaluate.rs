@@ -74,6 +74,7 @@ r::symbols! {
     EXPR = c".expr.";
     ENVIR = c".envir.";
     ELEMENT = c".x";
+    CONTEXT = c".context.";
 }
 
 /// Works until the link ends or a limit is reached.
@@ -97,6 +98,7 @@ pub(super) fn serve(
         owner: Owner::this(),
         error: None,
         task: None,
+        traced: false,
         end: None,
     };
     let this = &raw mut serving;
@@ -143,6 +145,8 @@ struct Serving<'a> {
     error: Option<String>,
     /// The task under evaluation.
     task: Option<Assignment>,
+    /// It continues a trace of its host's.
+    traced: bool,
     /// Why there is no next one.
     end: Option<End>,
 }
@@ -201,7 +205,9 @@ unsafe extern "C-unwind" fn serve_tasks(serving: SEXP, frame: SEXP) -> SEXP {
             r::raise("the link is no longer served");
         }
         while (*serving).begin(frame) {
-            let value = Rf_protect(Rf_eval(TASK_CALL.get(), frame));
+            let traced = (*serving).traced;
+            let call = if traced { &TRACED_CALL } else { &TASK_CALL };
+            let value = Rf_protect(Rf_eval(call.get(), frame));
             (*serving).answer(value);
             Rf_unprotect(1);
         }
@@ -270,8 +276,9 @@ impl Serving<'_> {
                     output.task_begins();
                 }
                 let task = self.task.insert(task);
+                let traced = &raw mut self.traced;
                 let prepared = within_r(|| {
-                    prepare(task, frame);
+                    *traced = prepare(task, frame);
                     // So that `failure` knows whether an error was what ended it.
                     r::forget_error();
                 });
@@ -459,8 +466,8 @@ unsafe fn message_of(value: SEXP) -> Option<String> {
     }
 }
 
-/// Puts a task's objects in place, and into `frame` what to evaluate and where.
-unsafe fn prepare(task: &Assignment, frame: SEXP) {
+/// Puts a task's objects in place, and into `frame` what to evaluate and where. True if the task continues a trace.
+unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
     // SAFETY: in `within_r`, where long jumps end. What was read is protected until a variable has it; indices are
     // below the length checked.
     unsafe {
@@ -487,9 +494,19 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) {
             Rf_defineVar(ELEMENT.get(), element, env);
             Rf_unprotect(1);
         }
-        Rf_defineVar(EXPR.get(), VECTOR_ELT(payload, 0), frame);
+        // See `with_context()` in R/traces.R.
+        let expr = VECTOR_ELT(payload, 0);
+        let traced = TYPEOF(expr) == SEXPTYPE::VECSXP
+            && Rf_xlength(expr) == 2
+            && r::Rf_inherits(expr, c"miraiContext".as_ptr()) == Rboolean::TRUE;
+        if traced {
+            Rf_defineVar(CONTEXT.get(), VECTOR_ELT(expr, 1), frame);
+        }
+        let expr = if traced { VECTOR_ELT(expr, 0) } else { expr };
+        Rf_defineVar(EXPR.get(), expr, frame);
         Rf_defineVar(ENVIR.get(), env, frame);
         Rf_unprotect(2);
+        traced
     }
 }
 
@@ -503,6 +520,13 @@ static SERVE: Constant = Constant::new(|| unsafe { r::our_function(c"serve") });
 static TASK_CALL: Constant = Constant::new(|| unsafe {
     let function = Rf_install(c"eval".as_ptr());
     Rf_lang3(function, EXPR.get(), ENVIR.get())
+});
+
+/// `in_span(eval(.expr., .envir.), .context.)`
+// SAFETY: on R's main thread. The call is preserved by `Constant`, and has the other in it.
+static TRACED_CALL: Constant = Constant::new(|| unsafe {
+    let function = Rf_install(c"in_span".as_ptr());
+    Rf_lang3(function, TASK_CALL.get(), CONTEXT.get())
 });
 
 /// Assigns the elements of a named list, which is empty afterwards.
