@@ -53,6 +53,17 @@ test_that("the example app serves two browsers at once while daemons compute", {
     one$screenshot(file.path(dir, "running.png"))
   }
 
+  # What a task sends ahead, prints and warns of, and the session's own tasks.
+  one$click("check")
+  expect_true(one$wait("document.querySelector('#checked progress')?.value == 1"))
+  expect_true(one$wait(paste(text_of("said"), ".includes('Mean error: 0.')")))
+  expect_match(one$script(paste("return", text_of("said"))), "Warning: the folds differ much")
+  rows <- "document.querySelectorAll('#tasks tbody tr').length"
+  expect_true(one$wait(paste(rows, "== 1")))
+  one$click("check")
+  expect_true(one$wait(paste(rows, "== 2")))
+  expect_identical(two$script(paste("return", rows)), 0L)
+
   # Two's computation waits behind One's, and starts when that is cancelled.
   two$select("replicates", "1000")
   two$click("start")

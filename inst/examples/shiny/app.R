@@ -10,8 +10,8 @@ library(mirai)
 library(promises)
 
 # Plots are quick. They have a daemon of their own, so that they do not wait behind the long computations, which run on the
-# daemons that the app is started with.
-daemons(1, .compute = "plots")
+# daemons that the app is started with. What a task prints is kept with it.
+daemons(1, .compute = "plots", output = "task")
 onStop(function() daemons(0, .compute = "plots"))
 
 # A part of the bootstrap, evaluated by a daemon: the slopes of `n` regressions.
@@ -20,6 +20,20 @@ resample <- function(n, data) {
     rows <- sample(nrow(data), replace = TRUE)
     coef(lm(eruptions ~ waiting, data[rows, ]))[["waiting"]]
   })
+}
+
+# Evaluated by a daemon, too: it says how far it is, prints, and warns.
+check_model <- function(data) {
+  folds <- 10L
+  errors <- vapply(seq_len(folds), numeric(1), FUN = function(i) {
+    out <- seq_len(nrow(data)) %% folds == i %% folds
+    model <- lm(eruptions ~ waiting, data[!out, ])
+    mirai::mirai_report(i / folds)
+    sqrt(mean((predict(model, data[out, ]) - data$eruptions[out])^2))
+  })
+  cat("Mean error:", format(mean(errors), digits = 3), "minutes\n")
+  if (max(errors) > 1.1 * mean(errors)) warning("the folds differ much")
+  errors
 }
 
 # Shiny's ExtendedTask. For an older Shiny, a list with the same methods.
@@ -63,12 +77,18 @@ ui <- fluidPage(
       hr(),
       sliderInput("bandwidth", "Bandwidth (minutes)", min = 0.5, max = 10, value = 3, step = 0.5),
       hr(),
+      actionButton("check", "Check the model"),
+      uiOutput("checked"),
+      verbatimTextOutput("said"),
+      hr(),
       actionButton("click", "Still there?"),
       textOutput("clicks", inline = TRUE)
     ),
     mainPanel(
       plotOutput("slopes", height = "280px"),
-      plotOutput("density", height = "280px")
+      plotOutput("density", height = "280px"),
+      h4("Checks of this session"),
+      tableOutput("tasks")
     )
   )
 )
@@ -123,6 +143,35 @@ server <- function(input, output, session) {
   output$density <- renderPlot({
     mirai(density(faithful$waiting, bw = bw), bw = input$bandwidth, .compute = "plots") %...>%
       plot(main = "Time between eruptions (minutes)", xlab = "", col = "steelblue", lwd = 2)
+  })
+
+  # What a task sends ahead moves a bar. Its output and warnings are there when it is done, and the log knows the rest.
+  progress <- reactiveVal(0)
+  checks <- reactiveVal(list())
+  observeEvent(input$check, {
+    m <- mirai(
+      check_model(faithful),
+      check_model = check_model,
+      .compute = "plots",
+      .on_report = function(value) progress(value)
+    )
+    then(as.promise(m), function(value) checks(c(checks(), list(m))))
+  })
+  output$checked <- renderUI({
+    req(progress() > 0)
+    tags$progress(value = progress(), max = 1, style = "width: 100%")
+  })
+  output$said <- renderText({
+    req(checks())
+    last <- checks()[[length(checks())]]
+    warnings <- vapply(mirai_conditions(last), conditionMessage, "")
+    paste0(mirai_output(last), paste("Warning:", warnings, "\n", recycle0 = TRUE, collapse = ""))
+  })
+  output$tasks <- renderTable({
+    req(checks())
+    log <- task_log(.compute = "plots")
+    mine <- log$id %in% vapply(checks(), attr, 0L, "id")
+    data.frame(task = log$id, daemon = log$daemon, seconds = log$spent, state = log$state)[mine, ]
   })
 
   output$clicks <- renderText(paste("Yes, clicked", input$click, "times"))
