@@ -91,3 +91,29 @@ test_that("a relay without a host, or without daemons, is an error", {
     dispatcher("tcp://127.0.0.1:1")
   }))
 })
+
+test_that("a report passes through a relay at once, while its task runs", {
+  local_test_daemons(url = loopback("tcp"), dispatcher = FALSE)
+  p <- relay_process(nextget("url"), "n = 1, output = \"task\"")
+  expect_true(connected(1))
+  go <- local_file()
+  m <- mirai(
+    {
+      for (i in 1:3) {
+        mirai::mirai_report(i)
+      }
+      cat("printed")
+      while (!file.exists(go)) {
+        Sys.sleep(0.01)
+      }
+      mirai::mirai_report("last")
+    },
+    go = go
+  )
+  expect_true(wait_until(function() length(mirai_reports(m)) == 3L))
+  expect_true(unresolved(m))
+  file.create(go)
+  m[]
+  expect_identical(mirai_reports(m), list(1L, 2L, 3L, "last"))
+  expect_identical(mirai_output(m), "printed")
+})

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use crate::memory::{self, Content};
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::sys::signals;
 use crate::task::{Constants, Outcome, Payload, Task, next_task_id};
-use crate::worker::{Assignment, Common, Next, Runtime, Worker};
+use crate::worker::{self, Assignment, Common, Next, Runtime, Worker};
 
 /// The number of tasks that a relay may hold: they wait in its own queue.
 pub const SLOTS: u32 = MOST_SLOTS;
@@ -83,53 +83,18 @@ impl Relay {
     pub fn run(self: &Arc<Self>, worker: &mut Worker, interrupted: impl Fn() -> bool) -> Ended {
         // Values are sent by a thread of their own: it may have to wait until the host above
         // takes them, which neither those who bring them nor the reader may.
-        let (done, values) = mpsc::channel::<(Seq, Arc<Task>)>();
+        let (up, news) = mpsc::channel::<News>();
         let above = worker.sender();
         let sending = signals::with_all_blocked(|| {
             std::thread::Builder::new()
                 .name("mirai-relay".into())
-                .spawn(move || {
-                    for (seq, task) in values {
-                        let (outcome, content) = match task.outcome() {
-                            Some(Outcome::Value(content)) => (Done::Value, Some(content)),
-                            Some(Outcome::Error(content)) => (Done::Error, Some(content)),
-                            Some(Outcome::Canceled) => (Done::Skipped, None),
-                            _ => (Done::Lost, None),
-                        };
-                        let mut body = content.map(Content::plain).unwrap_or_default();
-                        let notes = content.and_then(Content::notes).unwrap_or_default();
-                        if !notes.is_empty() {
-                            body.to_mut().extend_from_slice(notes);
-                        }
-                        // Later than a daemon would send them, but none is lost.
-                        for report in task.reports().kept {
-                            let report = report.plain();
-                            if above
-                                .send(&ToHost::Report { seq }, (&*report).into())
-                                .is_err()
-                            {
-                                return;
-                            }
-                        }
-                        let message = ToHost::Done {
-                            seq,
-                            outcome,
-                            // Of no use: a relay holds whatever it is sent.
-                            spent: 0,
-                            notes: notes.len() as u64,
-                            error: None,
-                        };
-                        if above.send(&message, (&*body).into()).is_err() {
-                            return;
-                        }
-                    }
-                })
+                .spawn(move || send_up(&*above, &news))
                 .expect("a thread starts")
         });
         let mut constants = Known::default();
         let ended = loop {
             match worker.next(None, &interrupted) {
-                Next::Task(task) => self.pass(task, &mut constants, &done),
+                Next::Task(task) => self.pass(task, &mut constants, &up),
                 Next::Configuration(body) => self.below.configure(Some(body.into())),
                 Next::Lost { end } => break Ended::Lost { end },
                 Next::Interrupted => break Ended::Interrupted,
@@ -137,18 +102,13 @@ impl Relay {
             }
         };
         // Whatever is still under way below sends to nobody.
-        drop(done);
+        drop(up);
         self.below.close(matches!(ended, Ended::Lost { end: true }));
         let _ = sending.join();
         ended
     }
 
-    fn pass(
-        self: &Arc<Self>,
-        task: Assignment,
-        known: &mut Known,
-        done: &Sender<(Seq, Arc<Task>)>,
-    ) {
+    fn pass(self: &Arc<Self>, task: Assignment, known: &mut Known, up: &Sender<News>) {
         let seq = task.seq;
         let constants = task.constants.as_ref().map(|c| known.get(c, &self.below));
         // Segments end here: what goes on from a relay is copied.
@@ -170,7 +130,7 @@ impl Relay {
         let unwanted = match task.kind {
             Kind::Task | Kind::Map => {
                 let tasks = make(1);
-                let unwanted = self.note(seq, &tasks, done);
+                let unwanted = self.note(seq, &tasks, up);
                 for task in tasks {
                     self.below.submit(task, None, Target::Any);
                 }
@@ -181,7 +141,7 @@ impl Relay {
                 let mut unwanted = false;
                 let submitted = self.below.submit_to_each(1, |n| {
                     let tasks = make(n);
-                    unwanted = self.note(seq, &tasks, done);
+                    unwanted = self.note(seq, &tasks, up);
                     Some(tasks)
                 });
                 submitted.expect("tasks are always made");
@@ -195,23 +155,26 @@ impl Relay {
 
     /// Notes the tasks that one from above has become, the first of which answers for them all. Whether nobody wants it
     /// any more.
-    fn note(
-        self: &Arc<Self>,
-        seq: Seq,
-        tasks: &[Arc<Task>],
-        done: &Sender<(Seq, Arc<Task>)>,
-    ) -> bool {
+    fn note(self: &Arc<Self>, seq: Seq, tasks: &[Arc<Task>], up: &Sender<News>) -> bool {
+        if let Some(first) = tasks.first() {
+            let (task, up) = (Arc::downgrade(first), up.clone());
+            first.on_report(Arc::new(move || {
+                if let Some(task) = task.upgrade() {
+                    let _ = up.send(News::Report(seq, task));
+                }
+            }));
+        }
         let left = Arc::new(AtomicUsize::new(tasks.len()));
         for task in tasks {
             let (relay, left) = (Arc::downgrade(self), left.clone());
-            let (first, done) = (tasks[0].clone(), done.clone());
+            let (first, up) = (tasks[0].clone(), up.clone());
             task.on_resolved(Box::new(move |_| {
                 if left.fetch_sub(1, Ordering::SeqCst) == 1 {
                     if let Some(relay) = relay.upgrade() {
                         relay.tasks.lock().tasks.remove(&seq);
                     }
                     // Nobody listens any more: there is no host to tell.
-                    let _ = done.send((seq, first));
+                    let _ = up.send(News::Done(seq, first));
                 }
             }));
         }
@@ -220,6 +183,62 @@ impl Relay {
         passed.tasks.insert(seq, tasks.to_vec());
         passed.early.remove(&seq)
     }
+}
+
+/// What the host above is to be told of one of its tasks.
+enum News {
+    /// It has sent something ahead.
+    Report(Seq, Arc<Task>),
+    /// It has resolved.
+    Done(Seq, Arc<Task>),
+}
+
+/// Sends what comes to the host above, until there is nobody who could send more, or the host is gone.
+fn send_up(above: &dyn worker::Sender, news: &Receiver<News>) {
+    // Reports that the host has been sent, of tasks that have not resolved.
+    let mut reported: FxHashMap<Seq, u64> = FxHashMap::default();
+    for news in news {
+        let (News::Report(seq, task) | News::Done(seq, task)) = &news;
+        let sent = reported.entry(*seq).or_default();
+        let reports = task.reports().after(*sent);
+        *sent = reports.dropped + reports.kept.len() as u64;
+        for report in reports.kept {
+            let message = ToHost::Report { seq: *seq };
+            if above.send(&message, (&*report.plain()).into()).is_err() {
+                return;
+            }
+        }
+        if let News::Done(..) = news {
+            reported.remove(seq);
+            if !send_value(above, *seq, task) {
+                return;
+            }
+        }
+    }
+}
+
+/// Sends the value of a task to the host above. False if that is gone.
+fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task) -> bool {
+    let (outcome, content) = match task.outcome() {
+        Some(Outcome::Value(content)) => (Done::Value, Some(content)),
+        Some(Outcome::Error(content)) => (Done::Error, Some(content)),
+        Some(Outcome::Canceled) => (Done::Skipped, None),
+        _ => (Done::Lost, None),
+    };
+    let mut body = content.map(Content::plain).unwrap_or_default();
+    let notes = content.and_then(Content::notes).unwrap_or_default();
+    if !notes.is_empty() {
+        body.to_mut().extend_from_slice(notes);
+    }
+    let message = ToHost::Done {
+        seq,
+        outcome,
+        // Of no use: a relay holds whatever it is sent.
+        spent: 0,
+        notes: notes.len() as u64,
+        error: None,
+    };
+    above.send(&message, (&*body).into()).is_ok()
 }
 
 /// Constants by the bytes that have come from above: those that are still in use below.

@@ -24,7 +24,8 @@ use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::Address;
 use gate::{Begin, Gate};
-use wire::{Dialling, Sender, Wire};
+pub(crate) use wire::Sender;
+use wire::{Dialling, Wire};
 
 /// What a daemon does when its host goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
