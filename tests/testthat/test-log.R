@@ -122,3 +122,32 @@ test_that("the timeline is drawn from few tasks and from very many, in bounded t
   at <- function(lane, bin) cells$state[cells$lane == lane & cells$from <= bin & cells$to > bin]
   expect_identical(at(2L, 0.0002), "done")
 })
+
+test_that("the reason of a loss has what the daemon wrote last", {
+  reason <- function(...) {
+    local_test_daemons(1, ...)
+    before <- mirai({
+      message("of the task before")
+      cat("of the task before\n", file = stderr())
+    })
+    before[]
+    m <- mirai({
+      cat("to stdout\n")
+      message("to stderr \033[31m")
+      tools::pskill(Sys.getpid(), tools::SIGKILL)
+    })
+    expect_reset(m[])
+    attr(m$data, "reason")
+  }
+  expect_match(reason(), "was killed by signal 9. The last that it wrote:\nto stderr [31m", fixed = TRUE)
+  expect_match(reason(output = "task"), "The last that it wrote:\nto stdout\nto stderr [31m", fixed = TRUE)
+  local_test_daemons(1)
+  m <- mirai(tools::pskill(Sys.getpid(), 11L))
+  m[]
+  expect_match(conditionMessage(m$data), "caught segfault.*Traceback:")
+  # Nothing of a daemon that says nothing.
+  local_test_daemons(1)
+  m <- mirai(tools::pskill(Sys.getpid(), tools::SIGKILL))
+  m[]
+  expect_no_match(conditionMessage(m$data), "wrote")
+})

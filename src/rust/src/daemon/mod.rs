@@ -10,7 +10,7 @@ use std::sync::Arc;
 use extendr_ffi::{R_CallMethodDef, SEXP};
 use mirai_core::process::line;
 use mirai_core::transport::Address;
-use mirai_core::worker::output::{Output, Silence};
+use mirai_core::worker::output::{Keep, Output};
 use mirai_core::worker::{AutoExit, DialError, Worker};
 
 use crate::error::{Error, Result};
@@ -76,12 +76,18 @@ fn run(mut settings: Settings) -> Result<End> {
         // After a reconnection the host may present another certificate for a while.
         settings.dial.insist = true;
         // Not before: until here, the process that launched this one reads failures from stderr.
-        let _silence = (settings.streams == Streams::Discarded).then(Silence::begin);
-        let output = (settings.streams == Streams::Kept).then(Output::begin);
-        let output = match output.transpose() {
+        let keep = match settings.streams {
+            Streams::Shown => None,
+            Streams::Discarded => Some(Keep::LastWords),
+            Streams::Kept => Some(Keep::Tasks),
+        };
+        let output = match keep.map(Output::begin).transpose() {
             Ok(output) => output,
             Err(e) => break Err(Error::other(format!("output cannot be kept: {e}"))),
         };
+        if let Some(output) = &output {
+            worker.tell_last_words(output);
+        }
         let ended = serve(
             &mut worker,
             &settings,

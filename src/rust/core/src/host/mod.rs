@@ -36,6 +36,7 @@ use crate::descriptors;
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply, Target,
 };
+use crate::loss::LastWords;
 use crate::memory::{Body, Content};
 use crate::process::{self, Child};
 use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
@@ -486,6 +487,7 @@ impl Shared {
                 }
             }
             ToHost::About { host, pid } => self.heard_about(peer, &host, pid),
+            ToHost::Words { pipes } => self.heard_of_words(peer, pipes),
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);
             }
@@ -518,9 +520,26 @@ impl Shared {
         }
     }
 
+    /// A daemon has said where its last words will be. Of a process, that is believed only if the system has told its id.
+    fn heard_of_words(&self, peer: PeerId, pipes: [u32; 2]) {
+        let processes = self.processes.lock();
+        let pid = processes.iter().find(|(_, held)| **held == peer);
+        let Some(pid) = pid.map(|(pid, _)| *pid) else {
+            return;
+        };
+        drop(processes);
+        let loss = self.known.lock().loss(peer);
+        if let Some((loss, words)) = loss.zip(LastWords::of(pid, pipes)) {
+            loss.will_say(words);
+        }
+    }
+
     /// A link has ended; `heard_out`: after all that the peer had sent was read.
     fn lost(&self, peer: PeerId, heard_out: bool) {
         let loss = self.known.lock().loss(peer);
+        if let Some(loss) = &loss {
+            loss.hear_last_words();
+        }
         // First: a task that is sent to a peer without a link would count as begun.
         self.act(None, loss, |dispatcher, now, out| {
             dispatcher.handle(now, Event::Lost { peer, heard_out }, out);

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -131,6 +131,9 @@ pub enum ToHost {
         /// Process id there.
         pid: u32,
     },
+    /// The numbers, in a daemon on the host's own machine, of two pipes from which the host can read what the daemon has
+    /// written last, the earlier part first.
+    Words { pipes: [u32; 2] },
     /// The answer to [`Control::Recall`]: the tasks with these numbers, or none if `from` is
     /// beyond `to`, have not begun and never will on this link.
     Returned { from: Seq, to: Seq },

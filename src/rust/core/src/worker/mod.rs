@@ -24,6 +24,7 @@ use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::Address;
 use gate::{Begin, Gate};
+use output::Output;
 pub(crate) use wire::Sender;
 use wire::{Dialling, Wire};
 
@@ -353,6 +354,15 @@ impl Worker {
     /// Sends a value ahead of the reply of the task that runs. False if the host is gone.
     pub fn report<'a>(&self, seq: Seq, value: impl Into<Parts<'a>>) -> bool {
         self.send(&ToHost::Report { seq }, value.into()).is_ok()
+    }
+
+    /// Tells a host on this machine where it can read what this process has written last.
+    pub fn tell_last_words(&self, output: &Output) {
+        if self.passes_memory() {
+            let pipes = output.last_words();
+            // Should that fail, the link has ended, and the next call says so.
+            let _sent = self.send(&ToHost::Words { pipes }, (&[]).into());
+        }
     }
 
     /// Excludes `time`, which passed since the last answer, from the time that the next task is said to have taken.

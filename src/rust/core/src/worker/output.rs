@@ -1,13 +1,18 @@
-//! The standard streams of a daemon: what its tasks write to stdout and stderr is discarded, or kept for each task.
+//! The standard streams of a daemon: what its tasks write to stdout and stderr is kept for each task, or discarded but for
+//! the end, which the host reads should the daemon be killed.
 //!
-//! To keep it, both streams become the writing end of one pipe, so that their lines stay in order. A thread reads the
-//! other end while a task runs, for a pipe is small. When the task is over, the main thread reads what is left, under the
-//! same lock: so nothing that this process has written before is missed, and no wait is needed.
+//! The streams become the writing end of a pipe: both of one, so that their lines stay in order. A thread reads the other
+//! end while a task runs, for a pipe is small. When the task is over, the main thread reads what is left, under the same
+//! lock: so nothing that this process has written before is missed, and no wait is needed.
+//!
+//! The thread writes what it has read into a second, smaller pipe, the *tail*, of which it drops the oldest when it is
+//! full. A host on the same machine has both pipes open, too. When this process is killed, the tail and then the rest of
+//! the first pipe are what it has written last, and nothing of that depends on this process.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -16,7 +21,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_setfl, fstat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
-use rustix::pipe::{PipeFlags, fcntl_getpipe_size, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 use rustix::stdio::{dup2_stderr, dup2_stdout, stderr, stdout};
 
 use crate::sys::signals;
@@ -56,28 +61,19 @@ fn flush() {
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
-/// Discards what is written to stdout and stderr for as long as it lives.
-#[derive(Debug)]
-pub struct Silence {
-    _saved: Saved,
+/// What is kept of what tasks write, besides the tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing. Only stderr has a tail; stdout is discarded.
+    LastWords,
+    /// What each task writes to stdout and stderr.
+    Tasks,
 }
 
-impl Silence {
-    /// From now on.
-    pub fn begin() -> Silence {
-        let saved = Saved::now();
-        if let Ok(null) = File::options().write(true).open("/dev/null") {
-            // If that fails, they stay as they are.
-            let _ = dup2_stdout(&null);
-            let _ = dup2_stderr(&null);
-        }
-        Silence { _saved: saved }
-    }
-}
-
-/// Keeps what is written to stdout and stderr, task by task, for as long as it lives.
+/// The standard streams of this process while it serves a host, for as long as this lives.
 #[derive(Debug)]
 pub struct Output {
+    keep: Keep,
     saved: Option<Saved>,
     writer: OwnedFd,
     /// Bytes that the pipe holds at most.
@@ -90,7 +86,47 @@ pub struct Output {
 struct Shared {
     reader: OwnedFd,
     text: Mutex<Text>,
+    tail: Tail,
+    /// Something was read since the last task began.
+    dirty: AtomicBool,
     over: AtomicBool,
+}
+
+/// A pipe with the last that was written. Neither end ever waits.
+#[derive(Debug)]
+struct Tail {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+/// Bytes of the tail at least: the system has pages of this size or larger ones.
+const TAIL: usize = 4096;
+
+impl Tail {
+    fn new() -> io::Result<Tail> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // A process without privileges may have so much memory in pipes. If this fails, the tail is longer.
+        let _ = fcntl_setpipe_size(&writer, 2 * TAIL);
+        Ok(Tail { reader, writer })
+    }
+
+    fn add(&self, bytes: &[u8]) {
+        let mut left = &bytes[bytes.len().saturating_sub(TAIL)..];
+        while !left.is_empty() {
+            match write(&self.writer, left) {
+                Ok(n) => left = &left[n..],
+                Err(Errno::INTR) => {}
+                // It is full.
+                Err(Errno::AGAIN) if self.drop_some() => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// False if there is nothing more.
+    fn drop_some(&self) -> bool {
+        read(&self.reader, &mut [0; TAIL]).is_ok_and(|n| n > 0)
+    }
 }
 
 impl Output {
@@ -98,7 +134,7 @@ impl Output {
     ///
     /// # Errors
     /// The system has no descriptors, or no thread, left.
-    pub fn begin() -> io::Result<Output> {
+    pub fn begin(keep: Keep) -> io::Result<Output> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // The two ends have flags of their own: whoever writes waits if the pipe is full.
         fcntl_setfl(&reader, OFlags::NONBLOCK)?;
@@ -106,16 +142,20 @@ impl Output {
         let shared = Arc::new(Shared {
             reader,
             text: Mutex::default(),
+            tail: Tail::new()?,
+            dirty: AtomicBool::new(false),
             over: AtomicBool::new(false),
         });
         let thread = shared.clone();
         let start = || {
             std::thread::Builder::new()
                 .name("mirai-output".into())
-                .spawn(move || thread.read_on())
+                .stack_size(STACK)
+                .spawn(move || thread.read_on(keep))
         };
         let reading = signals::with_all_blocked(start)?;
         let output = Output {
+            keep,
             saved: Some(Saved::now()),
             writer,
             capacity,
@@ -126,34 +166,54 @@ impl Output {
         Ok(output)
     }
 
+    /// What can fail here leaves a stream as it was.
     fn redirect(&self) {
-        // If that fails, what is written goes where it went before.
-        let _ = dup2_stdout(&self.writer);
         let _ = dup2_stderr(&self.writer);
+        if self.keep == Keep::Tasks {
+            let _ = dup2_stdout(&self.writer);
+        } else if let Ok(null) = File::options().write(true).open("/dev/null") {
+            let _ = dup2_stdout(&null);
+        }
+    }
+
+    /// The numbers of the pipes with what was written last, the earlier part first.
+    pub(super) fn last_words(&self) -> [u32; 2] {
+        [&self.shared.tail.reader, &self.shared.reader].map(|fd| fd.as_raw_fd() as u32)
     }
 
     /// A task begins. What was written since the last one is nobody's: by processes that a task has left, say. A stream
     /// that a task has closed or redirected is put right.
     pub fn task_begins(&self) {
+        if self.shared.dirty.load(Ordering::Relaxed) || self.keep == Keep::Tasks {
+            self.begin_anew();
+        }
+    }
+
+    fn begin_anew(&self) {
         let ours = |stream: BorrowedFd<'_>| match (fstat(stream), fstat(&self.writer)) {
             (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
             _ => false,
         };
-        if !ours(stdout()) || !ours(stderr()) {
+        if !ours(stderr()) || self.keep == Keep::Tasks && !ours(stdout()) {
             self.redirect();
         }
         let mut text = self.shared.text.lock();
-        text.read_from(&self.shared.reader, self.capacity);
+        self.shared.read(&mut text, self.keep, self.capacity);
         *text = Text::default();
+        while self.shared.tail.drop_some() {}
+        self.shared.dirty.store(false, Ordering::Relaxed);
     }
 
-    /// The task is over: what it has written. Bytes that are not UTF-8 are replaced.
+    /// The task is over: what it has written, if that is kept. Bytes that are not UTF-8 are replaced.
     pub fn take(&self) -> String {
+        if self.keep != Keep::Tasks {
+            return String::new();
+        }
         flush();
         let mut text = self.shared.text.lock();
         // What was written before this call is in the pipe: no more than it can hold. What others write meanwhile must
         // not keep us here.
-        text.read_from(&self.shared.reader, self.capacity);
+        self.shared.read(&mut text, self.keep, self.capacity);
         std::mem::take(&mut *text).into_string()
     }
 }
@@ -169,17 +229,44 @@ impl Drop for Output {
 }
 
 impl Shared {
-    fn read_on(&self) {
+    fn read_on(&self, keep: Keep) {
         while !self.over.load(Ordering::SeqCst) {
             let mut readable = [PollFd::new(&self.reader, PollFlags::IN)];
             match poll(&mut readable, None) {
-                Ok(_) => self.text.lock().read_from(&self.reader, usize::MAX),
+                Ok(_) => self.read(&mut self.text.lock(), keep, usize::MAX),
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes over what the pipe holds, `most` bytes or somewhat more.
+    fn read(&self, text: &mut Text, keep: Keep, most: usize) {
+        let mut bytes = [0; CHUNK];
+        let mut n = 0_usize;
+        while n < most {
+            match read(self.reader.as_fd(), &mut bytes) {
+                Ok(0) => return,
+                Ok(some) => {
+                    let bytes = &bytes[..some];
+                    self.dirty.store(true, Ordering::Relaxed);
+                    self.tail.add(bytes);
+                    if keep == Keep::Tasks {
+                        text.add(bytes);
+                    }
+                    n += some;
+                }
                 Err(Errno::INTR) => {}
                 Err(_) => return,
             }
         }
     }
 }
+
+/// Bytes that are read at once.
+const CHUNK: usize = 16 * 1024;
+/// Of the thread, which calls nothing deep.
+const STACK: usize = 128 * 1024;
 
 /// What a task has written: its beginning, its end, and the number of bytes between them.
 #[derive(Debug, Default)]
@@ -197,23 +284,6 @@ impl Text {
         let excess = self.tail.len().saturating_sub(HALF);
         self.tail.drain(..excess);
         self.dropped += excess as u64;
-    }
-
-    /// Adds what the pipe holds, `most` bytes or somewhat more.
-    fn read_from(&mut self, reader: &OwnedFd, most: usize) {
-        let mut bytes = [0; 16 * 1024];
-        let mut n = 0_usize;
-        while n < most {
-            match read(reader.as_fd(), &mut bytes) {
-                Ok(0) => return,
-                Ok(some) => {
-                    self.add(&bytes[..some]);
-                    n += some;
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
     }
 
     fn into_string(self) -> String {
@@ -242,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_task_gets_what_it_has_written_and_nothing_else() {
-        let output = Output::begin().unwrap();
+        let output = Output::begin(Keep::Tasks).unwrap();
         say("before");
         output.task_begins();
         say("out\n");
@@ -261,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_kept_in_part_and_does_not_stop_whoever_writes() {
-        let output = Output::begin().unwrap();
+        let output = Output::begin(Keep::Tasks).unwrap();
         output.task_begins();
         let line = "x".repeat(1023) + "\n";
         say("first\n");
@@ -279,12 +349,8 @@ mod tests {
 
     #[test]
     fn a_task_that_redirects_its_streams_does_so_for_itself_only() {
-        let output = Output::begin().unwrap();
+        let output = Output::begin(Keep::Tasks).unwrap();
         output.task_begins();
-        {
-            let _silence = Silence::begin();
-            say("nothing");
-        }
         say("something");
         let null = File::options().write(true).open("/dev/null").unwrap();
         dup2_stdout(&null).unwrap();
@@ -296,9 +362,43 @@ mod tests {
     }
 
     #[test]
+    fn of_what_is_discarded_the_end_can_be_read_by_others() {
+        let output = Output::begin(Keep::LastWords).unwrap();
+        let words = || {
+            let mut all = Vec::new();
+            for fd in output.last_words() {
+                let path = format!("/proc/self/fd/{fd}");
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                let pipe = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
+                let mut bytes = [0; 64 * 1024];
+                while let Ok(n @ 1..) = read(&pipe, &mut bytes) {
+                    all.extend_from_slice(&bytes[..n]);
+                }
+            }
+            String::from_utf8(all).unwrap()
+        };
+        output.task_begins();
+        say("not this");
+        write(stderr(), b"this").unwrap();
+        assert_eq!(words(), "this");
+        // Longer than both pipes.
+        for i in 0..50_000 {
+            write(stderr(), format!("line {i}\n").as_bytes()).unwrap();
+        }
+        let end = words();
+        assert!(end.ends_with("line 49998\nline 49999\n"));
+        assert!(end.len() >= TAIL && end.len() < 128 * 1024);
+        assert_eq!(output.take(), "");
+        // The next task begins anew.
+        write(stderr(), b"old").unwrap();
+        output.begin_anew();
+        assert_eq!(words(), "");
+    }
+
+    #[test]
     fn the_streams_are_put_back_while_others_still_hold_the_pipe() {
         let before = fstat(stdout()).unwrap().st_ino;
-        let output = Output::begin().unwrap();
+        let output = Output::begin(Keep::Tasks).unwrap();
         assert_ne!(fstat(stdout()).unwrap().st_ino, before);
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         drop(output);
