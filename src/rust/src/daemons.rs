@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use extendr_api::prelude::*;
-use mirai_core::dispatcher::{Config, Policy};
+use mirai_core::dispatcher::{Config, Policy, Retry};
 use mirai_core::host::Host;
 use mirai_core::tls::Identity;
 
@@ -39,8 +39,13 @@ fn open_profile(
             } else {
                 Policy::Queue
             },
-            retry,
+            retry: if retry {
+                Retry::AFTER_CRASH
+            } else {
+                Retry::default()
+            },
             capacity: memory.into_option().map(|mb| (mb * 1e6) as u64),
+            ..Config::default()
         };
         let host = Host::with_patience(config, patience);
         host.configure(session.configuration());

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirai_core::dispatcher::{Config, Policy, Target};
+use mirai_core::dispatcher::{Config, Policy, Retry, Target};
 use mirai_core::host::Host;
 use mirai_core::process::Program;
 use mirai_core::protocol::frame::encode_head;
@@ -350,7 +350,7 @@ fn a_daemon_that_crashes_within_its_reply_has_not_replied() {
 #[test]
 fn with_retry_a_crashed_daemons_task_runs_on_the_next() {
     let (host, address) = listening(Config {
-        retry: true,
+        retry: Retry::AFTER_CRASH,
         ..Config::default()
     });
     let task = submit(&host, "twice");

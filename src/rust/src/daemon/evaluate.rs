@@ -20,7 +20,7 @@ use extendr_ffi::{
     Rf_protect, Rf_unprotect, Rf_xlength, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::process::Owner;
-use mirai_core::protocol::Kind;
+use mirai_core::protocol::{Done, Kind};
 use mirai_core::worker::{Assignment, Next, Worker};
 
 use super::limits::{End, Limits};
@@ -335,11 +335,12 @@ impl Serving<'_> {
             within_r(|| noted = unsafe { notes::append(out) });
         }
         let error = self.error.take();
+        let outcome = if failed { Done::Error } else { Done::Value };
         let parts = self.out.as_slice();
         // If that fails, the link has ended with it, and the host hears so; the next call returns why.
         let _sent = self
             .worker
-            .reply_noted(task.seq, parts, failed, noted, error.as_deref());
+            .reply_noted(task.seq, parts, outcome, noted, error.as_deref());
         self.out.let_go();
         match task.kind {
             Kind::Setup => {

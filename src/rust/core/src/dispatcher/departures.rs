@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::peer::Flight;
+use super::retry::Failure;
 use super::{Action, Dispatcher, Endpoint, PeerId, PeerRow, PeerState, Policy, TaskId, Verdict};
 use crate::protocol::Seq;
 
@@ -19,7 +20,7 @@ impl<J: Clone> Dispatcher<J> {
         self.take_back(id, flights, out);
     }
 
-    /// `verdict` is what becomes of tasks that may have been begun, unless they go back, too.
+    /// `verdict` is what becomes of tasks that may have been begun. `None`: they are attempted again, or over.
     pub(super) fn lost(
         &mut self,
         id: PeerId,
@@ -33,21 +34,30 @@ impl<J: Clone> Dispatcher<J> {
         let said_goodbye = std::mem::replace(&mut peer.leaving, true);
         let started = peer.begun_at_most(heard_out);
         let mut flights = std::mem::take(&mut peer.flights);
-        let unstarted = flights.len() - started;
-        self.endpoints[peer.endpoint].counts.assigned -= unstarted as u64;
+        let unstarted = flights.split_off(started);
+        self.endpoints[peer.endpoint].counts.assigned -= unstarted.len() as u64;
         self.retire(id);
-        if let Some(verdict) = verdict {
-            for task in flights.drain(..started).filter_map(|f| f.id) {
-                self.finish(task, verdict, false, out);
-            }
-        } else {
-            for task in flights.iter().take(started).filter_map(|f| f.id) {
-                if let Some(entry) = self.tasks.get_mut(task) {
-                    entry.failed_attempts += 1;
+        let mut back = VecDeque::new();
+        for flight in flights {
+            let Some(task) = flight.id else { continue };
+            let again = match verdict {
+                None => self.next_attempt(task, Failure::Crash),
+                Some(_) => None,
+            };
+            match again {
+                None => self.finish(task, verdict.unwrap_or(Verdict::Reset), false, out),
+                Some(pause) => {
+                    self.announce_again(task, out);
+                    if pause.is_zero() {
+                        back.push_back(flight);
+                    } else {
+                        self.pause(task, pause);
+                    }
                 }
             }
         }
-        self.take_back(id, flights, out);
+        back.extend(unstarted);
+        self.take_back(id, back, out);
         let peer = self.peers.remove(&id).expect("peer is present");
         self.log.add_peer(PeerRow {
             state: if said_goodbye {
@@ -121,6 +131,11 @@ impl<J: Clone> Dispatcher<J> {
         for task in bound.into_iter().chain(pinned) {
             self.finish(task, Verdict::Reset, false, out);
         }
+        self.put_back(free, out);
+    }
+
+    /// Has tasks that nobody holds wait for a daemon again.
+    pub(super) fn put_back(&mut self, free: Vec<TaskId>, out: &mut Vec<Action<J>>) {
         match self.config.policy {
             Policy::Queue => {
                 self.requeue(free);

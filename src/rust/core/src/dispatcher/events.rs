@@ -1,8 +1,10 @@
 //! What the dispatcher is told, and what it says: events, actions, and the words in them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Label;
+use super::retry::{Retry, Rules};
 use crate::protocol::{Done, Seq};
 
 /// Names a task; unique in the process. Those submitted later have larger ones, but for threads that
@@ -27,8 +29,10 @@ pub enum Policy {
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     pub policy: Policy,
-    /// Run a task again whose daemon was lost in the middle of it.
-    pub retry: bool,
+    /// Of tasks that have no [`Rules`] of their own about it.
+    pub retry: Retry,
+    /// A number by which the waits between attempts differ from those of another dispatcher.
+    pub jitter: u64,
     /// Bytes that may wait in the queue; the caller asks [`Dispatcher::has_room`].
     pub capacity: Option<u64>,
 }
@@ -37,7 +41,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             policy: Policy::Queue,
-            retry: false,
+            retry: Retry::default(),
+            jitter: 0,
             capacity: None,
         }
     }
@@ -78,6 +83,8 @@ pub enum Event<J> {
         target: Target,
         /// For the log.
         label: Label,
+        /// `None`: the default.
+        rules: Option<Arc<Rules>>,
     },
     /// A daemon connected and proved itself.
     Joined {
@@ -157,6 +164,8 @@ pub enum Action<J> {
     /// Ask the daemon to give back those of these tasks that it has not started. It must be
     /// answered.
     Recall { peer: PeerId, from: Seq, to: Seq },
+    /// An attempt has failed, and there will be another: what the failed one has sent ahead is of no use.
+    Again { job: J },
     /// The task is over. It is not mentioned again.
     Resolve { job: J, verdict: Verdict },
     /// The queue has shrunk: see [`Dispatcher::has_room`].

@@ -21,8 +21,8 @@
 //!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them.
 //! - [`Policy::RoundRobin`]: tasks are assigned in turn to the daemons connected at submission, each of
 //!   which works in order.
-//! - Without [`Config::retry`], no task is begun twice. What a daemon that is lost may have begun is
-//!   over ([`Verdict::Reset`]); what it held beyond that goes back to where it came from. What it may
+//! - Without a [`Retry`], no task is begun twice, and with one as `retry.rs` says. What a daemon that is lost may have
+//!   begun is over ([`Verdict::Reset`]); what it held beyond that goes back to where it came from. What it may
 //!   have begun depends on its link ([`Replies`]):
 //!   - [`Replies::Sure`]: the host has heard every reply, and a daemon replies before it begins the next
 //!     task. So it is the oldest task without a reply (a relay, which stands for many daemons, may have
@@ -43,6 +43,7 @@ mod ledger;
 mod log;
 mod peer;
 mod recall;
+mod retry;
 mod rows;
 
 pub use events::{
@@ -51,6 +52,7 @@ pub use events::{
 };
 pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow, TaskState};
 pub use peer::{AHEAD, MOST_AHEAD};
+pub use retry::{Backoff, Retry, Rules, jitter};
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -60,6 +62,7 @@ use rustc_hash::FxHashMap;
 use self::ledger::Ledger;
 use self::log::{Log, Micros, Over};
 use self::peer::Peer;
+use self::retry::{Failure, Failures, OwnRules, Pauses};
 use crate::protocol::{Done, Seq};
 
 /// An empty queue keeps the memory of this many tasks; that of more is freed.
@@ -78,9 +81,16 @@ struct Entry<J> {
     submitted: Micros,
     /// When it was sent last.
     sent_at: Micros,
-    /// Daemons that were lost and may have started it.
-    failed_attempts: u32,
+    failures: Failures,
+    rules: OwnRules,
     label: Label,
+}
+
+impl<J> Entry<J> {
+    /// How often it has been started, as far as the host knows; `running`: and is now.
+    fn attempts(&self, running: bool) -> u32 {
+        self.failures.count().saturating_add(u32::from(running))
+    }
 }
 
 #[derive(Default)]
@@ -113,6 +123,8 @@ pub struct Dispatcher<J> {
     /// Of these, those that were released.
     unused: Vec<Endpoint>,
     deadlines: BTreeSet<(Time, TaskId)>,
+    /// Tasks that wait for their next attempt.
+    pauses: Pauses,
     in_flight: usize,
     counts: Counts,
     /// Of the event being handled.
@@ -140,6 +152,7 @@ impl<J: Clone> Dispatcher<J> {
             endpoints: Vec::new(),
             unused: Vec::new(),
             deadlines: BTreeSet::new(),
+            pauses: Pauses::default(),
             in_flight: 0,
             counts: Counts::default(),
             now: Time::ZERO,
@@ -182,7 +195,8 @@ impl<J: Clone> Dispatcher<J> {
     /// The earliest time at which [`Event::Tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Time> {
         let first = self.deadlines.first().map(|(at, _)| *at);
-        [first, self.look_at].into_iter().flatten().min()
+        let all = [first, self.look_at, self.pauses.first()];
+        all.into_iter().flatten().min()
     }
 
     /// Whether a payload of this size may join the queue. One that exceeds the
@@ -246,6 +260,7 @@ impl<J: Clone> Dispatcher<J> {
                 deadline,
                 target,
                 label,
+                rules,
             } => {
                 if let Some(at) = deadline {
                     self.deadlines.insert((at, id));
@@ -258,7 +273,8 @@ impl<J: Clone> Dispatcher<J> {
                     sent: None,
                     submitted: now.into(),
                     sent_at: Micros::NONE,
-                    failed_attempts: 0,
+                    failures: Failures::default(),
+                    rules,
                     label,
                 };
                 self.tasks.insert(id, entry);
@@ -279,10 +295,7 @@ impl<J: Clone> Dispatcher<J> {
             } => self.replied(peer, seq, spent, reply, out),
             Event::Returned { peer, from, to } => self.returned(peer, from, to, out),
             Event::Leaving { peer, begun } => self.leaving(peer, begun, out),
-            Event::Lost { peer, heard_out } => {
-                let verdict = (!self.config.retry).then_some(Verdict::Reset);
-                self.lost(peer, heard_out, verdict, out);
-            }
+            Event::Lost { peer, heard_out } => self.lost(peer, heard_out, None, out),
             Event::Moved { endpoint } => self.moved(endpoint, out),
             Event::Cancel { id } => self.finish(id, Verdict::Canceled, true, out),
             Event::Tick => {
@@ -292,6 +305,7 @@ impl<J: Clone> Dispatcher<J> {
                     let (_, id) = self.deadlines.pop_first().expect("there is a first one");
                     self.finish(id, Verdict::TimedOut, interrupt, out);
                 }
+                self.end_pauses(out);
                 self.recall_overdue(out);
             }
             Event::Abandoned { endpoint } => {
@@ -421,6 +435,17 @@ impl<J: Clone> Dispatcher<J> {
         peer.tasks += 1;
         peer.busy += spent;
         self.endpoints[peer.endpoint].counts.complete += 1;
+        let failure = match reply.outcome {
+            Done::Error => Some(Failure::Error),
+            Done::Lost => Some(Failure::Crash),
+            Done::Value | Done::Skipped | Done::Final => None,
+        };
+        if let Some((task, failure)) = flight.id.zip(failure) {
+            if self.try_again(task, failure, out) {
+                self.feed(id, out);
+                return;
+            }
+        }
         // The daemon comes first: it shall not wait for the host's own business.
         let done = flight.id.and_then(|task| self.take(task));
         self.feed(id, out);
@@ -437,10 +462,10 @@ impl<J: Clone> Dispatcher<J> {
                 bytes_in: entry.bytes,
                 bytes_out: reply.bytes,
                 peer: Some(id),
-                attempts: entry.failed_attempts + 1,
+                attempts: entry.failures.count().saturating_add(1),
                 state: match reply.outcome {
                     Done::Value => TaskState::Done,
-                    Done::Error => TaskState::Failed,
+                    Done::Error | Done::Final => TaskState::Failed,
                     Done::Skipped => TaskState::Canceled,
                     Done::Lost => TaskState::Lost,
                 },
@@ -481,7 +506,7 @@ impl<J: Clone> Dispatcher<J> {
             bytes_in: entry.bytes,
             bytes_out: u64::MAX,
             peer: started.and(entry.sent).map(|(peer, _)| peer),
-            attempts: entry.failed_attempts + u32::from(started.is_some()),
+            attempts: entry.attempts(started.is_some()),
             state: match verdict {
                 Verdict::Canceled => TaskState::Canceled,
                 Verdict::TimedOut => TaskState::TimedOut,
@@ -502,11 +527,13 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
             None => {
-                if self.is_queued(entry.target) {
-                    self.queued -= 1;
+                if !self.pauses.remove(id) {
+                    if self.is_queued(entry.target) {
+                        self.queued -= 1;
+                    }
+                    self.stale += 1;
+                    self.sweep();
                 }
-                self.stale += 1;
-                self.sweep();
             }
         }
         out.push(Action::Resolve {

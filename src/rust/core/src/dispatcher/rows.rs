@@ -29,7 +29,7 @@ impl<J: Clone> Dispatcher<J> {
                 started,
                 ended: None,
                 spent: None,
-                attempts: entry.failed_attempts + u32::from(started.is_some()),
+                attempts: entry.attempts(started.is_some()),
                 bytes_in: entry.bytes,
                 bytes_out: None,
                 error: None,

@@ -34,7 +34,8 @@ use tokio::sync::Notify;
 use self::endpoints::Listening;
 use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply, Target,
+    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply, Rules,
+    Target,
 };
 use crate::memory::{Body, Content};
 use crate::process::{self, Child};
@@ -132,6 +133,12 @@ impl Host {
     /// A host that gives up a peer across the network after `patience` without a sign of life. The peer
     /// is told to do the same.
     pub fn with_patience(config: Config, patience: Duration) -> Host {
+        let mut jitter = [0; 8];
+        crate::sys::random(&mut jitter);
+        let config = Config {
+            jitter: u64::from_ne_bytes(jitter),
+            ..config
+        };
         descriptors::raise_limit();
         let shared = Arc::new(Shared {
             origin: Instant::now(),
@@ -196,6 +203,17 @@ impl Host {
 
     /// Hands over a task. It is resolved sooner or later, whatever happens.
     pub fn submit(&self, task: Arc<Task>, timeout: Option<Duration>, target: Target) {
+        self.submit_with(task, timeout, target, None);
+    }
+
+    /// As [`submit`](Self::submit), for a task that has rules of its own.
+    pub fn submit_with(
+        &self,
+        task: Arc<Task>,
+        timeout: Option<Duration>,
+        target: Target,
+        rules: Option<Arc<Rules>>,
+    ) {
         let bytes = task.size();
         let timeout = timeout.filter(|t| *t < FOREVER);
         let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
@@ -206,6 +224,7 @@ impl Host {
                 deadline,
                 target,
                 label: task.label(),
+                rules,
                 job: task,
             },
             None,
@@ -244,6 +263,7 @@ impl Host {
                     id: task.id(),
                     bytes: task.size(),
                     label: task.label(),
+                    rules: None,
                     job: task,
                     deadline: None,
                     target,
@@ -457,7 +477,7 @@ impl Shared {
                 };
                 let value = match outcome {
                     Done::Value => Some(Outcome::Value(body)),
-                    Done::Error => Some(Outcome::Error(body)),
+                    Done::Error | Done::Final => Some(Outcome::Error(body)),
                     Done::Skipped => None,
                     Done::Lost => Some(Outcome::Reset),
                 };

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -145,10 +145,12 @@ pub enum ToHost {
 pub enum Done {
     /// It was evaluated.
     Value,
-    /// Its evaluation ended in an error, which is the body.
+    /// Its evaluation ended in an error, which is the body. Another attempt may do better, if the task has any left.
     Error,
     /// It was cancelled before it began. No body.
     Skipped,
     /// Whoever it was passed on to was lost. No body.
     Lost,
+    /// As `Error`, where the daemon knows that there shall be no other attempt.
+    Final,
 }
