@@ -115,3 +115,5 @@ is_autoexit <- function(x) length(x) == 1L && (is.logical(x) || is_count(x) && x
 is_cleanup <- function(x) {
   is.logical(x) && length(x) == 1L && !is.na(x) || is_count(x) && x <= 15
 }
+
+is_retry <- function(x) is_flag(x) || inherits(x, "miraiRetry")

@@ -23,7 +23,7 @@ daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formal
   dispatch <- names(given) %in% c("retry", "token", "force")
   list(
     daemon = given[!dispatch],
-    retry = isTRUE(given$retry),
+    retry = given$retry,
     token = isTRUE(given$token),
     force = !isFALSE(given$force)
   )
@@ -66,7 +66,7 @@ daemon_options <- list(
   walltime = list(fits = is_positive, expected = "a single positive number"),
   timerstart = list(fits = is_count, expected = "a single whole number, zero or greater"),
   dispatcher = list(fits = is_flag, expected = "TRUE or FALSE"),
-  retry = list(fits = is_flag, expected = "TRUE or FALSE"),
+  retry = list(fits = is_retry, expected = "TRUE, FALSE or a value of retry_config()"),
   token = list(fits = is_flag, expected = "TRUE or FALSE"),
   force = list(fits = is_flag, expected = "TRUE or FALSE")
 )

@@ -23,8 +23,8 @@
 #' @param ... options, by name. For the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`, `maxtasks`,
 #'   `idletime`, `walltime`, `timerstart`, `asyncdial`. For the host:
 #'
-#'   * `retry = TRUE` runs a task again, on the next free daemon, if its daemon ended during it. A task that ends its
-#'     daemon each time ends all of them, and then waits for the next.
+#'   * `retry = TRUE` runs a task again, on the next free daemon, if its daemon ended during it. [retry_config()] limits
+#'     the number of attempts, waits between them, and attempts tasks again that have raised an error.
 #'   * `token = TRUE` adds a random path to `url`.
 #'   * `force = FALSE` does nothing if daemons are set already, instead of replacing them.
 #'
@@ -222,7 +222,8 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
       if (settings$token) {
         urls <- .Call(rs_with_tokens, urls)
       }
-      .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
+      retry <- retry_rules(settings$retry)
+      .Call(rs_open_profile, profile, urls, !dispatcher, retry, memory, as_seed(seed), patience(), tls, pass)
     },
     call
   )

@@ -57,7 +57,15 @@
 #' mirai_map(list(a = 1, b = "a"), log)[]
 #' daemons(0)
 #' @export
-mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = NULL) {
+mirai_map <- function(
+  .x,
+  .f,
+  ...,
+  .args = list(),
+  .promise = NULL,
+  .compute = NULL,
+  .retry = NULL
+) {
   call <- sys.call()
   profile <- check_profile(.compute)
   if (!is.function(.f)) {
@@ -69,6 +77,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   handlers <- if (!is.null(.promise)) check_handlers(.promise, call)
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
+  rules <- task_rules(.retry, call)
   if (!daemons_set(profile)) {
     if (edition() == 2L) {
       stop_no_daemons(profile, call)
@@ -78,7 +87,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   }
   expr <- map_call(elements$arguments, .args)
   args <- list(.f = .f, .args = .args)
-  ms <- .Call(rs_submit_map, expr, globals, args, elements$x, elements$names, profile)
+  ms <- .Call(rs_submit_map, expr, globals, args, elements$x, elements$names, NULL, profile, rules)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)

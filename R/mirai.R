@@ -15,6 +15,8 @@
 #'   dispatcher, the task is also cancelled: it is taken off the queue, or interrupted if it is running.
 #' @param .compute name of the compute profile to use, or `NULL` for the current one: `"default"`, unless
 #'   [with_daemons()] or [local_daemons()] has changed it.
+#' @param .retry whether the task is attempted again if it fails: `TRUE`, `FALSE`, or a value of [retry_config()], which
+#'   explains them. `NULL` for the option `retry` of [daemons()].
 #'
 #' @returns A mirai, invisibly: an environment of class `"mirai"`. `m$data` is the value. It never waits: until the
 #'   mirai has resolved, it is an *unresolved value*, a logical `NA` of class `"unresolvedValue"`. `m[]` and
@@ -26,7 +28,7 @@
 #' @details The expression is evaluated in a new environment, whose parent is the daemon's global environment. Only the
 #'   objects in `...` and `.args` are sent; nothing else of the session is.
 #'
-#' If the daemon ends during the evaluation, the value is error value 19 (connection reset). With
+#' If the daemon ends during the evaluation, the value is error value 19 (connection reset). With `.retry = TRUE`, or
 #' `daemons(retry = TRUE)`, the task is run again on another daemon instead. When daemons are reset, pending mirai
 #' resolve to 19, too.
 #'
@@ -48,7 +50,7 @@
 #' m[]
 #' is_mirai_error(m$data)
 #' @export
-mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) {
+mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, .retry = NULL) {
   if (missing(.expr)) {
     stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
   }
@@ -64,7 +66,8 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL) 
   if (!is.null(.compute)) {
     check_string(.compute, ".compute")
   }
-  m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, give_up)
+  rules <- if (!is.null(.retry)) task_rules(.retry)
+  m <- .Call(rs_submit, expr, globals, args, .timeout, .compute, give_up, rules)
   if (is.logical(m)) {
     m <- evaluate_sync(expr, globals, args, check_profile(.compute))
   }
