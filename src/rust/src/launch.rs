@@ -83,6 +83,7 @@ fn program(
         output,
         code: code.map(String::from),
         attached: true,
+        surroundings: None,
     }
 }
 

@@ -624,6 +624,13 @@ impl World {
         self.happen(Event::Abandoned { endpoint }, &over);
     }
 
+    fn none_left(&mut self) {
+        let none = self.daemons.is_empty();
+        let live = self.live().filter(|_| none);
+        let over: Vec<_> = live.map(|(id, _)| (id, Verdict::Reset)).collect();
+        self.happen(Event::NoneLeft, &over);
+    }
+
     fn reset(&mut self) {
         let over: Vec<_> = self.live().map(|(id, _)| (id, Verdict::Reset)).collect();
         self.happen(Event::Reset, &over);
@@ -1049,6 +1056,7 @@ enum Step {
     Abandon(usize),
     Relocate(usize),
     Reset,
+    NoneLeft,
     /// Messages about what is gone, or never was.
     Crossed(u32, u64),
 }
@@ -1096,6 +1104,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..ENDPOINTS).prop_map(Step::Abandon),
         1 => (0..ENDPOINTS).prop_map(Step::Relocate),
         1 => prop::bool::weighted(0.2).prop_map(|really| if really { Step::Reset } else { Step::Pass(1) }),
+        1 => Just(Step::NoneLeft),
         1 => any::<(u32, u64)>().prop_map(|(peer, seq)| Step::Crossed(peer, seq)),
     ]
 }
@@ -1203,6 +1212,7 @@ fn live_through(world: &mut World, step: Step) {
         Step::Abandon(endpoint) => world.abandon(endpoint),
         Step::Relocate(endpoint) => world.relocate(endpoint),
         Step::Reset => world.reset(),
+        Step::NoneLeft => world.none_left(),
         Step::Crossed(peer, seq) => {
             let (gone, unknown) = (world.last_peer + 1 + peer % 3, u64::MAX - seq % 3);
             let spent = Duration::ZERO;

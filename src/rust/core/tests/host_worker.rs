@@ -862,6 +862,7 @@ fn a_process_that_never_connects_ends_its_task() {
     let program = Program {
         code: None,
         attached: true,
+        surroundings: None,
         path: "/bin/true".into(),
         args: vec![],
         env: vec![],
@@ -894,6 +895,7 @@ fn a_process_started_for_a_task_is_sent_away_if_that_is_no_longer_wanted() {
     let program = Program {
         code: None,
         attached: true,
+        surroundings: None,
         path: "/bin/cat".into(),
         args: vec![pipe.clone().into()],
         env: vec![],
@@ -932,6 +934,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
     let program = Program {
         code: None,
         attached: true,
+        surroundings: None,
         path: "/nowhere/to/be/found".into(),
         args: vec![],
         env: vec![],

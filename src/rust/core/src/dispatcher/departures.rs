@@ -4,10 +4,21 @@ use std::collections::VecDeque;
 
 use super::peer::Flight;
 use super::retry::Failure;
-use super::{Action, Dispatcher, Endpoint, PeerId, PeerRow, PeerState, Policy, TaskId, Verdict};
+use super::{
+    Action, Dispatcher, Endpoint, Farewell, PeerId, PeerRow, PeerState, Policy, TaskId, Verdict,
+};
 use crate::protocol::Seq;
 
 impl<J: Clone> Dispatcher<J> {
+    /// What is to be said of a connected daemon.
+    pub fn farewell(&self, peer: PeerId) -> Option<Farewell> {
+        let peer = self.peers.get(&peer)?;
+        Some(Farewell {
+            left: peer.leaving,
+            finished: peer.finished,
+        })
+    }
+
     pub(super) fn leaving(&mut self, id: PeerId, begun: Seq, out: &mut Vec<Action<J>>) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;

@@ -121,6 +121,8 @@ pub enum Event<J> {
     Tick,
     /// Nobody will connect at this endpoint.
     Abandoned { endpoint: Endpoint },
+    /// No daemon will connect. If none is connected, every task ends.
+    NoneLeft,
     /// Every task ends. The links do, too: a daemon decides by itself whether to
     /// finish what it runs.
     Reset,
@@ -199,6 +201,15 @@ pub struct Counts {
     /// Bytes waiting, now and at most so far.
     pub queued: u64,
     pub peak: u64,
+}
+
+/// What is to be said of a daemon whose connection is about to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// It has said goodbye.
+    pub left: bool,
+    /// Tasks for any daemon that it has evaluated.
+    pub finished: u64,
 }
 
 /// Numbers of one endpoint; all but `online` accumulate.

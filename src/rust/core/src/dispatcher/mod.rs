@@ -47,8 +47,8 @@ mod retry;
 mod rows;
 
 pub use events::{
-    Action, Config, Counts, Endpoint, EndpointCounts, Event, PeerId, Policy, Replies, Reply,
-    Target, TaskId, Time, Verdict,
+    Action, Config, Counts, Endpoint, EndpointCounts, Event, Farewell, PeerId, Policy, Replies,
+    Reply, Target, TaskId, Time, Verdict,
 };
 pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow, TaskState};
 pub use peer::{AHEAD, MOST_AHEAD};
@@ -316,7 +316,8 @@ impl<J: Clone> Dispatcher<J> {
                     }
                 }
             }
-            Event::Reset => {
+            Event::NoneLeft if !self.peers.is_empty() => {}
+            Event::Reset | Event::NoneLeft => {
                 for id in self.tasks.ids().collect::<Vec<_>>() {
                     self.finish(id, Verdict::Reset, false, out);
                 }
@@ -409,6 +410,7 @@ impl<J: Clone> Dispatcher<J> {
             joined: self.now,
             tasks: 0,
             busy: Duration::ZERO,
+            finished: 0,
         };
         self.peers.insert(id, peer);
         self.turn.push_back(id);
@@ -442,12 +444,21 @@ impl<J: Clone> Dispatcher<J> {
         };
         if let Some((task, failure)) = flight.id.zip(failure) {
             if self.try_again(task, failure, out) {
+                self.peer(id).finished += u64::from(failure == Failure::Error);
                 self.feed(id, out);
                 return;
             }
         }
         // The daemon comes first: it shall not wait for the host's own business.
         let done = flight.id.and_then(|task| self.take(task));
+        let evaluated = matches!(reply.outcome, Done::Value | Done::Error | Done::Final);
+        if evaluated
+            && done
+                .as_ref()
+                .is_some_and(|entry| entry.target == Target::Any)
+        {
+            self.peer(id).finished += 1;
+        }
         self.feed(id, out);
         if let Some((task, entry)) = flight.id.zip(done) {
             // By the host's clock: a peer may say anything.

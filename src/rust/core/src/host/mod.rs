@@ -3,7 +3,7 @@
 //!
 //! - `endpoints`: the URLs at which it listens; `local` and `network` accept daemons there.
 //! - `actions`: carries out what the dispatcher decides.
-//! - `this_machine`: processes that the host has started.
+//! - `this_machine`: processes that the host has started; `respawn` starts them again.
 //!
 //! One lock guards the dispatcher and the table of links. A thread that has an event (the
 //! main thread submits, the I/O thread reads a reply) takes the lock, lets the dispatcher
@@ -17,10 +17,13 @@ mod endpoints;
 mod local;
 mod log;
 mod network;
+mod respawn;
+mod setups;
 mod this_machine;
 
 pub use endpoints::EndpointStatus;
 pub use log::{DaemonRow, Log};
+pub use respawn::{MOST_CRASHES, Respawn};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -38,7 +41,7 @@ use crate::dispatcher::{
     Target,
 };
 use crate::memory::{Body, Content};
-use crate::process::{self, Child};
+use crate::process::{self, Child, Surroundings};
 use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
 use crate::sys::Bell;
 use crate::sys::io_thread;
@@ -88,7 +91,13 @@ struct Shared {
     /// The connection of each process on this machine, for as long as both last.
     processes: Mutex<FxHashMap<u32, PeerId>>,
     /// Processes that were started here, and some that have ended.
-    children: Mutex<Vec<Weak<Child>>>,
+    children: Mutex<Vec<Started>>,
+    keeping: Mutex<respawn::Keeping>,
+    setups: Mutex<setups::Setups>,
+    /// Held while a daemon is started again, and by `close`.
+    starting: Mutex<()>,
+    /// Of the daemons started last.
+    surroundings: Mutex<Option<Arc<Surroundings>>>,
     /// What is known of daemons, for the log.
     known: Mutex<log::Known>,
 }
@@ -108,6 +117,13 @@ struct Connected {
     endpoint: Endpoint,
     /// Constants that the daemon has been sent.
     holds: FxHashSet<u64>,
+}
+
+/// A process that was started here.
+struct Started {
+    child: Weak<Child>,
+    /// If it is a daemon, rather than for a single task.
+    life: Option<Arc<respawn::Life>>,
 }
 
 /// What a daemon has said of itself.
@@ -158,6 +174,10 @@ impl Host {
             dropped: Mutex::default(),
             processes: Mutex::default(),
             children: Mutex::default(),
+            keeping: Mutex::default(),
+            setups: Mutex::default(),
+            starting: Mutex::default(),
+            surroundings: Mutex::default(),
             known: Mutex::default(),
         });
         io_thread::handle().spawn(keep_time(shared.clone()));
@@ -254,6 +274,7 @@ impl Host {
                 submitted = Err(n);
                 return;
             };
+            self.0.keep_setup(&tasks);
             let targets = peers
                 .into_iter()
                 .map(Target::Peer)
@@ -356,8 +377,10 @@ impl Host {
             link.close();
         }
         shared.timer.notify_one();
+        // A daemon that is being started again is among the children then.
+        drop(shared.starting.lock());
         let children = std::mem::take(&mut *shared.children.lock());
-        let children: Vec<_> = children.iter().filter_map(Weak::upgrade).collect();
+        let children: Vec<_> = children.iter().filter_map(|c| c.child.upgrade()).collect();
         process::end_unconnected(&children);
     }
 }
@@ -435,22 +458,29 @@ impl Shared {
             peer
         };
         let loss = self.known.lock().add(peer, endpoint, hello.local);
+        let mut life = None;
         if let Some(pid) = hello.local {
             self.processes.lock().insert(pid, peer);
-            let children = self.children.lock();
-            let mut children = children.iter().filter_map(Weak::upgrade);
-            if let Some(child) = children.find(|child| child.pid() == pid) {
+            if let Some((child, its)) = self.started(pid) {
                 child.has_connected();
                 child.tells(loss);
+                life = its;
             }
         }
+        let again = life.as_ref().is_some_and(|life| life.is_again());
+        self.life_connected(life, peer);
         let joined = Event::Joined {
             peer,
             endpoint,
             slots,
             replies,
         };
-        self.handle(joined, None);
+        self.act(None, None, |dispatcher, now, out| {
+            if again {
+                self.set_up_next(dispatcher, now, out);
+            }
+            dispatcher.handle(now, joined, out);
+        });
         link.flush();
         if self.is_closed() {
             link.close();
@@ -521,18 +551,20 @@ impl Shared {
             return;
         };
         drop(known);
-        let children = self.children.lock();
-        let mut children = children.iter().filter_map(Weak::upgrade);
-        if let Some(child) = children.find(|child| child.pid() == pid) {
+        if let Some((child, life)) = self.started(pid) {
             child.tells(loss);
+            // A lie could prevent no more than that a daemon is started again.
+            self.life_connected(life, peer);
         }
     }
 
     /// A link has ended; `heard_out`: after all that the peer had sent was read.
-    fn lost(&self, peer: PeerId, heard_out: bool) {
+    fn lost(self: &Arc<Self>, peer: PeerId, heard_out: bool) {
         let loss = self.known.lock().loss(peer);
         // First: a task that is sent to a peer without a link would count as begun.
+        let mut farewell = None;
         self.act(None, loss, |dispatcher, now, out| {
+            farewell = dispatcher.farewell(peer);
             dispatcher.handle(now, Event::Lost { peer, heard_out }, out);
         });
         let connected = self.state.lock().links.remove(&peer);
@@ -540,6 +572,7 @@ impl Shared {
             link.close();
         }
         self.processes.lock().retain(|_, held| *held != peer);
+        self.life_lost(peer, farewell);
         Bell::get().ring();
     }
 }
