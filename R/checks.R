@@ -117,3 +117,7 @@ is_cleanup <- function(x) {
 }
 
 is_output <- function(x) is_flag(x) || identical(x, "task")
+
+is_retry <- function(x) is_flag(x) || inherits(x, "miraiRetry")
+
+is_respawn <- function(x) is_flag(x) || identical(x, "always")

@@ -52,6 +52,8 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
   settings <- daemons_settings(...)
   # Nodes keep variables, packages and options between calls: no clean-up.
   settings$daemon$cleanup <- FALSE
+  # A node that is replaced would have lost them.
+  settings$respawn <- FALSE
   if (is.null(url)) {
     if (missing(n)) {
       stop_argument("n", "the number of nodes, unless there is 'url'", call)

@@ -23,8 +23,10 @@
 #' @param ... options, by name. For the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`, `maxtasks`,
 #'   `idletime`, `walltime`, `timerstart`, `asyncdial`. For the host:
 #'
-#'   * `retry = TRUE` runs a task again, on the next free daemon, if its daemon ended during it. A task that ends its
-#'     daemon each time ends all of them, and then waits for the next.
+#'   * `retry = TRUE` runs a task again, on the next free daemon, if its daemon ended during it. [retry_config()] limits
+#'     the number of attempts, waits between them, and attempts tasks again that have raised an error.
+#'   * `respawn = TRUE`, the default, replaces a daemon on this machine that has crashed. `"always"` also replaces one
+#'     that has left by its limits, `FALSE` none. See section *Crashes*.
 #'   * `token = TRUE` adds a random path to `url`.
 #'   * `force = FALSE` does nothing if daemons are set already, instead of replacing them.
 #'
@@ -44,6 +46,19 @@
 #'   `url` and without dispatcher: the URL, a character string of this class. In [edition 2][mirai-edition]: `TRUE` of
 #'   this class, or `FALSE` if no daemons are set now, invisibly. `daemons()` without arguments returns the value of
 #'   [status()], and `with()` that of `expr`.
+#'
+#' @section Crashes: A daemon that was started on this machine, by `daemons()` or [launch_local()], and ends without having
+#' left by its limits, has crashed. Its task resolves to error value 19, unless `retry` says otherwise. A new daemon takes
+#' its place at once. It has the options of the first, and the variables, working directory and library paths with which
+#' that was started. Its random numbers are another part of the same stream. If it connects at a URL of this machine, as
+#' those of `daemons(n)` do, it evaluates the calls of [everywhere()] again that have succeeded: the last 100 that
+#' differ, except those that send more than 16 MB.
+#'
+#' After five crashes of one daemon without a finished task between them, it is not started again. If no daemon is left
+#' then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how the last one ended, with the
+#' last lines that it wrote if it could not start.
+#'
+#' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
 #'
 #' @details
 #' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the
@@ -229,7 +244,8 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
       if (settings$token) {
         urls <- .Call(rs_with_tokens, urls)
       }
-      .Call(rs_open_profile, profile, urls, !dispatcher, settings$retry, memory, as_seed(seed), patience(), tls, pass)
+      retry <- retry_rules(settings$retry)
+      .Call(rs_open_profile, profile, urls, !dispatcher, retry, memory, as_seed(seed), patience(), tls, pass)
     },
     call
   )

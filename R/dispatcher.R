@@ -19,7 +19,8 @@
 #' To the host, the relay is one daemon that takes any number of tasks at once. So set the host with
 #' `dispatcher = FALSE`: it then sends tasks on immediately, and they wait in the relay for a free daemon.
 #'
-#' If a daemon is lost, its task resolves to error value 19, unless `retry = TRUE` is given to the relay. [everywhere()]
+#' If a daemon is lost, its task resolves to error value 19, unless it is attempted again: by the relay if that is given
+#' `retry = TRUE`, or by the host, as its `retry` or `.retry` says: see [retry_config()]. [everywhere()]
 #' is evaluated on all connected daemons of the relay. Its value is that of the first of them.
 #' @seealso [daemons()], [daemon()]; `vignette("distributed", "mirai")`.
 #' @examples

@@ -2,20 +2,25 @@
 evaluate <- function(.expr., .envir.) handling(eval(.expr., .envir.))
 
 # Evaluates the tasks of a daemon. The daemon's loop in the glue calls this. rs_serve_tasks takes one task after
-# another: it sets `.expr.` and `.envir.`, and evaluates the same call as evaluate(). Returns when there are no more
-# tasks, or with the error value of a task.
-serve <- function(session, .expr., .envir.) handling(.Call(rs_serve_tasks, session, environment()))
+# another: it sets `.expr.`, `.envir.` and `.when.`, and evaluates the same call as evaluate(). Returns when there are no
+# more tasks, or with the error value of a task.
+serve <- function(session, .expr., .envir., .when.) {
+  handling(.Call(rs_serve_tasks, session, environment()), .when.)
+}
 
 # Evaluates `expr`. An error or interrupt that it does not handle becomes the value. Calling handlers cost less than
-# half of tryCatch(), and see the stack, which they record. `leave` is a promise to return from this frame: forcing it
-# ends the evaluation.
-handling <- function(expr, outcome = NULL, leave = return(outcome)) {
+# half of tryCatch(), and see the stack, which they record. `when` is a promise of the function of retry_config(), or
+# NULL. `leave` is a promise to return from this frame: forcing it ends the evaluation.
+handling <- function(expr, when = NULL, outcome = NULL, leave = return(outcome)) {
   depth <- sys.nframe()
   withCallingHandlers(
     expr,
     error = function(cnd) {
       calls <- sys.calls()
       outcome <<- new_mirai_error(cnd, task_calls(calls, depth, sys.nframe()))
+      if (!is.null(when)) {
+        ask_for_retry(when, cnd)
+      }
       leave
     },
     interrupt = function(cnd) {

@@ -8,7 +8,8 @@
 #'   connect evaluate it before any other task.
 #' @returns A list of mirai of class `"mirai_map"`, one for each daemon, invisibly. `[]` waits for all of them.
 #' @details
-#' A daemon evaluates the expression before all tasks that are submitted later, so you need not wait for it.
+#' A daemon evaluates the expression before all tasks that are submitted later, so you need not wait for it. A daemon
+#' that replaces a crashed one evaluates it again: see section *Crashes* of [daemons()].
 #'
 #' The evaluation does not advance the random number streams of tasks. If daemons were set with a `seed`, it has the
 #' same random numbers on each daemon, independent of those of tasks.

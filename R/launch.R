@@ -288,7 +288,8 @@ launch_settings <- function(profile, given) {
   if (!daemons_set(profile)) {
     return(given)
   }
-  utils::modifyList(the$settings[[profile]], given["daemon"])
+  own <- c(given["daemon"], if (!is.null(given$respawn)) given["respawn"])
+  utils::modifyList(the$settings[[profile]], own)
 }
 
 # The random number stream for a daemon. A daemon for another host gets a stream of this session.
@@ -310,5 +311,15 @@ launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FA
   output <- isTRUE(settings$daemon$output)
   # A daemon for another host must be able to outlive this session. What the fork server forks does not.
   code <- if (daemons_set(profile)) fork_code(args)
-  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited), call)
+  again <- respawn_code(settings$respawn)
+  with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited, again), call)
+}
+
+# For the glue: which daemons are started again. 0 none, 1 those that have crashed, 2 those that have left, too. NULL
+# stands for TRUE.
+respawn_code <- function(respawn) {
+  if (identical(respawn, "always")) {
+    return(2L)
+  }
+  if (isFALSE(respawn)) 0L else 1L
 }

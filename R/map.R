@@ -57,7 +57,16 @@
 #' mirai_map(list(a = 1, b = "a"), log)[]
 #' daemons(0)
 #' @export
-mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = NULL, .on_report = NULL) {
+mirai_map <- function(
+  .x,
+  .f,
+  ...,
+  .args = list(),
+  .promise = NULL,
+  .compute = NULL,
+  .retry = NULL,
+  .on_report = NULL
+) {
   call <- sys.call()
   profile <- check_profile(.compute)
   if (!is.function(.f)) {
@@ -72,6 +81,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
   }
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
+  rules <- task_rules(.retry, call)
   if (!daemons_set(profile)) {
     if (edition() == 2L) {
       stop_no_daemons(profile, call)
@@ -86,7 +96,7 @@ mirai_map <- function(.x, .f, ..., .args = list(), .promise = NULL, .compute = N
     local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
     sent <- with_context(expr)
   }
-  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, profile)
+  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, NULL, profile, rules)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)

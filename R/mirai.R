@@ -15,6 +15,8 @@
 #'   dispatcher, the task is also cancelled: it is taken off the queue, or interrupted if it is running.
 #' @param .compute name of the compute profile to use, or `NULL` for the current one: `"default"`, unless
 #'   [with_daemons()] or [local_daemons()] has changed it.
+#' @param .retry whether the task is attempted again if it fails: `TRUE`, `FALSE`, or a value of [retry_config()], which
+#'   explains them. `NULL` for the option `retry` of [daemons()].
 #' @param .on_report a function of one or two arguments. It is called with each value that [mirai_report()] sends ahead,
 #'   and with the index of the element: 1 for a single mirai. Package later calls it: at an idle prompt, while the session
 #'   waits for mirai, and in Shiny.
@@ -29,7 +31,7 @@
 #' @details The expression is evaluated in a new environment, whose parent is the daemon's global environment. Only the
 #'   objects in `...` and `.args` are sent; nothing else of the session is.
 #'
-#' If the daemon ends during the evaluation, the value is error value 19 (connection reset). With
+#' If the daemon ends during the evaluation, the value is error value 19 (connection reset). With `.retry = TRUE`, or
 #' `daemons(retry = TRUE)`, the task is run again on another daemon instead. When daemons are reset, pending mirai
 #' resolve to 19, too.
 #'
@@ -51,7 +53,7 @@
 #' m[]
 #' is_mirai_error(m$data)
 #' @export
-mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, .on_report = NULL) {
+mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, .retry = NULL, .on_report = NULL) {
   if (missing(.expr)) {
     stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
   }
@@ -67,6 +69,7 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, 
   if (!is.null(.compute)) {
     check_string(.compute, ".compute")
   }
+  rules <- if (!is.null(.retry)) task_rules(.retry)
   if (!is.null(.on_report)) {
     .on_report <- report_handler(.on_report, sys.call())
   }
@@ -78,7 +81,7 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, 
     span <- local_span("mirai", "producer", NULL, check_profile(.compute))
     sent <- with_context(expr)
   }
-  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up)
+  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up, rules)
   if (is.logical(m)) {
     m <- evaluate_sync(expr, globals, args, check_profile(.compute))
   }

@@ -68,6 +68,7 @@ test_that("every option that is documented passes without a word", {
       timerstart = 0L,
       asyncdial = TRUE,
       retry = TRUE,
+      respawn = "always",
       token = TRUE,
       .compute = profile
     )

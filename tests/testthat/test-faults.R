@@ -4,7 +4,7 @@
 skip_if_not(dir.exists("/proc/self"), "there is no /proc")
 
 test_that("a daemon killed in mid-task is 19 at once, and the others go on", {
-  local_test_daemons(3)
+  local_test_daemons(3, respawn = FALSE)
   pids <- daemon_pids()
   running <- list(sleeper(), sleeper())
   survivor <- mirai(Sys.getpid())[]
@@ -22,7 +22,7 @@ test_that("a daemon killed in mid-task is 19 at once, and the others go on", {
 
 test_that("tasks that wait for a daemon that is killed go to another daemon", {
   for (dispatcher in c(TRUE, FALSE)) {
-    local_test_daemons(2, dispatcher = dispatcher)
+    local_test_daemons(2, dispatcher = dispatcher, respawn = FALSE)
     pids <- daemon_pids()
     go <- local_file()
     ms <- lapply(1:20, function(i) {
@@ -48,7 +48,7 @@ test_that("tasks that wait for a daemon that is killed go to another daemon", {
 })
 
 test_that("with retry a task finishes on another daemon", {
-  local_test_daemons(2, retry = TRUE)
+  local_test_daemons(2, retry = TRUE, respawn = FALSE)
   tried <- local_file()
   m <- mirai(
     {
@@ -241,7 +241,7 @@ test_that("a task that ends its daemon is 19: quit(), a segfault, any signal", {
     tools::pskill(Sys.getpid(), tools::SIGTERM),
     tools::pskill(Sys.getpid(), 6L)
   )
-  local_test_daemons(length(endings) + 1L)
+  local_test_daemons(length(endings) + 1L, respawn = FALSE)
   pids <- daemon_pids()
   for (ending in as.list(endings)) {
     m <- mirai(
@@ -284,7 +284,7 @@ test_that("large values arrive, and what cannot be sent is an error on the host"
 })
 
 test_that("SIGTERM ends a daemon, and its task is 19", {
-  local_test_daemons(2)
+  local_test_daemons(2, respawn = FALSE)
   pids <- daemon_pids()
   m <- sleeper()
   free <- mirai(Sys.getpid())[]

@@ -60,7 +60,7 @@ test_that("children of parallel::mclapply() do not disturb daemons", {
 })
 
 test_that("mclapply() works in a task, and its children keep no connection open", {
-  local_test_daemons(2)
+  local_test_daemons(2, respawn = FALSE)
   pids <- daemon_pids()
   m <- mirai(unlist(parallel::mclapply(1:4, function(i) i^2, mc.cores = 2)))
   expect_identical(m[], c(1, 4, 9, 16))

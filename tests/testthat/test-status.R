@@ -60,7 +60,7 @@ test_that("every mirai that has resolved counts as completed, however it ended",
 
 test_that("status() counts connections", {
   local_tmpdir()
-  profile <- local_test_daemons(2)
+  profile <- local_test_daemons(2, respawn = FALSE)
   expect_reset(mirai(quit())[])
   expect_true(connected(1))
   x <- status()$daemons

@@ -133,3 +133,20 @@ test_that("coming from 2.x", {
   shown("[1] 2", "[1] 2", "[1] 1")
   expect_false(daemons_set("default"))
 })
+
+test_that("resilience", {
+  local_tmpdir()
+  env <- session()
+  out <- paste(printed(all_chunks("resilience"), env), collapse = "\n")
+  shown <- function(...) expect_match(out, paste(..., sep = "\n"), fixed = TRUE)
+  shown("[1] \"the answer\"", "[1] 3")
+  shown("'miraiError' chr Error: no such table", "[1] 1")
+  shown("'errorValue' int 19 | Connection reset", "[1] \"daemon ")
+  shown("was killed by signal 9\"", "[1] \"a daemon is there\"", "[1] 3")
+  shown("[1] \"finished by the second daemon\"")
+  shown(
+    "[1] TRUE",
+    "[1] \"It is not started again after 5 crashes without a finished task between them: it exited with status 3\""
+  )
+  expect_false(daemons_set("default"))
+})

@@ -10,18 +10,19 @@ use mirai_core::tls::Identity;
 use crate::error::{Error, Result};
 use crate::functions::functions;
 use crate::promises;
+use crate::rules;
 use crate::session::{unless_forked, with_session, Profile};
 use crate::tls::identity;
 use crate::urls::addresses;
 
 /// Sets up a profile that listens at `urls`, in place of one of that name.
-/// `memory` is in megabytes, `patience` in milliseconds. Returns the URLs.
+/// `memory` is in megabytes, `patience` in milliseconds; `retry` is a value of `retry_rules()`. Returns the URLs.
 #[allow(clippy::too_many_arguments)] // those of `daemons()`
 fn open_profile(
     name: &str,
     urls: Vec<String>,
     round_robin: bool,
-    retry: bool,
+    retry: List,
     memory: Nullable<f64>,
     seed: Nullable<i32>,
     patience: f64,
@@ -31,6 +32,9 @@ fn open_profile(
     let addresses = addresses(&urls).map_err(Error::connect)?;
     let identity = identity(&addresses, tls.into_option(), pass.into_option())?;
     let patience = Duration::from_secs_f64(patience / 1000.0);
+    let numbers = retry.dollar("retry").and_then(Vec::<f64>::try_from)?;
+    let asks = !retry.dollar("when")?.is_null();
+    let retry = rules::retry(&numbers);
     with_session(|session| {
         session.close(name, false);
         let config = Config {
@@ -41,6 +45,7 @@ fn open_profile(
             },
             retry,
             capacity: memory.into_option().map(|mb| (mb * 1e6) as u64),
+            ..Config::default()
         };
         let host = Host::with_patience(config, patience);
         host.configure(session.configuration());
@@ -49,7 +54,8 @@ fn open_profile(
             return Err(Error::connect(format!("cannot listen at '{address}': {e}")));
         }
         let urls = host.urls();
-        session.open(name, Profile::with_host(host, seed.into_option(), identity));
+        let profile = Profile::with_host(host, seed.into_option(), identity);
+        session.open(name, profile.asking(asks));
         Ok(urls)
     })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use extendr_api::prelude::*;
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP, VECTOR_ELT};
+use mirai_core::host::Respawn;
 use mirai_core::process::{self, command, Child, Exit, Program};
 use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::Task;
@@ -19,6 +20,7 @@ use crate::forks;
 use crate::functions::functions;
 use crate::r;
 use crate::session::{self, with_session, Profile};
+use crate::streams::with_substream;
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"serve_forks", serve_forks as *const (), 1)]
@@ -83,6 +85,7 @@ fn program(
         output,
         code: code.map(String::from),
         attached: true,
+        surroundings: None,
     }
 }
 
@@ -147,7 +150,7 @@ fn give_up_directory(path: &str) -> bool {
 
 /// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
 /// set for the profile. `code` is what a fork evaluates instead; `NULL` if it must not be a fork. With
-/// `awaited`, `wait_connected()` reports its failure.
+/// `awaited`, `wait_connected()` reports its failure. `respawn`: whether it is started again, see `respawn_code()`.
 fn launch(
     name: &str,
     path: &str,
@@ -155,25 +158,31 @@ fn launch(
     output: bool,
     code: Nullable<String>,
     awaited: bool,
+    respawn: i32,
 ) -> Result<()> {
-    let program = program(
-        path,
-        args.into_iter(),
-        output,
-        code.into_option().as_deref(),
-    );
+    let (place, code) = (path.to_string(), code.into_option());
+    let make = move |before| {
+        let again = |text: &String| with_substream(text, before);
+        let code = code.as_ref().map(again);
+        program(&place, args.iter().map(again), output, code.as_deref())
+    };
+    let respawn = match respawn {
+        0 => Respawn::Never,
+        1 => Respawn::Crashed,
+        _ => Respawn::Always,
+    };
     let failed = |e| Error::launch(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
         let Some(profile) = session.find(name) else {
             // A daemon of a host elsewhere may outlive this session, also before it has connected.
             let program = Program {
                 attached: false,
-                ..program
+                ..make(0)
             };
             process::start(&program, |_| {}).map_err(failed)?;
             return Ok(());
         };
-        let child = session.host(name)?.launch(&program).map_err(failed)?;
+        let child = session.host(name)?.keep(respawn, make).map_err(failed)?;
         if awaited {
             profile.children().borrow_mut().push(child);
         }
@@ -287,7 +296,7 @@ fn command_state(command: ExternalPtr<Launched>) -> Result<List> {
 functions! {
     fn start_fork_server(path, args);
     fn has_fork_server();
-    fn launch(name, path, args, output, code, awaited);
+    fn launch(name, path, args, output, code, awaited, respawn);
     fn wait_connected(name, n);
     fn run_command(path, args, input);
     fn wait_commands(profile, commands, cumulative, seconds);

@@ -40,6 +40,7 @@ mod notes;
 mod promises;
 mod r;
 mod relay;
+mod rules;
 mod serialize;
 mod session;
 mod stack;

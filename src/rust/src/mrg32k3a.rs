@@ -3,7 +3,7 @@
 //! Facts: P. L'Ecuyer, R. Simard, E. J. Chen, W. D. Kelton (2002), "An
 //! object-oriented random-number package with many long streams and substreams",
 //! Operations Research 50(6); R's documentation of `RNGkind()` and
-//! `parallel::nextRNGStream()`. Streams are 2^127 steps apart.
+//! `parallel::nextRNGStream()`. Streams are 2^127 steps apart, their substreams 2^76.
 
 use mirai_core::protocol::Stream;
 use mirai_core::sys;
@@ -35,19 +35,20 @@ const fn multiply(a: Matrix, b: Matrix, m: u64) -> Matrix {
     out
 }
 
-/// `a` to the power of 2^127, modulo `m`, by squaring 127 times.
-const fn jump(a: Matrix, m: u64) -> Matrix {
+/// `a` to the power of 2^`doublings`, modulo `m`, by squaring.
+const fn jump(a: Matrix, m: u64, doublings: u32) -> Matrix {
     let mut out = a;
     let mut i = 0;
-    while i < 127 {
+    while i < doublings {
         out = multiply(out, out, m);
         i += 1;
     }
     out
 }
 
-const JUMP1: Matrix = jump(A1, M1);
-const JUMP2: Matrix = jump(A2, M2);
+/// From stream to stream, and from substream to substream.
+const JUMPS: [Matrix; 2] = [jump(A1, M1, 127), jump(A2, M2, 127)];
+const SMALL_JUMPS: [Matrix; 2] = [jump(A1, M1, 76), jump(A2, M2, 76)];
 
 fn apply(a: &Matrix, seed: [i32; 3], m: u64) -> [i32; 3] {
     // R stores unsigned components in its signed integers.
@@ -56,12 +57,21 @@ fn apply(a: &Matrix, seed: [i32; 3], m: u64) -> [i32; 3] {
     [row(&a[0]), row(&a[1]), row(&a[2])].map(|x| x as u32 as i32)
 }
 
+fn leap(stream: Stream, jumps: &[Matrix; 2]) -> Stream {
+    let [a, b, c, d, e, f] = stream;
+    let [a, b, c] = apply(&jumps[0], [a, b, c], M1);
+    let [d, e, f] = apply(&jumps[1], [d, e, f], M2);
+    [a, b, c, d, e, f]
+}
+
 /// The stream after this one.
 pub(crate) fn next(stream: Stream) -> Stream {
-    let [a, b, c, d, e, f] = stream;
-    let [a, b, c] = apply(&JUMP1, [a, b, c], M1);
-    let [d, e, f] = apply(&JUMP2, [d, e, f], M2);
-    [a, b, c, d, e, f]
+    leap(stream, &JUMPS)
+}
+
+/// The substream after this one: 2^76 steps on, in the same stream.
+pub(crate) fn next_substream(stream: Stream) -> Stream {
+    leap(stream, &SMALL_JUMPS)
 }
 
 /// The stream that R's `set.seed(seed, kind = "L'Ecuyer-CMRG")` begins with.
@@ -110,6 +120,18 @@ mod tests {
         assert_eq!(first, SEED_42);
         assert_eq!(next(first), NEXT_42);
         assert_eq!(next(next(first)), NEXT_NEXT_42);
+        // And of parallel::nextRNGSubStream().
+        let sub = next_substream(first);
+        let expected = [
+            -1871565002,
+            1968597656,
+            -505666782,
+            1055078269,
+            658163990,
+            1090264187,
+        ];
+        assert_eq!(sub, expected);
+        assert_eq!(next_substream(sub)[5], -1226578877);
     }
 
     const SEED_42: Stream = [

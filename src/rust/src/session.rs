@@ -29,6 +29,8 @@ pub(crate) struct Profile {
     children: RefCell<Vec<Arc<Child>>>,
     /// What the host presents at secure URLs.
     identity: Option<Identity>,
+    /// Its tasks have a function `when`: see R/retry.R.
+    asks: bool,
 }
 
 enum Evaluation {
@@ -45,7 +47,13 @@ impl Profile {
             stream_per_task: seed.is_some(),
             children: RefCell::default(),
             identity,
+            asks: false,
         }
+    }
+
+    /// The same, whose tasks have a function `when` if `asks`.
+    pub(crate) fn asking(self, asks: bool) -> Profile {
+        Profile { asks, ..self }
     }
 
     /// A profile whose tasks daemons evaluate. With a seed, each task has a random number stream.
@@ -212,8 +220,8 @@ impl Session {
 
 /// What a profile's name leads to.
 pub(crate) enum Found {
-    /// A host.
-    Host,
+    /// A host. `asks`: its tasks have a function `when`.
+    Host { asks: bool },
     /// Evaluation in this process.
     Sync,
     /// The profile is not set.
@@ -232,7 +240,7 @@ pub(crate) unsafe fn find(name: SEXP) -> Found {
         SESSION.with_borrow(|session| match session.get(name) {
             _ if forks::is_forked() => Found::Forked,
             None => Found::Nothing,
-            Some(profile) if profile.host().is_some() => Found::Host,
+            Some(profile) if profile.host().is_some() => Found::Host { asks: profile.asks },
             Some(_) => Found::Sync,
         })
     }

@@ -5,6 +5,7 @@ use mirai_core::protocol::Stream;
 
 use crate::error::Result;
 use crate::functions::functions;
+use crate::mrg32k3a;
 use crate::session::with_session;
 
 /// The kind that R puts in front of an L'Ecuyer-CMRG state with its default
@@ -15,6 +16,28 @@ const LECUYER: i32 = 10407;
 pub(crate) fn random_seed(stream: Stream) -> [i32; 7] {
     let [a, b, c, d, e, f] = stream;
     [LECUYER, a, b, c, d, e, f]
+}
+
+/// The code that starts a daemon which has been started `before` times, from the code for the first time: its stream, the
+/// last argument, is another part of that. Otherwise it would draw the numbers of its predecessor again.
+pub(crate) fn with_substream(code: &str, before: u32) -> String {
+    const ARGUMENT: &str = "rs=c(";
+    let known = || {
+        let at = code.rfind(ARGUMENT)? + ARGUMENT.len();
+        let length = code[at..].find(')')?;
+        let numbers = code[at..at + length].split(',');
+        let seed: Vec<i32> = numbers.map(|n| n.parse().ok()).collect::<Option<_>>()?;
+        Some((at, length, Stream::try_from(seed.get(1..)?).ok()?))
+    };
+    match known() {
+        // With a seed, tasks have streams and daemons have none.
+        None => code.into(),
+        Some((at, length, first)) => {
+            let stream = (0..before).fold(first, |stream, _| mrg32k3a::next_substream(stream));
+            let seed = random_seed(stream).map(|n| n.to_string()).join(",");
+            format!("{}{seed}{}", &code[..at], &code[at + length..])
+        }
+    }
 }
 
 /// The profile's next stream, as a value of `.Random.seed`.
@@ -53,4 +76,22 @@ functions! {
     fn peek_stream(name);
     fn task_stream(name);
     fn daemon_stream(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_is_started_again_has_another_part_of_its_stream() {
+        let code = "mirai::daemon(\"abstract://rs=c(1)\",rs=c(10407,1,2,3,4,5,6))";
+        assert_eq!(with_substream(code, 0), code);
+        let [a, b, ..] = mrg32k3a::next_substream([1, 2, 3, 4, 5, 6]);
+        let start = format!("mirai::daemon(\"abstract://rs=c(1)\",rs=c(10407,{a},{b},");
+        assert!(with_substream(code, 1).starts_with(&start));
+        assert_ne!(with_substream(code, 1), with_substream(code, 2));
+        for none in ["mirai::daemon(\"rs=c(\")", "mirai::daemon(\"rs=c(1,2)\")"] {
+            assert_eq!(with_substream(none, 1), none);
+        }
+    }
 }

@@ -2,48 +2,52 @@
 //!
 //! Whatever R can fail at (making the mirai, serializing) happens before there is a task.
 
-use std::sync::Arc;
+mod map;
+
 use std::time::Duration;
 
 use extendr_ffi::{
-    R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_MakeExternalPtr, R_NilValue,
-    R_RegisterCFinalizerEx, R_SetExternalPtrAddr, Rboolean, Rf_allocVector, Rf_defineVar, Rf_lcons,
-    Rf_protect, Rf_unprotect, Rf_xlength, Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, TYPEOF, VECTOR_ELT,
+    R_CallMethodDef, R_NilValue, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect,
+    Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
 use mirai_core::sys::{Bell, Waited};
-use mirai_core::task::{Constants, Outcome, Payload};
+use mirai_core::task::{Outcome, Payload};
 
 use crate::error::{self, Class, Error};
 use crate::events::{self, Events};
 use crate::forks;
 use crate::launch;
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
+use crate::rules;
 use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
 use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
-        r::routine(c"submit", submit as *const (), 6),
-        r::routine(c"submit_map", submit_map as *const (), 6),
+        r::routine(c"submit", submit as *const (), 7),
+        r::routine(c"submit_map", map::submit_map as *const (), 8),
         r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
         r::routine(c"submit_to", submit_to as *const (), 4),
     ]
 }
 
-/// Serializes what a daemon of a profile needs for one evaluation into the buffer. False if a hook
-/// has failed.
-unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, profile: SEXP) -> bool {
+/// Serializes what a daemon of a profile needs for one evaluation into the buffer. `when` is the function that decides on
+/// another attempt, or `NULL`. False if a hook has failed.
+unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, when: SEXP, profile: SEXP) -> bool {
     // SAFETY: on R's main thread, with protected arguments; `payload` is protected, and no reference to the buffer
     // is held while R is called.
     unsafe {
-        let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3));
+        let asks = when != R_NilValue;
+        let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3 + isize::from(asks)));
         SET_VECTOR_ELT(payload, 0, expr);
         SET_VECTOR_ELT(payload, 1, globals);
         SET_VECTOR_ELT(payload, 2, args);
+        if asks {
+            SET_VECTOR_ELT(payload, 3, when);
+        }
         (*buffer()).share(session::passes_memory(profile));
         let written = serialize::write(buffer(), payload);
         Rf_unprotect(1);
@@ -81,11 +85,11 @@ enum Refusal {
     NotStarted(Error),
 }
 
-/// `.Call(submit, expr, globals, args, timeout, profile, or_give_up)`.
+/// `.Call(submit, expr, globals, args, timeout, profile, or_give_up, rules)`.
 ///
 /// `globals` and `args` are named lists or `NULL`, `timeout` milliseconds or
 /// `NULL`, `profile` a string; `or_give_up` says whether to return `NULL` rather than
-/// wait for room. Returns the mirai. With a synchronous
+/// wait for room; `rules` is a value of `task_rules()`, or `NULL`. Returns the mirai. With a synchronous
 /// profile returns `FALSE`: evaluation is R's job then.
 unsafe extern "C-unwind" fn submit(
     expr: SEXP,
@@ -94,34 +98,38 @@ unsafe extern "C-unwind" fn submit(
     timeout: SEXP,
     profile: SEXP,
     or_give_up: SEXP,
+    rules: SEXP,
 ) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the arguments. What was allocated is protected. When an
     // error is raised, the message is dropped first and nothing else is owned.
     unsafe {
-        let launch = match session::find(profile) {
-            Found::Host => R_NilValue,
-            Found::Nothing => Rf_eval(LAUNCH.get(), r::NAMESPACE.get()),
+        let (launch, when) = match session::find(profile) {
+            Found::Host { asks } => (R_NilValue, rules::when(rules, profile, asks)),
+            // It has one attempt.
+            Found::Nothing => (Rf_eval(LAUNCH.get(), r::NAMESPACE.get()), R_NilValue),
             Found::Sync => return Rf_ScalarLogical(0),
             Found::Forked => forks::error().raise(),
         };
         Rf_protect(launch);
+        Rf_protect(when);
         let (env, pointer) = new_pending();
         Rf_protect(env);
         // Last, because R code that it may run could use the buffer itself.
-        if !write_payload(expr, globals, args, profile) {
+        if !write_payload(expr, globals, args, when, profile) {
             fail(env, profile);
-            Rf_unprotect(2);
+            Rf_unprotect(3);
             return env;
         }
         loop {
-            match submit_buffer(pointer, timeout, profile, launch) {
+            match submit_buffer(pointer, timeout, profile, launch, rules) {
                 Ok(()) => break,
                 Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
-                    Rf_unprotect(2);
+                    Rf_unprotect(3);
                     return R_NilValue;
                 }
                 Err(Refusal::NoRoom) => {
-                    if !wait_for_room(profile) && !write_payload(expr, globals, args, profile) {
+                    if !wait_for_room(profile) && !write_payload(expr, globals, args, when, profile)
+                    {
                         error::raise(Class::Other, "a serialization hook has failed");
                     }
                 }
@@ -131,7 +139,7 @@ unsafe extern "C-unwind" fn submit(
                 Err(Refusal::NotStarted(error)) => error.raise(),
             }
         }
-        Rf_unprotect(2);
+        Rf_unprotect(3);
         env
     }
 }
@@ -149,6 +157,7 @@ unsafe fn submit_buffer(
     timeout: SEXP,
     profile: SEXP,
     launch: SEXP,
+    rules: SEXP,
 ) -> Result<(), Refusal> {
     // SAFETY: on R's main thread, which is not left: R is called for reading only. The buffer is used here alone.
     unsafe {
@@ -170,7 +179,8 @@ unsafe fn submit_buffer(
             if !host.has_room((*buffer()).len() as u64) {
                 return Some(Err(Refusal::NoRoom));
             }
-            host.submit(make(profile.task_stream()), timeout, Target::Any);
+            let task = make(profile.task_stream());
+            host.submit_with(task, timeout, Target::Any, rules::rules(rules));
             Some(Ok(()))
         });
         submitted.unwrap_or_else(|| {
@@ -206,146 +216,6 @@ unsafe fn wait_for_room(profile: SEXP) -> bool {
     }
 }
 
-/// `.Call(submit_map, expr, globals, args, elements, names, profile)`: a list of mirai, one
-/// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`;
-/// what they have in common is serialized once. `FALSE` if the profile is synchronous.
-unsafe extern "C-unwind" fn submit_map(
-    expr: SEXP,
-    globals: SEXP,
-    args: SEXP,
-    elements: SEXP,
-    names: SEXP,
-    profile: SEXP,
-) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the arguments. `out` and `keeper` are protected, and
-    // `out` has each new mirai at once.
-    unsafe {
-        match session::find(profile) {
-            Found::Host => {}
-            Found::Nothing => error::raise(Class::NoDaemons, "no daemons set"),
-            Found::Sync => return Rf_ScalarLogical(0),
-            Found::Forked => forks::error().raise(),
-        }
-        let n = Rf_xlength(elements);
-        let out = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-        // In R's keeping, because serializing an element may leave by a long jump.
-        let keeper = Rf_protect(R_MakeExternalPtr(
-            std::ptr::null_mut(),
-            R_NilValue,
-            R_NilValue,
-        ));
-        R_RegisterCFinalizerEx(keeper, Some(finalize_constants), Rboolean::FALSE);
-        let common = write_payload(expr, globals, args, profile);
-        if common {
-            make_constants(keeper, profile);
-        }
-        for i in 0..n {
-            let (env, pointer) = new_pending();
-            SET_VECTOR_ELT(out, i, env);
-            let element = VECTOR_ELT(elements, i);
-            if !common || !serialize::write(buffer(), element) {
-                fail(env, profile);
-                continue;
-            }
-            while !submit_element(pointer, keeper, name_at(names, i), profile) {
-                if !wait_for_room(profile) && !serialize::write(buffer(), element) {
-                    error::raise(Class::Other, "a serialization hook has failed");
-                }
-            }
-        }
-        release_constants(keeper);
-        Rf_unprotect(2);
-        out
-    }
-}
-
-/// Makes constants of what is in the buffer.
-unsafe fn make_constants(keeper: SEXP, profile: SEXP) {
-    // SAFETY: on R's main thread; `keeper` is protected and has no constants yet. The buffer is used here alone.
-    unsafe {
-        session::with_profile(profile, |current| {
-            if let Some(host) = current.and_then(|p| p.host()) {
-                let constants = host.constants((*buffer()).take());
-                R_SetExternalPtrAddr(keeper, Arc::into_raw(constants).cast_mut().cast());
-            }
-        });
-    }
-}
-
-/// The submission was left by a long jump. As with a task, a forked process leaves them
-/// alone.
-unsafe extern "C" fn finalize_constants(keeper: SEXP) {
-    // SAFETY: R calls it once with the pointer, on its main thread.
-    unsafe {
-        if !forks::is_forked() {
-            release_constants(keeper);
-        }
-    }
-}
-
-unsafe fn release_constants(keeper: SEXP) {
-    // SAFETY: `keeper`'s address is null or from `Arc::into_raw`. It is cleared first, so nobody takes it twice.
-    unsafe {
-        let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
-        R_ClearExternalPtr(keeper);
-        if !constants.is_null() {
-            drop(Arc::from_raw(constants.cast_const()));
-        }
-    }
-}
-
-/// Names in the log are at most this long, in bytes.
-const MOST_OF_A_NAME: usize = 256;
-
-/// The name of an element, by which the log calls its task; `None` if it has none.
-unsafe fn name_at<'a>(names: SEXP, i: isize) -> Option<&'a str> {
-    // SAFETY: on R's main thread; `names` is protected, and R keeps its strings.
-    unsafe {
-        if TYPEOF(names) != SEXPTYPE::STRSXP || i >= Rf_xlength(names) {
-            return None;
-        }
-        let name = r::string_at(names, i)?;
-        let mut end = name.len().min(MOST_OF_A_NAME);
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        Some(&name[..end]).filter(|name| !name.is_empty())
-    }
-}
-
-/// Submits the element in the buffer. False if there is no room for it.
-unsafe fn submit_element(pointer: SEXP, keeper: SEXP, name: Option<&str>, profile: SEXP) -> bool {
-    // SAFETY: on R's main thread; `keeper`'s address is null or from `Arc::into_raw`, and stays so meanwhile. The
-    // buffer is used here alone.
-    unsafe {
-        session::with_profile(profile, |current| {
-            let constants = R_ExternalPtrAddr(keeper).cast::<Constants>();
-            let profile = current.filter(|_| !constants.is_null());
-            let host = profile.and_then(|p| p.host());
-            if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
-                return false;
-            }
-            let shared = (!constants.is_null()).then(|| {
-                Arc::increment_strong_count(constants.cast_const());
-                Arc::from_raw(constants.cast_const())
-            });
-            let payload = Payload {
-                kind: Kind::Map,
-                stream: profile.and_then(|p| p.task_stream()),
-                constants: shared,
-                body: (*buffer()).take(),
-            };
-            let task = new_task(pointer, payload, name);
-            match host {
-                Some(host) => host.submit(task, None, Target::Any),
-                // Daemons were reset meanwhile (by a finalizer, say).
-                None => task.resolve(Outcome::Reset),
-            }
-            true
-        })
-    }
-}
-
 /// `.Call(submit_everywhere, expr, globals, args, min, profile)`: a list of
 /// mirai, one for each connected daemon and at least `min`, the others being for
 /// the next daemons that connect. `NULL` if no daemons are set, `FALSE` if the
@@ -361,7 +231,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
     // at once.
     unsafe {
         match session::find(profile) {
-            Found::Host => {}
+            Found::Host { .. } => {}
             Found::Nothing => return R_NilValue,
             Found::Sync => return Rf_ScalarLogical(0),
             Found::Forked => forks::error().raise(),
@@ -378,7 +248,7 @@ unsafe extern "C-unwind" fn submit_everywhere(
                 let (env, ..) = new_pending();
                 SET_VECTOR_ELT(out, i as _, env);
             }
-            if !write_payload(expr, globals, args, profile) {
+            if !write_payload(expr, globals, args, R_NilValue, profile) {
                 for i in 0..n {
                     fail(VECTOR_ELT(out, i as _), profile);
                 }
@@ -448,13 +318,13 @@ unsafe extern "C-unwind" fn submit_to(
     // protected.
     unsafe {
         match session::find(profile) {
-            Found::Host => {}
+            Found::Host { .. } => {}
             Found::Nothing | Found::Sync => return R_NilValue,
             Found::Forked => forks::error().raise(),
         }
         let (env, pointer) = new_pending();
         Rf_protect(env);
-        if !write_payload(expr, R_NilValue, args, profile) {
+        if !write_payload(expr, R_NilValue, args, R_NilValue, profile) {
             fail(env, profile);
             Rf_unprotect(1);
             return env;

@@ -63,6 +63,7 @@ impl Scene {
             deadline: None,
             target: Target::Any,
             label: Label::default(),
+            rules: None,
         });
     }
 

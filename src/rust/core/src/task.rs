@@ -194,6 +194,13 @@ impl Task {
         }
     }
 
+    /// The attempt that has sent these ahead has failed, and the next one makes its own.
+    pub(crate) fn forget_reports(&self) {
+        if let Some(watchers) = self.watchers.lock().as_mut() {
+            watchers.reports = Reports::default();
+        }
+    }
+
     /// What the task has sent ahead so far.
     pub fn reports(&self) -> Reports {
         let watchers = self.watchers.lock();

@@ -5,13 +5,16 @@
 //! dispatcher's documentation who is sent what and how each task ends. Replies take time
 //! to arrive, and across the network those on their way are lost with their daemon.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mirai_core::dispatcher::{
-    AHEAD, Action, Config, Counts, Dispatcher, EndpointCounts, Event, Label, MOST_AHEAD, OVERDUE,
-    PeerId, PeerState, Policy, Replies, Reply, Target, TaskId, TaskState, Verdict,
+    AHEAD, Action, Backoff, Config, Counts, Dispatcher, EndpointCounts, Event, Label, MOST_AHEAD,
+    OVERDUE, PeerId, PeerState, Policy, Replies, Reply, Retry, Rules, Target, TaskId, TaskState,
+    Verdict, jitter,
 };
+use mirai_core::protocol::Done;
 use proptest::prelude::*;
 
 /// As in the dispatcher: tasks that a daemon holds at most with round robin.
@@ -21,11 +24,18 @@ const ENDPOINTS: usize = 3;
 type Job = TaskId;
 
 fn replied(peer: PeerId, seq: u64, spent: Duration) -> Event<Job> {
+    replied_with(peer, seq, spent, Done::Value)
+}
+
+fn replied_with(peer: PeerId, seq: u64, spent: Duration, outcome: Done) -> Event<Job> {
     Event::Replied {
         peer,
         seq,
         spent,
-        reply: Reply::default(),
+        reply: Reply {
+            outcome,
+            ..Reply::default()
+        },
     }
 }
 
@@ -48,6 +58,14 @@ struct Task {
     starts: u32,
     /// It has been with a daemon that gave it back, left or was lost.
     came_back: bool,
+    retry: Retry,
+    /// Attempts that have failed.
+    crashes: u32,
+    errors: u32,
+    /// It waits for its next attempt until then.
+    resumes: Option<Duration>,
+    /// The last reply.
+    outcome: Done,
 }
 
 /// How far a daemon has come with a task.
@@ -80,7 +98,7 @@ struct Daemon {
     begun: u64,
     granted: u64,
     /// Replies on their way, and what their tasks have taken.
-    on_their_way: VecDeque<(u64, Duration)>,
+    on_their_way: VecDeque<(u64, Duration, Done)>,
     pinned: VecDeque<TaskId>,
     assigned: VecDeque<TaskId>,
     last_seq: u64,
@@ -150,6 +168,8 @@ struct World {
     completed: u64,
     cumulative: u64,
     peak: u64,
+    /// Tasks of which the dispatcher is to say that there will be another attempt.
+    again: BTreeSet<TaskId>,
 }
 
 impl World {
@@ -175,6 +195,7 @@ impl World {
             completed: 0,
             cumulative: 0,
             peak: 0,
+            again: BTreeSet::new(),
         }
     }
 
@@ -206,6 +227,16 @@ impl World {
     // What may happen.
 
     fn submit(&mut self, target: Target, bytes: u64, timeout: Option<Duration>) -> TaskId {
+        self.submit_with(target, bytes, timeout, None)
+    }
+
+    fn submit_with(
+        &mut self,
+        target: Target,
+        bytes: u64,
+        timeout: Option<Duration>,
+        retry: Option<Retry>,
+    ) -> TaskId {
         let id = self.tasks.len() as TaskId + 1;
         let deadline = timeout.map(|t| self.now + t);
         let task = Task {
@@ -215,6 +246,11 @@ impl World {
             place: Place::Waiting,
             starts: 0,
             came_back: false,
+            retry: retry.unwrap_or(self.config.retry),
+            crashes: 0,
+            errors: 0,
+            resumes: None,
+            outcome: Done::Value,
         };
         self.tasks.insert(id, task);
         let mut over = Vec::new();
@@ -242,6 +278,7 @@ impl World {
             deadline,
             target,
             label: Label::default(),
+            rules: retry.map(|_| Arc::new(Rules { retry })),
         };
         self.happen(event, &over);
         id
@@ -335,8 +372,8 @@ impl World {
             daemon.latest = daemon.latest.max(id);
         }
         task.starts += 1;
-        let again = self.config.retry && task.target == Target::Any;
-        assert!(task.starts == 1 || again, "task {id} was started twice");
+        let most = 1 + task.crashes + task.errors;
+        assert!(task.starts <= most, "task {id} was started too often");
     }
 
     fn reply(&mut self, peer: PeerId) {
@@ -345,12 +382,16 @@ impl World {
 
     /// A reply, which arrives at once.
     fn reply_after(&mut self, peer: PeerId, spent: Duration) {
-        self.say(peer, 0, spent);
+        self.reply_with(peer, spent, Done::Value);
+    }
+
+    fn reply_with(&mut self, peer: PeerId, spent: Duration, outcome: Done) {
+        self.say(peer, 0, spent, outcome);
         self.hear(peer, usize::MAX);
     }
 
     /// The daemon is through with a task, one of those that run, and replies.
-    fn say(&mut self, peer: PeerId, nth: usize, spent: Duration) {
+    fn say(&mut self, peer: PeerId, nth: usize, spent: Duration, outcome: Done) {
         self.begin(peer);
         let daemon = self.daemons.get_mut(&peer).unwrap();
         if daemon.leaving {
@@ -361,7 +402,7 @@ impl World {
         if let Some(at) = nth.checked_rem(running.len()) {
             running[at].stage = Stage::Done;
             let seq = running[at].seq;
-            daemon.on_their_way.push_back((seq, spent));
+            daemon.on_their_way.push_back((seq, spent, outcome));
         }
     }
 
@@ -370,7 +411,7 @@ impl World {
         for _ in 0..most {
             let now = self.now;
             let daemon = self.daemons.get_mut(&peer).unwrap();
-            let Some((seq, spent)) = daemon.on_their_way.pop_front() else {
+            let Some((seq, spent, outcome)) = daemon.on_their_way.pop_front() else {
                 return;
             };
             let at = daemon.held.iter().position(|h| h.seq == seq).unwrap();
@@ -381,9 +422,14 @@ impl World {
             self.endpoints[daemon.endpoint].complete += 1;
             let mut over = Vec::new();
             if done.wanted {
-                over.push((done.id, Verdict::Replied));
+                match self.attempt_again(done.id, outcome) {
+                    None => over.push((done.id, Verdict::Replied)),
+                    Some(Duration::ZERO) => self.put_back(vec![done.id]),
+                    Some(_) => {}
+                }
+                self.tasks.get_mut(&done.id).unwrap().outcome = outcome;
             }
-            self.happen(replied(peer, seq, spent), &over);
+            self.happen(replied_with(peer, seq, spent, outcome), &over);
         }
     }
 
@@ -452,19 +498,44 @@ impl World {
     fn lose_after(&mut self, peer: PeerId, heard: usize, heard_out: bool) {
         let sure = self.daemons[&peer].replies == Replies::Sure;
         self.hear(peer, if sure && heard_out { usize::MAX } else { heard });
-        let retry = self.config.retry;
-        let over = self.without(peer, heard_out, Verdict::Reset, retry);
+        let over = self.without(peer, heard_out, None);
         self.happen(Event::Lost { peer, heard_out }, &over);
     }
 
+    /// An attempt has failed, if that is what `outcome` says: how long the task waits for the next, if there is one.
+    fn attempt_again(&mut self, id: TaskId, outcome: Done) -> Option<Duration> {
+        let seed = self.config.jitter;
+        let now = self.now;
+        let task = self.tasks.get_mut(&id).unwrap();
+        let (count, most) = match outcome {
+            Done::Error => (&mut task.errors, task.retry.error),
+            Done::Lost => (&mut task.crashes, task.retry.crash),
+            Done::Value | Done::Skipped | Done::Final => return None,
+        };
+        if task.target != Target::Any || *count == most {
+            return None;
+        }
+        *count += 1;
+        let failures = task.crashes + task.errors;
+        let backoff = task.retry.backoff;
+        let pause = backoff.pause(failures, jitter(seed, id, failures));
+        let whole = backoff.first.as_secs_f64() * backoff.factor.powi(failures as i32 - 1);
+        let whole = whole.min(backoff.most.as_secs_f64());
+        let part = pause.as_secs_f64() / whole;
+        assert!(whole == 0.0 || (0.499..1.001).contains(&part));
+        (task.place, task.came_back) = (Place::Waiting, true);
+        task.resumes = (!pause.is_zero()).then(|| now + pause);
+        self.again.insert(id);
+        Some(pause)
+    }
+
     /// What becomes of a daemon's tasks when it is gone. Those that it may have begun are over
-    /// with this verdict, or are to be run again.
+    /// with this verdict; without one, they are attempted again, or over.
     fn without(
         &mut self,
         peer: PeerId,
         heard_out: bool,
-        verdict: Verdict,
-        retry: bool,
+        verdict: Option<Verdict>,
     ) -> Vec<(TaskId, Verdict)> {
         let daemon = self.daemons.get_mut(&peer).unwrap();
         let endpoint = daemon.endpoint;
@@ -476,11 +547,17 @@ impl World {
         }
         let mut over = Vec::new();
         for begun in begun.into_iter().rev().filter(|h| h.wanted) {
-            if retry && self.tasks[&begun.id].target == Target::Any {
-                self.endpoints[endpoint].assigned += 1;
-                held.push_front(begun);
-            } else {
-                over.push((begun.id, verdict));
+            let again = match verdict {
+                None => self.attempt_again(begun.id, Done::Lost),
+                Some(_) => None,
+            };
+            match again {
+                None => over.push((begun.id, verdict.unwrap_or(Verdict::Reset))),
+                Some(Duration::ZERO) => {
+                    self.endpoints[endpoint].assigned += 1;
+                    held.push_front(begun);
+                }
+                Some(_) => {}
             }
         }
         over.extend(self.take_back(peer, held));
@@ -502,7 +579,7 @@ impl World {
         self.turn.retain(|peer| !there.contains(peer));
         let mut over = Vec::new();
         for peer in there {
-            over.extend(self.without(peer, false, Verdict::Closed, false));
+            over.extend(self.without(peer, false, Some(Verdict::Closed)));
         }
         let instance = &mut self.endpoints[endpoint].instance;
         *instance = -instance.abs();
@@ -523,6 +600,20 @@ impl World {
             .live()
             .filter(|(_, t)| t.deadline.is_some_and(|at| at <= self.now));
         let over: Vec<_> = late.map(|(id, _)| (id, Verdict::TimedOut)).collect();
+        let resumed = |(id, task): (TaskId, &Task)| {
+            let at = task.resumes.filter(|at| *at <= self.now)?;
+            let over = over.iter().any(|(other, _)| *other == id);
+            (!over).then_some((at, id))
+        };
+        let mut resumed: Vec<_> = self.live().filter_map(resumed).collect();
+        resumed.sort_unstable();
+        let resumed: Vec<_> = resumed.into_iter().map(|(_, id)| id).collect();
+        for id in &resumed {
+            self.tasks.get_mut(id).unwrap().resumes = None;
+        }
+        if !resumed.is_empty() {
+            self.put_back(resumed);
+        }
         self.happen(Event::Tick, &over);
     }
 
@@ -531,6 +622,13 @@ impl World {
         let waiting = self.waiting[endpoint].iter();
         let over: Vec<_> = waiting.map(|id| (*id, Verdict::Reset)).collect();
         self.happen(Event::Abandoned { endpoint }, &over);
+    }
+
+    fn none_left(&mut self) {
+        let none = self.daemons.is_empty();
+        let live = self.live().filter(|_| none);
+        let over: Vec<_> = live.map(|(id, _)| (id, Verdict::Reset)).collect();
+        self.happen(Event::NoneLeft, &over);
     }
 
     fn reset(&mut self) {
@@ -575,6 +673,13 @@ impl World {
         let free = |id: &TaskId| self.tasks[id].target == Target::Any;
         let (mut back, bound): (Vec<_>, Vec<_>) = held.into_iter().partition(free);
         back.extend(assigned);
+        self.put_back(back);
+        let bound = bound.into_iter().chain(pinned);
+        bound.map(|id| (id, Verdict::Reset)).collect()
+    }
+
+    /// Tasks wait in the queue again: where they stood, or at its head.
+    fn put_back(&mut self, back: Vec<TaskId>) {
         let newer = std::mem::take(&mut self.queue);
         if self.config.policy == Policy::Queue {
             self.queue.extend(back);
@@ -586,8 +691,6 @@ impl World {
             self.queue.extend(back);
             self.queue.extend(newer);
         }
-        let bound = bound.into_iter().chain(pinned);
-        bound.map(|id| (id, Verdict::Reset)).collect()
     }
 
     /// Has the dispatcher handle an event after which exactly the tasks `over`
@@ -648,12 +751,18 @@ impl World {
                 Action::Resolve { job, verdict } => {
                     assert_eq!(due.remove(&job), Some(verdict), "task {job}");
                     assert!(self.is_live(job), "task {job} resolved twice");
-                    self.tasks.get_mut(&job).unwrap().place = Place::Over(verdict);
+                    let task = self.tasks.get_mut(&job).unwrap();
+                    task.place = Place::Over(verdict);
+                    task.resumes = None;
                     self.completed += 1;
+                }
+                Action::Again { job } => {
+                    assert!(self.again.remove(&job), "task {job} is not attempted again");
                 }
                 Action::Room => room = true,
             }
         }
+        assert!(self.again.is_empty(), "not said: {:?}", self.again);
         assert!(due.is_empty(), "did not resolve: {due:?}");
         assert!(cancels.is_empty(), "did not cancel: {cancels:?}");
         self.peak = self.peak.max(self.queued());
@@ -713,6 +822,10 @@ impl World {
         self.endpoints[daemon.endpoint].assigned += 1;
         let task = self.tasks.get_mut(&id).unwrap();
         assert_eq!(task.place, Place::Waiting);
+        assert_eq!(
+            task.resumes, None,
+            "task {id} is sent before its wait is over"
+        );
         task.place = Place::On(peer);
         self.granted(peer, granted);
     }
@@ -761,14 +874,20 @@ impl World {
                         TaskState::Queued
                     }
                 }
-                Place::Over(Verdict::Replied) => TaskState::Done,
+                Place::Over(Verdict::Replied) => match task.outcome {
+                    Done::Value => TaskState::Done,
+                    Done::Error | Done::Final => TaskState::Failed,
+                    Done::Skipped => TaskState::Canceled,
+                    Done::Lost => TaskState::Lost,
+                },
                 Place::Over(Verdict::TimedOut) => TaskState::TimedOut,
                 Place::Over(Verdict::Canceled) => TaskState::Canceled,
                 Place::Over(Verdict::Reset | Verdict::Closed) => TaskState::Lost,
             };
             assert_eq!(row.state, state, "task {}", row.id);
-            assert!(self.config.retry || row.attempts <= 1);
-            assert!(state != TaskState::Done || row.attempts >= 1);
+            let failures = task.crashes + task.errors;
+            let begun = u32::from(matches!(state, TaskState::Done | TaskState::Running));
+            assert!(row.attempts >= failures + begun && row.attempts <= failures + 1);
             let over = matches!(task.place, Place::Over(_));
             assert_eq!(row.ended.is_some(), over);
             let order = [Some(row.submitted), row.started, row.ended, Some(self.now)];
@@ -840,7 +959,8 @@ impl World {
         let holders = self.daemons.values().filter(|d| !d.leaving && d.holds());
         let holders = holders.filter(|_| self.config.policy == Policy::Queue);
         let look = holders.map(|d| d.since + OVERDUE).min();
-        if let Some(next) = [next, look].into_iter().flatten().min() {
+        let resumes = live().filter_map(|t| t.resumes).min();
+        if let Some(next) = [next, look, resumes].into_iter().flatten().min() {
             // Perhaps earlier, to look whether there is something to do.
             assert!(self.dispatcher.next_deadline().is_some_and(|at| at <= next));
         }
@@ -918,12 +1038,13 @@ enum Step {
         times: usize,
         bytes: u64,
         timeout: Option<u64>,
+        retry: Option<Retry>,
     },
     /// At this endpoint, with so many slots, across the network or not.
     Join(usize, usize, bool),
     Begin(usize),
     /// One of those that run, after so many microseconds.
-    Reply(usize, usize, u64),
+    Reply(usize, usize, u64, Done),
     /// So many replies arrive.
     Hear(usize, usize),
     GiveBack(usize),
@@ -935,6 +1056,7 @@ enum Step {
     Abandon(usize),
     Relocate(usize),
     Reset,
+    NoneLeft,
     /// Messages about what is gone, or never was.
     Crossed(u32, u64),
 }
@@ -963,14 +1085,16 @@ fn any_step() -> impl Strategy<Value = Step> {
         1usize..12,
         0u64..50,
         prop::option::weighted(0.3, 0u64..40),
+        prop::option::weighted(0.3, any_retry()),
     );
     prop_oneof![
-        10 => submit.prop_map(|(target, times, bytes, timeout)| {
-            Step::Submit { target, times, bytes, timeout }
+        10 => submit.prop_map(|(target, times, bytes, timeout, retry)| {
+            Step::Submit { target, times, bytes, timeout, retry }
         }),
         4 => any_daemon().prop_map(|(endpoint, slots, far)| Step::Join(endpoint, slots, far)),
         8 => any::<usize>().prop_map(Step::Begin),
-        20 => (any::<usize>(), any::<usize>(), any_time()).prop_map(|(n, nth, time)| Step::Reply(n, nth, time)),
+        20 => (any::<usize>(), any::<usize>(), any_time(), any_outcome())
+            .prop_map(|(n, nth, time, outcome)| Step::Reply(n, nth, time, outcome)),
         20 => (any::<usize>(), 1usize..4).prop_map(|(n, most)| Step::Hear(n, most)),
         6 => any::<usize>().prop_map(Step::GiveBack),
         1 => any::<usize>().prop_map(Step::Leave),
@@ -980,6 +1104,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..ENDPOINTS).prop_map(Step::Abandon),
         1 => (0..ENDPOINTS).prop_map(Step::Relocate),
         1 => prop::bool::weighted(0.2).prop_map(|really| if really { Step::Reset } else { Step::Pass(1) }),
+        1 => Just(Step::NoneLeft),
         1 => any::<(u32, u64)>().prop_map(|(peer, seq)| Step::Crossed(peer, seq)),
     ]
 }
@@ -988,6 +1113,32 @@ fn any_step() -> impl Strategy<Value = Step> {
 fn any_daemon() -> impl Strategy<Value = (usize, usize, bool)> {
     let slots = prop_oneof![6 => Just(1usize), 1 => Just(3)];
     (0..ENDPOINTS, slots, any::<bool>())
+}
+
+fn any_outcome() -> impl Strategy<Value = Done> {
+    prop_oneof![
+        12 => Just(Done::Value),
+        3 => Just(Done::Error),
+        1 => Just(Done::Final),
+        1 => Just(Done::Lost),
+    ]
+}
+
+fn any_retry() -> impl Strategy<Value = Retry> {
+    let backoff = prop_oneof![
+        Just(Backoff::NONE),
+        (0u64..20, 1.0..3.0, 0u64..40).prop_map(|(first, factor, most)| Backoff {
+            first: ms(first),
+            factor,
+            most: ms(most),
+        }),
+    ];
+    let limited = (0u32..3, 0u32..3, backoff).prop_map(|(crash, error, backoff)| Retry {
+        crash,
+        error,
+        backoff,
+    });
+    prop_oneof![Just(Retry::default()), Just(Retry::AFTER_CRASH), limited]
 }
 
 /// Microseconds that a task has taken: mostly few.
@@ -1002,10 +1153,13 @@ fn any_time() -> impl Strategy<Value = u64> {
 fn any_config() -> impl Strategy<Value = Config> {
     let policy = prop_oneof![Just(Policy::Queue), Just(Policy::RoundRobin)];
     let capacity = prop::option::of(0u64..200);
-    (policy, any::<bool>(), capacity).prop_map(|(policy, retry, capacity)| Config {
-        policy,
-        retry,
-        capacity,
+    (policy, any_retry(), capacity, any::<u64>()).prop_map(|(policy, retry, capacity, jitter)| {
+        Config {
+            policy,
+            retry,
+            capacity,
+            jitter,
+        }
     })
 }
 
@@ -1016,6 +1170,7 @@ fn live_through(world: &mut World, step: Step) {
             times,
             bytes,
             timeout,
+            retry,
         } => {
             let target = match target {
                 RandomTarget::Any => Target::Any,
@@ -1026,7 +1181,7 @@ fn live_through(world: &mut World, step: Step) {
             };
             let timeout = timeout.map(Duration::from_millis);
             for _ in 0..times {
-                world.submit(target, bytes, timeout);
+                world.submit_with(target, bytes, timeout, retry);
             }
         }
         Step::Join(endpoint, slots, far) => {
@@ -1038,10 +1193,11 @@ fn live_through(world: &mut World, step: Step) {
             world.join_as(endpoint, slots, replies);
         }
         Step::Begin(n) => world.pick(n).into_iter().for_each(|p| world.begin(p)),
-        Step::Reply(n, nth, time) => {
+        Step::Reply(n, nth, time, outcome) => {
             let time = Duration::from_micros(time);
             let peer = world.pick(n);
-            peer.into_iter().for_each(|p| world.say(p, nth, time));
+            peer.into_iter()
+                .for_each(|p| world.say(p, nth, time, outcome));
         }
         Step::Hear(n, most) => world.pick(n).into_iter().for_each(|p| world.hear(p, most)),
         Step::GiveBack(n) => world.pick(n).into_iter().for_each(|p| world.give_back(p)),
@@ -1056,6 +1212,7 @@ fn live_through(world: &mut World, step: Step) {
         Step::Abandon(endpoint) => world.abandon(endpoint),
         Step::Relocate(endpoint) => world.relocate(endpoint),
         Step::Reset => world.reset(),
+        Step::NoneLeft => world.none_left(),
         Step::Crossed(peer, seq) => {
             let (gone, unknown) = (world.last_peer + 1 + peer % 3, u64::MAX - seq % 3);
             let spent = Duration::ZERO;
@@ -1157,6 +1314,7 @@ fn threads_that_overtake_each_other_lose_nothing() {
             deadline: (id == 3).then_some(Duration::from_secs(1)),
             target: Target::Any,
             label: Label::default(),
+            rules: None,
         };
         dispatcher.handle(Duration::ZERO, submit, &mut out);
     }
@@ -1212,7 +1370,7 @@ fn a_crashed_daemons_task_resolves_to_reset_and_the_others_go_on() {
 #[test]
 fn with_retry_a_crashed_daemons_task_is_next_in_line() {
     let mut world = World::new(Config {
-        retry: true,
+        retry: Retry::AFTER_CRASH,
         ..Config::default()
     });
     let one = world.join(0);
@@ -1224,6 +1382,80 @@ fn with_retry_a_crashed_daemons_task_is_next_in_line() {
     world.reply(two);
     assert_eq!(world.held(two), [b]);
     assert_eq!(world.endpoints[0].assigned, 3);
+}
+
+fn limited(crash: u32, error: u32, first: u64) -> Retry {
+    let backoff = Backoff {
+        first: ms(first),
+        factor: 2.0,
+        most: ms(1000),
+    };
+    Retry {
+        crash,
+        error,
+        backoff,
+    }
+}
+
+#[test]
+fn a_task_that_fails_waits_and_is_attempted_again_as_often_as_it_may() {
+    let mut world = queue();
+    let one = world.join(0);
+    let a = world.submit_with(Target::Any, 1, None, Some(limited(0, 2, 100)));
+    world.reply_with(one, ms(1), Done::Error);
+    assert!(world.held(one).is_empty());
+    let next = submit(&mut world);
+    assert_eq!(world.held(one), [next], "the daemon is free meanwhile");
+    world.reply(one);
+    world.pass(ms(49));
+    assert!(world.held(one).is_empty());
+    world.pass(ms(51));
+    assert_eq!(world.held(one), [a]);
+    world.reply_with(one, ms(1), Done::Error);
+    world.pass(ms(200));
+    world.reply_with(one, ms(1), Done::Error);
+    assert_eq!(world.verdict(a), Some(Verdict::Replied));
+    assert_eq!(world.dispatcher.task_rows(2)[0].attempts, 3);
+    let b = world.submit_with(Target::Any, 1, None, Some(limited(0, 2, 100)));
+    world.reply_with(one, ms(1), Done::Final);
+    assert_eq!(world.verdict(b), Some(Verdict::Replied));
+}
+
+#[test]
+fn errors_and_crashes_are_counted_apart() {
+    let mut world = queue();
+    let one = world.join(0);
+    let a = world.submit_with(Target::Any, 1, None, Some(limited(1, 1, 0)));
+    world.reply_with(one, ms(1), Done::Error);
+    world.begin(one);
+    world.lose(one);
+    let two = world.join(0);
+    assert_eq!(world.held(two), [a]);
+    world.begin(two);
+    world.lose(two);
+    assert_eq!(world.verdict(a), Some(Verdict::Reset));
+    assert_eq!(world.dispatcher.task_rows(1)[0].attempts, 3);
+}
+
+#[test]
+fn a_task_that_waits_for_its_next_attempt_can_be_cancelled_and_times_out() {
+    let mut world = World::new(Config {
+        retry: limited(0, 9, 100),
+        ..Config::default()
+    });
+    let one = world.join(0);
+    let a = submit(&mut world);
+    let b = world.submit(Target::Any, 1, Some(ms(40)));
+    world.reply_with(one, ms(1), Done::Error);
+    world.reply_with(one, ms(1), Done::Error);
+    assert_eq!(world.dispatcher.counts().awaiting, 2);
+    world.cancel(a);
+    assert_eq!(world.verdict(a), Some(Verdict::Canceled));
+    world.pass(ms(40));
+    assert_eq!(world.verdict(b), Some(Verdict::TimedOut));
+    world.pass(ms(100));
+    assert!(world.held(one).is_empty());
+    assert_eq!(world.dispatcher.next_deadline(), None);
 }
 
 #[test]
@@ -1370,7 +1602,7 @@ fn set_up_comes_before_what_was_submitted_after_it() {
 #[test]
 fn what_is_pinned_goes_down_with_its_daemon_even_with_retry() {
     let mut world = World::new(Config {
-        retry: true,
+        retry: Retry::AFTER_CRASH,
         ..Config::default()
     });
     let one = world.join(0);

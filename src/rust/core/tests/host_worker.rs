@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirai_core::dispatcher::{Config, Policy, Target};
+use mirai_core::dispatcher::{Config, Policy, Retry, Target};
 use mirai_core::host::Host;
 use mirai_core::process::Program;
 use mirai_core::protocol::frame::encode_head;
@@ -350,7 +350,7 @@ fn a_daemon_that_crashes_within_its_reply_has_not_replied() {
 #[test]
 fn with_retry_a_crashed_daemons_task_runs_on_the_next() {
     let (host, address) = listening(Config {
-        retry: true,
+        retry: Retry::AFTER_CRASH,
         ..Config::default()
     });
     let task = submit(&host, "twice");
@@ -862,6 +862,7 @@ fn a_process_that_never_connects_ends_its_task() {
     let program = Program {
         code: None,
         attached: true,
+        surroundings: None,
         path: "/bin/true".into(),
         args: vec![],
         env: vec![],
@@ -894,6 +895,7 @@ fn a_process_started_for_a_task_is_sent_away_if_that_is_no_longer_wanted() {
     let program = Program {
         code: None,
         attached: true,
+        surroundings: None,
         path: "/bin/cat".into(),
         args: vec![pipe.clone().into()],
         env: vec![],
@@ -932,6 +934,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
     let program = Program {
         code: None,
         attached: true,
+        surroundings: None,
         path: "/nowhere/to/be/found".into(),
         args: vec![],
         env: vec![],

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
-use mirai_core::dispatcher::{Config, Policy, Target};
+use mirai_core::dispatcher::{Config, Policy, Retry, Target};
 use mirai_core::host::Host;
 use mirai_core::task::Outcome;
 use mirai_core::tls::{Identity, Trust};
@@ -146,7 +146,7 @@ fn silence_ends_a_link_at_both_ends_until_the_cable_is_mended() {
 #[test]
 fn what_a_silent_daemon_was_to_do_is_done_by_another() {
     let config = Config {
-        retry: true,
+        retry: Retry::AFTER_CRASH,
         policy: Policy::RoundRobin,
         ..Config::default()
     };

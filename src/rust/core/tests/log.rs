@@ -9,6 +9,7 @@ use common::*;
 use mirai_core::dispatcher::{Config, PeerState, TaskState};
 use mirai_core::host::Host;
 use mirai_core::process::Program;
+use mirai_core::protocol::Done;
 use mirai_core::task::{MOST_REPORTS, Outcome};
 use mirai_core::tls::Trust;
 use mirai_core::transport::local_url;
@@ -47,7 +48,7 @@ fn notes_errors_and_reports_come_with_values_on_every_link() {
         }
         // What is no task of its any more, or never was one, is nothing.
         assert!(worker.report(task.seq + 100, &[9]));
-        assert!(worker.reply_noted(task.seq, b"valuenotes", false, 5, None));
+        assert!(worker.reply_noted(task.seq, b"valuenotes", Done::Value, 5, None));
         let Outcome::Value(content) = outcome(&tasks[0]) else {
             panic!("a value expected");
         };
@@ -64,7 +65,7 @@ fn notes_errors_and_reports_come_with_values_on_every_link() {
 
         let task = next(&mut worker);
         let long = "\u{e9}".repeat(1000);
-        assert!(worker.reply_noted(task.seq, b"error", true, 0, Some(&long)));
+        assert!(worker.reply_noted(task.seq, b"error", Done::Error, 0, Some(&long)));
         assert_eq!(
             *outcome(&tasks[1]),
             Outcome::Error(b"error".to_vec().into())

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{LONG, any_port, dial, listening, outcome, until, value};
-use mirai_core::dispatcher::{Config, Target};
+use mirai_core::dispatcher::{Config, Retry, Target};
 use mirai_core::host::Host;
 use mirai_core::memory::{Body, Inset, Parts, Segment};
 use mirai_core::protocol::frame::encode_head_with;
@@ -248,7 +248,7 @@ fn across_the_network_bytes_are_put_back_into_their_places() {
 #[test]
 fn a_task_that_is_retried_takes_its_segments_along() {
     let (host, url) = local(Config {
-        retry: true,
+        retry: Retry::AFTER_CRASH,
         ..Config::default()
     });
     let mut crashing = dial(&url, None);

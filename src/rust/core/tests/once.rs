@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
-use mirai_core::dispatcher::{Config, MOST_AHEAD, Policy};
+use mirai_core::dispatcher::{Config, MOST_AHEAD, Policy, Retry};
 use mirai_core::host::Host;
 use mirai_core::protocol::frame::{encode_head, encode_head_with};
 use mirai_core::protocol::{Control, Done, FrameReader, Kind, Limits, Seq, ToDaemon, ToHost};
@@ -55,7 +55,11 @@ fn done(seq: Seq) -> ToHost {
 fn replies_are_lost(scheme: &'static str, policy: Policy, retry: bool) {
     let config = Config {
         policy,
-        retry,
+        retry: if retry {
+            Retry::AFTER_CRASH
+        } else {
+            Retry::default()
+        },
         ..Config::default()
     };
     let place = Place::with(scheme, config);

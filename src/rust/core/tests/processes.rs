@@ -108,6 +108,7 @@ fn myself(role: &str) -> Program {
         output: false,
         code: None,
         attached: true,
+        ..Program::default()
     }
 }
 

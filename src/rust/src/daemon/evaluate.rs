@@ -20,10 +20,11 @@ use extendr_ffi::{
     Rf_protect, Rf_unprotect, Rf_xlength, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::process::Owner;
-use mirai_core::protocol::Kind;
+use mirai_core::protocol::{Done, Kind};
 use mirai_core::worker::output::Output;
 use mirai_core::worker::{Assignment, Next, Worker};
 
+use super::attempts;
 use super::limits::{End, Limits};
 use super::settings::Settings;
 use crate::cleanup::{self, Snapshot};
@@ -73,6 +74,7 @@ r::symbols! {
     SEED = c".Random.seed";
     EXPR = c".expr.";
     ENVIR = c".envir.";
+    WHEN = c".when.";
     ELEMENT = c".x";
     CONTEXT = c".context.";
 }
@@ -235,6 +237,7 @@ impl Serving<'_> {
                             // The last task's have no other hold, unless it has seen to that.
                             Rf_defineVar(EXPR.get(), R_NilValue, frame);
                             Rf_defineVar(ENVIR.get(), R_NilValue, frame);
+                            Rf_defineVar(WHEN.get(), R_NilValue, frame);
                             gc::collect();
                         });
                         self.worker.exclude_from_task_time(start.elapsed());
@@ -300,16 +303,19 @@ impl Serving<'_> {
             let out = &raw mut self.out;
             let error = &raw mut self.error;
             let mut written = false;
-            let mut failed = true;
+            let (mut failed, mut raised) = (true, false);
             within_r(|| {
                 written = serialize::write(out, value);
                 failed = r::Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
                 if failed {
+                    raised = r::Rf_inherits(value, c"miraiError".as_ptr()) == Rboolean::TRUE;
                     *error = message_of(value);
                 }
             });
-            if written {
-                self.reply(failed);
+            if written && failed {
+                self.reply(attempts::outcome(raised));
+            } else if written {
+                self.reply(Done::Value);
             } else {
                 self.give_up(Stage::Writing);
             }
@@ -336,12 +342,12 @@ impl Serving<'_> {
                 // Out of memory, most likely. An empty value is an error on the host.
                 self.out.let_go();
             }
-            self.reply(true);
+            self.reply(attempts::outcome(true));
         }
     }
 
     /// Sends what is in `out` and cleans up.
-    unsafe fn reply(&mut self, failed: bool) {
+    unsafe fn reply(&mut self, outcome: Done) {
         let Some(task) = self.task.take() else { return };
         let mut noted = 0;
         let mut written = self.output.map(Output::take).unwrap_or_default();
@@ -357,7 +363,7 @@ impl Serving<'_> {
         // If that fails, the link has ended with it, and the host hears so; the next call returns why.
         let _sent = self
             .worker
-            .reply_noted(task.seq, parts, failed, noted, error.as_deref());
+            .reply_noted(task.seq, parts, outcome, noted, error.as_deref());
         self.out.let_go();
         match task.kind {
             Kind::Setup => {
@@ -471,6 +477,7 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
     // SAFETY: in `within_r`, where long jumps end. What was read is protected until a variable has it; indices are
     // below the length checked.
     unsafe {
+        attempts::begin(false);
         let own = Source::new(&task.body, &task.pieces);
         let common = task
             .constants
@@ -478,7 +485,7 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
             .map(|c| Source::new(&c.bytes, &c.pieces).common());
         let payload = Rf_protect(read(common.unwrap_or(own)));
         // R does not check an index.
-        if TYPEOF(payload) != SEXPTYPE::VECSXP || Rf_xlength(payload) != 3 {
+        if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=4).contains(&Rf_xlength(payload)) {
             r::raise("what the host has sent is no task");
         }
         if let Some(stream) = task.stream {
@@ -505,6 +512,14 @@ unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
         let expr = if traced { VECTOR_ELT(expr, 0) } else { expr };
         Rf_defineVar(EXPR.get(), expr, frame);
         Rf_defineVar(ENVIR.get(), env, frame);
+        let asks = Rf_xlength(payload) == 4;
+        let when = if asks {
+            VECTOR_ELT(payload, 3)
+        } else {
+            R_NilValue
+        };
+        Rf_defineVar(WHEN.get(), when, frame);
+        attempts::begin(asks);
         Rf_unprotect(2);
         traced
     }

@@ -1,5 +1,6 @@
 //! The daemon: dials the host, serves the link, and ends when a limit is reached or the link is lost.
 
+mod attempts;
 mod evaluate;
 mod limits;
 mod settings;
@@ -23,6 +24,7 @@ use watched::RSession;
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     let mut all = evaluate::routines();
+    all.extend(attempts::routines());
     all.push(r::routine(c"run_daemon", run_daemon as *const (), 2));
     all
 }

@@ -52,6 +52,8 @@ pub(super) struct Peer {
     pub(super) joined: Time,
     pub(super) tasks: u64,
     pub(super) busy: Duration,
+    /// Of these, how many were for any daemon, and have been evaluated.
+    pub(super) finished: u64,
 }
 
 impl Peer {

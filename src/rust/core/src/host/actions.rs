@@ -63,6 +63,10 @@ impl Shared {
                     Action::Recall { peer, from, to } => {
                         (peer, Posting::Control(Control::Recall { from, to }))
                     }
+                    Action::Again { job } => {
+                        job.forget_reports();
+                        continue;
+                    }
                     Action::Resolve { job, verdict } => {
                         if let Some(loss) = loss.clone().filter(|_| verdict == Verdict::Reset) {
                             job.lost_with(loss);

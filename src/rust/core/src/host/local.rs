@@ -122,7 +122,7 @@ impl Shared {
     }
 
     /// Serves a link to its end.
-    async fn serve(&self, Served { id, link, reader }: Served) {
+    async fn serve(self: &Arc<Self>, Served { id, link, reader }: Served) {
         let receive = |message, body: Arrival| self.receive(id, message, body.into());
         let served = link.serve(reader.into_stage(Limits::LINK), receive).await;
         // However it ends, the daemon is lost to us. By its own end, all that it had written has been read; by

@@ -3,7 +3,8 @@
 //!
 //! - `endpoints`: the URLs at which it listens; `local` and `network` accept daemons there.
 //! - `actions`: carries out what the dispatcher decides.
-//! - `this_machine`: processes that the host has started.
+//! - `submit`: takes tasks; `setups` keeps those of set-up for daemons that come later.
+//! - `this_machine`: processes that the host has started; `respawn` starts them again.
 //!
 //! One lock guards the dispatcher and the table of links. A thread that has an event (the
 //! main thread submits, the I/O thread reads a reply) takes the lock, lets the dispatcher
@@ -17,12 +18,16 @@ mod endpoints;
 mod local;
 mod log;
 mod network;
+mod respawn;
+mod setups;
+mod submit;
 mod this_machine;
 
 pub use endpoints::EndpointStatus;
 pub use log::{DaemonRow, Log};
+pub use respawn::{MOST_CRASHES, Respawn};
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -34,15 +39,15 @@ use tokio::sync::Notify;
 use self::endpoints::Listening;
 use crate::descriptors;
 use crate::dispatcher::{
-    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply, Target,
+    Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply,
 };
 use crate::loss::LastWords;
-use crate::memory::{Body, Content};
-use crate::process::{self, Child};
+use crate::memory::Content;
+use crate::process::{self, Child, Surroundings};
 use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
 use crate::sys::Bell;
 use crate::sys::io_thread;
-use crate::task::{Constants, Outcome, Task};
+use crate::task::{Outcome, Task};
 use crate::transport::Link;
 
 /// Default time without a sign of life after which a peer across the network is given up.
@@ -88,7 +93,13 @@ struct Shared {
     /// The connection of each process on this machine, for as long as both last.
     processes: Mutex<FxHashMap<u32, PeerId>>,
     /// Processes that were started here, and some that have ended.
-    children: Mutex<Vec<Weak<Child>>>,
+    children: Mutex<Vec<Started>>,
+    keeping: Mutex<respawn::Keeping>,
+    setups: Mutex<setups::Setups>,
+    /// Held while a daemon is started again, and by `close`.
+    starting: Mutex<()>,
+    /// Of the daemons started last.
+    surroundings: Mutex<Option<Arc<Surroundings>>>,
     /// What is known of daemons, for the log.
     known: Mutex<log::Known>,
 }
@@ -108,6 +119,13 @@ struct Connected {
     endpoint: Endpoint,
     /// Constants that the daemon has been sent.
     holds: FxHashSet<u64>,
+}
+
+/// A process that was started here.
+struct Started {
+    child: Weak<Child>,
+    /// If it is a daemon, rather than for a single task.
+    life: Option<Arc<respawn::Life>>,
 }
 
 /// What a daemon has said of itself.
@@ -133,6 +151,12 @@ impl Host {
     /// A host that gives up a peer across the network after `patience` without a sign of life. The peer
     /// is told to do the same.
     pub fn with_patience(config: Config, patience: Duration) -> Host {
+        let mut jitter = [0; 8];
+        crate::sys::random(&mut jitter);
+        let config = Config {
+            jitter: u64::from_ne_bytes(jitter),
+            ..config
+        };
         descriptors::raise_limit();
         let shared = Arc::new(Shared {
             origin: Instant::now(),
@@ -152,6 +176,10 @@ impl Host {
             dropped: Mutex::default(),
             processes: Mutex::default(),
             children: Mutex::default(),
+            keeping: Mutex::default(),
+            setups: Mutex::default(),
+            starting: Mutex::default(),
+            surroundings: Mutex::default(),
             known: Mutex::default(),
         });
         io_thread::handle().spawn(keep_time(shared.clone()));
@@ -176,86 +204,6 @@ impl Host {
         for link in flush {
             link.flush();
         }
-    }
-
-    /// Makes constants for tasks of this host.
-    pub fn constants(&self, body: Body) -> Arc<Constants> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let shared = Arc::downgrade(&self.0);
-        Arc::new(Constants {
-            id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
-            body,
-            // This may be anywhere, under any lock: the I/O thread does the rest.
-            on_drop: Box::new(move |id| {
-                if let Some(shared) = shared.upgrade() {
-                    shared.dropped.lock().push(id);
-                    shared.timer.notify_one();
-                }
-            }),
-        })
-    }
-
-    /// Hands over a task. It is resolved sooner or later, whatever happens.
-    pub fn submit(&self, task: Arc<Task>, timeout: Option<Duration>, target: Target) {
-        let bytes = task.size();
-        let timeout = timeout.filter(|t| *t < FOREVER);
-        let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
-        self.0.handle(
-            Event::Submit {
-                id: task.id(),
-                bytes,
-                deadline,
-                target,
-                label: task.label(),
-                job: task,
-            },
-            None,
-        );
-        if self.0.is_closed() {
-            self.0.handle(Event::Reset, None);
-        }
-    }
-
-    /// Hands over a task for each connected daemon that takes tasks, and at least `least` tasks: those left over
-    /// are for the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
-    /// before it, or after it. `make` is given the number of tasks, under the dispatcher's lock: it must not
-    /// block. If it gives none, nothing is handed over.
-    ///
-    /// # Errors
-    /// That number.
-    pub fn submit_to_each(
-        &self,
-        least: usize,
-        make: impl FnOnce(usize) -> Option<Vec<Arc<Task>>>,
-    ) -> Result<(), usize> {
-        let mut submitted = Ok(());
-        self.0.act(None, None, |dispatcher, now, out| {
-            let peers = dispatcher.peers();
-            let n = peers.len().max(least);
-            let Some(tasks) = make(n) else {
-                submitted = Err(n);
-                return;
-            };
-            let targets = peers
-                .into_iter()
-                .map(Target::Peer)
-                .chain((0..).map(Target::Join));
-            for (task, target) in tasks.into_iter().zip(targets) {
-                let event = Event::Submit {
-                    id: task.id(),
-                    bytes: task.size(),
-                    label: task.label(),
-                    job: task,
-                    deadline: None,
-                    target,
-                };
-                dispatcher.handle(now, event, out);
-            }
-        });
-        if self.0.is_closed() {
-            self.0.handle(Event::Reset, None);
-        }
-        submitted
     }
 
     /// Cancels a task. False if it had already resolved.
@@ -347,8 +295,10 @@ impl Host {
             link.close();
         }
         shared.timer.notify_one();
+        // A daemon that is being started again is among the children then.
+        drop(shared.starting.lock());
         let children = std::mem::take(&mut *shared.children.lock());
-        let children: Vec<_> = children.iter().filter_map(Weak::upgrade).collect();
+        let children: Vec<_> = children.iter().filter_map(|c| c.child.upgrade()).collect();
         process::end_unconnected(&children);
     }
 }
@@ -426,22 +376,29 @@ impl Shared {
             peer
         };
         let loss = self.known.lock().add(peer, endpoint, hello.local);
+        let mut life = None;
         if let Some(pid) = hello.local {
             self.processes.lock().insert(pid, peer);
-            let children = self.children.lock();
-            let mut children = children.iter().filter_map(Weak::upgrade);
-            if let Some(child) = children.find(|child| child.pid() == pid) {
+            if let Some((child, its)) = self.started(pid) {
                 child.has_connected();
                 child.tells(loss);
+                life = its;
             }
         }
+        let again = life.as_ref().is_some_and(|life| life.is_again());
+        self.life_connected(life, peer);
         let joined = Event::Joined {
             peer,
             endpoint,
             slots,
             replies,
         };
-        self.handle(joined, None);
+        self.act(None, None, |dispatcher, now, out| {
+            if again {
+                self.set_up_next(dispatcher, now, out);
+            }
+            dispatcher.handle(now, joined, out);
+        });
         link.flush();
         if self.is_closed() {
             link.close();
@@ -468,7 +425,7 @@ impl Shared {
                 };
                 let value = match outcome {
                     Done::Value => Some(Outcome::Value(body)),
-                    Done::Error => Some(Outcome::Error(body)),
+                    Done::Error | Done::Final => Some(Outcome::Error(body)),
                     Done::Skipped => None,
                     Done::Lost => Some(Outcome::Reset),
                 };
@@ -513,10 +470,10 @@ impl Shared {
             return;
         };
         drop(known);
-        let children = self.children.lock();
-        let mut children = children.iter().filter_map(Weak::upgrade);
-        if let Some(child) = children.find(|child| child.pid() == pid) {
+        if let Some((child, life)) = self.started(pid) {
             child.tells(loss);
+            // A lie could prevent no more than that a daemon is started again.
+            self.life_connected(life, peer);
         }
     }
 
@@ -535,13 +492,15 @@ impl Shared {
     }
 
     /// A link has ended; `heard_out`: after all that the peer had sent was read.
-    fn lost(&self, peer: PeerId, heard_out: bool) {
+    fn lost(self: &Arc<Self>, peer: PeerId, heard_out: bool) {
         let loss = self.known.lock().loss(peer);
         if let Some(loss) = &loss {
             loss.hear_last_words();
         }
         // First: a task that is sent to a peer without a link would count as begun.
+        let mut farewell = None;
         self.act(None, loss, |dispatcher, now, out| {
+            farewell = dispatcher.farewell(peer);
             dispatcher.handle(now, Event::Lost { peer, heard_out }, out);
         });
         let connected = self.state.lock().links.remove(&peer);
@@ -549,6 +508,7 @@ impl Shared {
             link.close();
         }
         self.processes.lock().retain(|_, held| *held != peer);
+        self.life_lost(peer, farewell);
         Bell::get().ring();
     }
 }

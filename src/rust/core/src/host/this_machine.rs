@@ -1,10 +1,11 @@
 //! Processes that the host has started on this machine.
 
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Connected, Host, Shared};
+use super::respawn::{Life, Respawn};
+use super::{Connected, Host, Shared, Started};
 use crate::dispatcher::{Event, Target};
 use crate::loss::Loss;
 use crate::process::{self, Child, Program};
@@ -42,7 +43,8 @@ impl Host {
         });
         match started {
             Ok(child) => {
-                self.0.adopt(&child);
+                self.0.adopt(&child, None);
+                self.0.end_if_closed(&child);
                 Ok(())
             }
             Err(e) => {
@@ -54,23 +56,24 @@ impl Host {
         }
     }
 
-    /// Starts a process that will dial one of the URLs.
+    /// Starts a process that will dial one of the URLs. It is not started again: see [`keep`](Self::keep) for that.
     pub fn launch(&self, program: &Program) -> io::Result<Arc<Child>> {
-        let shared = self.0.clone();
-        let child = process::start(program, move |child| shared.process_gone(child))?;
-        self.0.adopt(&child);
-        Ok(child)
+        let program = program.clone();
+        self.keep(Respawn::Never, move |_| program.clone())
     }
 }
 
 impl Shared {
     /// Keeps a process in mind that was started here, for as long as anybody attends to it.
-    fn adopt(&self, child: &Arc<Child>) {
-        {
-            let mut children = self.children.lock();
-            children.retain(|child| child.strong_count() > 0);
-            children.push(Arc::downgrade(child));
-        }
+    pub(super) fn adopt(&self, child: &Arc<Child>, life: Option<Arc<Life>>) {
+        let mut children = self.children.lock();
+        children.retain(|started| started.child.strong_count() > 0);
+        let child = Arc::downgrade(child);
+        children.push(Started { child, life });
+    }
+
+    /// The host may have been closed while a process was started. Waits for its end, so not on the I/O thread.
+    pub(super) fn end_if_closed(&self, child: &Arc<Child>) {
         if self.is_closed() {
             process::end_unconnected(std::slice::from_ref(child));
         }
@@ -79,13 +82,22 @@ impl Shared {
     /// Whether a process that was started here has not connected yet.
     pub(super) fn is_expecting(&self) -> bool {
         let children = self.children.lock();
-        let mut children = children.iter().filter_map(Weak::upgrade);
+        let mut children = children.iter().filter_map(|s| s.child.upgrade());
         children.any(|child| child.is_on_its_way())
+    }
+
+    /// The process of this id that was started here, if it is still attended to.
+    pub(super) fn started(&self, pid: u32) -> Option<(Arc<Child>, Option<Arc<Life>>)> {
+        let children = self.children.lock();
+        let mut alive = children
+            .iter()
+            .filter_map(|s| Some((s.child.upgrade()?, s.life.clone())));
+        alive.find(|(child, _)| child.pid() == pid)
     }
 
     /// A process that we started is gone; one that was killed has left its
     /// session directory behind.
-    fn process_gone(&self, child: &Child) {
+    pub(super) fn process_gone(&self, child: &Child) {
         let peer = self.processes.lock().remove(&child.pid());
         // What it has said is still read, but its link may not end by itself: a
         // process forked from it may hold it open.

@@ -38,7 +38,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::{Child, Exit, OnExit, Program, attend, line, spawn};
+use super::{Child, Exit, OnExit, Program, Surroundings, attend, line, spawn};
 use crate::descriptors;
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
@@ -362,29 +362,22 @@ impl Counter {
     }
 }
 
-/// This process's umask. umask(2) can only be asked by setting it, which other threads
-/// would notice.
-fn umask() -> io::Result<u32> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let mask = status.lines().find_map(|l| l.strip_prefix("Umask:"));
-    let mask = mask.ok_or(io::ErrorKind::Unsupported)?;
-    u32::from_str_radix(mask.trim(), 8).map_err(io::Error::other)
-}
-
-/// What the process shall be like, as this one is now.
+/// What the process shall be like: as this one is now, unless the program says otherwise.
 fn request(program: &Program, code: &str) -> io::Result<Vec<u8>> {
-    let mut environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
-    for (name, value) in &program.env {
-        environment.retain(|(n, _)| n != name);
-        if let Some(value) = value {
-            environment.push((name.clone(), value.clone()));
+    let now;
+    let surroundings = match &program.surroundings {
+        Some(surroundings) => surroundings,
+        None => {
+            now = Surroundings::now()?;
+            &now
         }
-    }
+    };
     let bytes = |(name, value): (OsString, OsString)| (name.into_vec(), value.into_vec());
+    let environment = surroundings.environment_with(&program.env);
     let request = Request {
-        directory: std::env::current_dir()?.as_os_str().as_bytes().to_vec(),
+        directory: surroundings.directory.as_os_str().as_bytes().to_vec(),
         environment: environment.into_iter().map(bytes).collect(),
-        umask: umask()?,
+        umask: surroundings.umask.ok_or(io::ErrorKind::Unsupported)?,
         descriptors: descriptors::given_limit(),
         code: code.into(),
     };

@@ -10,6 +10,9 @@ pub mod command;
 pub mod fork;
 pub mod line;
 mod oom;
+mod surroundings;
+
+pub use surroundings::Surroundings;
 
 use std::ffi::OsString;
 use std::io;
@@ -62,6 +65,8 @@ pub struct Program {
     /// Whether it ends with this process if it has not connected by then. A program that does not has no
     /// [`line`].
     pub attached: bool,
+    /// What it has from the process that starts it. `None`: what that has when it starts it, on its main thread.
+    pub surroundings: Option<Arc<Surroundings>>,
 }
 
 /// A process that was started by [`start`] or [`command::run`]. Dropping this does not end it.
@@ -170,6 +175,11 @@ impl Child {
                 *self.loss.lock() = Some(loss);
             }
         }
+    }
+
+    /// Whether it has ever said that it has connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.state.lock().connected
     }
 
     fn ended(&self, exit: Exit, on_exit: OnExit) {
@@ -333,11 +343,15 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
     }
     command.process_group(0);
     let limit = descriptors::given_limit();
+    let umask = program.surroundings.as_ref().and_then(|s| s.umask);
     // Not opened to be inherited: other processes that are started meanwhile would have it, too.
     // SAFETY: what is called may be called between fork and exec.
     unsafe {
         command.pre_exec(move || {
             limit.inspect(|limit| descriptors::set_limit(*limit));
+            umask.inspect(|umask| {
+                libc::umask(*umask as libc::mode_t);
+            });
             if attached && libc::fcntl(number, libc::F_SETFD, 0) == -1 {
                 return Err(io::Error::last_os_error());
             }
@@ -348,6 +362,11 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
 }
 
 fn set_environment(command: &mut Command, program: &Program) {
+    if let Some(surroundings) = &program.surroundings {
+        command.env_clear();
+        command.envs(surroundings.environment_with(&[]));
+        command.current_dir(&surroundings.directory);
+    }
     for (name, value) in &program.env {
         match value {
             Some(value) => command.env(name, value),
@@ -541,6 +560,7 @@ mod tests {
             output: false,
             code: None,
             attached: true,
+            ..Program::default()
         }
     }
 

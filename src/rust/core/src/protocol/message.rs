@@ -148,10 +148,12 @@ pub enum ToHost {
 pub enum Done {
     /// It was evaluated.
     Value,
-    /// Its evaluation ended in an error, which is the body.
+    /// Its evaluation ended in an error, which is the body. Another attempt may do better, if the task has any left.
     Error,
     /// It was cancelled before it began. No body.
     Skipped,
     /// Whoever it was passed on to was lost. No body.
     Lost,
+    /// As `Error`, where the daemon knows that there shall be no other attempt.
+    Final,
 }

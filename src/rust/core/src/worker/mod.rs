@@ -330,9 +330,10 @@ impl Worker {
     }
 
     /// Answers a task with its value, or with the error that its evaluation ended
-    /// in. False if the host is gone.
+    /// in, after which it may be attempted again. False if the host is gone.
     pub fn reply<'a>(&mut self, seq: Seq, value: impl Into<Parts<'a>>, failed: bool) -> bool {
-        self.reply_noted(seq, value, failed, 0, None)
+        let outcome = if failed { Done::Error } else { Done::Value };
+        self.reply_noted(seq, value, outcome, 0, None)
     }
 
     /// As [`reply`](Self::reply), where the last `notes` bytes are not of the value, but noted beside it: the
@@ -342,11 +343,10 @@ impl Worker {
         &mut self,
         seq: Seq,
         value: impl Into<Parts<'a>>,
-        failed: bool,
+        outcome: Done,
         notes: usize,
         error: Option<&str>,
     ) -> bool {
-        let outcome = if failed { Done::Error } else { Done::Value };
         self.answer(seq, outcome, value.into(), notes, error.map(shortened))
             .is_ok()
     }

@@ -1,0 +1,223 @@
+//! What the dispatcher is told, and what it says: events, actions, and the words in them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Label;
+use super::retry::{Retry, Rules};
+use crate::protocol::{Done, Seq};
+
+/// Names a task; unique in the process. Those submitted later have larger ones, but for threads that
+/// overtake each other.
+pub type TaskId = u64;
+/// Names a connection of a daemon; unique in a dispatcher and increasing.
+pub type PeerId = u32;
+/// Index of a URL that is listened at, from 0.
+pub type Endpoint = usize;
+/// Time since an origin that the caller chooses and keeps.
+pub type Time = Duration;
+
+/// How tasks find their daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// One queue; each daemon holds one task at a time, or a few that are tiny.
+    Queue,
+    /// A queue per daemon, filled in turn.
+    RoundRobin,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub policy: Policy,
+    /// Of tasks that have no [`Rules`] of their own about it.
+    pub retry: Retry,
+    /// A number by which the waits between attempts differ from those of another dispatcher.
+    pub jitter: u64,
+    /// Bytes that may wait in the queue; the caller asks [`Dispatcher::has_room`].
+    pub capacity: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            policy: Policy::Queue,
+            retry: Retry::default(),
+            jitter: 0,
+            capacity: None,
+        }
+    }
+}
+
+/// Where a task may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Wherever the policy says.
+    Any,
+    /// On this connection, ahead of what is not pinned there.
+    Peer(PeerId),
+    /// On the first connection at this endpoint, which may be there already.
+    Endpoint(Endpoint),
+    /// On the daemon that connects after so many others from now on, from 0.
+    Join(u32),
+}
+
+/// Whether what a daemon has replied reaches the host even if the daemon dies right after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replies {
+    /// On one machine: what has been written to a socket can be read to its end. Grants are of no use.
+    Sure,
+    /// Across the network.
+    MayBeLost,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<J> {
+    /// Unique, and best larger than all that were submitted before.
+    Submit {
+        id: TaskId,
+        job: J,
+        /// Size of the payload, for the accounts.
+        bytes: u64,
+        deadline: Option<Time>,
+        target: Target,
+        /// For the log.
+        label: Label,
+        /// `None`: the default.
+        rules: Option<Arc<Rules>>,
+    },
+    /// A daemon connected and proved itself.
+    Joined {
+        peer: PeerId,
+        endpoint: Endpoint,
+        /// Tasks that it may run at once, at least 1.
+        slots: u32,
+        replies: Replies,
+    },
+    /// A daemon has finished with a task, or skipped it, on which it has spent this time.
+    Replied {
+        peer: PeerId,
+        seq: Seq,
+        spent: Duration,
+        /// What came of it, for the log.
+        reply: Reply,
+    },
+    /// The answer to [`Action::Recall`]: these have not been started and never will be there.
+    Returned { peer: PeerId, from: Seq, to: Seq },
+    /// A daemon will begin nothing more, and nothing beyond this task has begun.
+    Leaving { peer: PeerId, begun: Seq },
+    /// The connection is gone.
+    Lost {
+        peer: PeerId,
+        /// Everything that the peer had sent has been read.
+        heard_out: bool,
+    },
+    /// The endpoint has moved to another URL, and the connections there are closed: what
+    /// they have started is not run again.
+    Moved { endpoint: Endpoint },
+    /// The user does not want this task any more.
+    Cancel { id: TaskId },
+    /// Time has passed: see [`Dispatcher::next_deadline`].
+    Tick,
+    /// Nobody will connect at this endpoint.
+    Abandoned { endpoint: Endpoint },
+    /// No daemon will connect. If none is connected, every task ends.
+    NoneLeft,
+    /// Every task ends. The links do, too: a daemon decides by itself whether to
+    /// finish what it runs.
+    Reset,
+}
+
+/// What a reply says, as far as the log needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub outcome: Done,
+    /// Size of the value.
+    pub bytes: u64,
+    /// Message of the error, shortened.
+    pub error: Option<Box<str>>,
+}
+
+impl Default for Reply {
+    /// A value of no bytes.
+    fn default() -> Reply {
+        Reply {
+            outcome: Done::Value,
+            bytes: 0,
+            error: None,
+        }
+    }
+}
+
+/// What to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<J> {
+    Send {
+        peer: PeerId,
+        seq: Seq,
+        job: J,
+        /// Up to this one the daemon may begin what it has been sent: see [`Replies`].
+        granted: Seq,
+    },
+    /// Tell the daemon that it may begin what it has been sent up to this one.
+    Grant { peer: PeerId, to: Seq },
+    /// Tell the daemon that nobody waits for this task.
+    Cancel { peer: PeerId, seq: Seq },
+    /// Ask the daemon to give back those of these tasks that it has not started. It must be
+    /// answered.
+    Recall { peer: PeerId, from: Seq, to: Seq },
+    /// An attempt has failed, and there will be another: what the failed one has sent ahead is of no use.
+    Again { job: J },
+    /// The task is over. It is not mentioned again.
+    Resolve { job: J, verdict: Verdict },
+    /// The queue has shrunk: see [`Dispatcher::has_room`].
+    Room,
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// With the reply that the event was about.
+    Replied,
+    TimedOut,
+    /// Its daemon was lost, or everything was reset.
+    Reset,
+    /// The URL at which its daemon was connected has been closed.
+    Closed,
+    Canceled,
+}
+
+/// Numbers for `status()` and `info()`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tasks not yet sent, and sent.
+    pub awaiting: usize,
+    pub executing: usize,
+    /// Tasks resolved so far, however they ended.
+    pub completed: u64,
+    /// Daemons connected now, and so far.
+    pub connections: usize,
+    pub cumulative: u64,
+    /// Bytes waiting, now and at most so far.
+    pub queued: u64,
+    pub peak: u64,
+}
+
+/// What is to be said of a daemon whose connection is about to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// It has said goodbye.
+    pub left: bool,
+    /// Tasks for any daemon that it has evaluated.
+    pub finished: u64,
+}
+
+/// Numbers of one endpoint; all but `online` accumulate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointCounts {
+    pub online: u32,
+    /// Connections so far; negative since the endpoint has moved, until the next one.
+    pub instance: i32,
+    pub assigned: u64,
+    pub complete: u64,
+}

@@ -1,0 +1,153 @@
+//! Which task goes to which daemon, and when.
+
+use std::collections::VecDeque;
+
+use super::peer::{AHEAD, Flight};
+use super::{Action, Dispatcher, FEW_PLACES, OVERDUE, PeerId, Policy, Replies, TaskId};
+
+impl<J: Clone> Dispatcher<J> {
+    /// Assigns the queue to the peers in turn, if there are any.
+    pub(super) fn deal(&mut self, out: &mut Vec<Action<J>>) {
+        let mut dealt = 0;
+        while !self.turn.is_empty() {
+            let Some(task) = self.oldest_queued() else {
+                break;
+            };
+            self.queue.pop_front();
+            self.turn.rotate_left(1);
+            let peer = *self.turn.back().expect("turn is not empty");
+            self.peer(peer).assigned.push_back(task);
+            dealt += 1;
+        }
+        // Only now: a peer that is fed before would help itself from the queue.
+        for at in self.turn.len().saturating_sub(dealt)..self.turn.len() {
+            let peer = self.turn[at];
+            self.feed(peer, out);
+        }
+    }
+
+    /// The live task at the head of the common queue.
+    pub(super) fn oldest_queued(&mut self) -> Option<TaskId> {
+        while let Some(task) = self.queue.front().copied() {
+            if self.tasks.contains(task) {
+                return Some(task);
+            }
+            self.queue.pop_front();
+            self.stale = self.stale.saturating_sub(1);
+        }
+        None
+    }
+
+    pub(super) fn feed_idle(&mut self, out: &mut Vec<Action<J>>) {
+        while !self.queue.is_empty() {
+            let Some(id) = self.idle.last().copied() else {
+                break;
+            };
+            self.feed(id, out);
+        }
+    }
+
+    /// Sends a peer what it may have, and keeps `idle` and `holders` true about it.
+    pub(super) fn feed(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
+        let share = self.queued / self.turn.len().max(1);
+        let policy = self.config.policy;
+        let now = self.now;
+        let peer = self.peer(id);
+        if peer.leaving {
+            return;
+        }
+        let (held, mut most) = (peer.flights.len(), peer.window(policy));
+        if held == 0 {
+            peer.since = now;
+        }
+        if policy == Policy::Queue && most > peer.slots {
+            // Ahead of time only from a queue that is deep, to a peer that has just finished
+            // a task, and several at once, in one write.
+            let prompt = now.saturating_sub(peer.since) <= AHEAD;
+            most = if prompt && 2 * held <= most {
+                most.min(held + share).max(peer.slots)
+            } else {
+                peer.slots
+            };
+        }
+        for _ in held..most {
+            let Some(task) = self.next_for(id) else { break };
+            self.send(id, task, out);
+        }
+        let peer = self.peers.get_mut(&id).expect("peer is connected");
+        let idle = peer.flights.len() < peer.slots;
+        if idle && !peer.idle {
+            self.idle.push(id);
+        } else if !idle && peer.idle {
+            self.idle.retain(|p| *p != id);
+        }
+        peer.idle = idle;
+        let unbegun = peer.flights.back().is_some_and(|f| f.seq > peer.begun);
+        let holds = policy == Policy::Queue && peer.flights.len() > peer.slots && unbegun;
+        if holds && !peer.holds {
+            self.holders.push(id);
+        } else if !holds && peer.holds {
+            self.holders.retain(|p| *p != id);
+        }
+        peer.holds = holds;
+        let before = peer.granted;
+        if peer.replies == Replies::MayBeLost && peer.grant() > before {
+            let to = peer.granted;
+            out.push(Action::Grant { peer: id, to });
+        }
+        if holds && peer.recalled.is_none() {
+            let due = peer.since + OVERDUE;
+            self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
+        }
+    }
+
+    pub(super) fn send(&mut self, id: PeerId, task: TaskId, out: &mut Vec<Action<J>>) {
+        let entry = self
+            .tasks
+            .get_mut(task)
+            .expect("next_for returns live tasks");
+        let peer = self.peers.get_mut(&id).expect("peer is connected");
+        peer.last_seq += 1;
+        let seq = peer.last_seq;
+        peer.flights.push_back(Flight {
+            seq,
+            id: Some(task),
+        });
+        let granted = peer.grant();
+        self.endpoints[peer.endpoint].counts.assigned += 1;
+        entry.sent = Some((id, seq));
+        entry.sent_at = self.now.into();
+        self.in_flight += 1;
+        self.counts.queued -= entry.bytes;
+        out.push(Action::Send {
+            peer: id,
+            seq,
+            job: entry.job.clone(),
+            granted,
+        });
+        if self.config.capacity.is_some() {
+            out.push(Action::Room);
+        }
+    }
+
+    /// The next live task for a peer: its own first, then the common queue.
+    pub(super) fn next_for(&mut self, id: PeerId) -> Option<TaskId> {
+        let peer = self.peers.get_mut(&id)?;
+        for own in [&mut peer.pinned, &mut peer.assigned] {
+            while let Some(task) = own.pop_front() {
+                if self.tasks.contains(task) {
+                    return Some(task);
+                }
+            }
+        }
+        let task = self.oldest_queued()?;
+        self.queue.pop_front();
+        if self.queue.is_empty() && self.queue.capacity() > FEW_PLACES {
+            self.queue = VecDeque::new();
+        }
+        if self.config.policy == Policy::Queue {
+            self.queued -= 1;
+        }
+        Some(task)
+    }
+}

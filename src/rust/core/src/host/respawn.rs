@@ -1,0 +1,318 @@
+//! Daemons that the host has started on this machine, and starts again when they are gone.
+//!
+//! A [`Kept`] daemon lives several lives, one process each. A life is over when its process has ended and everything that
+//! it had said has been read: only then it is known whether it has left or crashed, and whether it had finished a task.
+//! These are events; no clock is looked at.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Host, PeerId, Shared};
+use crate::dispatcher::{Event, Farewell};
+use crate::loss::Loss;
+use crate::process::{self, Child, Program, Surroundings};
+use crate::sys::{self, io_thread};
+
+/// A daemon is not started again after this many crashes without a finished task between them.
+pub const MOST_CRASHES: u32 = 5;
+
+/// Which daemons are started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Respawn {
+    Never,
+    /// Those that have crashed: that have not said goodbye.
+    Crashed,
+    /// Those that have left by their limits, too.
+    Always,
+}
+
+/// Makes the program of a daemon; its argument is how often it has been started before.
+type Make = Box<dyn Fn(u32) -> Program + Send + Sync>;
+
+/// A daemon through all its lives.
+struct Kept {
+    respawn: Respawn,
+    make: Make,
+    surroundings: Option<Arc<Surroundings>>,
+    state: Mutex<Past>,
+}
+
+/// The lives that are over.
+#[derive(Default)]
+struct Past {
+    lives: u32,
+    /// Those that have crashed since a task was finished.
+    crashes: u32,
+}
+
+/// One process of a daemon.
+pub(super) struct Life {
+    kept: Arc<Kept>,
+    state: Mutex<Stage>,
+}
+
+#[derive(Default)]
+struct Stage {
+    /// Its connection, once it has one.
+    peer: Option<PeerId>,
+    /// That is over. `None` in it: the host has sent it away.
+    lost: Option<Option<Farewell>>,
+    /// The process has ended.
+    exited: Option<Exited>,
+}
+
+#[derive(Clone)]
+struct Exited {
+    pid: u32,
+    /// How, as the rest of a sentence.
+    how: String,
+    connected: bool,
+}
+
+/// What the host knows of all daemons that it has started.
+#[derive(Default)]
+pub(super) struct Keeping {
+    /// Lives that are not over.
+    alive: usize,
+    /// Of these, those that are connected.
+    connected: rustc_hash::FxHashMap<PeerId, Arc<Life>>,
+    /// The last daemon that was given up; none has come since.
+    given_up: Option<Arc<Loss>>,
+}
+
+/// What follows from the end of a life.
+enum Then {
+    Nothing,
+    Again,
+    GiveUp(Loss),
+}
+
+impl Life {
+    /// Whether it takes the place of another.
+    pub(super) fn is_again(&self) -> bool {
+        self.kept.state.lock().lives > 0
+    }
+
+    /// What follows, if it is over now. Once.
+    fn settle(&self) -> Option<Then> {
+        let (peer, farewell, exited) = {
+            let mut stage = self.state.lock();
+            if stage.peer.is_some() && stage.lost.is_none() {
+                return None;
+            }
+            let exited = stage.exited.take()?;
+            (stage.peer, stage.lost.flatten(), exited)
+        };
+        let sent_away = peer.is_some() && farewell.is_none();
+        Some(self.kept.decide(peer, farewell, sent_away, &exited))
+    }
+}
+
+impl Kept {
+    fn decide(
+        &self,
+        peer: Option<PeerId>,
+        farewell: Option<Farewell>,
+        sent_away: bool,
+        exited: &Exited,
+    ) -> Then {
+        let mut past = self.state.lock();
+        past.lives += 1;
+        let left = farewell.is_some_and(|f| f.left);
+        let never_connected = past.lives == 1 && peer.is_none() && !exited.connected;
+        let again = match self.respawn {
+            // The first launch of a program that cannot run is reported to the one who has launched it.
+            _ if sent_away || never_connected => false,
+            Respawn::Never => false,
+            Respawn::Crashed => !left,
+            Respawn::Always => true,
+        };
+        if !again {
+            return Then::Nothing;
+        }
+        if left || farewell.is_some_and(|f| f.finished > 0) {
+            past.crashes = 0;
+        }
+        if left {
+            return Then::Again;
+        }
+        past.crashes += 1;
+        if past.crashes < MOST_CRASHES {
+            return Then::Again;
+        }
+        let loss = Loss::new(peer.unwrap_or_default(), sys::node_name(), exited.pid);
+        loss.tell(format!(
+            "was the last daemon, and is not started again after {MOST_CRASHES} crashes without a finished task \
+             between them: it {}",
+            exited.how
+        ));
+        Then::GiveUp(loss)
+    }
+}
+
+impl Host {
+    /// Starts a process that will dial one of the URLs, and is started again as `respawn` says. `make` makes its program:
+    /// its argument is how often it has been started before. It is called on the I/O thread, too.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn keep(
+        &self,
+        respawn: Respawn,
+        make: impl Fn(u32) -> Program + Send + Sync + 'static,
+    ) -> std::io::Result<Arc<Child>> {
+        let surroundings = match respawn {
+            Respawn::Never => None,
+            // Of many daemons that are started together, all have the same.
+            Respawn::Crashed | Respawn::Always => {
+                self.0.want_setups();
+                // Without a working directory, there are none to keep.
+                let now = Surroundings::now().ok();
+                let mut last = self.0.surroundings.lock();
+                if last.as_deref() != now.as_ref() {
+                    *last = now.map(Arc::new);
+                }
+                last.clone()
+            }
+        };
+        let kept = Arc::new(Kept {
+            respawn,
+            make: Box::new(make),
+            surroundings,
+            state: Mutex::default(),
+        });
+        let child = self.0.begin_life(&kept)?;
+        self.0.end_if_closed(&child);
+        Ok(child)
+    }
+}
+
+impl Shared {
+    fn begin_life(self: &Arc<Self>, kept: &Arc<Kept>) -> std::io::Result<Arc<Child>> {
+        let lives = kept.state.lock().lives;
+        let program = Program {
+            surroundings: kept.surroundings.clone(),
+            ..(kept.make)(lives)
+        };
+        let life = Arc::new(Life {
+            kept: kept.clone(),
+            state: Mutex::default(),
+        });
+        {
+            let mut keeping = self.keeping.lock();
+            keeping.alive += 1;
+            keeping.given_up = None;
+        }
+        let (shared, its) = (self.clone(), life.clone());
+        let started = process::start(&program, move |child| {
+            shared.process_gone(child);
+            its.state.lock().exited = Some(Exited {
+                pid: child.pid(),
+                how: child.last_words(),
+                connected: child.is_connected(),
+            });
+            shared.life_may_be_over(&its);
+        });
+        match started {
+            Ok(child) => {
+                self.adopt(&child, Some(life));
+                Ok(child)
+            }
+            Err(e) => {
+                self.keeping.lock().alive -= 1;
+                Err(e)
+            }
+        }
+    }
+
+    /// A daemon has connected.
+    pub(super) fn life_connected(&self, life: Option<Arc<Life>>, peer: PeerId) {
+        let mut keeping = self.keeping.lock();
+        keeping.given_up = None;
+        let Some(life) = life else { return };
+        let mut stage = life.state.lock();
+        // One that has lost the host may connect again.
+        if stage.peer.is_none() || stage.lost.is_some() {
+            stage.lost = None;
+            stage.peer = Some(peer);
+            drop(stage);
+            keeping.connected.insert(peer, life);
+        }
+    }
+
+    /// The connection of a daemon has ended.
+    pub(super) fn life_lost(self: &Arc<Self>, peer: PeerId, farewell: Option<Farewell>) {
+        let life = self.keeping.lock().connected.remove(&peer);
+        match life {
+            Some(life) => {
+                life.state.lock().lost = Some(farewell);
+                self.life_may_be_over(&life);
+            }
+            None => self.look_whether_none_is_left(),
+        }
+    }
+
+    fn life_may_be_over(self: &Arc<Self>, life: &Arc<Life>) {
+        let Some(then) = life.settle() else { return };
+        match then {
+            Then::Again if !self.is_closed() => {
+                // Not here: this may be a thread that others wait for.
+                let (shared, kept) = (self.clone(), life.kept.clone());
+                io_thread::handle().spawn(async move { shared.begin_again(&kept) });
+            }
+            Then::Again | Then::Nothing => self.keeping.lock().alive -= 1,
+            Then::GiveUp(loss) => {
+                let mut keeping = self.keeping.lock();
+                keeping.alive -= 1;
+                keeping.given_up = Some(Arc::new(loss));
+            }
+        }
+        self.look_whether_none_is_left();
+    }
+
+    /// The next life. If it cannot begin, that counts as a crash.
+    fn begin_again(self: &Arc<Self>, kept: &Arc<Kept>) {
+        let started = {
+            // Held, so that `close` ends the process, or none is started.
+            let _starting = self.starting.lock();
+            if self.is_closed() {
+                self.keeping.lock().alive -= 1;
+                return;
+            }
+            self.begin_life(kept)
+        };
+        if let Err(e) = started {
+            let exited = Exited {
+                pid: 0,
+                how: format!("cannot be started: {e}"),
+                connected: false,
+            };
+            let life = Arc::new(Life {
+                kept: kept.clone(),
+                state: Mutex::new(Stage {
+                    exited: Some(exited),
+                    ..Stage::default()
+                }),
+            });
+            self.life_may_be_over(&life);
+        } else {
+            // The one that has ended; the new one has been counted.
+            self.keeping.lock().alive -= 1;
+        }
+    }
+
+    /// If the last daemon has been given up, what waits would wait for ever.
+    fn look_whether_none_is_left(&self) {
+        let loss = {
+            let keeping = self.keeping.lock();
+            let none = keeping.alive == 0;
+            keeping.given_up.clone().filter(|_| none)
+        };
+        if loss.is_some() {
+            self.act(None, loss, |dispatcher, now, out| {
+                dispatcher.handle(now, Event::NoneLeft, out);
+            });
+        }
+    }
+}

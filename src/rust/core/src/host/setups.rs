@@ -1,0 +1,96 @@
+//! Set-up that daemons have been given, for those that take the place of a daemon that is gone.
+//!
+//! It is kept from its submission on, and forgotten if it does not succeed on each daemon: one that ends daemons must not
+//! be given to the next. The memory is bounded.
+
+use std::sync::Arc;
+
+use super::Shared;
+use crate::dispatcher::{Action, Dispatcher, Event, Target, Time};
+use crate::task::{Outcome, Payload, Task, next_task_id};
+
+/// Set-ups that are kept: the last that differ.
+const MOST_SETUPS: usize = 100;
+/// One that has more bytes is not kept.
+const MOST_BYTES: u64 = 16 << 20;
+
+#[derive(Default)]
+pub(super) struct Setups {
+    /// Whether there are daemons that will be started again.
+    wanted: bool,
+    last: u64,
+    /// With their numbers, the oldest first.
+    kept: Vec<(u64, Payload)>,
+}
+
+impl Setups {
+    /// Returns its number, if it is kept.
+    fn keep(&mut self, payload: Payload) -> Option<u64> {
+        if !self.wanted || payload.body.size() > MOST_BYTES {
+            return None;
+        }
+        let same = |body: &crate::memory::Body| {
+            body.insets().is_empty()
+                && payload.body.insets().is_empty()
+                && body.bytes == payload.body.bytes
+        };
+        self.kept.retain(|(_, other)| !same(&other.body));
+        if self.kept.len() == MOST_SETUPS {
+            self.kept.remove(0);
+        }
+        self.last += 1;
+        self.kept.push((self.last, payload));
+        Some(self.last)
+    }
+}
+
+impl Shared {
+    /// Daemons will be started again.
+    pub(super) fn want_setups(&self) {
+        self.setups.lock().wanted = true;
+    }
+
+    /// Keeps what these tasks do, one for each daemon, unless one of them fails.
+    pub(super) fn keep_setup(self: &Arc<Self>, tasks: &[Arc<Task>]) {
+        let Some(payload) = tasks.first().and_then(|task| task.payload()) else {
+            return;
+        };
+        let Some(number) = self.setups.lock().keep(payload) else {
+            return;
+        };
+        for task in tasks {
+            let shared = Arc::downgrade(self);
+            task.on_resolved(Box::new(move |outcome| {
+                if matches!(outcome, Outcome::Value(_)) {
+                    return;
+                }
+                if let Some(shared) = shared.upgrade() {
+                    let kept = &mut shared.setups.lock().kept;
+                    kept.retain(|(other, _)| *other != number);
+                }
+            }));
+        }
+    }
+
+    /// Hands the set-ups over for the daemon that joins next.
+    pub(super) fn set_up_next(
+        &self,
+        dispatcher: &mut Dispatcher<Arc<Task>>,
+        now: Time,
+        out: &mut Vec<Action<Arc<Task>>>,
+    ) {
+        for (_, payload) in &self.setups.lock().kept {
+            let task = Arc::new(Task::new(next_task_id(), payload.clone()));
+            let event = Event::Submit {
+                id: task.id(),
+                bytes: task.size(),
+                label: task.label(),
+                rules: None,
+                job: task,
+                deadline: None,
+                target: Target::Join(0),
+            };
+            dispatcher.handle(now, event, out);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Handing over tasks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{FOREVER, Host};
+use crate::dispatcher::{Event, Rules, Target};
+use crate::memory::Body;
+use crate::task::{Constants, Task};
+
+impl Host {
+    /// Makes constants for tasks of this host.
+    pub fn constants(&self, body: Body) -> Arc<Constants> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let shared = Arc::downgrade(&self.0);
+        Arc::new(Constants {
+            id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            body,
+            // This may be anywhere, under any lock: the I/O thread does the rest.
+            on_drop: Box::new(move |id| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.dropped.lock().push(id);
+                    shared.timer.notify_one();
+                }
+            }),
+        })
+    }
+
+    /// Hands over a task. It is resolved sooner or later, whatever happens.
+    pub fn submit(&self, task: Arc<Task>, timeout: Option<Duration>, target: Target) {
+        self.submit_with(task, timeout, target, None);
+    }
+
+    /// As [`submit`](Self::submit), for a task that has rules of its own.
+    pub fn submit_with(
+        &self,
+        task: Arc<Task>,
+        timeout: Option<Duration>,
+        target: Target,
+        rules: Option<Arc<Rules>>,
+    ) {
+        let bytes = task.size();
+        let timeout = timeout.filter(|t| *t < FOREVER);
+        let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
+        self.0.handle(
+            Event::Submit {
+                id: task.id(),
+                bytes,
+                deadline,
+                target,
+                label: task.label(),
+                rules,
+                job: task,
+            },
+            None,
+        );
+        if self.0.is_closed() {
+            self.0.handle(Event::Reset, None);
+        }
+    }
+
+    /// Hands over a task for each connected daemon that takes tasks, and at least `least` tasks: those left over
+    /// are for the daemons that connect next. This is one decision: a daemon that connects or leaves meanwhile does so
+    /// before it, or after it. `make` is given the number of tasks, under the dispatcher's lock: it must not
+    /// block. If it gives none, nothing is handed over.
+    ///
+    /// # Errors
+    /// That number.
+    pub fn submit_to_each(
+        &self,
+        least: usize,
+        make: impl FnOnce(usize) -> Option<Vec<Arc<Task>>>,
+    ) -> Result<(), usize> {
+        let mut submitted = Ok(());
+        self.0.act(None, None, |dispatcher, now, out| {
+            let peers = dispatcher.peers();
+            let n = peers.len().max(least);
+            let Some(tasks) = make(n) else {
+                submitted = Err(n);
+                return;
+            };
+            self.0.keep_setup(&tasks);
+            let targets = peers
+                .into_iter()
+                .map(Target::Peer)
+                .chain((0..).map(Target::Join));
+            for (task, target) in tasks.into_iter().zip(targets) {
+                let event = Event::Submit {
+                    id: task.id(),
+                    bytes: task.size(),
+                    label: task.label(),
+                    rules: None,
+                    job: task,
+                    deadline: None,
+                    target,
+                };
+                dispatcher.handle(now, event, out);
+            }
+        });
+        if self.0.is_closed() {
+            self.0.handle(Event::Reset, None);
+        }
+        submitted
+    }
+}
