@@ -21,7 +21,7 @@ use crate::protocol::{Frame, FrameReader, Limits, Nonce, ToDaemon, ToHost, VERSI
 use crate::sys::io_thread;
 use crate::tls::Identity;
 use crate::transport::nng::{self, Connection, NngLink, Receiver};
-use crate::transport::{Address, Channel, NetworkUrl};
+use crate::transport::{self, Address, Channel, NetworkUrl};
 
 /// Time for a hello and a proof to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ impl Shared {
             host: bind_host(&url.host),
             ..url.clone()
         };
-        let listener = nng::listen(&bound, identity, accepted)?;
+        let listener = transport::listen(&bound, identity, accepted)?;
         let port = listener.port();
         Ok(Listening {
             address: Address::Network(NetworkUrl {

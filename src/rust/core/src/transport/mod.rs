@@ -6,12 +6,14 @@
 //! task can be sent because it has no `Link`.
 
 pub mod address;
+mod network;
 pub mod nng;
 #[cfg(unix)]
 pub mod unix;
 mod websocket;
 
 pub use address::{Address, AddressError, NetworkUrl, Scheme, local_url};
+pub use network::{Listening, listen};
 
 use crate::protocol::{Control, Frame};
 

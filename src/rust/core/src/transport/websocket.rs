@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use super::address::{NetworkUrl, Scheme};
-use super::nng::{Connection, Listener};
+use super::nng::{Accepted, Connection, Listener, Upgrades};
 use crate::sys::io_thread;
 use crate::tls::Identity;
 
@@ -27,12 +27,6 @@ use crate::tls::Identity;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at one port that may not have made it yet.
 const STRANGERS: usize = 256;
-/// Bytes of payload in a frame that we send. The peer sees a frame once it is whole, so
-/// it should not be too long; nor too short, for what each costs.
-pub(super) const PAYLOAD: usize = 128 * 1024;
-
-type Accepted = Arc<dyn Fn(Arc<Connection>) + Send + Sync>;
-
 /// A port with whatever is listened at there.
 struct Port {
     listener: Listener,
@@ -42,7 +36,7 @@ struct Port {
 
 /// What paths there are at a port, and who has not named one yet.
 #[derive(Default)]
-pub(super) struct Routes {
+struct Routes {
     paths: Mutex<FxHashMap<String, Accepted>>,
     /// Oldest first.
     strangers: Mutex<VecDeque<Arc<Connection>>>,
@@ -171,7 +165,7 @@ impl Routes {
         io_thread::handle().spawn(async move {
             tokio::time::sleep(PATIENCE).await;
             if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade()) {
-                if routes.forget(&connection) {
+                if routes.remove(&connection) {
                     connection.close();
                 }
             }
@@ -179,14 +173,20 @@ impl Routes {
     }
 
     /// Takes somebody off the list of those who have not named a path; whether they were there.
-    pub(super) fn forget(&self, connection: &Arc<Connection>) -> bool {
+    fn remove(&self, connection: &Arc<Connection>) -> bool {
         let mut strangers = self.strangers.lock();
         let at = strangers.iter().position(|c| Arc::ptr_eq(c, connection));
         at.and_then(|at| strangers.remove(at)).is_some()
     }
+}
 
-    pub(super) fn at(&self, path: &str) -> Option<Accepted> {
+impl Upgrades for Routes {
+    fn at(&self, path: &str) -> Option<Accepted> {
         let paths = self.paths.lock();
         paths.get(path.trim_end_matches('/')).cloned()
+    }
+
+    fn forget(&self, connection: &Arc<Connection>) {
+        self.remove(connection);
     }
 }
