@@ -8,6 +8,7 @@
 pub mod address;
 mod network;
 pub mod nng;
+pub(crate) mod strangers;
 #[cfg(unix)]
 pub mod unix;
 mod websocket;
