@@ -44,19 +44,25 @@ impl From<io::Error> for Stop {
 pub(super) struct Conn<W> {
     tls: Connection,
     wire: W,
+    /// Where the dialer looks for the reason, as long as the handshake can fail. `None` afterwards, and for a host.
     failure: Option<Failure>,
-    /// The handshake is done.
-    open: bool,
-    /// Set when all is over: what every call returns from then on.
-    broken: Option<c_int>,
-    /// It was by a fault of the peer's, of which it is being told.
-    alerting: bool,
+    state: State,
     cork: Cork,
     /// The beginning of a frame whose rest is sure to come, or what cannot be sent before
     /// the handshake is done.
     held: Vec<u8>,
     /// Of the piece that `send` was last called with: bytes already encrypted, but not yet all sent.
     sent: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Handshaking,
+    Open,
+    /// The peer caused the handshake to fail. Its TLS alert is still being sent.
+    Alerting,
+    /// All is over: every call returns this code of NNG's.
+    Broken(c_int),
 }
 
 /// How much is done of a buffer that NNG will come back with.
@@ -109,9 +115,7 @@ impl<W: Read + Write> Conn<W> {
             tls,
             wire,
             failure,
-            open: false,
-            broken: None,
-            alerting: false,
+            state: State::Handshaking,
             cork: Cork::default(),
             held: Vec::new(),
             sent: Part::default(),
@@ -119,20 +123,24 @@ impl<W: Read + Write> Conn<W> {
     }
 
     fn ready(&mut self) -> Result<(), Stop> {
-        match self.broken {
+        match self.state {
+            State::Handshaking => self.handshake(),
+            State::Open => Ok(()),
             // An error here would close the socket before the alert is sent. NNG asks
             // for the handshake, not for this, once the socket has taken something.
-            Some(_) if self.alerting && !self.open => Err(Stop::WouldBlock),
-            Some(rv) => Err(Stop::Failed(rv)),
-            None if self.open => Ok(()),
-            None => self.handshake(),
+            State::Alerting => Err(Stop::WouldBlock),
+            State::Broken(rv) => Err(Stop::Failed(rv)),
         }
     }
 
     pub(super) fn handshake(&mut self) -> Result<(), Stop> {
-        if let Some(rv) = self.broken {
-            self.alerting = false; // NNG asks no more after this
-            return Err(Stop::Failed(rv));
+        match self.state {
+            State::Handshaking | State::Open => {}
+            State::Alerting => {
+                self.state = State::Broken(CRYPTO); // NNG asks no more after this
+                return Err(Stop::Failed(CRYPTO));
+            }
+            State::Broken(rv) => return Err(Stop::Failed(rv)),
         }
         while self.tls.is_handshaking() {
             self.flush()?;
@@ -142,11 +150,9 @@ impl<W: Read + Write> Conn<W> {
             self.encrypt(&[])?;
         }
         self.flush()?;
-        if !self.open {
-            self.open = true;
-            if let Some(failure) = &self.failure {
-                failure.set(None);
-            }
+        self.state = State::Open;
+        if let Some(failure) = self.failure.take() {
+            failure.set(None);
         }
         Ok(())
     }
@@ -157,7 +163,7 @@ impl<W: Read + Write> Conn<W> {
             // Who greets first is made to wait for the answer instead: NNG can give up
             // receiving after a time, but not sending while the socket has nothing to send.
             Err(Stop::WouldBlock)
-                if self.broken.is_none() && self.held.len() + piece.len() <= HOLD =>
+                if self.state == State::Handshaking && self.held.len() + piece.len() <= HOLD =>
             {
                 self.cork.ends_frame(piece);
                 self.held.extend_from_slice(piece);
@@ -226,21 +232,21 @@ impl<W: Read + Write> Conn<W> {
 
     /// Ends the connection in good order, as far as the socket takes it now.
     pub(super) fn close(&mut self) {
-        if self.broken.is_none() {
+        if matches!(self.state, State::Handshaking | State::Open) {
             self.tls.send_close_notify();
             let _ = self.flush();
-            self.broken = Some(CLOSED);
+            self.state = State::Broken(CLOSED);
         }
     }
 
     /// After a panic in here.
     pub(super) fn fail_inside(&mut self) {
-        self.broken = Some(INTERNAL);
+        self.state = State::Broken(INTERNAL);
     }
 
     /// Whether the peer has shown whom its certificate names.
     pub(super) fn is_verified(&self) -> bool {
-        self.open && matches!(self.tls, Connection::Client(_))
+        self.state == State::Open && matches!(self.tls, Connection::Client(_))
     }
 
     /// All that rustls has for the peer.
@@ -264,13 +270,16 @@ impl<W: Read + Write> Conn<W> {
 
     /// Says why to the user, and to the peer by a TLS alert.
     fn fail(&mut self, error: &rustls::Error) -> Stop {
-        if let (Some(failure), false) = (&self.failure, self.open) {
+        if let Some(failure) = &self.failure {
             failure.set(Some(describe(error)));
         }
-        self.broken = Some(CRYPTO);
         let alert = self.tls.wants_write();
-        self.alerting = self.flush().is_ok() && alert;
-        if self.alerting {
+        let alerting = self.flush().is_ok() && alert;
+        self.state = match self.state {
+            State::Handshaking if alerting => State::Alerting,
+            _ => State::Broken(CRYPTO),
+        };
+        if alerting {
             // NNG closes the socket when we fail, and the alert may still wait
             // behind something. Having sent it, NNG will ask again.
             Stop::WouldBlock
@@ -282,7 +291,7 @@ impl<W: Read + Write> Conn<W> {
 
 impl<W> Drop for Conn<W> {
     fn drop(&mut self) {
-        if let (Some(failure), false) = (&self.failure, self.open) {
+        if let Some(failure) = &self.failure {
             let mut why = failure.0.lock();
             why.get_or_insert_with(|| "the connection ended during the TLS handshake".into());
         }
