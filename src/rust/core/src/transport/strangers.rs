@@ -1,7 +1,7 @@
 //! Connections whose peer has not introduced itself yet: there is a limit to their number and to their time.
 //!
 //! Anybody may connect. At most [`STRANGERS`] connections wait in a queue; above that, the one that has waited longest
-//! is closed. So a crowd of idle ones keeps no daemon out. Whoever is still a stranger after [`INTRODUCTION`] is
+//! is closed. So a crowd of idle ones keeps no daemon out. Whoever is still a stranger after [`INTRODUCTION_TIMEOUT`] is
 //! closed, too.
 
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use crate::sys::io_thread;
 /// Limit of connections that wait, for each place where they are waited for.
 const STRANGERS: usize = 256;
 /// Time for a peer to introduce itself.
-const INTRODUCTION: Duration = Duration::from_secs(5);
+pub(crate) const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Those that wait, oldest first.
 #[derive(Default)]
@@ -39,7 +39,7 @@ impl Strangers {
         let strangers = Arc::downgrade(self);
         let weak = Arc::downgrade(connection);
         io_thread::handle().spawn(async move {
-            tokio::time::sleep(INTRODUCTION).await;
+            tokio::time::sleep(INTRODUCTION_TIMEOUT).await;
             if let (Some(strangers), Some(connection)) = (strangers.upgrade(), weak.upgrade()) {
                 if strangers.forget(&connection) {
                     connection.close();
