@@ -1,5 +1,5 @@
 # A CMake "toolchain" for the build of NNG by crate nng-sys, which has no other way to pass this on: NNG shall be built with
-# TLS but without an engine of its own, as we bring rustls (src/tls/engine.rs). Whoever runs cargo names this file in
+# TLS but without an engine of its own, as we bring rustls (src/tls/engine). Whoever runs cargo names this file in
 # CMAKE_TOOLCHAIN_FILE: .cargo/config.toml for developers, src/Makevars.in for R. Cargo does not see when this changes: then, cargo clean -p nng-sys.
 set(NNG_TLS_ENGINE none CACHE STRING "" FORCE)
 

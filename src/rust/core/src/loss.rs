@@ -10,7 +10,7 @@ use crate::descriptors::{Held, out_of_the_way};
 
 /// Time to wait for the status of a process that the host has started and whose connection has ended. It is known
 /// within milliseconds, unless the process lives on without its connection.
-const STATUS_PATIENCE: Duration = Duration::from_millis(500);
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A name of a machine is at most this long, in bytes. What a daemon says beyond that is dropped.
 const MOST_OF_A_NAME: usize = 255;
@@ -165,7 +165,7 @@ impl Loss {
 /// of a process that the host has started is known.
 impl std::fmt::Display for Loss {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let until = Instant::now() + STATUS_PATIENCE;
+        let until = Instant::now() + STATUS_TIMEOUT;
         let mut state = self.state.lock();
         while state.awaited {
             // Once is enough: many tasks may have been lost with it.

@@ -8,7 +8,7 @@ use common::*;
 use mirai_core::host::Host;
 use mirai_core::tls::{Identity, Trust};
 use mirai_core::transport::nng::{self, Connection};
-use mirai_core::transport::{Address, NetworkUrl};
+use mirai_core::transport::{self, Address, NetworkUrl};
 
 struct Deaf;
 
@@ -34,7 +34,7 @@ fn small_frames_leave_at_once() {
             .map(|i| Trust::from_pem(i.for_daemons()).unwrap());
         let (tell, accepted) = mpsc::channel::<Arc<Connection>>();
         let tell = Mutex::new(tell);
-        let listening = nng::listen(&url, identity.as_ref(), move |connection| {
+        let listening = transport::listen(&url, identity.as_ref(), move |connection| {
             tell.lock().unwrap().send(connection).unwrap();
         })
         .unwrap();

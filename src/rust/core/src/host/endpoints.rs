@@ -10,7 +10,7 @@ use super::{Host, Shared, network};
 use crate::dispatcher::{Endpoint, EndpointCounts, Event};
 use crate::sys::io_thread;
 use crate::tls::{Identity, TlsError};
-use crate::transport::{Address, NetworkUrl, nng};
+use crate::transport::{self, Address, NetworkUrl};
 
 /// A URL at which the host listens, and the counts of what happened there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) struct Listening {
     pub(super) identity: Option<Identity>,
     /// The first for a URL on this machine, the second across the network; `None` once closed.
     pub(super) accepting: Option<JoinHandle<()>>,
-    pub(super) listener: Option<nng::Listening>,
+    pub(super) listener: Option<transport::Listening>,
 }
 
 impl Host {

@@ -1,7 +1,7 @@
 //! Daemons on the same machine: from a bare connection, through the hello, to a link.
 //!
 //! A connection that has not introduced itself may send only a small hello, within
-//! `PATIENCE`. At most `STRANGERS` of them may be open at a time.
+//! `INTRODUCTION_TIMEOUT`. At most `STRANGERS` of them may be open at a time.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,10 +19,9 @@ use crate::descriptors::out_of_the_way;
 use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::sys::io_thread;
+use crate::transport::strangers::INTRODUCTION_TIMEOUT;
 use crate::transport::{Address, Link, unix};
 
-/// Time for a hello to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Limit of connections of one listener that have not yet sent their hello.
 const STRANGERS: usize = 64;
 
@@ -160,7 +159,10 @@ async fn introduced(stream: tokio::net::UnixStream) -> Option<Introduced> {
         unix::check_peer(&stream)?;
         hear(stream).await
     };
-    tokio::time::timeout(PATIENCE, heard).await.ok()?.ok()
+    tokio::time::timeout(INTRODUCTION_TIMEOUT, heard)
+        .await
+        .ok()?
+        .ok()
 }
 
 async fn hear(stream: UnixStream) -> io::Result<Introduced> {

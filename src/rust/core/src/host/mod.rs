@@ -51,7 +51,7 @@ use crate::task::{Outcome, Task};
 use crate::transport::Link;
 
 /// Default time without a sign of life after which a peer across the network is given up.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Limit of the tasks that a relay may hold at once, whatever number it claims. It is enough for any number of daemons,
 /// and bounds what a lying relay can take off the queue. With [`Policy::Queue`] the limit is 1: relays are for hosts
@@ -85,7 +85,7 @@ struct Shared {
     closed: AtomicBool,
     listening: Mutex<Vec<Listening>>,
     network: network::Network,
-    /// See [`PATIENCE`].
+    /// See [`KEEP_ALIVE`].
     patience: Duration,
     keeping_alive: AtomicBool,
     /// Constants that no task needs any more; daemons will be told to forget them.
@@ -145,7 +145,7 @@ fn wrong_version(version: u16) -> String {
 
 impl Host {
     pub fn new(config: Config) -> Host {
-        Host::with_patience(config, PATIENCE)
+        Host::with_patience(config, KEEP_ALIVE)
     }
 
     /// A host that gives up a peer across the network after `patience` without a sign of life. The peer

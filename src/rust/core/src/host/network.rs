@@ -2,10 +2,8 @@
 //! proof where one is wanted, to a link.
 //!
 //! Anybody may connect. Whoever has not introduced themselves may send at most a small
-//! hello, within seconds; there may be only so many of them, and when there are more, those
-//! who have taken the longest have to go. So a crowd of idle ones keeps no daemon out.
+//! hello ([`Limits::HANDSHAKE`]), and is one of the [`Strangers`] meanwhile.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::{Arc, Weak};
@@ -18,15 +16,11 @@ use super::endpoints::Listening;
 use super::{Endpoint, Hello, Shared};
 use crate::dispatcher::PeerId;
 use crate::protocol::{Frame, FrameReader, Limits, Nonce, ToDaemon, ToHost, VERSION};
-use crate::sys::io_thread;
 use crate::tls::Identity;
 use crate::transport::nng::{self, Connection, NngLink, Receiver};
-use crate::transport::{Address, Channel, NetworkUrl};
+use crate::transport::strangers::Strangers;
+use crate::transport::{self, Address, Channel, NetworkUrl};
 
-/// Time for a hello and a proof to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections of one host that may be in that state.
-const STRANGERS: usize = 256;
 /// Time for daemons to hear that they shall end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -34,6 +28,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Network {
     visitors: Mutex<Visitors>,
+    /// Those who have not introduced themselves yet.
+    strangers: Arc<Strangers>,
     /// One has ended.
     ended: Condvar,
 }
@@ -41,8 +37,6 @@ pub(super) struct Network {
 #[derive(Default)]
 struct Visitors {
     all: FxHashMap<u64, Arc<Visitor>>,
-    /// Those who have not introduced themselves yet, oldest first, and some that have.
-    strangers: VecDeque<u64>,
     last: u64,
 }
 
@@ -91,7 +85,7 @@ impl Shared {
             host: bind_host(&url.host),
             ..url.clone()
         };
-        let listener = nng::listen(&bound, identity, accepted)?;
+        let listener = transport::listen(&bound, identity, accepted)?;
         let port = listener.port();
         Ok(Listening {
             address: Address::Network(NetworkUrl {
@@ -123,29 +117,14 @@ impl Shared {
                 stage: Mutex::new(Stage::Stranger(FrameReader::new(Limits::HANDSHAKE))),
             });
             visitors.all.insert(visitor.id, visitor.clone());
-            visitors.strangers.push_back(visitor.id);
-            while visitors.strangers.len() > STRANGERS {
-                let oldest = visitors.strangers.pop_front();
-                if let Some(oldest) = oldest.and_then(|id| visitors.all.get(&id)) {
-                    oldest.connection.close();
-                }
-            }
             visitor
         };
+        self.network.strangers.admit(&visitor.connection);
         let weak: Weak<Visitor> = Arc::downgrade(&visitor);
-        visitor.connection.start(weak.clone());
+        visitor.connection.start(weak);
         if self.is_closed() {
             visitor.connection.close();
         }
-        io_thread::handle().spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            let Some(visitor) = weak.upgrade() else {
-                return;
-            };
-            if !matches!(*visitor.stage.lock(), Stage::Peer(..)) {
-                visitor.connection.close();
-            }
-        });
     }
 
     /// Closes connections at an endpoint that have not introduced themselves yet.
@@ -282,11 +261,7 @@ impl Visitor {
         let Some(host) = self.host.upgrade() else {
             return Ok(Stage::Over);
         };
-        host.network
-            .visitors
-            .lock()
-            .strangers
-            .retain(|id| *id != self.id);
+        host.network.strangers.forget(&self.connection);
         self.connection.begin_keep_alive(host.patience);
         let link = NngLink::new(self.connection.clone());
         let peer = host.join(link, self.endpoint, hello);
@@ -353,8 +328,8 @@ impl Receiver for Visitor {
         if let Stage::Peer(_, peer) = stage {
             host.lost(peer, false);
         }
+        host.network.strangers.forget(&self.connection);
         let mut visitors = host.network.visitors.lock();
-        visitors.strangers.retain(|id| *id != self.id);
         // Perhaps the last but the caller's, whose connection is not freed in here.
         visitors.all.remove(&self.id);
         host.network.ended.notify_all();

@@ -12,7 +12,7 @@
 //!
 //! A forked process does nothing before it has heard by its line that it is wanted, which it is told once
 //! the answer is there. So a request is served once or not at all: should the server fail, or be silent for
-//! [`PATIENCE`], the lines of what it has not answered are dropped, by which processes that it may
+//! [`ANSWER_TIMEOUT`], the lines of what it has not answered are dropped, by which processes that it may
 //! have forked all the same end at once; and the orders are started in the ordinary way.
 //!
 //! The server's side ([`serve`]) uses no threads and no I/O runtime, because a forked
@@ -48,9 +48,9 @@ use crate::transport::unix;
 /// Requests that are sent and not answered at most.
 const WINDOW: usize = 8;
 /// Time for an answer; the first one includes the start of the language runtime.
-const PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the server to say how a process has ended. It does little else, but may be stopped.
-const STATUS_PATIENCE: Duration = Duration::from_secs(1);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a new process shall be like. Strings are bytes, as the system has them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -350,7 +350,7 @@ impl Counter {
                     () = self.sending.notified() => continue,
                 }
             } else {
-                tokio::time::timeout(PATIENCE, self.socket.readable()).await??
+                tokio::time::timeout(ANSWER_TIMEOUT, self.socket.readable()).await??
             };
             match ready.try_io(|s| reader.fill(|room| unix::recv(s.get_ref().as_fd(), room))) {
                 Ok(Ok((0, _))) => return Ok(()),
@@ -455,7 +455,7 @@ impl Orders {
         self.waiting.lock().as_mut()?.insert(pid, tell);
         self.ended.lock().push(pid);
         self.more.notify_one();
-        tokio::time::timeout(STATUS_PATIENCE, told).await.ok()?.ok()
+        tokio::time::timeout(STATUS_TIMEOUT, told).await.ok()?.ok()
     }
 }
 

@@ -1,5 +1,5 @@
 //! The codec of WebSocket (RFC 6455): a client's request for an upgrade, the answer, and frames.
-//! No I/O. The host's end uses it: see `transport::websocket`.
+//! No I/O. The host's end uses it (`transport::nng`), and `tls::cork` follows the frames that either end sends.
 
 use std::io;
 
@@ -118,6 +118,39 @@ pub(crate) fn head(length: usize) -> SmallVec<[u8; 16]> {
     frame_head(BINARY, length)
 }
 
+/// What the head of a frame says of the bytes after it.
+pub(crate) struct Follows {
+    /// Bytes of payload.
+    pub(crate) payload: u64,
+    /// With what the payload is masked: a client's is, a server's is not.
+    pub(crate) mask: Option<[u8; 4]>,
+}
+
+/// Reads the head of a frame, from either end. `None`: it goes on after `bytes`, which must not hold more than it.
+pub(crate) fn read_head(bytes: &[u8]) -> Option<Follows> {
+    let [_, second, rest @ ..] = bytes else {
+        return None;
+    };
+    let short = second & 0x7f;
+    let extended = match short {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let masked = second & 0x80 != 0;
+    if rest.len() < extended + if masked { 4 } else { 0 } {
+        return None;
+    }
+    let (length, mask) = rest.split_at(extended);
+    Some(Follows {
+        payload: match extended {
+            0 => u64::from(short),
+            _ => length.iter().fold(0, |n, b| n << 8 | u64::from(*b)),
+        },
+        mask: masked.then(|| [mask[0], mask[1], mask[2], mask[3]]),
+    })
+}
+
 /// The answer to a ping.
 pub(crate) fn pong(payload: &[u8]) -> SmallVec<[u8; 16]> {
     let mut frame = frame_head(PONG, payload.len());
@@ -206,30 +239,20 @@ impl Decoder {
 
     /// Whether the head is whole, which is then taken note of.
     fn begins(&mut self) -> io::Result<bool> {
-        let [first, second, ref rest @ ..] = self.head[..] else {
+        let [first, second, ..] = self.head[..] else {
             return Ok(false);
         };
         let op = first & 0x0f;
-        let short = usize::from(second & 0x7f);
         let known = matches!(op, CONTINUED | BINARY | CLOSE | PING | PONG);
-        let whole = first & 0x80 != 0 && short <= CONTROL;
+        let whole = first & 0x80 != 0 && usize::from(second & 0x7f) <= CONTROL;
         if first & 0x70 != 0 || second & 0x80 == 0 || !known || (op >= CLOSE && !whole) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let extended = match short {
-            126 => 2,
-            127 => 8,
-            _ => 0,
-        };
-        if rest.len() < extended + 4 {
+        let Some(Follows { payload, mask }) = read_head(&self.head) else {
             return Ok(false);
-        }
-        let (length, mask) = rest.split_at(extended);
-        self.left = match extended {
-            0 => short as u64,
-            _ => length.iter().fold(0, |n, b| n << 8 | u64::from(*b)),
         };
-        self.mask.copy_from_slice(mask);
+        self.left = payload;
+        self.mask = mask.unwrap_or_default();
         self.op = op;
         self.head.clear();
         self.control.clear();

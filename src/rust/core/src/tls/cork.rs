@@ -7,6 +7,8 @@
 //! beginning may wait. What goes over `tls+tcp` is put together before it comes here, if it
 //! is small: see [`transport::nng`](crate::transport::nng).
 
+use crate::protocol::websocket::read_head;
+
 /// Follows what is sent over one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Cork {
@@ -57,8 +59,8 @@ impl Cork {
             self.header[self.have] = piece[0];
             self.have += 1;
             piece = &piece[1..];
-            if let Some(payload) = payload(&self.header[..self.have]) {
-                self.rest = payload;
+            if let Some(follows) = read_head(&self.header[..self.have]) {
+                self.rest = follows.payload;
                 self.have = 0;
             }
         }
@@ -74,26 +76,6 @@ impl Framing {
             Framing::Raw
         }
     }
-}
-
-/// The number of bytes after `header`, once it is complete.
-fn payload(header: &[u8]) -> Option<u64> {
-    let second = *header.get(1)?;
-    let size = match second & 0x7f {
-        126 => 4,
-        127 => 10,
-        _ => 2,
-    };
-    let mask = if second & 0x80 != 0 { 4 } else { 0 };
-    if header.len() < size + mask {
-        return None;
-    }
-    Some(match size {
-        2 => u64::from(second & 0x7f),
-        _ => header[2..size]
-            .iter()
-            .fold(0, |n, &b| n << 8 | u64::from(b)),
-    })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::engine::Shared;
 use super::x509::Facts;
-use super::{CERTIFICATE, Secret, TlsError, pem_blocks, place, provider, read_file};
+use super::{CERTIFICATE, MAX_RECORD, Secret, TlsError, pem_blocks, place, provider, read_file};
 
 /// The host as its daemons see it over TLS.
 #[derive(Clone)]
@@ -168,7 +168,7 @@ impl Identity {
         // Daemons come once and stay: a session to resume would be sent for nothing.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        config.max_fragment_size = Some(super::engine::MAX_RECORD);
+        config.max_fragment_size = Some(MAX_RECORD);
         let config = Arc::new(config);
         Ok(Identity(Arc::new(Inner {
             shared: Shared::server(config.clone()),

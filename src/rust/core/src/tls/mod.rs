@@ -80,6 +80,11 @@ pub enum TlsError {
     Other(String),
 }
 
+/// Records of this size, by rustls's reckoning, fit NNG's buffer of 16 KiB with what
+/// encryption adds, 24 bytes at most: so none of them is sent in two parts.
+const MAX_RECORD: usize = 16384 - 24;
+
+/// Tags of the PEM blocks that daemons are given.
 const CERTIFICATE: &str = "CERTIFICATE";
 const SECRET: &str = "MIRAI SECRET";
 

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use super::engine::{check, install, secure_dialer};
 use super::*;
 use crate::protocol::Frame;
-use crate::transport::nng::{Connection, Listening, Receiver, listen};
-use crate::transport::{Address, Channel};
+use crate::transport::nng::{Connection, Receiver};
+use crate::transport::{Address, Channel, Listening, listen};
 
 const LONG: Duration = Duration::from_secs(60);
 

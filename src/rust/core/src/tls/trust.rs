@@ -16,7 +16,9 @@ use rustls::{
 use zeroize::Zeroize;
 
 use super::x509::Facts;
-use super::{CERTIFICATE, SECRET, Secret, TlsError, pem_blocks, place, provider, read_file};
+use super::{
+    CERTIFICATE, MAX_RECORD, SECRET, Secret, TlsError, pem_blocks, place, provider, read_file,
+};
 
 /// The certificates that a daemon was given to recognise its host by, and the
 /// secret to be recognised by, if there is one.
@@ -64,7 +66,7 @@ impl Trust {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         config.resumption = rustls::client::Resumption::disabled();
-        config.max_fragment_size = Some(super::engine::MAX_RECORD);
+        config.max_fragment_size = Some(MAX_RECORD);
         Ok(Trust {
             config: Arc::new(config),
             secret: secret.transpose()?,

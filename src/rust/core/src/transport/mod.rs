@@ -6,12 +6,15 @@
 //! task can be sent because it has no `Link`.
 
 pub mod address;
+mod network;
 pub mod nng;
+pub(crate) mod strangers;
 #[cfg(unix)]
 pub mod unix;
 mod websocket;
 
 pub use address::{Address, AddressError, NetworkUrl, Scheme, local_url};
+pub use network::{Listening, listen};
 
 use crate::protocol::{Control, Frame};
 

@@ -6,32 +6,20 @@
 //! lines as anybody likes to send; when descriptors run out it asks for the next
 //! connection without a pause; it puts answers to pings in line without end; and it can deadlock
 //! when it is closed while a request comes in. Here, who has not made their request may send
-//! at most a small one, within seconds, and there may be only so many of them.
+//! at most a small one, and is one of the [`Strangers`] meanwhile.
 //!
 //! URLs that differ only in their path share a port: see [`listen`].
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use super::address::{NetworkUrl, Scheme};
-use super::nng::{Connection, Listener};
-use crate::sys::io_thread;
+use super::nng::{Accepted, Connection, Listener, Upgrades};
+use super::strangers::Strangers;
 use crate::tls::Identity;
-
-/// Time for it to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at one port that may not have made it yet.
-const STRANGERS: usize = 256;
-/// Bytes of payload in a frame that we send. The peer sees a frame once it is whole, so
-/// it should not be too long; nor too short, for what each costs.
-pub(super) const PAYLOAD: usize = 128 * 1024;
-
-type Accepted = Arc<dyn Fn(Arc<Connection>) + Send + Sync>;
 
 /// A port with whatever is listened at there.
 struct Port {
@@ -42,10 +30,9 @@ struct Port {
 
 /// What paths there are at a port, and who has not named one yet.
 #[derive(Default)]
-pub(super) struct Routes {
+struct Routes {
     paths: Mutex<FxHashMap<String, Accepted>>,
-    /// Oldest first.
-    strangers: Mutex<VecDeque<Arc<Connection>>>,
+    strangers: Arc<Strangers>,
 }
 
 /// Whether TLS is spoken, the host, and the port.
@@ -119,7 +106,7 @@ impl Port {
         let listener = {
             let routes = routes.clone();
             Listener::bind(&below, identity, move |connection| {
-                routes.welcome(connection);
+                routes.welcome(&connection);
             })?
         };
         Ok(Port {
@@ -145,48 +132,24 @@ impl Drop for Route {
 impl Drop for Port {
     /// Ends listening, and whoever has not named a path.
     fn drop(&mut self) {
-        let strangers = std::mem::take(&mut *self.routes.strangers.lock());
-        for connection in strangers {
-            connection.close();
-        }
+        self.routes.strangers.close();
     }
 }
 
 impl Routes {
-    fn welcome(self: &Arc<Self>, connection: Arc<Connection>) {
-        let oldest = {
-            let mut strangers = self.strangers.lock();
-            strangers.push_back(connection.clone());
-            match strangers.len() > STRANGERS {
-                true => strangers.pop_front(),
-                false => None,
-            }
-        };
-        if let Some(oldest) = oldest {
-            oldest.close();
-        }
-        let routes = Arc::downgrade(self);
-        let weak = Arc::downgrade(&connection);
+    fn welcome(self: &Arc<Self>, connection: &Arc<Connection>) {
+        self.strangers.admit(connection);
         connection.start_with_request(self.clone());
-        io_thread::handle().spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            if let (Some(routes), Some(connection)) = (routes.upgrade(), weak.upgrade()) {
-                if routes.forget(&connection) {
-                    connection.close();
-                }
-            }
-        });
     }
+}
 
-    /// Takes somebody off the list of those who have not named a path; whether they were there.
-    pub(super) fn forget(&self, connection: &Arc<Connection>) -> bool {
-        let mut strangers = self.strangers.lock();
-        let at = strangers.iter().position(|c| Arc::ptr_eq(c, connection));
-        at.and_then(|at| strangers.remove(at)).is_some()
-    }
-
-    pub(super) fn at(&self, path: &str) -> Option<Accepted> {
+impl Upgrades for Routes {
+    fn at(&self, path: &str) -> Option<Accepted> {
         let paths = self.paths.lock();
         paths.get(path.trim_end_matches('/')).cloned()
+    }
+
+    fn forget(&self, connection: &Arc<Connection>) {
+        self.strangers.forget(connection);
     }
 }

@@ -44,7 +44,7 @@ pub enum AutoExit {
 /// Time for the process to leave normally before it is made to.
 const GRACE: Duration = Duration::from_millis(200);
 /// Time for the host to answer a hello, or a goodbye.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses between attempts to dial: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 
@@ -408,7 +408,7 @@ impl Worker {
         self.gate.release();
         let begun = self.gate.last();
         if !self.mute && self.send(&ToHost::Leaving { begun }, (&[]).into()).is_ok() {
-            let until = Some(Instant::now() + PATIENCE);
+            let until = Some(Instant::now() + ANSWER_TIMEOUT);
             while matches!(self.wire.wait(left(until), None), Ok(Polled::Readable)) {
                 while let Ok(Some(_)) = self.wire.next() {}
             }

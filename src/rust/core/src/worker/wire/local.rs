@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::super::{DialError, GRACE, Options, PATIENCE};
+use super::super::{ANSWER_TIMEOUT, DialError, GRACE, Options};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
@@ -131,7 +131,7 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
     });
     unix::send_all(&data, &hello.head, &[], Some(theirs.as_fd()))?;
     drop(theirs);
-    data.set_read_timeout(Some(PATIENCE))?;
+    data.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let mut incoming = Incoming::<ToDaemon>::new(FrameReader::new(Limits::LINK));
     let answer = loop {
         if let Some((answer, _)) = incoming.next_frame()? {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::super::{DialError, GRACE, PATIENCE};
+use super::super::{ANSWER_TIMEOUT, DialError, GRACE};
 use super::{Dialling, Gate, Sender, Wire, accepted};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, Seq, ToDaemon, ToHost, VERSION};
@@ -126,7 +126,7 @@ impl NetworkWire {
             slots: dialling.options.slots,
         };
         self.post(&hello, Bytes::new());
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + ANSWER_TIMEOUT;
         loop {
             match self.answer(until, dialling.interrupted) {
                 Ok(ToDaemon::Challenge { nonce }) => {
@@ -242,7 +242,9 @@ impl Wire for NetworkWire {
 
     fn close(&mut self) {
         // What has been said last shall be heard: a value, or that a limit is reached.
-        let _ = self.connection.wait_sent(Some(Instant::now() + PATIENCE));
+        let _ = self
+            .connection
+            .wait_sent(Some(Instant::now() + ANSWER_TIMEOUT));
         self.connection.close();
     }
 }
