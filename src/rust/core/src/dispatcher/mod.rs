@@ -39,9 +39,11 @@
 mod ledger;
 mod log;
 mod peer;
+mod view;
 
 pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow, TaskState};
 pub use peer::{AHEAD, MOST_AHEAD};
+pub use view::{Running, SHOWN, SHOWN_LATELY, View};
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
