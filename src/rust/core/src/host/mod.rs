@@ -4,6 +4,7 @@
 //! - `endpoints`: the URLs at which it listens; `local` and `network` accept daemons there.
 //! - `actions`: carries out what the dispatcher decides.
 //! - `this_machine`: processes that the host has started.
+//! - `monitor`: tells other processes of this user what the hosts do.
 //!
 //! One lock guards the dispatcher and the table of links. A thread that has an event (the
 //! main thread submits, the I/O thread reads a reply) takes the lock, lets the dispatcher
@@ -16,6 +17,7 @@ mod actions;
 mod endpoints;
 mod local;
 mod log;
+pub mod monitor;
 mod network;
 mod this_machine;
 
@@ -475,7 +477,10 @@ impl Shared {
                     task.add_report(body);
                 }
             }
-            ToHost::About { host, pid } => self.heard_about(peer, &host, pid),
+            ToHost::About { host, pid } => {
+                self.heard_about(peer, &host, pid);
+                monitor::changed();
+            }
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);
             }

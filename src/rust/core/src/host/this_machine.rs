@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Connected, Host, Shared};
+use super::{Connected, Host, Shared, monitor};
 use crate::dispatcher::{Event, Target};
 use crate::loss::Loss;
 use crate::process::{self, Child, Program};
@@ -87,6 +87,7 @@ impl Shared {
                 link.close();
             }
         }
+        monitor::process_gone(child.pid());
         let Some(directory) = child.directory() else {
             return;
         };
