@@ -35,6 +35,7 @@ mod functions;
 mod gc;
 mod launch;
 mod log;
+mod monitor;
 mod mrg32k3a;
 mod notes;
 mod promises;
@@ -73,6 +74,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             daemons::functions(),
             launch::functions(),
             log::functions(),
+            monitor::functions(),
             relay::functions(),
             session::functions(),
             streams::functions(),
@@ -86,6 +88,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             daemon::routines(),
             launch::routines(),
             notes::routines(),
+            monitor::routines(),
         ]
         .into_iter()
         .flatten();
