@@ -98,14 +98,12 @@ counts_text <- function(x, style) {
   counts <- x$tasks
   names(counts) <- c("queued", "running", "done", "failed", "cancelled", "timed out", "lost")
   text <- paste(as_number_text(counts), names(counts))
-  bad <- c("failed", "timed out", "lost")
+  kinds <- c(running = "busy", done = "good", failed = "bad", `timed out` = "bad", lost = "bad")
   shown <- counts > 0 | names(counts) %in% c("queued", "running", "done")
-  coloured <- ifelse(
-    names(counts) %in% bad,
-    style$bad(text),
-    ifelse(names(counts) == "done", style$good(text), ifelse(names(counts) == "running", style$busy(text), text))
-  )
-  paste(coloured[shown], collapse = ", ")
+  for (name in names(kinds)[counts[names(kinds)] > 0]) {
+    text[names(counts) == name] <- style[[kinds[[name]]]](text[names(counts) == name])
+  }
+  paste(text[shown], collapse = ", ")
 }
 
 queue_text <- function(x, style) {

@@ -137,7 +137,7 @@ watched_pid <- function(pid, call) {
 # Time in milliseconds for the first snapshot to arrive.
 first_snapshot_patience <- 5000
 
-# Between two snapshots the ages of running tasks are redrawn this often, in milliseconds.
+# Between two snapshots, ages in the terminal are redrawn this often, in milliseconds.
 redraw_interval <- 1000
 
 # Shows snapshots on stdout until Ctrl-C, the end of the session, `n` snapshots or `timeout` milliseconds.
@@ -226,7 +226,7 @@ redrawn_screen <- function(style) {
   }
   list(
     newest = TRUE,
-    interval = function() if (length(last) && anything_runs(last)) redraw_interval else Inf,
+    interval = function() redraw_interval,
     show = function(line) {
       if (is.null(last)) {
         cat("\033[?1049h\033[?25l")
@@ -251,5 +251,3 @@ terminal_size <- function() {
   size <- .Call(rs_terminal_size)
   if (all(size > 0L)) size else c(24L, 80L)
 }
-
-anything_runs <- function(x) any(vapply(x$profiles, function(p) length(p$running$daemon) > 0L, NA))

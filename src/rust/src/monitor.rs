@@ -225,6 +225,11 @@ fn texts<T>(rows: &[T], text: impl Fn(&T) -> Option<&str>) -> Strings {
     Strings::from_values(rows.iter().map(text))
 }
 
+/// Random characters that nobody can guess, for the address of the page.
+fn monitor_token() -> Result<String> {
+    Ok(mirai_core::sys::token())
+}
+
 /// Rows and columns of the terminal to which this process writes; 0 if there is none.
 fn terminal_size() -> Result<Vec<i32>> {
     // SAFETY: a structure of numbers, which the call fills in.
@@ -242,5 +247,6 @@ functions! {
     fn monitor_attach(pid);
     fn monitor_detach(number);
     fn monitor_read(line);
+    fn monitor_token();
     fn terminal_size();
 }
