@@ -61,8 +61,8 @@ profile_lines <- function(name, x, rows, style, now) {
   c(head, unlist(lines))
 }
 
-# Numbers of rows for tables that want `wanted`, each of which takes a line for its head and may take one to say how many
-# more there are. What the smaller ones do not need is for the others.
+# Numbers of rows for tables that want `wanted`, each of which takes a line for its head and may take one to say how
+# many more there are. What the smaller ones do not need is for the others.
 share_rows <- function(wanted, lines) {
   if (!is.finite(lines)) {
     return(pmin(wanted, table_rows[names(wanted)]))

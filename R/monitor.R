@@ -1,17 +1,18 @@
 #' Watch a session live
 #'
-#' Shows what a session's daemons do, as it happens: the queue, the tasks that run and since when, throughput, failures, and
-#' daemons with their memory. It watches this session, or any other R session of the same user on this machine, also while
-#' that session's R is busy or waits.
+#' Shows what a session's daemons do, as it happens: the queue, the tasks that run and since when, throughput,
+#' failures, and daemons with their memory. It watches this session, or any other R session of the same user on this
+#' machine, also while that session's R is busy or waits.
 #'
-#' @param pid process id of the R session to watch, as `Sys.getpid()` tells it there. `NULL`: this session if it has daemons
-#'   set, otherwise the only other session that has.
+#' @param pid process id of the R session to watch, as `Sys.getpid()` tells it there. `NULL`: this session if it has
+#'   daemons set, otherwise the only other session that has.
 #' @param where `"terminal"`, or `"browser"` for a page (needs package shiny), which also draws a timeline.
 #' @param format `"text"`, or `"json"` for programs: prints each snapshot as a line of JSON.
 #' @param ... for `where = "browser"`: further arguments of [shiny::runApp()], such as `port` or `launch.browser`.
 #' @param n number of snapshots after which to return.
 #' @param timeout time in milliseconds after which to return.
-#' @returns `NULL`, invisibly: upon Ctrl-C, when the session that is watched ends, after `n` snapshots, or after `timeout`.
+#' @returns `NULL`, invisibly: upon Ctrl-C, when the session that is watched ends, after `n` snapshots, or after
+#'   `timeout`.
 #' @details
 #' From another terminal, watch a session by
 #'
@@ -21,16 +22,19 @@
 #'
 #' In a terminal, with package cli, the view is redrawn in place. Otherwise each snapshot is printed below the last.
 #'
-#' There is a snapshot at once, and then whenever something has changed, at most 4 a second. It lists up to 200 running tasks
-#' and 200 daemons of each compute profile, and says how many more there are. A session that nobody watches does nothing for
-#' it, and a monitor that does not keep up misses snapshots. Up to 16 monitors may watch a session.
+#' There is a snapshot at once, and then whenever something has changed (or the throughput falls), at most 4 a second.
+#' It lists up to 200
+#' running tasks and 200 daemons of each compute profile, and says how many more there are. A session that nobody
+#' watches does nothing for it, and a monitor that does not keep up misses snapshots. Up to 16 monitors may watch a
+#' session.
 #'
-#' A session can be watched from its first call of [daemons()] on. Until it ends, it listens at a socket in a directory that
-#' only its user can enter: `mirai-UID` in the directory for temporary files (environment variable `TMPDIR`, or `/tmp`), or
-#' `mirai` in `XDG_RUNTIME_DIR`. It lets in processes of its own user only. A session that has another `TMPDIR` than the
-#' monitor is found only if that is `/tmp`.
+#' A session can be watched from its first call of [daemons()] on. Until it ends, it listens at a socket in a
+#' directory that only its user can enter: `mirai-UID` in the directory for temporary files (environment variable
+#' `TMPDIR`, or `/tmp`), or `mirai` in `XDG_RUNTIME_DIR`. It lets in processes of its own user only. A session that
+#' has another `TMPDIR` than the monitor is found only if that is `/tmp`.
 #'
-#' The page in the browser is served on this machine, at an address with a random token, without which it shows nothing.
+#' The page in the browser is served on this machine, at an address with a random token, without which it shows
+#' nothing.
 #'
 #' The fields of a snapshot in JSON:
 #'
@@ -38,13 +42,14 @@
 #'   durations in seconds.
 #' * `profiles`: for each compute profile with daemons
 #'     * `name`, `urls`.
-#'     * `tasks`: numbers of tasks that are `queued` and `running`, and that ended so far as `done`, `failed`, `cancelled`,
-#'       `timed_out` and `lost`.
+#'     * `tasks`: numbers of tasks that are `queued` and `running`, and that ended so far as `done`, `failed`,
+#'       `cancelled`, `timed_out` and `lost`.
 #'     * `throughput`: numbers of tasks that ended in `last_1s` and `last_10s`.
 #'     * `queue`: `bytes` of the tasks in the queue, their `peak`, and the `capacity` (or `null`).
-#'     * `running`: tasks with `id`, `name`, `daemon`, `started`, `age`, the oldest first; `running_more` are not listed.
-#'     * `daemons`: those connected, and `gone`: the last that are not, with the columns of [daemon_log()];
-#'       `daemons_more` are not listed.
+#'     * `running`: tasks with `id`, `name`, `daemon`, `started`, `age`, the oldest first; `running_more` are not
+#'       listed.
+#'     * `daemons`: those connected, and `gone`: the last that are not, with the columns of [daemon_log()] except
+#'       `url`; `daemons_more` are not listed.
 #'     * `failures`: the last tasks that failed, timed out or were lost.
 #'     * `recent`: the last tasks that ended, with `started` and `ended`.
 #' @seealso [task_log()] and [daemon_log()] for all of it as data frames; `vignette("monitoring", "mirai")`.
@@ -179,8 +184,8 @@ show_snapshots <- function(number, pid, n, timeout, screen) {
 
 no_answer <- function(pid) paste0("session ", pid, " does not answer: is it stopped (by Ctrl-Z, for example)?")
 
-# What shows snapshots: `show` a new one, `redraw` the last; `interval` is the time in milliseconds after which to redraw;
-# `newest`: whether only the newest is wanted of several that have arrived. `close` may be called twice.
+# What shows snapshots: `show` a new one, `redraw` the last; `interval` is the time in milliseconds after which to
+# redraw; `newest`: whether only the newest is wanted of several that have arrived. `close` may be called twice.
 json_screen <- function() {
   list(
     newest = FALSE,

@@ -6,8 +6,8 @@
   // What the timeline keeps: pieces in all, and seconds.
   const MOST_PIECES = 50000;
   const MOST_SECONDS = 600;
-  // Points of the small curves.
-  const MOST_POINTS = 240;
+  // Seconds that the small curves show.
+  const CURVE = 60;
   const SPANS = [[30, "30 s"], [120, "2 min"], [600, "10 min"]];
   const STATES = ["done", "running", "cancelled", "timed_out", "failed", "lost"];
 
@@ -45,12 +45,13 @@
   };
   const rate = (n) => (n < 10 && n % 1 ? n.toFixed(1) : count(n));
 
-  function numberBox(label) {
+  function numberBox(label, curve) {
     const box = element("div", "box");
     const number = element("div", "number", "0");
-    const canvas = element("canvas", "spark");
-    box.append(number, element("div", "label", label), canvas);
-    return { box, number, canvas };
+    const canvas = curve ? element("canvas", "spark") : null;
+    const more = element("div", "label");
+    box.append(number, element("div", "label", label), canvas || more);
+    return { box, number, canvas, more };
   }
 
   function tableBox(title, columns, wide) {
@@ -103,8 +104,8 @@
     root.append(element("h2", "", name));
     const numbers = element("div", "numbers");
     const boxes = {};
-    for (const [key, label] of [["queued", "queued"], ["running", "running"], ["rate", "tasks a second"], ["done", "done"], ["bad", "failed, timed out or lost"]]) {
-      boxes[key] = numberBox(label);
+    for (const [key, label, curve] of [["queued", "queued", true], ["running", "running", true], ["rate", "tasks a second", true], ["done", "done", false], ["bad", "failures", false]]) {
+      boxes[key] = numberBox(label, curve);
       numbers.append(boxes[key].box);
     }
     const timeline = element("div", "box");
@@ -162,8 +163,9 @@
       if (view.pieces.size <= MOST_PIECES && task.ended > snapshot.time - MOST_SECONDS) break;
       view.pieces.delete(key);
     }
-    view.points.push([t.queued, t.running, profile.throughput.last_1s]);
-    if (view.points.length > MOST_POINTS) view.points.shift();
+    view.points.push({ time: snapshot.time, values: [t.queued, t.running, profile.throughput.last_1s] });
+    // One from before the first second shown stays, where the curve comes from.
+    while (view.points.length > 1 && view.points[1].time < snapshot.time - CURVE) view.points.shift();
   }
 
   function context(canvas, height) {
@@ -180,14 +182,20 @@
     return [c, width];
   }
 
-  function curve(canvas, values) {
+  // A value holds until the next snapshot.
+  function curve(canvas, points, which) {
     const height = 22;
     const [c, width] = context(canvas, height);
-    const most = Math.max(1, ...values);
-    const x = (i) => (i / (MOST_POINTS - 1)) * width;
+    const to = now();
+    const most = Math.max(1, ...points.map((p) => p.values[which]));
+    const x = (time) => Math.max(0, (1 - (to - time) / CURVE) * width);
     const y = (v) => height - 1 - (v / most) * (height - 3);
     c.beginPath();
-    values.forEach((v, i) => c.lineTo(x(i), y(v)));
+    points.forEach((p, i) => {
+      const end = i + 1 < points.length ? points[i + 1].time : to;
+      c.lineTo(x(p.time), y(p.values[which]));
+      c.lineTo(x(end), y(p.values[which]));
+    });
     c.strokeStyle = colour("done");
     c.lineWidth = 1.5;
     c.stroke();
@@ -229,8 +237,13 @@
     }
     const gap = lane > 6 ? 1.5 : 0.25;
     const bar = (id, start, end, state) => {
-      const x0 = Math.max(x(start), left);
-      const x1 = Math.min(Math.max(x(end), x0 + 1), width - 4);
+      let x0 = Math.max(x(start), left);
+      let x1 = Math.min(x(end), width - 4);
+      // Short ones are to be seen, too.
+      if (x1 - x0 < 2) {
+        x0 = Math.min(Math.floor(x0), width - 6);
+        x1 = x0 + 2;
+      }
       c.fillStyle = colours[state] || colours.done;
       c.fillRect(x0, lanes.get(id) * lane + gap, x1 - x0, lane - 2 * gap);
     };
@@ -258,20 +271,10 @@
     set(view.boxes.done.number, count(t.done));
     set(view.boxes.bad.number, count(bad));
     view.boxes.bad.number.classList.toggle("bad", bad > 0);
-    const column = (i) => view.points.map((p) => p[i]);
-    curve(view.boxes.queued.canvas, column(0));
-    curve(view.boxes.running.canvas, column(1));
-    curve(view.boxes.rate.canvas, column(2));
-    const labels = { done: t.cancelled ? count(t.cancelled) + " cancelled" : "", bad: "" };
-    for (const key of ["done", "bad"]) {
-      const canvas = view.boxes[key].canvas;
-      if (canvas.isConnected) {
-        const text = element("div", "label");
-        canvas.replaceWith(text);
-        view.boxes[key].canvas = text;
-      }
-      set(view.boxes[key].canvas, labels[key]);
-    }
+    ["queued", "running", "rate"].forEach((key, i) => curve(view.boxes[key].canvas, view.points, i));
+    set(view.boxes.done.more, t.cancelled ? count(t.cancelled) + " cancelled" : "");
+    const badly = [[t.failed, "failed"], [t.timed_out, "timed out"], [t.lost, "lost"]].filter(([n]) => n > 0);
+    set(view.boxes.bad.more, badly.map(([n, how]) => count(n) + " " + how).join(", "));
     drawTimeline(view, profile);
     fill(
       view.running,
@@ -299,6 +302,7 @@
       failures.push({ at: d.since, row: [["daemon", "lost"], "", String(d.daemon), duration(at - d.since), ["lost", d.reason].filter(Boolean).join(": ")] });
     }
     failures.sort((a, b) => b.at - a.at);
+    view.failures.box.hidden = !failures.length;
     fill(view.failures, failures.map((f) => f.row), 0, "of late");
   }
 

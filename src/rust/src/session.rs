@@ -163,10 +163,11 @@ impl Session {
 
     /// Ends all profiles: the session is over.
     pub(crate) fn close_all(&mut self) {
+        // First: what monitors see last is the session at work.
+        monitor::close();
         self.hosts().for_each(|host| host.close(false));
         self.profiles.clear();
         self.single_use = None;
-        monitor::close();
     }
 
     /// A profile, if it is set.

@@ -232,3 +232,61 @@ fn there_is_a_limit_of_monitors_and_those_beyond_are_told() {
     host.close(true);
     monitor::close();
 }
+
+/// What a child of this test's process does, as another user: connects and prints what it is told.
+#[test]
+fn helper_connects_as_another_user() {
+    let Some(path) = std::env::var_os("MIRAI_TEST_SOCKET") else {
+        return;
+    };
+    let mut told = String::new();
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.read_to_string(&mut told).unwrap();
+    print!("told: {told}");
+}
+
+#[test]
+fn another_user_is_refused_and_told_so() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (host, worker) = shown("default");
+    let place = std::env::temp_dir().join("mirai-0");
+    let socket = place.join(std::process::id().to_string());
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    // A program and a directory that this user can reach.
+    let base = tempfile::tempdir_in("/tmp").unwrap();
+    mode(base.path(), 0o755);
+    let program = base.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let connect = || {
+        let mut child = std::process::Command::new(&program);
+        child.args(["--exact", "helper_connects_as_another_user", "--nocapture"]);
+        child
+            .env("MIRAI_TEST_SOCKET", &socket)
+            .current_dir("/")
+            .uid(NOBODY);
+        let output = child.output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(
+        connect().contains("FAILED"),
+        "the directory is closed to others"
+    );
+    // Should somebody have opened it, the session itself says no.
+    mode(&socket, 0o777);
+    mode(&place, 0o755);
+    let told = connect();
+    mode(&place, 0o700);
+    let line = "told: {\"error\":\"this session belongs to another user\",\"version\":1}";
+    assert!(told.contains(line), "{told}");
+    snapshot(&mut attach());
+    drop(worker);
+    host.close(true);
+    monitor::close();
+}
