@@ -332,7 +332,7 @@ test_that("the page in the browser shows a session that is busy, and its end", {
   busy <- watched_session(
     meeting,
     c(
-      "x <- mirai_map(c(quick = 0, bad = -1, slow = 600), function(i) {",
+      "x <- mirai_map(c(quick = 0.5, bad = -1, slow = 600), function(i) {",
       "  if (i < 0) stop('<b>no good</b>')",
       "  Sys.sleep(i)",
       "})",
