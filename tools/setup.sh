@@ -122,6 +122,12 @@ want_browser() {
   ! command -v apt-get >/dev/null || (debian_install chromium chromium-driver) || lacks "a browser"
 }
 
+# A terminal whose screen tests can read.
+want_terminal() {
+  command -v tmux >/dev/null && return
+  ! command -v apt-get >/dev/null || (debian_install tmux) || lacks "tmux"
+}
+
 # Servers of SSH and Slurm, to launch daemons with, and what is used to call a service, make networks and certificates.
 want_launchers() {
   local tool missing=()

@@ -35,6 +35,7 @@ mod functions;
 mod gc;
 mod launch;
 mod log;
+mod monitor;
 mod mrg32k3a;
 mod notes;
 mod promises;
@@ -74,6 +75,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             daemons::functions(),
             launch::functions(),
             log::functions(),
+            monitor::functions(),
             relay::functions(),
             session::functions(),
             streams::functions(),
@@ -87,6 +89,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             daemon::routines(),
             launch::routines(),
             notes::routines(),
+            monitor::routines(),
         ]
         .into_iter()
         .flatten();

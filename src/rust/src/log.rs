@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use extendr_api::prelude::*;
-use mirai_core::dispatcher::{PeerState, TaskState};
 use mirai_core::host::Log;
 
 use crate::error::Result;
@@ -22,28 +21,6 @@ fn na() -> f64 {
 
 fn or_na<T>(value: Option<T>, number: impl Fn(T) -> f64) -> f64 {
     value.map_or_else(na, number)
-}
-
-fn task_state(state: TaskState) -> &'static str {
-    match state {
-        TaskState::Queued => "queued",
-        TaskState::Running => "running",
-        TaskState::Done => "done",
-        TaskState::Failed => "failed",
-        TaskState::Canceled => "cancelled",
-        TaskState::TimedOut => "timed_out",
-        TaskState::Lost => "lost",
-    }
-}
-
-fn peer_state(state: PeerState) -> &'static str {
-    match state {
-        PeerState::Idle => "idle",
-        PeerState::Busy => "busy",
-        PeerState::Leaving => "leaving",
-        PeerState::Left => "left",
-        PeerState::Lost => "lost",
-    }
 }
 
 /// Columns of the task log of a profile, the last `n` rows; `NULL` if no daemons are set.
@@ -65,7 +42,7 @@ fn log_of_tasks(name: &str, n: f64) -> Result<Robj> {
         .map(|row| text(row.label.name.as_deref()))
         .collect();
     let errors: Vec<Rstr> = rows.iter().map(|row| text(row.error.as_deref())).collect();
-    let states: Vec<&str> = rows.iter().map(|row| task_state(row.state)).collect();
+    let states: Vec<&str> = rows.iter().map(|row| row.state.name()).collect();
     let daemons: Vec<Option<i32>> = rows.iter().map(|r| r.peer.map(|p| p as i32)).collect();
     let ids: Vec<i32> = rows.iter().map(|row| row.label.number as i32).collect();
     let attempts: Vec<i32> = rows.iter().map(|row| row.attempts as i32).collect();
@@ -110,7 +87,7 @@ fn log_of_daemons(name: &str) -> Result<Robj> {
         .iter()
         .map(|row| i32::try_from(row.pid).ok().filter(|pid| *pid > 0))
         .collect();
-    let states: Vec<&str> = rows.iter().map(|row| peer_state(row.row.state)).collect();
+    let states: Vec<&str> = rows.iter().map(|row| row.row.state.name()).collect();
     // Since when it is in this state, as far as that is known: connected, or gone.
     let since = rows
         .iter()

@@ -259,6 +259,34 @@ unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
     }
 }
 
+/// Finds later's function, whose namespace has to be loaded.
+unsafe fn find_exec_later() {
+    // SAFETY: on R's main thread, as only that may ask R for it. The function has the type `ExecLater`, by later's
+    // documentation.
+    unsafe {
+        let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
+        *exec_later() = std::mem::transmute::<extendr_ffi::DL_FUNC, Option<ExecLater>>(function);
+    }
+}
+
+/// What any thread may call to have `settle_promise(functions, 0)` called from the event loop of that number. later's
+/// namespace has to be loaded.
+///
+/// # Safety
+/// On R's main thread; `functions` is protected.
+pub(crate) unsafe fn waker(functions: SEXP, event_loop: i32) -> impl FnOnce() + Send + 'static {
+    // SAFETY: as this function demands.
+    let watch = unsafe {
+        find_exec_later();
+        Watch {
+            key: Kept::keep(functions),
+            event_loop,
+            pending: AtomicUsize::new(0),
+        }
+    };
+    move || watch.schedule(0)
+}
+
 /// `.Call(when_resolved, x, functions, loop)`: has `settle_promise(functions, index)` called from the
 /// event loop of that number, for each mirai in `x` (one, or a list) that fails, with its index
 /// from 1, and with 0 when all have resolved, until it returns `TRUE`. later's namespace has to be
@@ -282,12 +310,9 @@ enum Event {
 }
 
 unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEXP {
-    // SAFETY: on R's main thread; the arguments are protected. later's function has the type `ExecLater`, by its
-    // documentation.
+    // SAFETY: on R's main thread; the arguments are protected.
     unsafe {
-        // Here, because only the main thread may ask R for it.
-        let function = R_GetCCallable(c"later".as_ptr(), c"execLaterNative2".as_ptr());
-        *exec_later() = std::mem::transmute::<extendr_ffi::DL_FUNC, Option<ExecLater>>(function);
+        find_exec_later();
         let list = TYPEOF(x) == SEXPTYPE::VECSXP;
         let n = if list { Rf_xlength(x) } else { 1 };
         let watch = Arc::new(Watch {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use extendr_ffi::SEXP;
 use mirai_core::dispatcher::Config;
-use mirai_core::host::Host;
+use mirai_core::host::{monitor, Host};
 use mirai_core::process::Child;
 use mirai_core::protocol::Stream;
 use mirai_core::task::Task;
@@ -155,18 +155,24 @@ impl Session {
     /// Sets a profile, in place of one of that name.
     pub(crate) fn open(&mut self, name: &str, profile: Profile) {
         self.close(name, false);
+        if let Some(host) = profile.host() {
+            monitor::watch(name, host);
+        }
         self.profiles.insert(name.into(), profile);
     }
 
     /// Ends a profile, if there is one; with `end`, also daemons that would outlive it.
     pub(crate) fn close(&mut self, name: &str, end: bool) {
         if let Some(host) = self.profiles.remove(name).as_ref().and_then(Profile::host) {
+            monitor::forget(name);
             host.close(end);
         }
     }
 
-    /// Ends all profiles.
+    /// Ends all profiles: the session is over.
     pub(crate) fn close_all(&mut self) {
+        // First: what monitors see last is the session at work.
+        monitor::close();
         self.hosts().for_each(|host| host.close(false));
         self.profiles.clear();
         self.single_use = None;

@@ -12,6 +12,9 @@ use super::{Endpoint, PeerId, TaskId, Time};
 /// Tasks that are over of which the log keeps a row. A row takes 112 bytes, without name and error.
 pub const TASKS_KEPT: usize = 100_000;
 
+/// Of the last tasks that ended badly, the log knows where their rows are: so many of them.
+const FAILURES_KEPT: usize = 100;
+
 /// Daemons that are gone of which the log keeps a row.
 pub const PEERS_KEPT: usize = 10_000;
 
@@ -154,10 +157,18 @@ pub struct Tally {
     pub lost: u64,
 }
 
+impl Tally {
+    fn total(&self) -> u64 {
+        self.done + self.failed + self.canceled + self.timed_out + self.lost
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Log {
     /// In the order in which they ended.
     tasks: VecDeque<Over>,
+    /// Of those that ended badly the last [`FAILURES_KEPT`]: how many tasks had ended up to them.
+    failures: VecDeque<u64>,
     peers: VecDeque<PeerRow>,
     pub(super) tally: Tally,
 }
@@ -172,6 +183,12 @@ impl Log {
             TaskState::Lost | TaskState::Queued | TaskState::Running => &mut self.tally.lost,
         };
         *count += 1;
+        if !matches!(task.state, TaskState::Done | TaskState::Canceled) {
+            if self.failures.len() == FAILURES_KEPT {
+                self.failures.pop_front();
+            }
+            self.failures.push_back(self.tally.total());
+        }
         if self.tasks.len() == TASKS_KEPT {
             self.tasks.pop_front();
         }
@@ -186,12 +203,40 @@ impl Log {
     }
 
     /// Those that are over, in the order in which they ended.
-    pub(super) fn tasks(&self) -> impl Iterator<Item = TaskRow> + '_ {
+    pub(super) fn tasks(&self) -> impl DoubleEndedIterator<Item = TaskRow> + '_ {
         self.tasks.iter().map(Over::row)
     }
 
+    /// Those that failed, timed out or were lost, the last of them first.
+    pub(super) fn failures(&self) -> impl Iterator<Item = TaskRow> + '_ {
+        let first = self.tally.total() - self.tasks.len() as u64;
+        let rows = self.failures.iter().rev().filter_map(move |ended| {
+            let at = ended.checked_sub(first + 1)?;
+            self.tasks.get(usize::try_from(at).ok()?)
+        });
+        rows.map(Over::row)
+    }
+
+    /// Number of tasks that have ended within `window` before `now`. If more have than the log has rows, as many as
+    /// there would be at the rate of these.
+    pub(super) fn ended_within(&self, window: Duration, now: Time) -> f64 {
+        let from = now.saturating_sub(window);
+        let ended = |task: &Over| task.ended.get().unwrap_or_default();
+        let before = self.tasks.partition_point(|task| ended(task) < from);
+        let within = (self.tasks.len() - before) as f64;
+        match self.tasks.front() {
+            Some(oldest) if before == 0 && self.tasks.len() == TASKS_KEPT => {
+                let covered = now
+                    .saturating_sub(ended(oldest))
+                    .max(Duration::from_micros(1));
+                within * window.as_secs_f64() / covered.as_secs_f64()
+            }
+            _ => within,
+        }
+    }
+
     /// Daemons that are gone, the first of them first.
-    pub(super) fn peers(&self) -> impl Iterator<Item = &PeerRow> + '_ {
+    pub(super) fn peers(&self) -> impl DoubleEndedIterator<Item = &PeerRow> + '_ {
         self.peers.iter()
     }
 }
@@ -237,6 +282,61 @@ mod tests {
         let row = log.tasks().next().unwrap();
         assert_eq!((row.started, row.spent, row.bytes_out), (None, None, None));
         assert!(row.ended > Some(Duration::from_secs(500_000 * 365 * 24 * 3600)));
+    }
+
+    #[test]
+    fn failures_are_found_while_their_rows_are_kept() {
+        let mut log = Log::default();
+        let ids = |log: &Log| log.failures().map(|row| row.id).collect::<Vec<_>>();
+        for id in 0..300 {
+            log.add(over(
+                id,
+                match id % 3 {
+                    0 => TaskState::Lost,
+                    1 => TaskState::Done,
+                    _ => TaskState::Canceled,
+                },
+            ));
+        }
+        assert!(ids(&log).into_iter().eq((0..100).rev().map(|i| 3 * i)));
+        for id in 300..TASKS_KEPT as u64 + 100 {
+            log.add(over(id, TaskState::Done));
+        }
+        let first = ids(&log).pop();
+        assert_eq!(first, Some(102));
+        log.add(over(u64::MAX, TaskState::TimedOut));
+        assert_eq!(ids(&log)[0], u64::MAX);
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_rows_that_are_kept() {
+        let mut log = Log::default();
+        let second = Duration::from_secs(1);
+        let mut add = |n: u64, step: Duration| {
+            for i in 0..n {
+                let ended = (second * 100 + step * i as u32).into();
+                log.add(Over {
+                    ended,
+                    ..over(i, TaskState::Done)
+                });
+            }
+        };
+        add(100, Duration::from_millis(100));
+        let now = second * 110;
+        assert_eq!(log.ended_within(second, now), 10.0);
+        assert_eq!(log.ended_within(second * 10, now), 100.0);
+        assert_eq!(log.ended_within(second, now * 2), 0.0);
+        // Twice as fast as the log is long: only the last five seconds are there.
+        let mut log = Log::default();
+        for i in 0..2 * TASKS_KEPT as u64 {
+            let ended = (Duration::from_micros(50) * i as u32).into();
+            log.add(Over {
+                ended,
+                ..over(i, TaskState::Done)
+            });
+        }
+        let rate = log.ended_within(second * 10, second * 10) / 10.0;
+        assert!((rate - 20_000.0).abs() < 1.0, "{rate}");
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod peer;
 mod recall;
 mod retry;
 mod rows;
+mod view;
 
 pub use events::{
     Action, Config, Counts, Endpoint, EndpointCounts, Event, Farewell, PeerId, Policy, Replies,
@@ -53,6 +54,7 @@ pub use events::{
 pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow, TaskState};
 pub use peer::{AHEAD, MOST_AHEAD};
 pub use retry::{Backoff, Retry, Rules, jitter};
+pub use view::{Running, SHOWN, SHOWN_LATELY, View};
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Connected, Shared};
+use super::{Connected, Shared, monitor};
 use crate::dispatcher::{Action, Dispatcher, Event, Time, Verdict};
 use crate::loss::Loss;
 use crate::protocol::{Control, Frame, Seq, ToDaemon};
@@ -109,6 +109,7 @@ impl Shared {
         if after.is_some() && after != before {
             self.timer.notify_one();
         }
+        monitor::changed();
     }
 }
 

@@ -130,8 +130,7 @@ impl Host {
 
     /// URLs in the order in which they were given.
     pub fn urls(&self) -> Vec<String> {
-        let listening = self.0.listening.lock();
-        listening.iter().map(|l| l.address.to_string()).collect()
+        self.0.urls()
     }
 }
 
@@ -160,6 +159,11 @@ impl Listening {
 }
 
 impl Shared {
+    pub(super) fn urls(&self) -> Vec<String> {
+        let listening = self.listening.lock();
+        listening.iter().map(|l| l.address.to_string()).collect()
+    }
+
     /// Listens at a URL; with `once`, for a single daemon.
     pub(super) fn listen(
         self: &Arc<Self>,

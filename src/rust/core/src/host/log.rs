@@ -132,8 +132,20 @@ impl Host {
             let state = self.0.state.lock();
             (self.0.origin.elapsed(), state.dispatcher.peer_rows())
         };
-        let urls = self.urls();
-        let known = self.0.known.lock();
+        let rows = self.0.daemon_rows(rows, &self.urls());
+        self.0.log(now, rows)
+    }
+
+    /// Tasks that are over, counted by how they ended.
+    pub fn tally(&self) -> Tally {
+        self.0.state.lock().dispatcher.tally()
+    }
+}
+
+impl Shared {
+    /// Adds what is known of these daemons. `urls`: where the host listens now.
+    pub(super) fn daemon_rows(&self, rows: Vec<PeerRow>, urls: &[String]) -> Vec<DaemonRow> {
+        let known = self.known.lock();
         let rows = rows.into_iter().map(|row| {
             let Some(daemon) = known.daemons.get(&row.peer) else {
                 return DaemonRow::unknown(row);
@@ -152,17 +164,9 @@ impl Host {
                 pid,
             }
         });
-        let rows = rows.collect();
-        self.0.log(now, rows)
+        rows.collect()
     }
 
-    /// Tasks that are over, counted by how they ended.
-    pub fn tally(&self) -> Tally {
-        self.0.state.lock().dispatcher.tally()
-    }
-}
-
-impl Shared {
     fn log<R>(&self, now: Time, rows: Vec<R>) -> Log<R> {
         // The system's clock may have been set since the origin: the newest times are the ones to get right.
         let origin = SystemTime::now() - self.origin.elapsed();
@@ -171,7 +175,7 @@ impl Shared {
 }
 
 /// Bytes of memory that a process of this machine has resident.
-fn resident(pid: u32) -> Option<u64> {
+pub(super) fn resident(pid: u32) -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
         let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;

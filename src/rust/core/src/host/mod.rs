@@ -5,6 +5,7 @@
 //! - `actions`: carries out what the dispatcher decides.
 //! - `submit`: takes tasks; `setups` keeps those of set-up for daemons that come later.
 //! - `this_machine`: processes that the host has started; `respawn` starts them again.
+//! - `monitor`: tells other processes of this user what the hosts do.
 //!
 //! One lock guards the dispatcher and the table of links. A thread that has an event (the
 //! main thread submits, the I/O thread reads a reply) takes the lock, lets the dispatcher
@@ -17,6 +18,7 @@ mod actions;
 mod endpoints;
 mod local;
 mod log;
+pub mod monitor;
 mod network;
 mod respawn;
 mod setups;
@@ -443,7 +445,10 @@ impl Shared {
                     task.add_report(body);
                 }
             }
-            ToHost::About { host, pid } => self.heard_about(peer, &host, pid),
+            ToHost::About { host, pid } => {
+                self.heard_about(peer, &host, pid);
+                monitor::changed();
+            }
             ToHost::Words { pipes } => self.heard_of_words(peer, pipes),
             ToHost::Returned { from, to } => {
                 self.handle(Event::Returned { peer, from, to }, None);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::respawn::{Life, Respawn};
-use super::{Connected, Host, Shared, Started};
+use super::{Connected, Host, Shared, Started, monitor};
 use crate::dispatcher::{Event, Target};
 use crate::loss::Loss;
 use crate::process::{self, Child, Program};
@@ -106,6 +106,7 @@ impl Shared {
                 link.close();
             }
         }
+        monitor::process_gone(child.pid());
         let Some(directory) = child.directory() else {
             return;
         };
