@@ -36,9 +36,10 @@ monitor_lines <- function(x, rows, width, style, now = max(as.numeric(Sys.time()
     return(style$cut(c(title, "No daemons are set."), width))
   }
   # The screen is shared out: each profile needs a line for its name and one for its numbers.
-  each <- (rows - 1) / length(profiles)
+  more <- x$profiles_more
+  each <- (rows - 1 - (more > 0)) / length(profiles)
   lines <- lapply(names(profiles), function(name) profile_lines(name, profiles[[name]], each, style, now))
-  lines <- c(title, unlist(lines))
+  lines <- c(title, unlist(lines), if (more > 0) style$faint(paste("and", as_number_text(more), "more profiles")))
   style$cut(utils::head(lines, if (is.finite(rows)) rows else length(lines)), width)
 }
 

@@ -40,8 +40,8 @@
 #'
 #' * `version` (1), `pid`, `host`, `time`, `memory`: of the session. Times are in seconds since 1970, sizes in bytes,
 #'   durations in seconds.
-#' * `profiles`: for each compute profile with daemons
-#'     * `name`, `urls`.
+#' * `profiles`: for each compute profile with daemons (`profiles_more` are not listed)
+#'     * `name`, `urls` (`urls_more` are not listed).
 #'     * `tasks`: numbers of tasks that are `queued` and `running`, and that ended so far as `done`, `failed`,
 #'       `cancelled`, `timed_out` and `lost`.
 #'     * `throughput`: numbers of tasks that ended in `last_1s` and `last_10s`.

@@ -343,7 +343,7 @@
       }
       keep(profiles.get(profile.name), profile);
     }
-    state("live", "live", snapshot.profiles.length ? "" : "No daemons are set in this session.");
+    state("live", "live", snapshot.profiles_more ? snapshot.profiles_more + " more profiles are not shown." : snapshot.profiles.length ? "" : "No daemons are set in this session.");
     draw();
   }
 

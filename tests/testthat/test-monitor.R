@@ -19,7 +19,7 @@ test_that("a session is watched while it waits for a mirai, and while it sleeps"
     wait_for_line(busy, "ready")
     lines <- words(monitor_process(meeting, "format = 'json', n = 1"))
     x <- snapshots_of(lines)[[1L]]
-    expect_identical(names(x), c("version", "pid", "host", "time", "memory", "profiles"))
+    expect_identical(names(x), c("version", "pid", "host", "time", "memory", "profiles", "profiles_more"))
     expect_identical(c(x$version, x$pid), c(1L, busy$get_pid()))
     expect_lt(abs(as.numeric(Sys.time()) - x$time), 60)
     profile <- x$profiles[[1L]]
@@ -28,6 +28,7 @@ test_that("a session is watched while it waits for a mirai, and while it sleeps"
       c(
         "name",
         "urls",
+        "urls_more",
         "tasks",
         "throughput",
         "queue",
@@ -291,7 +292,8 @@ test_that("the view fits into its screen", {
       )
     )
   }
-  x <- list(pid = 1L, host = "n\033[1mode", time = 100, memory = 1e9, profiles = list(a = rows(30L), b = rows(0L)))
+  profiles <- list(a = rows(30L), b = rows(0L))
+  x <- list(pid = 1L, host = "n\033[1mode", time = 100, memory = 1e9, profiles = profiles, profiles_more = 3)
   for (height in c(1, 2, 5, 10, 24, 50, 200)) {
     for (width in c(10, 40, 80, 200)) {
       lines <- monitor_lines(x, height, width, style, now = 100)
@@ -306,6 +308,7 @@ test_that("the view fits into its screen", {
   expect_identical(lines[4:5], c("  task  daemon    runs for  name", "     1       1  1 min 40 s  a name"))
   expect_true("  and 1,254 more" %in% lines)
   expect_true("       1  busy   1,000,000  100 %            1  node" %in% lines)
+  expect_identical(lines[[length(lines)]], "and 3 more profiles")
   empty <- monitor_lines(list(pid = 1L, host = "node", time = 0, memory = NA, profiles = list()), 10, 80, style)
   expect_identical(empty[[2L]], "No daemons are set.")
   expect_identical(

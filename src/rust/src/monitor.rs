@@ -151,7 +151,8 @@ fn monitor_read(line: &str) -> Result<Robj> {
         host = snapshot.host,
         time = snapshot.time,
         memory = snapshot.memory.map_or(f64::na(), |n| n as f64),
-        profiles = profiles
+        profiles = profiles,
+        profiles_more = snapshot.profiles_more as f64
     )
     .into())
 }

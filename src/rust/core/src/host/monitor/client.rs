@@ -1,6 +1,7 @@
 //! The other end: attaching to a session, and reading its snapshots.
 
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -188,6 +189,13 @@ impl Monitor {
         // It may have sent a last line before its end.
         self.read()?;
         Ok(!self.has_line())
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // So that it ends although [`when_ready`](Self::when_ready) has a copy of the descriptor.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

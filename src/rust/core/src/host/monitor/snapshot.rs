@@ -10,11 +10,18 @@ use serde::{Deserialize, Serialize};
 
 use super::super::log::resident;
 use super::super::{DaemonRow, Shared};
-use crate::dispatcher::{Label, PeerState, TaskRow, TaskState, Time};
+use crate::dispatcher::{Label, PeerState, SHOWN, TaskRow, TaskState, Time};
 use crate::sys;
 
 /// Version of the snapshots. It is raised when a field is removed or changes its meaning.
 pub const FORMAT: u32 = 1;
+
+/// Limit of the profiles in a snapshot, and of the URLs of each.
+const MOST_PROFILES: usize = 50;
+const MOST_URLS: usize = SHOWN;
+
+/// Why a daemon was lost is told up to so many bytes: it may have the last lines that the daemon wrote.
+const MOST_OF_A_REASON: usize = 500;
 
 /// A session at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,14 +34,18 @@ pub struct Snapshot {
     pub time: f64,
     /// Memory of the session's process that is resident.
     pub memory: Option<u64>,
+    /// In the order of their names; `profiles_more` are not listed.
     pub profiles: Vec<Profile>,
+    pub profiles_more: usize,
 }
 
 /// A compute profile.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Profile {
     pub name: String,
+    /// Where it listens; `urls_more` are not listed.
     pub urls: Vec<String>,
+    pub urls_more: usize,
     pub tasks: Tasks,
     pub throughput: Throughput,
     pub queue: Memory,
@@ -187,12 +198,14 @@ impl PeerState {
 impl Snapshot {
     pub(super) fn take(hosts: &[(String, Arc<Shared>)]) -> Snapshot {
         let pid = std::process::id();
-        let profiles = hosts.iter().map(|(name, host)| Profile::of(name, host));
+        let listed = &hosts[..hosts.len().min(MOST_PROFILES)];
+        let profiles = listed.iter().map(|(name, host)| Profile::of(name, host));
         Snapshot {
             version: FORMAT,
             pid,
             host: sys::node_name(),
             profiles: profiles.collect(),
+            profiles_more: hosts.len() - listed.len(),
             memory: resident(pid),
             time: seconds(SystemTime::now()),
         }
@@ -278,9 +291,19 @@ impl Profile {
                 .map(|t| Failure::of(t, at))
                 .collect(),
             recent: view.ended.iter().map(|task| Past::of(task, at)).collect(),
-            urls,
+            urls_more: urls.len().saturating_sub(MOST_URLS),
+            urls: urls.into_iter().take(MOST_URLS).collect(),
         }
     }
+}
+
+fn cut(mut text: String) -> String {
+    let mut end = text.len().min(MOST_OF_A_REASON);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
 }
 
 impl Daemon {
@@ -294,7 +317,7 @@ impl Daemon {
             tasks: row.row.tasks,
             busy: rounded(row.row.busy),
             memory: row.memory,
-            reason: row.reason,
+            reason: row.reason.map(cut),
         }
     }
 }
