@@ -11,6 +11,7 @@ use common::*;
 use mirai_core::dispatcher::Config;
 use mirai_core::host::Host;
 use mirai_core::host::monitor::{self, FORMAT, Heard, INTERVAL, MOST_MONITORS, Monitor, Snapshot};
+use mirai_core::protocol::Done;
 use mirai_core::task::Outcome;
 use mirai_core::transport::local_url;
 use mirai_core::worker::{Next, Worker};
@@ -91,7 +92,7 @@ fn a_monitor_is_told_what_happens() {
     let silent = monitor.next(true, Some(3 * INTERVAL), || false).unwrap();
     assert_eq!(silent, Heard::TimedOut);
 
-    assert!(worker.reply_noted(task.seq, b"no", true, 0, Some("it \"failed\"\u{1b}")));
+    assert!(worker.reply_noted(task.seq, b"no", Done::Error, 0, Some("it \"failed\"\u{1b}")));
     let failed = until_shown(&mut monitor, |s| s.profiles[0].tasks.failed == 1);
     let failure = &failed.profiles[0].failures[0];
     assert_eq!(failure.error.as_deref(), Some("it \"failed\"\u{1b}"));
