@@ -2,7 +2,7 @@
 //!
 //! `mirai-UID` in the directory for temporary files, or `mirai` in `$XDG_RUNTIME_DIR`, holds a socket for each session, named
 //! by its process id. The directory for temporary files comes first, because a session may outlive the login during which
-//! `$XDG_RUNTIME_DIR` exists.
+//! `$XDG_RUNTIME_DIR` exists. If `$MIRAI_RUNTIME_DIR` is set, it is in that directory, and only sessions there are found.
 //!
 //! Anybody may make a directory of that name there before we do. So one is used only if it belongs to this user, nobody
 //! else may enter it, and it is no symbolic link.
@@ -48,6 +48,9 @@ fn uid() -> u32 {
 /// Directories in which this user's sessions may have their sockets, the preferred one first.
 fn directories() -> Vec<PathBuf> {
     let temporary = format!("mirai-{}", uid());
+    if let Some(only) = std::env::var_os("MIRAI_RUNTIME_DIR") {
+        return vec![PathBuf::from(only).join(temporary)];
+    }
     let mut all = vec![std::env::temp_dir().join(&temporary)];
     if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         all.push(runtime.join("mirai"));
