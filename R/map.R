@@ -34,8 +34,8 @@
 #'
 #' These names work without the package attached. [collect_mirai()] takes the options as strings, or as a named list.
 #'
-#' With numbers, logical values or names in the brackets, `x[1:3]` is the map of these elements. So are `head(x)` and the
-#' like.
+#' With numbers, logical values or names in the brackets, `x[1:3]` is the map of these elements. So are `head(x)` and
+#' the like.
 #'
 #' The errors of `.stop` and `.flat` have class `"mirai_error_map"`. The message names the element, `In index: 2. With
 #' name: b.`, and on the next line the reason, `Caused by error in f(): bad`. `$location` is the index, `$name` the name
