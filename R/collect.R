@@ -3,8 +3,8 @@
 #' Waits until a mirai, or each of a list of mirai, has resolved, and returns the values.
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
-#' @param options collection options, if `x` is a list: a character vector of any of `".flat"`, `".progress"`,
-#'   `".progress_cli"` and `".stop"`; or a named list, such as `list(.stop = TRUE, .progress = "Fitting")`. See
+#' @param options collection options, if `x` is a list: a character vector of any of `".done"`, `".flat"`,
+#'   `".progress"`, `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as `list(.stop = TRUE, .progress = "Fitting")`. See
 #'   [mirai_map()] for what they do.
 #' @returns For a mirai, its value. For a list, a list of the values, with the names of `x`.
 #' @seealso [call_mirai()] to wait without collecting; [mirai_map()]; [collection-options].
@@ -22,23 +22,50 @@ collect_mirai <- function(x, options = NULL) {
 
 #' @export
 `[.mirai_map` <- function(x, ...) {
-  collect_list(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
+  given <- collection_arguments(substitute(list(...)), parent.frame())
+  if (is_index(given, names(x))) {
+    return(subset_map(x, unlist(given), sys.call()))
+  }
+  collect_list(x, given, sys.call())
 }
 
-#' Collection options: .stop, .flat, .progress, .relay
+# Whether what is in the brackets of a map chooses elements: numbers, logical values, or names that are no options.
+is_index <- function(given, names) {
+  if (!length(given) || !is.null(names(given))) {
+    return(FALSE)
+  }
+  all(vapply(given, function(i) is.numeric(i) || is.logical(i), NA)) ||
+    all(vapply(given, function(i) is.character(i) && all(i %in% names & !i %in% collection_options), NA))
+}
+
+# The map of some elements.
+subset_map <- function(x, index, call) {
+  x <- unclass(x)
+  at <- structure(seq_along(x), names = names(x))[index]
+  if (anyNA(at)) {
+    stop_argument("x", paste0("indexed by numbers from 1 to ", length(x), ", logical values or names"), call)
+  }
+  new_mirai_map(x[at])
+}
+
+#' Collection options: .stop, .flat, .done, .progress, .relay
 #'
-#' Options for the brackets of a mirai map: `x[.flat]` returns a vector, `x[.progress]` shows progress, and `x[.stop]`
-#' stops at the first failure. [mirai_map()] describes them.
+#' Options for the brackets of a mirai map: `x[.flat]` returns a vector, `x[.progress]` shows progress, `x[.stop]`
+#' stops at the first failure, and `x[.done]` does not wait. [mirai_map()] describes them.
 #'
 #' @details `.relay` signals the warnings and messages of the evaluations again: see [mirai_conditions()]. It works in
 #' the brackets of a mirai, too.
 #' @format Each is a character string: its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
-#' @aliases .flat .progress .progress_cli .relay .stop
+#' @aliases .done .flat .progress .progress_cli .relay .stop
 #' @examples
 #' with(daemons(2), mirai_map(1:4, sqrt)[.flat, .progress])
 NULL
+
+#' @rdname collection-options
+#' @export
+.done <- ".done"
 
 #' @rdname collection-options
 #' @export
@@ -56,7 +83,7 @@ NULL
 #' @export
 .stop <- ".stop"
 
-collection_options <- c(".flat", ".progress", ".progress_cli", ".relay", ".stop")
+collection_options <- c(".done", ".flat", ".progress", ".progress_cli", ".relay", ".stop")
 
 # The arguments in the brackets, or in c() within them, as a list of strings and named values. The symbols `.flat`,
 # `.stop` and so on are not evaluated, so they work without the package attached. Everything else is evaluated.
@@ -128,7 +155,7 @@ check_options <- function(options, call) {
 }
 
 check_progress <- function(name, value, call) {
-  if (name %in% c(".flat", ".relay", ".stop")) {
+  if (name %in% c(".done", ".flat", ".relay", ".stop")) {
     stop_argument(name, "TRUE or FALSE", call)
   }
   label <- is.character(value) && length(value) == 1L && !is.na(value)
@@ -142,20 +169,28 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   options <- check_options(options, call)
   x <- unclass(x)
   stop_early <- !is.null(options$.stop)
-  if (any(c(".progress", ".progress_cli") %in% names(options))) {
+  done <- if (!is.null(options$.done)) .Call(rs_done, x)
+  if (!is.null(done)) {
+    # Nothing to wait for.
+  } else if (any(c(".progress", ".progress_cli") %in% names(options))) {
     wait_with_progress(x, stop_early, progress_bar(length(x), options, call))
   } else {
     .Call(rs_wait_some, x, stop_early)
   }
   if (!is.null(options$.relay) || relays()) {
-    relay(x)
+    relay(if (is.null(done)) x else x[done])
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
     stop(map_error(x, i, value_condition(x[[i]]$data), call))
   }
-  values <- .Call(rs_collect_list, x)
-  if (is.null(options$.flat)) values else flatten(values, call)
+  if (is.null(done)) {
+    values <- .Call(rs_collect_list, x)
+  } else {
+    values <- structure(vector("list", length(x)), names = names(x))
+    values[done] <- .Call(rs_collect_list, x[done])
+  }
+  if (is.null(options$.flat)) values else flatten(values, call, done)
 }
 
 wait_with_progress <- function(x, stop_early, bar) {
@@ -227,13 +262,15 @@ conditionMessage.mirai_error_map <- function(c) {
   paste0(c$message, "\nCaused by error", place, ": ", condition_text(c$parent))
 }
 
-flatten <- function(values, call) {
+# `done`: which of the values are there; NULL if all are.
+flatten <- function(values, call, done = NULL) {
   failed <- which(vapply(values, is_error_value, NA))
   if (length(failed)) {
     stop(map_error(values, failed[[1L]], value_condition(values[[failed[[1L]]]]), call))
   }
-  types <- vapply(values, typeof, "", USE.NAMES = FALSE)
-  odd <- which(types != types[1L])
+  at <- if (is.null(done)) seq_along(values) else which(done)
+  types <- vapply(values[at], typeof, "", USE.NAMES = FALSE)
+  odd <- at[types != types[1L]]
   if (length(odd)) {
     text <- paste0("cannot flatten values of different types: ", toString(unique(types)))
     stop(map_error(values, odd[[1L]], simpleError(text), call))

@@ -17,7 +17,7 @@
 #' @param tls for secure URLs, the certificate and key of the host: `NULL` to make them now; `c(certificates, key)`,
 #'   both as text in PEM format; or the name of a file with both.
 #' @param pass the password of an encrypted key in `tls`.
-#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out. A daemon gets a task when it can start it.
+#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, unless they have a `.priority`: see [mirai()]. A daemon gets a task when it can start it.
 #'   `FALSE`: each task is assigned to a connected daemon at once, in turn. Earlier releases wrote `"process"` or
 #'   `"thread"` for `TRUE`, and `"none"` for `FALSE`.
 #' @param ... options, by name. For the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`, `maxtasks`,
@@ -47,12 +47,12 @@
 #'   this class, or `FALSE` if no daemons are set now, invisibly. `daemons()` without arguments returns the value of
 #'   [status()], and `with()` that of `expr`.
 #'
-#' @section Crashes: A daemon that was started on this machine, by `daemons()` or [launch_local()], and ends without having
-#' left by its limits, has crashed. Its task resolves to error value 19, unless `retry` says otherwise. A new daemon takes
-#' its place at once. It has the options of the first, and the variables, working directory and library paths with which
-#' that was started. Its random numbers are another part of the same stream. If it connects at a URL of this machine, as
-#' those of `daemons(n)` do, it evaluates the calls of [everywhere()] again that have succeeded: the last 100 that
-#' differ, except those that send more than 16 MB.
+#' @section Crashes: A daemon that was started on this machine, by `daemons()` or [launch_local()], and ends without
+#' having left by its limits, has crashed. Its task resolves to error value 19, unless `retry` says otherwise. A new
+#' daemon takes its place at once. It has the options of the first, and the variables, working directory and library
+#' paths with which that was started. Its random numbers are another part of the same stream. If it connects at a URL of
+#' this machine, as those of `daemons(n)` do, it evaluates the calls of [everywhere()] again that have succeeded: the
+#' last 100 that differ, except those that send more than 16 MB.
 #'
 #' After five crashes of one daemon without a finished task between them, it is not started again. If no daemon is left
 #' then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how the last one ended, with the

@@ -2,8 +2,8 @@
 evaluate <- function(.expr., .envir.) handling(eval(.expr., .envir.))
 
 # Evaluates the tasks of a daemon. The daemon's loop in the glue calls this. rs_serve_tasks takes one task after
-# another: it sets `.expr.`, `.envir.` and `.when.`, and evaluates the same call as evaluate(). Returns when there are no
-# more tasks, or with the error value of a task.
+# another: it sets `.expr.`, `.envir.` and `.when.`, and evaluates the same call as evaluate(). Returns when there are
+# no more tasks, or with the error value of a task.
 serve <- function(session, .expr., .envir., .when.) {
   handling(.Call(rs_serve_tasks, session, environment()), .when.)
 }

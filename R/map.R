@@ -12,6 +12,8 @@
 #' @param .promise a function, or a list of one or two functions. The first is called with the value when an element
 #'   resolves, the second with the condition if it fails: as `onFulfilled` and `onRejected` of [promises::then()]. See
 #'   [as.promise()][as.promise.mirai].
+#' @param .timeout milliseconds for each element, after which it resolves to error value 5 (timed out). As for [mirai()],
+#'   they count from its submission, so the time in the queue is part of them. `NULL` for no limit.
 #' @inheritParams mirai
 #'
 #' @returns A list of mirai of class `"mirai_map"`, invisibly. Its names are those of `.x`: the row names, for a matrix
@@ -27,8 +29,13 @@
 #'   [cli::cli_progress_bar()]: `x[.progress = list(name = "Fitting", type = "iterator")]`.
 #' * `x[.progress_cli]` is the same, but an error if cli is not installed.
 #' * `x[.stop]` stops at the first failure: it cancels the other elements and raises an error.
+#' * `x[.done]` does not wait: it returns the values of the elements that have resolved, and `NULL` in place of the
+#'   others. `x[.done, .flat]` leaves the others out.
 #'
 #' These names work without the package attached. [collect_mirai()] takes the options as strings, or as a named list.
+#'
+#' With numbers, logical values or names in the brackets, `x[1:3]` is the map of these elements. So are `head(x)` and
+#' the like.
 #'
 #' The errors of `.stop` and `.flat` have class `"mirai_error_map"`. The message names the element, `In index: 2. With
 #' name: b.`, and on the next line the reason, `Caused by error in f(): bad`. `$location` is the index, `$name` the name
@@ -65,6 +72,8 @@ mirai_map <- function(
   .promise = NULL,
   .compute = NULL,
   .retry = NULL,
+  .priority = 0,
+  .timeout = NULL,
   .on_report = NULL
 ) {
   call <- sys.call()
@@ -81,7 +90,10 @@ mirai_map <- function(
   }
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
-  rules <- task_rules(.retry, call)
+  rules <- task_rules(.retry, .priority, call)
+  if (!is.null(.timeout)) {
+    check_positive(.timeout, ".timeout", call = call)
+  }
   if (!daemons_set(profile)) {
     if (edition() == 2L) {
       stop_no_daemons(profile, call)
@@ -96,7 +108,7 @@ mirai_map <- function(
     local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
     sent <- with_context(expr)
   }
-  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, NULL, profile, rules)
+  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, .timeout, profile, rules)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)

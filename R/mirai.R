@@ -17,6 +17,8 @@
 #'   [with_daemons()] or [local_daemons()] has changed it.
 #' @param .retry whether the task is attempted again if it fails: `TRUE`, `FALSE`, or a value of [retry_config()], which
 #'   explains them. `NULL` for the option `retry` of [daemons()].
+#' @param .priority a number: of the tasks that wait in the dispatcher's queue, those of higher priority go first, and
+#'   those of the same priority in the order of submission. See section *Priority*.
 #' @param .on_report a function of one or two arguments. It is called with each value that [mirai_report()] sends ahead,
 #'   and with the index of the element: 1 for a single mirai. Package later calls it: at an idle prompt, while the session
 #'   waits for mirai, and in Shiny.
@@ -34,6 +36,13 @@
 #' If the daemon ends during the evaluation, the value is error value 19 (connection reset). With `.retry = TRUE`, or
 #' `daemons(retry = TRUE)`, the task is run again on another daemon instead. When daemons are reset, pending mirai
 #' resolve to 19, too.
+#'
+#' @section Priority: A daemon that is free takes the task of the highest priority. A task of higher priority interrupts
+#' none that is running, and goes behind the tiny tasks that a daemon holds ahead, a millisecond of work. A task does
+#' not rise by waiting: while tasks of higher priority keep all daemons busy, it waits, for as long as they come. So give
+#' high priorities to few or short tasks. A task that is attempted again keeps its priority.
+#'
+#' Without dispatcher, tasks do not wait in one queue, and `.priority` has no effect.
 #'
 #' @seealso [daemons()] to keep processes ready; [mirai_map()] for many tasks; [call_mirai()], [collect_mirai()],
 #'   [unresolved()], [stop_mirai()]; [is_error_value()]; `vignette("mirai", "mirai")`.
@@ -53,7 +62,16 @@
 #' m[]
 #' is_mirai_error(m$data)
 #' @export
-mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, .retry = NULL, .on_report = NULL) {
+mirai <- function(
+  .expr,
+  ...,
+  .args = list(),
+  .timeout = NULL,
+  .compute = NULL,
+  .retry = NULL,
+  .priority = 0,
+  .on_report = NULL
+) {
   if (missing(.expr)) {
     stop_error("missing expression, perhaps wrap in {}?", sys.call(), "mirai_error_argument")
   }
@@ -69,7 +87,7 @@ mirai <- function(.expr, ..., .args = list(), .timeout = NULL, .compute = NULL, 
   if (!is.null(.compute)) {
     check_string(.compute, ".compute")
   }
-  rules <- if (!is.null(.retry)) task_rules(.retry)
+  rules <- if (!is.null(.retry) || !identical(.priority, 0)) task_rules(.retry, .priority)
   if (!is.null(.on_report)) {
     .on_report <- report_handler(.on_report, sys.call())
   }
@@ -143,6 +161,9 @@ print.mirai <- function(x, ...) {
     return(value)
   }
   options <- check_options(collection_arguments(substitute(list(...)), parent.frame()), sys.call())
+  if (!is.null(options$.done) && .Call(rs_pending, x)) {
+    return(NULL)
+  }
   value <- .Call(rs_collect, x)
   if (!is.null(options$.relay) || relays()) {
     relay(x)

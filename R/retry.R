@@ -127,14 +127,17 @@ retry_rules <- function(x) {
 }
 
 # For the glue: the rules of a task, or NULL if it has none of its own.
-task_rules <- function(retry, call = sys.call(-1L)) {
+task_rules <- function(retry, priority, call = sys.call(-1L)) {
+  if (!is_number(priority)) {
+    stop_argument(".priority", "a single number", call)
+  }
   if (is.null(retry)) {
-    return(NULL)
+    return(if (priority != 0) list(priority = priority))
   }
   if (!is_retry(retry)) {
     stop_argument(".retry", "TRUE, FALSE or a value of retry_config()", call)
   }
-  retry_rules(retry)
+  c(retry_rules(retry), priority = priority)
 }
 
 # rules.rs calls this: the function `when` of a profile. NULL is the current one.

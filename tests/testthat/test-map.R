@@ -249,6 +249,87 @@ test_that("the examples of the documents", {
   expect_identical(out, vector("list", 3))
 })
 
+test_that("some elements of a map are a map", {
+  local_test_daemons(2)
+  x <- mirai_map(c(a = 1, b = 2, c = 3), identity)
+  for (some in list(x[1:2], x[c("a", "b")], x[-3], x[c(TRUE, TRUE, FALSE)], head(x, 2), x[c(1, 2)])) {
+    expect_true(is_mirai_map(some))
+    expect_identical(some[], list(a = 1, b = 2))
+  }
+  expect_identical(x["c"][.flat], c(c = 3))
+  expect_identical(tail(x, 1)[.flat], c(c = 3))
+  expect_identical(rev(x)[.flat], c(c = 3, b = 2, a = 1))
+  i <- c(2, 2)
+  expect_identical(x[i][.flat], structure(c(2, 2), names = c("b", "b")))
+  expect_length(x[0][], 0L)
+  expect_identical(capture.output(x[0]), "< mirai map [0/0] >")
+  # The names of options are options.
+  y <- mirai_map(c(.flat = 1, b = 2), identity)
+  expect_identical(y[".flat"], c(.flat = 1, b = 2))
+})
+
+test_that("x[.done] collects what has resolved, and does not wait", {
+  local_test_daemons(1)
+  go <- local_file()
+  work <- function(i, go) {
+    while (i == 3 && !file.exists(go)) {
+      Sys.sleep(0.005)
+    }
+    if (i == 2) NULL else i
+  }
+  x <- mirai_map(c(a = 1, b = 2, c = 3, d = 4), work, .args = list(go = go))
+  expect_true(wait_until(function() sum(lengths(x[.done])) == 1L && !unresolved(x[[2L]])))
+  expect_identical(x[.done], list(a = 1, b = NULL, c = NULL, d = NULL))
+  expect_identical(collect_mirai(x, ".done"), x[.done])
+  expect_identical(collect_mirai(x, list(.done = TRUE))$a, 1)
+  expect_identical(x[1][.done, .flat], c(a = 1))
+  expect_error(x[.done, .flat], "types: double, NULL")
+  expect_null(x[[4L]][.done])
+  expect_identical(x[[1L]][.done], 1)
+  file.create(go)
+  expect_identical(x[.done = FALSE]$d, 4)
+  expect_identical(x[.done], x[])
+  # Failures are in place, and `.stop` raises those that are there.
+  y <- mirai_map(1:2, function(i) if (i == 1) stop("bad") else Sys.sleep(60))
+  expect_true(wait_until(function() !unresolved(y[[1L]])))
+  expect_true(is_mirai_error(y[.done][[1L]]))
+  expect_error(y[.done, .stop], "In index: 1", class = "mirai_error_map")
+  expect_identical(unclass(y[[2L]][]), 20L)
+})
+
+test_that("each element has its time", {
+  for (dispatcher in c(TRUE, FALSE)) {
+    local_test_daemons(2, dispatcher = dispatcher)
+    start <- Sys.time()
+    x <- mirai_map(1:4, function(i) if (i %% 2) i else Sys.sleep(1), .timeout = 300)
+    values <- lapply(x[], unclass)
+    expect_lt(as.numeric(Sys.time() - start, units = "secs"), 0.9)
+    expect_identical(values[[1L]], 1L)
+    expect_identical(values[c(2L, 4L)], list(5L, 5L))
+  }
+})
+
+test_that("higher priority goes first, and first in first out within one", {
+  local_test_daemons(1)
+  go <- local_file()
+  order <- local_file()
+  note <- function(i, order) cat(i, "\n", file = order, append = TRUE)
+  first <- mirai(
+    while (!file.exists(go)) {
+      Sys.sleep(0.005)
+    },
+    go = go
+  )
+  low <- mirai_map(1:3, note, .args = list(order = order), .priority = -1)
+  normal <- mirai_map(4:6, note, .args = list(order = order))
+  high <- mirai_map(7:9, note, .args = list(order = order), .priority = 1.5)
+  one <- mirai(note(10, order), note = note, order = order, .priority = Inf)
+  normal_too <- mirai(note(11, order), note = note, order = order)
+  file.create(go)
+  low[]
+  expect_identical(scan(order, quiet = TRUE), c(10, 7, 8, 9, 4, 5, 6, 11, 1, 2, 3))
+})
+
 test_that("bad arguments are errors", {
   local_test_daemons(sync = TRUE)
   expect_snapshot(show_errors({
@@ -261,7 +342,12 @@ test_that("bad arguments are errors", {
     mirai_map(1:2, identity, a = 1, 2)
     mirai_map(1:2, identity, .args = 1)
     mirai_map(1:2, identity, .compute = 1)
-    mirai_map(1:2, identity)[1]
+    mirai_map(1:2, identity)[3]
+    mirai_map(1:2, identity)[NA]
+    mirai_map(1:2, identity)[1, .flat]
+    mirai_map(1:2, identity, .timeout = 0)
+    mirai_map(1:2, identity, .priority = NA)
+    mirai_map(1:2, identity, .retry = "yes")
     mirai_map(1:2, identity)[".unknown"]
     mirai_map(1:2, identity)[not_there]
     collect_mirai(mirai_map(1:2, identity), "flat")

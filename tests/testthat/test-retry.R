@@ -133,7 +133,7 @@ test_that("with a seed, a task has the same random numbers in each attempt", {
     function(i, file) {
       x <- rnorm(1)
       cat(i, x, "\n", file = file, append = TRUE)
-      if (i == 2 && sum(grepl("^2 ", readLines(file))) < 3) {
+      if (i == 2 && sum(startsWith(readLines(file), "2 ")) < 3) {
         stop("no")
       }
       x

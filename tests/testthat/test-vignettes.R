@@ -144,6 +144,8 @@ test_that("resilience", {
   shown("'errorValue' int 19 | Connection reset", "[1] \"daemon ")
   shown("was killed by signal 9\"", "[1] \"a daemon is there\"", "[1] 3")
   shown("[1] \"finished by the second daemon\"")
+  shown("[1] \"urgent some work \"")
+  shown("[[3]]", "'errorValue' int 5 | Timed out")
   shown(
     "[1] TRUE",
     "[1] \"It is not started again after 5 crashes without a finished task between them: it exited with status 3\""

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use extendr_ffi::{R_NilValue, Rf_protect, Rf_unprotect, Rf_xlength, REAL, SEXP, SEXPTYPE, TYPEOF};
-use mirai_core::dispatcher::{Backoff, Retry, Rules};
+use mirai_core::dispatcher::{Backoff, Priority, Retry, Rules};
 
 use crate::r::{self, Rf_eval};
 
@@ -47,6 +47,7 @@ pub(crate) unsafe fn rules(rules: SEXP) -> Option<Arc<Rules>> {
         });
         Some(Arc::new(Rules {
             retry: numbers.map(retry),
+            priority: Priority::new(r::as_number(r::element(rules, "priority")).unwrap_or(0.0)),
         }))
     }
 }

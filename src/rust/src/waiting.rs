@@ -29,6 +29,7 @@ pub(crate) fn routines() -> Vec<R_CallMethodDef> {
         r::routine(c"failures", failures as *const (), 1),
         r::routine(c"race", race as *const (), 1),
         r::routine(c"pending", pending as *const (), 1),
+        r::routine(c"done", done as *const (), 1),
         r::routine(c"cancel", cancel as *const (), 1),
     ]
 }
@@ -352,6 +353,20 @@ unsafe extern "C-unwind" fn pending(x: SEXP) -> SEXP {
             _ => usize::from(unresolved(x)),
         };
         Rf_ScalarInteger(n as i32)
+    }
+}
+
+/// `.Call(done, x)`: for each mirai in a list whether it has resolved.
+unsafe extern "C-unwind" fn done(x: SEXP) -> SEXP {
+    // SAFETY: R calls it on its main thread and protects the argument; `out` has as many elements, and nothing is
+    // allocated while it is written.
+    unsafe {
+        let n = Rf_xlength(x);
+        let out = Rf_allocVector(SEXPTYPE::LGLSXP, n);
+        for i in 0..n {
+            *LOGICAL(out).add(i as usize) = i32::from(!unresolved(VECTOR_ELT(x, i)));
+        }
+        out
     }
 }
 

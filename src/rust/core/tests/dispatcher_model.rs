@@ -5,14 +5,15 @@
 //! dispatcher's documentation who is sent what and how each task ends. Replies take time
 //! to arrive, and across the network those on their way are lost with their daemon.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mirai_core::dispatcher::{
     AHEAD, Action, Backoff, Config, Counts, Dispatcher, EndpointCounts, Event, Label, MOST_AHEAD,
-    OVERDUE, PeerId, PeerState, Policy, Replies, Reply, Retry, Rules, Target, TaskId, TaskState,
-    Verdict, jitter,
+    OVERDUE, PeerId, PeerState, Policy, Priority, Replies, Reply, Retry, Rules, Target, TaskId,
+    TaskState, Verdict, jitter,
 };
 use mirai_core::protocol::Done;
 use proptest::prelude::*;
@@ -58,6 +59,8 @@ struct Task {
     starts: u32,
     /// It has been with a daemon that gave it back, left or was lost.
     came_back: bool,
+    /// The default, where tasks do not wait in one queue.
+    priority: Priority,
     retry: Retry,
     /// Attempts that have failed.
     crashes: u32,
@@ -92,8 +95,8 @@ struct Daemon {
     slots: usize,
     replies: Replies,
     held: VecDeque<Held>,
-    /// The latest submitted of the tasks for any daemon that it has begun.
-    latest: TaskId,
+    /// The latest submitted of the tasks for any daemon that it has begun, by priority.
+    latest: BTreeMap<Priority, TaskId>,
     /// The last task that it has begun, and the last one that it may.
     begun: u64,
     granted: u64,
@@ -227,7 +230,7 @@ impl World {
     // What may happen.
 
     fn submit(&mut self, target: Target, bytes: u64, timeout: Option<Duration>) -> TaskId {
-        self.submit_with(target, bytes, timeout, None)
+        self.submit_with(target, bytes, timeout, Rules::default())
     }
 
     fn submit_with(
@@ -235,7 +238,7 @@ impl World {
         target: Target,
         bytes: u64,
         timeout: Option<Duration>,
-        retry: Option<Retry>,
+        rules: Rules,
     ) -> TaskId {
         let id = self.tasks.len() as TaskId + 1;
         let deadline = timeout.map(|t| self.now + t);
@@ -246,7 +249,11 @@ impl World {
             place: Place::Waiting,
             starts: 0,
             came_back: false,
-            retry: retry.unwrap_or(self.config.retry),
+            priority: match self.config.policy {
+                Policy::Queue => rules.priority,
+                Policy::RoundRobin => Priority::default(),
+            },
+            retry: rules.retry.unwrap_or(self.config.retry),
             crashes: 0,
             errors: 0,
             resumes: None,
@@ -278,7 +285,7 @@ impl World {
             deadline,
             target,
             label: Label::default(),
-            rules: retry.map(|_| Arc::new(Rules { retry })),
+            rules: (rules != Rules::default()).then(|| Arc::new(rules)),
         };
         self.happen(event, &over);
         id
@@ -304,7 +311,7 @@ impl World {
             slots,
             replies,
             held: VecDeque::new(),
-            latest: 0,
+            latest: BTreeMap::new(),
             begun: 0,
             granted: 0,
             on_their_way: VecDeque::new(),
@@ -367,9 +374,10 @@ impl World {
         }
         let task = self.tasks.get_mut(&id).unwrap();
         if task.target == Target::Any {
-            let in_turn = id > daemon.latest || task.came_back;
-            assert!(in_turn, "task {id} began after {}", daemon.latest);
-            daemon.latest = daemon.latest.max(id);
+            let latest = daemon.latest.entry(task.priority).or_default();
+            let in_turn = id > *latest || task.came_back;
+            assert!(in_turn, "task {id} began after {latest}");
+            *latest = id.max(*latest);
         }
         task.starts += 1;
         let most = 1 + task.crashes + task.errors;
@@ -462,7 +470,7 @@ impl World {
             daemon.pinned.push_front(id);
         }
         self.queue.extend(free);
-        self.queue.make_contiguous().sort_unstable();
+        self.sort_queue();
         // It may claim to give more than it was asked for.
         let (from, to) = if first == from {
             (0, u64::MAX)
@@ -650,7 +658,16 @@ impl World {
             }
         } else {
             self.queue.extend(ids);
+            if self.config.policy == Policy::Queue {
+                self.sort_queue();
+            }
         }
+    }
+
+    /// Higher first, and first in, first out within one.
+    fn sort_queue(&mut self) {
+        let place = |id: &TaskId| (Reverse(self.tasks[id].priority), *id);
+        self.queue.make_contiguous().sort_unstable_by_key(place);
     }
 
     /// What a daemon held unstarted returns to where it came from. Returns what
@@ -684,7 +701,7 @@ impl World {
         if self.config.policy == Policy::Queue {
             self.queue.extend(back);
             self.queue.extend(newer);
-            self.queue.make_contiguous().sort_unstable();
+            self.sort_queue();
         } else if newer.is_empty() {
             self.enqueue(&back);
         } else {
@@ -842,14 +859,16 @@ impl World {
         daemon.granted = to;
     }
 
-    /// A task for any daemon is sent. With a queue, those submitted before it that have not begun are with
+    /// A task for any daemon is sent. With a queue, those that stand before it and have not begun are with
     /// daemons, each of which has replied of late or has been asked to give them back.
     fn in_turn(&self, id: TaskId) {
         if self.config.policy != Policy::Queue {
             return;
         }
         for daemon in self.daemons.values().filter(|d| !d.leaving) {
-            let older = |h: &&Held| h.wanted && h.id < id && h.stage == Stage::Unbegun;
+            let place = |id: TaskId| (Reverse(self.tasks[&id].priority), id);
+            let older =
+                |h: &&Held| h.wanted && place(h.id) < place(id) && h.stage == Stage::Unbegun;
             if daemon.held.iter().skip(daemon.slots).any(|h| older(&h)) {
                 let late = daemon.since + OVERDUE <= self.now;
                 assert!(!late || daemon.recalled.is_some(), "{id} overtakes others");
@@ -1038,7 +1057,7 @@ enum Step {
         times: usize,
         bytes: u64,
         timeout: Option<u64>,
-        retry: Option<Retry>,
+        rules: Rules,
     },
     /// At this endpoint, with so many slots, across the network or not.
     Join(usize, usize, bool),
@@ -1085,11 +1104,11 @@ fn any_step() -> impl Strategy<Value = Step> {
         1usize..12,
         0u64..50,
         prop::option::weighted(0.3, 0u64..40),
-        prop::option::weighted(0.3, any_retry()),
+        any_rules(),
     );
     prop_oneof![
-        10 => submit.prop_map(|(target, times, bytes, timeout, retry)| {
-            Step::Submit { target, times, bytes, timeout, retry }
+        10 => submit.prop_map(|(target, times, bytes, timeout, rules)| {
+            Step::Submit { target, times, bytes, timeout, rules }
         }),
         4 => any_daemon().prop_map(|(endpoint, slots, far)| Step::Join(endpoint, slots, far)),
         8 => any::<usize>().prop_map(Step::Begin),
@@ -1113,6 +1132,26 @@ fn any_step() -> impl Strategy<Value = Step> {
 fn any_daemon() -> impl Strategy<Value = (usize, usize, bool)> {
     let slots = prop_oneof![6 => Just(1usize), 1 => Just(3)];
     (0..ENDPOINTS, slots, any::<bool>())
+}
+
+fn any_rules() -> impl Strategy<Value = Rules> {
+    let priority = prop_oneof![
+        4 => Just(0.0),
+        1 => Just(-0.5),
+        2 => (0u8..3).prop_map(f64::from),
+    ];
+    let retry = prop::option::weighted(0.3, any_retry());
+    (retry, priority).prop_map(|(retry, priority)| Rules {
+        retry,
+        priority: Priority::new(priority),
+    })
+}
+
+fn retrying(retry: Retry) -> Rules {
+    Rules {
+        retry: Some(retry),
+        ..Rules::default()
+    }
 }
 
 fn any_outcome() -> impl Strategy<Value = Done> {
@@ -1170,7 +1209,7 @@ fn live_through(world: &mut World, step: Step) {
             times,
             bytes,
             timeout,
-            retry,
+            rules,
         } => {
             let target = match target {
                 RandomTarget::Any => Target::Any,
@@ -1181,7 +1220,7 @@ fn live_through(world: &mut World, step: Step) {
             };
             let timeout = timeout.map(Duration::from_millis);
             for _ in 0..times {
-                world.submit_with(target, bytes, timeout, retry);
+                world.submit_with(target, bytes, timeout, rules.clone());
             }
         }
         Step::Join(endpoint, slots, far) => {
@@ -1401,7 +1440,7 @@ fn limited(crash: u32, error: u32, first: u64) -> Retry {
 fn a_task_that_fails_waits_and_is_attempted_again_as_often_as_it_may() {
     let mut world = queue();
     let one = world.join(0);
-    let a = world.submit_with(Target::Any, 1, None, Some(limited(0, 2, 100)));
+    let a = world.submit_with(Target::Any, 1, None, retrying(limited(0, 2, 100)));
     world.reply_with(one, ms(1), Done::Error);
     assert!(world.held(one).is_empty());
     let next = submit(&mut world);
@@ -1416,16 +1455,43 @@ fn a_task_that_fails_waits_and_is_attempted_again_as_often_as_it_may() {
     world.reply_with(one, ms(1), Done::Error);
     assert_eq!(world.verdict(a), Some(Verdict::Replied));
     assert_eq!(world.dispatcher.task_rows(2)[0].attempts, 3);
-    let b = world.submit_with(Target::Any, 1, None, Some(limited(0, 2, 100)));
+    let b = world.submit_with(Target::Any, 1, None, retrying(limited(0, 2, 100)));
     world.reply_with(one, ms(1), Done::Final);
     assert_eq!(world.verdict(b), Some(Verdict::Replied));
+}
+
+#[test]
+fn higher_priority_goes_first_and_first_in_first_out_within_one() {
+    let mut world = queue();
+    let one = world.join(0);
+    let running = submit(&mut world);
+    let mut with = |number| {
+        let rules = Rules {
+            priority: Priority::new(number),
+            ..Rules::default()
+        };
+        world.submit_with(Target::Any, 1, None, rules)
+    };
+    let [normal, high, low, high_too, normal_too] = [0.0, 1.5, -1.0, 1.5, 0.0].map(&mut with);
+    world.reply(one);
+    assert_eq!(world.held(one), [high]);
+    // It keeps its place when it comes back.
+    world.leave(one);
+    world.lose(one);
+    let two = world.join(0);
+    assert_eq!(world.held(two), [high]);
+    for next in [high_too, normal, normal_too, low] {
+        world.reply(two);
+        assert_eq!(world.held(two), [next]);
+    }
+    assert_eq!(world.verdict(running), Some(Verdict::Replied));
 }
 
 #[test]
 fn errors_and_crashes_are_counted_apart() {
     let mut world = queue();
     let one = world.join(0);
-    let a = world.submit_with(Target::Any, 1, None, Some(limited(1, 1, 0)));
+    let a = world.submit_with(Target::Any, 1, None, retrying(limited(1, 1, 0)));
     world.reply_with(one, ms(1), Done::Error);
     world.begin(one);
     world.lose(one);

@@ -37,7 +37,10 @@ fn retry(crash: u32, error: u32, first: u64) -> Retry {
 
 fn submit_with(host: &Host, body: &[u8], retry: Retry) -> Arc<Task> {
     let task = task(body);
-    let rules = Rules { retry: Some(retry) };
+    let rules = Rules {
+        retry: Some(retry),
+        ..Rules::default()
+    };
     host.submit_with(task.clone(), None, Target::Any, Some(Arc::new(rules)));
     task
 }

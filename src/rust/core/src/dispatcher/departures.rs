@@ -113,19 +113,6 @@ impl<J: Clone> Dispatcher<J> {
         back
     }
 
-    /// Puts tasks back into the common queue, where they stood in it.
-    pub(super) fn requeue(&mut self, mut tasks: Vec<TaskId>) {
-        self.queued += tasks.len();
-        tasks.sort_unstable();
-        let Some(last) = tasks.last() else { return };
-        let older = self.queue.partition_point(|task| task < last);
-        tasks.extend(self.queue.drain(..older));
-        tasks.sort_unstable();
-        for task in tasks.into_iter().rev() {
-            self.queue.push_front(task);
-        }
-    }
-
     /// Returns to the queue, at its head and in order, what a peer held
     /// unstarted; what was pinned to it has nowhere to go.
     pub(super) fn take_back(
@@ -153,7 +140,7 @@ impl<J: Clone> Dispatcher<J> {
                 self.feed_idle(out);
             }
             Policy::RoundRobin => {
-                let in_turn = self.oldest_queued().is_none();
+                let in_turn = self.next_queued().is_none();
                 for task in free.into_iter().rev() {
                     self.queue.push_front(task);
                 }

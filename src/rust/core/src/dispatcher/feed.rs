@@ -1,16 +1,14 @@
 //! Which task goes to which daemon, and when.
 
-use std::collections::VecDeque;
-
 use super::peer::{AHEAD, Flight};
-use super::{Action, Dispatcher, FEW_PLACES, OVERDUE, PeerId, Policy, Replies, TaskId};
+use super::{Action, Dispatcher, OVERDUE, PeerId, Policy, Replies, TaskId};
 
 impl<J: Clone> Dispatcher<J> {
     /// Assigns the queue to the peers in turn, if there are any.
     pub(super) fn deal(&mut self, out: &mut Vec<Action<J>>) {
         let mut dealt = 0;
         while !self.turn.is_empty() {
-            let Some(task) = self.oldest_queued() else {
+            let Some(task) = self.next_queued() else {
                 break;
             };
             self.queue.pop_front();
@@ -24,18 +22,6 @@ impl<J: Clone> Dispatcher<J> {
             let peer = self.turn[at];
             self.feed(peer, out);
         }
-    }
-
-    /// The live task at the head of the common queue.
-    pub(super) fn oldest_queued(&mut self) -> Option<TaskId> {
-        while let Some(task) = self.queue.front().copied() {
-            if self.tasks.contains(task) {
-                return Some(task);
-            }
-            self.queue.pop_front();
-            self.stale = self.stale.saturating_sub(1);
-        }
-        None
     }
 
     pub(super) fn feed_idle(&mut self, out: &mut Vec<Action<J>>) {
@@ -140,11 +126,8 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
         }
-        let task = self.oldest_queued()?;
+        let task = self.next_queued()?;
         self.queue.pop_front();
-        if self.queue.is_empty() && self.queue.capacity() > FEW_PLACES {
-            self.queue = VecDeque::new();
-        }
         if self.config.policy == Policy::Queue {
             self.queued -= 1;
         }

@@ -9,12 +9,12 @@
 //! The rules, which `tests/dispatcher_model.rs` checks against random histories:
 //!
 //! - A task submitted is resolved exactly once.
-//! - [`Policy::Queue`]: first in, first out; a task is sent only to a daemon that
+//! - [`Policy::Queue`]: higher [`Priority`] first, and first in, first out within one; a task is sent only to a daemon that
 //!   can start it at once, that is, within [`AHEAD`] by the time that its tasks have taken
 //!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
 //!   started is recalled to where it stood in the queue.
 //!
-//!   So no daemon starts a task after a later one, unless that task was taken back from another daemon, which was
+//!   So no daemon starts a task after one that stands behind it in the queue (a later one, in what follows), unless that task was taken back from another daemon, which was
 //!   lost, has left or was asked to give it back. What is taken back is sent before anything later, but other
 //!   daemons may have started later tasks in the meantime, and hold some. That is bounded: when a task
 //!   is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
@@ -42,6 +42,7 @@ mod feed;
 mod ledger;
 mod log;
 mod peer;
+mod queue;
 mod recall;
 mod retry;
 mod rows;
@@ -53,6 +54,7 @@ pub use events::{
 };
 pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow, TaskState};
 pub use peer::{AHEAD, MOST_AHEAD};
+pub use queue::Priority;
 pub use retry::{Backoff, Retry, Rules, jitter};
 pub use view::{Running, SHOWN, SHOWN_LATELY, View};
 
@@ -64,11 +66,9 @@ use rustc_hash::FxHashMap;
 use self::ledger::Ledger;
 use self::log::{Log, Micros, Over};
 use self::peer::Peer;
+use self::queue::Queue;
 use self::retry::{Failure, Failures, OwnRules, Pauses};
 use crate::protocol::{Done, Seq};
-
-/// An empty queue keeps the memory of this many tasks; that of more is freed.
-const FEW_PLACES: usize = 4096;
 
 /// A daemon that has not replied for so long is not about to start what else it holds.
 pub const OVERDUE: Duration = Duration::from_millis(5);
@@ -109,10 +109,8 @@ struct EndpointState {
 pub struct Dispatcher<J> {
     config: Config,
     tasks: Ledger<Entry<J>>,
-    /// Common queue. May hold ids that are no longer in `tasks`: cancelled
-    /// ones, which are passed over (and swept when they prevail).
-    queue: VecDeque<TaskId>,
-    stale: usize,
+    /// Common queue.
+    queue: Queue,
     peers: FxHashMap<PeerId, Peer>,
     /// Peers with a free slot, which may be given something. The last one was
     /// busy most recently, so its caches are warm; it is the next to be used.
@@ -145,8 +143,7 @@ impl<J: Clone> Dispatcher<J> {
         Dispatcher {
             config,
             tasks: Ledger::new(),
-            queue: VecDeque::new(),
-            stale: 0,
+            queue: Queue::default(),
             peers: FxHashMap::default(),
             idle: Vec::new(),
             turn: VecDeque::new(),
@@ -341,14 +338,14 @@ impl<J: Clone> Dispatcher<J> {
         match target {
             Target::Any => match self.config.policy {
                 Policy::Queue => {
-                    self.queue.push_back(id);
+                    self.enqueue(id);
                     self.queued += 1;
                     self.feed_idle(out);
                 }
                 Policy::RoundRobin => {
                     // What was queued while nobody was connected comes first.
-                    let in_turn = self.oldest_queued().is_none();
-                    self.queue.push_back(id);
+                    let in_turn = self.next_queued().is_none();
+                    self.enqueue(id);
                     if in_turn {
                         self.deal(out);
                     }
@@ -546,11 +543,7 @@ impl<J: Clone> Dispatcher<J> {
             }
             None => {
                 if !self.pauses.remove(id) {
-                    if self.is_queued(entry.target) {
-                        self.queued -= 1;
-                    }
-                    self.stale += 1;
-                    self.sweep();
+                    self.leave_queue(entry.target);
                 }
             }
         }
@@ -586,14 +579,6 @@ impl<J: Clone> Dispatcher<J> {
     /// Whether a live task that has not been sent stands in the common queue.
     fn is_queued(&self, target: Target) -> bool {
         self.config.policy == Policy::Queue && target == Target::Any
-    }
-
-    /// Drops ids of cancelled tasks once they are the larger part of the queue.
-    fn sweep(&mut self) {
-        if self.stale > 1024 && self.stale > self.queue.len() / 2 {
-            self.queue.retain(|id| self.tasks.contains(*id));
-            self.stale = 0;
-        }
     }
 
     fn peer(&mut self, id: PeerId) -> &mut Peer {

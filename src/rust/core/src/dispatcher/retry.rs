@@ -6,7 +6,7 @@
 //!   most [`Retry::error`] times. What is pinned to a daemon is attempted once.
 //! - Before each further attempt it waits for its [`Backoff`]. It is in no queue meanwhile, but it counts as waiting: it
 //!   can be cancelled, it times out, and its payload takes up room.
-//! - After that it stands in the queue where it stood before, by its id.
+//! - After that it stands in the queue where it stood before, by its priority and its id.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-use super::{Action, Dispatcher, Target, TaskId, Time};
+use super::{Action, Dispatcher, Priority, Target, TaskId, Time};
 
 /// How often a task is attempted again. The default is never.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -105,6 +105,7 @@ fn mix(number: u64) -> u64 {
 pub struct Rules {
     /// In place of [`Config::retry`](super::Config::retry).
     pub retry: Option<Retry>,
+    pub priority: Priority,
 }
 
 /// How an attempt has failed.
