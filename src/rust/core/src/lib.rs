@@ -19,7 +19,10 @@
 //! - [`relay`]: a daemon that is a host to others.
 //! - [`heap`]: freed memory back to the system.
 
+#![warn(missing_docs)]
+
 mod descriptors;
+#[allow(missing_docs)]
 pub mod dispatcher;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -31,6 +34,7 @@ pub mod process;
 pub mod protocol;
 pub mod relay;
 pub mod sys;
+#[allow(missing_docs)]
 pub mod task;
 pub mod tls;
 pub mod transport;

@@ -44,8 +44,10 @@ struct Passed {
 pub enum Ended {
     /// The host above is gone; with `end`, all daemons shall leave.
     Lost {
+        /// The host has told the relay to leave for good.
         end: bool,
     },
+    /// By a Ctrl-C.
     Interrupted,
 }
 

@@ -15,7 +15,9 @@ use crate::transport::{self, Address, NetworkUrl};
 /// A URL at which the host listens, and the counts of what happened there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointStatus {
+    /// With the real port.
     pub url: String,
+    /// What happened there.
     pub counts: EndpointCounts,
 }
 

@@ -17,6 +17,7 @@
 mod actions;
 mod endpoints;
 mod local;
+#[allow(missing_docs)]
 mod log;
 pub mod monitor;
 mod network;
@@ -72,9 +73,11 @@ pub struct Host(Arc<Shared>);
 /// See [`Host::status`].
 #[derive(Clone, Debug)]
 pub struct Status {
+    /// Of tasks, daemons and bytes.
     pub counts: Counts,
     /// Bytes that the queue may hold.
     pub capacity: Option<u64>,
+    /// One for each URL, in the order in which they were given.
     pub endpoints: Vec<EndpointStatus>,
 }
 
@@ -146,6 +149,7 @@ fn wrong_version(version: u16) -> String {
 }
 
 impl Host {
+    /// A host that has no daemons yet. It gives up a peer across the network after [`KEEP_ALIVE`].
     pub fn new(config: Config) -> Host {
         Host::with_patience(config, KEEP_ALIVE)
     }
@@ -243,14 +247,17 @@ impl Host {
         self.0.state.lock().dispatcher.peers()
     }
 
+    /// How the queue was set up.
     pub fn config(&self) -> Config {
         self.0.state.lock().dispatcher.config()
     }
 
+    /// The numbers of tasks, daemons and bytes.
     pub fn counts(&self) -> Counts {
         self.0.state.lock().dispatcher.counts()
     }
 
+    /// [`counts`](Self::counts) with the numbers of each URL, all of the same moment.
     pub fn status(&self) -> Status {
         let listening = self.0.listening.lock();
         let state = self.0.state.lock();

@@ -50,12 +50,14 @@ pub const MOST_DESCRIPTORS: usize = 250;
 pub struct Inset {
     /// Number of bytes of the message, without its insets, that come before it.
     pub at: usize,
+    /// What belongs there.
     pub segment: Segment,
 }
 
 /// A message to send, owned. Clones share the memory.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
+    /// The message without its insets.
     pub bytes: Bytes,
     /// In order of their places. `None` rather than an empty vector: most bodies have none.
     insets: Option<Insets>,
@@ -65,11 +67,13 @@ pub struct Body {
 pub(crate) type Insets = Arc<Vec<Inset>>;
 
 impl Body {
+    /// A message of `bytes` with `insets`, which are in order of their places.
     pub fn new(bytes: Bytes, insets: Vec<Inset>) -> Body {
         let insets = (!insets.is_empty()).then(|| Arc::new(insets));
         Body { bytes, insets }
     }
 
+    /// The segments, in order of their places.
     pub fn insets(&self) -> &[Inset] {
         self.insets.as_deref().map_or(&[], Vec::as_slice)
     }
@@ -106,11 +110,14 @@ impl<T: Into<Bytes>> From<T> for Body {
 /// A message to send, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts<'a> {
+    /// The message without its insets.
     pub bytes: &'a [u8],
+    /// The segments, in order of their places.
     pub insets: &'a [Inset],
 }
 
 impl Parts<'_> {
+    /// Whether there are no segments.
     pub fn is_plain(&self) -> bool {
         self.insets.is_empty()
     }
@@ -148,7 +155,9 @@ fn splice(bytes: &[u8], insets: &[Inset], size: usize) -> Vec<u8> {
 /// A message as it has arrived: its segments are not mapped yet.
 #[derive(Debug, Default)]
 pub struct Arrival {
+    /// The message without its insets.
     pub bytes: Vec<u8>,
+    /// The segments, in order of their places.
     pub insets: Vec<Inset>,
 }
 
@@ -176,6 +185,7 @@ impl Piece {
         self.at
     }
 
+    /// The memory to read. To write to it, see [`give`](Self::give).
     pub fn memory(&self) -> &Arc<Mapping> {
         &self.memory
     }
@@ -218,7 +228,9 @@ pub fn map(insets: &[Inset]) -> io::Result<Pieces> {
 /// A message that has arrived, ready to be read.
 #[derive(Debug, Default)]
 pub struct Content {
+    /// The message without its pieces.
     pub bytes: Vec<u8>,
+    /// What belongs into the message.
     pub pieces: Pieces,
     notes: Notes,
 }

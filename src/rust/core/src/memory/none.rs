@@ -14,14 +14,17 @@ pub fn private_bytes() -> Option<usize> {
 pub enum Draft {}
 
 impl Draft {
+    /// See `linux`: not here.
     pub fn new() -> Option<Draft> {
         None
     }
 
+    /// See `linux`: not here.
     pub fn write(&mut self, _: &[u8]) -> io::Result<()> {
         match *self {}
     }
 
+    /// See `linux`: not here.
     pub fn seal(self) -> Option<Segment> {
         match self {}
     }
@@ -32,15 +35,18 @@ impl Draft {
 pub enum Segment {}
 
 impl Segment {
+    /// See `linux`: not here.
     pub fn copy_of(_: &[u8]) -> Option<Segment> {
         None
     }
 
+    /// See `linux`: not here.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         match *self {}
     }
 
+    /// See `linux`: not here.
     pub fn weight(&self) -> usize {
         match *self {}
     }
@@ -59,10 +65,12 @@ impl Segment {
 pub enum Mapping {}
 
 impl Mapping {
+    /// See `linux`: not here.
     pub fn as_ptr(&self) -> *mut u8 {
         match *self {}
     }
 
+    /// See `linux`: not here.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         match *self {}
@@ -72,6 +80,7 @@ impl Mapping {
         match *self {}
     }
 
+    /// See `linux`: not here.
     pub fn has_hardly_changed(&self) -> bool {
         match *self {}
     }

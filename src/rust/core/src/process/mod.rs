@@ -52,7 +52,9 @@ const DESCRIPTORS: usize = 5;
 /// A program to start.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
+    /// The executable.
     pub path: PathBuf,
+    /// Its arguments, without its name.
     pub args: Vec<OsString>,
     /// Variables set, or removed, on top of this process's environment.
     pub env: Vec<(OsString, Option<OsString>)>,
@@ -96,6 +98,7 @@ struct State {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
+    /// Its exit status, or the signal that killed it.
     Status(ExitStatus),
     /// Only its parent knows, and that is the fork server.
     Unknown,

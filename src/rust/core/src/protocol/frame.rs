@@ -46,6 +46,7 @@ pub type Head = SmallVec<[u8; 64]>;
 pub struct Hole {
     /// Bytes of the body before it.
     pub at: u64,
+    /// Bytes of the segment.
     pub len: u64,
     /// Whether the descriptor of its changes follows its own.
     pub changed: bool,
@@ -54,7 +55,9 @@ pub struct Hole {
 /// A frame on its way out.
 #[derive(Clone, Debug)]
 pub struct Frame {
+    /// Sent first.
     pub head: Head,
+    /// Sent after the head, without its segments.
     pub body: Bytes,
     insets: Option<Insets>,
     /// Bytes of the head without the list of holes.
@@ -192,12 +195,16 @@ impl Limits {
 /// Why a byte stream is not one of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
+    /// It does not begin as a frame does.
     #[error("not a mirai peer (bad magic)")]
     Magic,
+    /// The announced length, in bytes, is beyond the [`Limits`].
     #[error("frame announces {0} bytes, more than is allowed here")]
     TooLarge(u64),
+    /// The meta part is no message.
     #[error("frame holds a message that cannot be decoded")]
     Meta,
+    /// Segments are announced where the link cannot pass them, or where they cannot be.
     #[error("frame has segments where there can be none")]
     Holes,
 }
@@ -230,6 +237,7 @@ struct Partial<M> {
 }
 
 impl<M: DeserializeOwned> FrameReader<M> {
+    /// A reader that has read nothing yet.
     pub fn new(limits: Limits) -> FrameReader<M> {
         FrameReader {
             limits,

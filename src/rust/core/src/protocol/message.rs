@@ -41,7 +41,10 @@ pub enum Kind {
 pub enum ToDaemon {
     /// The hello is heard, but what follows it is to be proved: answer with
     /// [`ToHost::Proof`].
-    Challenge { nonce: Nonce },
+    Challenge {
+        /// Random bytes, new for each connection.
+        nonce: Nonce,
+    },
     /// The hello was accepted; tasks may follow.
     Welcome {
         /// Milliseconds without a sign of life after which either end gives the other
@@ -49,11 +52,17 @@ pub enum ToDaemon {
         patience: u32,
     },
     /// The hello was not accepted. The link closes.
-    Refused { reason: String },
+    Refused {
+        /// For the user of the daemon.
+        reason: String,
+    },
     /// Evaluate the body and answer with [`ToHost::Done`].
     Task {
+        /// The number of the task on this link.
         seq: Seq,
+        /// How to treat it.
         kind: Kind,
+        /// State of the random number generator to start from; `None`: the daemon goes on with its own.
         stream: Option<Stream>,
         /// Constants that the body needs, sent before.
         constants: Option<u64>,
@@ -63,9 +72,15 @@ pub enum ToDaemon {
     /// The body is what every daemon should know. It takes the place of an earlier one.
     Configuration,
     /// The body is what several tasks have in common. Keep it until told otherwise.
-    Constants { id: u64 },
+    Constants {
+        /// By which tasks refer to them.
+        id: u64,
+    },
     /// No further task needs these.
-    Forget { id: u64 },
+    Forget {
+        /// The id that they were sent with.
+        id: u64,
+    },
     /// Where a link has a single stream: what otherwise goes by the control channel.
     Control(Control),
     /// Is anybody there? Answer with [`ToHost::Pong`].
@@ -78,15 +93,26 @@ pub enum ToDaemon {
 pub enum Control {
     /// Nobody wants the result of this task any more: interrupt it if it runs,
     /// skip it if it has not begun.
-    Cancel { seq: Seq },
+    Cancel {
+        /// The number of the task.
+        seq: Seq,
+    },
     /// Give back those of these tasks that have not begun, and answer with
     /// [`ToHost::Returned`].
-    Recall { from: Seq, to: Seq },
+    Recall {
+        /// The number of the first.
+        from: Seq,
+        /// The number of the last.
+        to: Seq,
+    },
     /// Tasks with numbers up to this one may begin. Across the network, those beyond the largest
     /// number granted so far must not, until they are granted, too: a reply may be lost on its way,
     /// so the host counts every task as begun that was granted and is not replied to. On the host's own
     /// machine every task may begin once it has arrived.
-    Grant { to: Seq },
+    Grant {
+        /// The number of the last task that may begin.
+        to: Seq,
+    },
     /// Leave for good, whatever `autoexit` says.
     End,
 }
@@ -96,6 +122,7 @@ pub enum Control {
 pub enum ToHost {
     /// First message on a link.
     Hello {
+        /// The [`VERSION`] of the daemon.
         version: u16,
         /// Process id as the daemon sees it.
         pid: u32,
@@ -106,12 +133,17 @@ pub enum ToHost {
         slots: u32,
     },
     /// The answer to [`ToDaemon::Challenge`]: see [`crate::tls::Secret`].
-    Proof { proof: Nonce },
+    Proof {
+        /// Made of the nonce by the secret.
+        proof: Nonce,
+    },
     /// The answer to [`ToDaemon::Ping`].
     Pong,
     /// The outcome of a task; its value is the body.
     Done {
+        /// The number of the task.
         seq: Seq,
+        /// What became of it.
         outcome: Done,
         /// Microseconds that the daemon has been busy since it answered the task before.
         spent: u32,
@@ -122,7 +154,10 @@ pub enum ToHost {
         error: Option<Box<str>>,
     },
     /// A value that a running task sends ahead. It is the body.
-    Report { seq: Seq },
+    Report {
+        /// The number of the task.
+        seq: Seq,
+    },
     /// What a daemon across the network says of itself, once, after it is welcome: for the log. It may say
     /// anything.
     About {
@@ -136,11 +171,19 @@ pub enum ToHost {
     Words { pipes: [u32; 2] },
     /// The answer to [`Control::Recall`]: the tasks with these numbers, or none if `from` is
     /// beyond `to`, have not begun and never will on this link.
-    Returned { from: Seq, to: Seq },
+    Returned {
+        /// The number of the first.
+        from: Seq,
+        /// The number of the last.
+        to: Seq,
+    },
     /// The daemon begins no further task: those with numbers above this one have not begun and are the
     /// host's again. It follows the replies to the others, but for one that is still running, which will have
     /// none.
-    Leaving { begun: Seq },
+    Leaving {
+        /// The number of the last task that was begun, or passed over.
+        begun: Seq,
+    },
 }
 
 /// What became of a task on a daemon.

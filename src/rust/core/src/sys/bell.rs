@@ -25,6 +25,7 @@ use self::{AtomicBool as Flag, token::Token};
 pub enum Waited {
     /// What was waited for is there.
     Ready,
+    /// The time is over.
     TimedOut,
     /// The caller's [`Attention`] has ended it.
     Interrupted,

@@ -188,6 +188,7 @@ impl Identity {
         self.0.for_daemons.secret.as_ref()
     }
 
+    /// What rustls needs to present this identity.
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.0.config
     }

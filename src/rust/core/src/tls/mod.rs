@@ -30,52 +30,81 @@ use pem::Pem;
 /// Never holds any part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
+    /// A file cannot be read.
     #[error("cannot read '{path}': {why}")]
-    Read { path: String, why: String },
+    Read {
+        /// The file, as it was named.
+        path: String,
+        /// The reason, in words for the user.
+        why: String,
+    },
+    /// No certificate is in the text from this place.
     #[error("there is no certificate in {0}: a '-----BEGIN CERTIFICATE-----' block is expected")]
     NoCertificate(String),
+    /// No private key is in the text from this place.
     #[error("there is no private key in {0}: a '-----BEGIN PRIVATE KEY-----' block is expected")]
     NoKey(String),
+    /// Several private keys are in the text from this place.
     #[error("there is more than one private key in {0}")]
     ManyKeys(String),
+    /// The text is not PEM, for this reason.
     #[error("not valid PEM text: {0}")]
     Pem(String),
+    /// rustls cannot use a certificate, for this reason.
     #[error("a certificate cannot be read: {0}")]
     Certificate(String),
+    /// The certificate is of this version of X.509, which is too old.
     #[error(
         "the certificate is of X.509 version {0}, which names no hosts: \
          one of version 3 with a 'subjectAltName' is needed"
     )]
     Version(u8),
+    /// The certificate's time is over.
     #[error("the certificate has expired: it was valid until {until}")]
-    Expired { until: String },
+    Expired {
+        /// Date and time (UTC).
+        until: String,
+    },
+    /// The certificate's time has not begun.
     #[error("the certificate is not valid yet: it will be from {from}")]
-    NotYet { from: String },
+    NotYet {
+        /// Date and time (UTC).
+        from: String,
+    },
+    /// Certificate and key are not a pair.
     #[error("the key does not belong to the certificate")]
     KeyMismatch,
+    /// The key is encrypted and no password was given.
     #[error("the key is encrypted: give its password")]
     PasswordNeeded,
+    /// The password does not decrypt the key.
     #[error("the key is encrypted and the password given does not open it")]
     PasswordWrong,
+    /// The key is encrypted by this method, which is not supported.
     #[error(
         "the key is encrypted in a form that is not supported ({0}): \
          convert it with 'openssl pkcs8 -topk8 -v2 aes-256-cbc -in key.pem -out new.pem'"
     )]
     Encryption(String),
+    /// The key is encrypted in OpenSSL's traditional form.
     #[error(
         "the key is encrypted in OpenSSL's traditional form ('Proc-Type: 4,ENCRYPTED'), which is \
          not supported: convert it with 'openssl pkcs8 -topk8 -in key.pem -out new.pem'"
     )]
     LegacyEncryption,
+    /// The key is of a kind that is not supported.
     #[error(
         "this kind of key is not supported: it may be ECDSA (P-256 or P-384), \
          RSA (2048 to 4096 bits) or Ed25519"
     )]
     KeyKind,
+    /// A certificate cannot be made for this name.
     #[error("'{0}' is neither a host name nor an IP address")]
     Name(String),
+    /// The secret that comes with the certificate cannot be read.
     #[error("the secret given along with the certificate is damaged")]
     Secret,
+    /// Anything else, as rustls or rcgen says it.
     #[error("TLS: {0}")]
     Other(String),
 }

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{SECRET, TlsError};
 
+/// Length of a [`Secret`].
 pub const SECRET_BYTES: usize = 32;
 
 /// A secret shared by a host and its daemons.

@@ -36,6 +36,7 @@ impl Trust {
         Self::from_text(text, None)
     }
 
+    /// From a file of PEM text: see [`from_pem`](Self::from_pem).
     pub fn from_file(path: &Path) -> Result<Self, TlsError> {
         Self::from_text(&read_file(path)?, Some(path))
     }
@@ -78,6 +79,7 @@ impl Trust {
         self.secret.as_ref()
     }
 
+    /// What rustls needs to know a host by.
     pub fn config(&self) -> &Arc<ClientConfig> {
         &self.config
     }

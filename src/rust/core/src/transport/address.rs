@@ -18,6 +18,7 @@ pub enum Address {
 /// `tcp:// ws:// tls+tcp:// wss://`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkUrl {
+    /// What comes before `://`.
     pub scheme: Scheme,
     /// A name or an address; of IPv6, without its brackets. Empty: any.
     pub host: String,
@@ -27,11 +28,16 @@ pub struct NetworkUrl {
     pub path: String,
 }
 
+/// How a connection across the network is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
+    /// `tcp`
     Tcp,
+    /// `tls+tcp`
     TlsTcp,
+    /// `ws`: WebSocket
     Ws,
+    /// `wss`: WebSocket over TLS
     Wss,
 }
 
@@ -60,6 +66,7 @@ impl Scheme {
         matches!(self, Scheme::Ws | Scheme::Wss)
     }
 
+    /// Whether TLS is spoken.
     pub fn is_secure(self) -> bool {
         matches!(self, Scheme::TlsTcp | Scheme::Wss)
     }
@@ -77,26 +84,35 @@ impl Scheme {
 /// Why a string is not a URL that can be used here.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AddressError {
+    /// No scheme that is known begins this URL.
     #[error(
         "'{0}' is not a valid URL: it should start with abstract://, ipc://, tcp://, ws://, tls+tcp:// or wss://"
     )]
     Scheme(String),
+    /// Nothing follows the scheme of this URL.
     #[error("'{0}' is not a valid URL: nothing follows the scheme")]
     Empty(String),
+    /// This name does not fit into the address of a Unix socket.
     #[error("'{0}' is too long for a socket name")]
     TooLong(String),
+    /// This URL, of this scheme, names no port.
     #[error("'{0}' is not a valid URL: a port should follow the host, as in {1}://host:5555")]
     NoPort(String, &'static str),
+    /// The port of this URL is no number of 16 bits.
     #[error("'{0}' is not a valid URL: its port should be a number from 0 to 65535")]
     BadPort(String),
+    /// This URL, of this scheme, has an IPv6 address without brackets.
     #[error(
         "'{0}' is not a valid URL: an IPv6 address should be in brackets, as in {1}://[::1]:5555"
     )]
     Brackets(String, &'static str),
+    /// This URL has a path, though its scheme has none.
     #[error("'{0}' is not a valid URL: {1}:// has no path")]
     Path(String, &'static str),
+    /// This URL has a character that URLs cannot have.
     #[error("'{0}' is not a valid URL: it has a character that cannot be in one")]
     Character(String),
+    /// From the port of this URL on, there are not as many ports as this.
     #[error("'{0}' cannot be extended to {1} consecutive ports: they end at 65535")]
     TooManyPorts(String, usize),
 }
@@ -259,6 +275,7 @@ impl Address {
         !matches!(self, Address::Network(url) if !url.scheme.has_path())
     }
 
+    /// Whether TLS is spoken there.
     pub fn is_secure(&self) -> bool {
         matches!(self, Address::Network(url) if url.scheme.is_secure())
     }

@@ -30,6 +30,7 @@ pub trait Link: Send + Sync {
     fn post(&self, frame: Frame);
     /// For its watcher, at any time.
     fn control(&self, message: Control);
+    /// Writes what has been posted, as far as the peer takes it now; another thread writes the rest.
     fn flush(&self);
     /// Ends the connection in both directions. What has been posted but not
     /// yet flushed may be lost.
@@ -39,6 +40,7 @@ pub trait Link: Send + Sync {
 /// Which line a frame stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
+    /// For the daemon's main thread.
     Data,
     /// Ahead of data.
     Control,

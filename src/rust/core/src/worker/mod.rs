@@ -67,6 +67,7 @@ pub trait Runtime: Send + Sync + 'static {
 /// How to dial and what to do at the end.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// What to do when the host is gone.
     pub autoexit: AutoExit,
     /// Go on dialling until somebody listens.
     pub asyncdial: bool,
@@ -100,15 +101,39 @@ impl Default for Options {
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
+    /// There is no connection.
     #[error("cannot connect to '{url}': {source}")]
-    Connect { url: String, source: io::Error },
+    Connect {
+        /// What was dialled.
+        url: String,
+        /// Of the network, or of the system.
+        source: io::Error,
+    },
+    /// The host does not want this daemon.
     #[error("'{url}' refused this daemon: {reason}")]
-    Refused { url: String, reason: String },
+    Refused {
+        /// What was dialled.
+        url: String,
+        /// As the host says it.
+        reason: String,
+    },
+    /// The host did not answer the hello, or not as a host does.
     #[error("no answer from '{url}': {source}")]
-    Handshake { url: String, source: io::Error },
+    Handshake {
+        /// What was dialled.
+        url: String,
+        /// Of the connection.
+        source: io::Error,
+    },
     /// One end does not trust the other.
     #[error("cannot connect to '{url}': {reason}")]
-    Untrusted { url: String, reason: String },
+    Untrusted {
+        /// What was dialled.
+        url: String,
+        /// In words for the user.
+        reason: String,
+    },
+    /// By a Ctrl-C.
     #[error("interrupted")]
     Interrupted,
     /// The time given for it was over.
@@ -119,14 +144,17 @@ pub enum DialError {
 /// What comes next for the main thread.
 #[derive(Debug)]
 pub enum Next {
+    /// A task to evaluate.
     Task(Assignment),
     /// What the host wants its daemons to know.
     Configuration(Vec<u8>),
     /// Nothing came before the given time.
     TimedOut,
+    /// By a Ctrl-C: see [`Options::interruptible`].
     Interrupted,
     /// The host is gone, or has told the daemon to leave.
     Lost {
+        /// The host has told the daemon to leave for good.
         end: bool,
     },
 }
@@ -134,11 +162,15 @@ pub enum Next {
 /// A task to evaluate. Answer with [`Worker::reply`].
 #[derive(Debug)]
 pub struct Assignment {
+    /// Its number on this link.
     pub seq: Seq,
+    /// How to treat it.
     pub kind: Kind,
+    /// State of the random number generator to start from; `None`: go on with the own one.
     pub stream: Option<Stream>,
     /// What it has in common with other tasks.
     pub constants: Option<Common>,
+    /// What the host has submitted.
     pub body: Vec<u8>,
     /// What belongs into the body.
     pub pieces: Pieces,
@@ -147,7 +179,9 @@ pub struct Assignment {
 /// What several tasks have in common: the same bytes, but mappings of their own.
 #[derive(Debug)]
 pub struct Common {
+    /// The message without its pieces.
     pub bytes: Arc<Vec<u8>>,
+    /// What belongs into the message.
     pub pieces: Pieces,
 }
 

@@ -68,6 +68,7 @@ impl Mapping {
         self.start.as_ptr()
     }
 
+    /// Bytes of data. The mapping itself ends with a page.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
         self.len

@@ -53,6 +53,7 @@ impl Draft {
         Ok(())
     }
 
+    /// Makes a segment of what has been written, which nobody can change from then on. `None`: the system refuses.
     pub fn seal(self) -> Option<Segment> {
         Some(Segment {
             base: Arc::new(self.sealed()?),
@@ -130,6 +131,7 @@ impl Segment {
         1 + usize::from(self.changes.is_some())
     }
 
+    /// Bytes of data.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
         self.base.len

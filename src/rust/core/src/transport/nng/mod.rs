@@ -40,6 +40,7 @@ use crate::protocol::{Control, Frame, FrameReader, ToDaemon};
 pub struct NngLink(Arc<Connection>);
 
 impl NngLink {
+    /// The link of a daemon that has introduced itself.
     pub fn new(connection: Arc<Connection>) -> Arc<NngLink> {
         Arc::new(NngLink(connection))
     }

@@ -21,6 +21,7 @@ pub struct Incoming<M> {
 }
 
 impl<M: serde::de::DeserializeOwned> Incoming<M> {
+    /// A reader of frames with their descriptors. `reader` may have read before.
     pub fn new(reader: FrameReader<M>) -> Incoming<M> {
         Incoming {
             reader,
