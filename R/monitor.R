@@ -31,8 +31,7 @@
 #' A session can be watched from its first call of [daemons()] on. Until it ends, it listens at a socket in a
 #' directory that only its user can enter: `mirai-UID` in the directory for temporary files (environment variable
 #' `TMPDIR`, or `/tmp`), or `mirai` in `XDG_RUNTIME_DIR`. It lets in processes of its own user only. A session that
-#' has another `TMPDIR` than the monitor is found only if that is `/tmp`. If environment variable `MIRAI_RUNTIME_DIR` is
-#' set, `mirai-UID` is in that directory instead, and only sessions that have the same value are found.
+#' was started with another `TMPDIR` than the monitor is found if `pid` names it.
 #'
 #' The page in the browser is served on this machine, at an address with a random token, without which it shows
 #' nothing.

@@ -19,8 +19,7 @@ monitor_process <- function(meeting, arguments = "", frame = parent.frame()) {
   r_process(c(meet_at(meeting), paste0("mirai::mirai_monitor(", arguments, ")")), frame)
 }
 
-# Other sessions of this user, such as that of these tests, are not to be found.
-meet_at <- function(meeting) paste0("Sys.setenv(MIRAI_RUNTIME_DIR = ", encodeString(meeting, quote = "'"), ")")
+meet_at <- function(meeting) paste0("Sys.setenv(TMPDIR = ", encodeString(meeting, quote = "'"), ")")
 
 # The sockets of sessions in a meeting.
 sockets <- function(meeting) list.files(list.files(meeting, "^mirai", full.names = TRUE))

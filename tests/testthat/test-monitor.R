@@ -151,6 +151,17 @@ test_that("which session to watch is found, or asked for", {
   expect_identical(sockets(meeting), character())
 })
 
+test_that("a session with another TMPDIR is found by its process id", {
+  skip_if_not(dir.exists("/proc/self"), "there is no /proc")
+  # r_process() gives each process a TMPDIR of its own.
+  busy <- r_process(c("library(mirai)", "d <- daemons(1)", "cat('ready\n')", "Sys.sleep(600)"))
+  wait_for_line(busy, "ready")
+  found <- r_output(paste0("mirai::mirai_monitor(", busy$get_pid(), ", n = 1)"))
+  expect_true(any(grepl(paste("mirai session", busy$get_pid()), found)))
+  found <- r_output("mirai::mirai_monitor()")
+  expect_true(any(grepl("there is nothing to watch", found)))
+})
+
 test_that("the end of the session ends its monitors, however it ends, and nothing is left", {
   skip_on_os("windows")
   for (end in c("quit", "kill", "kill with a fork")) {

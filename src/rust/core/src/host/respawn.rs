@@ -20,6 +20,7 @@ pub const MOST_CRASHES: u32 = 5;
 /// Which daemons are started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Respawn {
+    /// None.
     Never,
     /// Those that have crashed: that have not said goodbye.
     Crashed,

@@ -168,7 +168,10 @@ pub enum ToHost {
     },
     /// The numbers, in a daemon on the host's own machine, of two pipes from which the host can read what the daemon has
     /// written last, the earlier part first.
-    Words { pipes: [u32; 2] },
+    Words {
+        /// Numbers of descriptors.
+        pipes: [u32; 2],
+    },
     /// The answer to [`Control::Recall`]: the tasks with these numbers, or none if `from` is
     /// beyond `to`, have not begun and never will on this link.
     Returned {

@@ -37,6 +37,7 @@ pub enum Heard {
     Refused(String),
     /// The session has ended.
     Ended,
+    /// The given time was over.
     TimedOut,
     /// The caller's [`Attention`] has ended the wait.
     Interrupted,

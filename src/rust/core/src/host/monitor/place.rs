@@ -2,13 +2,15 @@
 //!
 //! `mirai-UID` in the directory for temporary files, or `mirai` in `$XDG_RUNTIME_DIR`, holds a socket for each session, named
 //! by its process id. The directory for temporary files comes first, because a session may outlive the login during which
-//! `$XDG_RUNTIME_DIR` exists. If `$MIRAI_RUNTIME_DIR` is set, it is in that directory, and only sessions there are found.
+//! `$XDG_RUNTIME_DIR` exists.
 //!
 //! Anybody may make a directory of that name there before we do. So one is used only if it belongs to this user, nobody
 //! else may enter it, and it is no symbolic link.
 
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ impl Drop for Socket {
 /// A session of this user that monitors can attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
+    /// Its process id.
     pub pid: u32,
     /// Its command line, as far as the system tells; may be empty.
     pub command: String,
@@ -47,23 +50,28 @@ fn uid() -> u32 {
 
 /// Directories in which this user's sessions may have their sockets, the preferred one first.
 fn directories() -> Vec<PathBuf> {
-    let temporary = format!("mirai-{}", uid());
-    if let Some(only) = std::env::var_os("MIRAI_RUNTIME_DIR") {
-        return vec![PathBuf::from(only).join(temporary)];
+    let mut all = vec![in_temporary(std::env::temp_dir())];
+    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR") {
+        all.push(Path::new(&runtime).join("mirai"));
     }
-    let mut all = vec![std::env::temp_dir().join(&temporary)];
-    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        all.push(runtime.join("mirai"));
-    }
-    // Of sessions that have another TMPDIR than this one.
-    all.push(Path::new("/tmp").join(temporary));
     all.retain(|directory| directory.is_absolute());
-    let mut seen = Vec::new();
-    all.retain(|directory| {
-        let new = !seen.contains(directory);
-        seen.push(directory.clone());
-        new
-    });
+    all
+}
+
+fn in_temporary(directory: PathBuf) -> PathBuf {
+    directory.join(format!("mirai-{}", uid()))
+}
+
+/// Where the socket of a process may be: in our own directories, or in those of its `TMPDIR`, as far as the system tells.
+fn directories_of(pid: u32) -> Vec<PathBuf> {
+    let mut all = directories();
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mut variables = environment.split(|b| *b == 0);
+    let theirs = variables.find_map(|variable| variable.strip_prefix(b"TMPDIR="));
+    let theirs = PathBuf::from(OsStr::from_bytes(theirs.unwrap_or(b"/tmp")));
+    if theirs.is_absolute() {
+        all.push(in_temporary(theirs));
+    }
     all
 }
 
@@ -177,7 +185,7 @@ fn connect_in(directory: &Path, pid: u32) -> io::Result<UnixStream> {
 /// Connects to the session of this process id.
 pub(super) fn connect(pid: u32) -> io::Result<UnixStream> {
     let mut last = io::ErrorKind::NotFound.into();
-    for directory in directories() {
+    for directory in directories_of(pid) {
         match connect_in(&directory, pid) {
             Ok(stream) => return Ok(stream),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -30,30 +30,40 @@ pub struct Snapshot {
     pub version: u32,
     /// The session's process, and the machine on which it is.
     pub pid: u32,
+    /// Name of the machine.
     pub host: String,
+    /// When it was made.
     pub time: f64,
     /// Memory of the session's process that is resident.
     pub memory: Option<u64>,
     /// In the order of their names; `profiles_more` are not listed.
     pub profiles: Vec<Profile>,
+    /// How many profiles are not listed.
     pub profiles_more: usize,
 }
 
 /// A compute profile.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Profile {
+    /// Its name.
     pub name: String,
     /// Where it listens; `urls_more` are not listed.
     pub urls: Vec<String>,
+    /// How many URLs are not listed.
     pub urls_more: usize,
+    /// Its tasks by state.
     pub tasks: Tasks,
+    /// How fast tasks end.
     pub throughput: Throughput,
+    /// What waits in its queue.
     pub queue: Memory,
     /// Tasks that run, the oldest first; `running_more` are not listed.
     pub running: Vec<Running>,
+    /// How many running tasks are not listed.
     pub running_more: usize,
     /// Daemons that are connected; `daemons_more` are not listed.
     pub daemons: Vec<Daemon>,
+    /// How many connected daemons are not listed.
     pub daemons_more: usize,
     /// Daemons that are gone, the last first.
     pub gone: Vec<Daemon>,
@@ -66,36 +76,52 @@ pub struct Profile {
 /// Numbers of tasks by their states: those of now, then those that have ended so far.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Tasks {
+    /// Not sent to a daemon yet.
     pub queued: u64,
+    /// Sent to a daemon, and not over.
     pub running: u64,
+    /// Ended with a value.
     pub done: u64,
+    /// Ended with an error of the evaluation.
     pub failed: u64,
+    /// Ended by `stop_mirai()`.
     pub cancelled: u64,
+    /// Ended by their time limit.
     pub timed_out: u64,
+    /// Ended with their daemon.
     pub lost: u64,
 }
 
 /// Numbers of tasks that have ended of late.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Throughput {
+    /// In the last second.
     pub last_1s: f64,
+    /// In the last ten seconds.
     pub last_10s: f64,
 }
 
 /// Bytes that wait in the queue.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Memory {
+    /// Now.
     pub bytes: u64,
+    /// The most so far.
     pub peak: u64,
+    /// The limit, if one is set.
     pub capacity: Option<u64>,
 }
 
 /// A task that runs. `id` is the number of its mirai.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Running {
+    /// Number of its mirai; `None` if it has none.
     pub id: Option<u32>,
+    /// Name of its element in a map.
     pub name: Option<String>,
+    /// Number of the daemon.
     pub daemon: u32,
+    /// When it was sent to the daemon.
     pub started: f64,
     /// When the snapshot was made.
     pub age: f64,
@@ -104,15 +130,19 @@ pub struct Running {
 /// A daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Daemon {
+    /// Number of the daemon.
     pub daemon: u32,
+    /// Name of its machine, if it is known.
     pub host: Option<String>,
+    /// Process id, if it is known.
     pub pid: Option<u32>,
     /// `idle`, `busy`, `leaving`, `left` or `lost`.
     pub state: String,
     /// When it connected, or was gone.
     pub since: f64,
-    /// Tasks that it has finished, and what they have taken.
+    /// Tasks that it has finished.
     pub tasks: u64,
+    /// Seconds that these have taken.
     pub busy: f64,
     /// Resident, if it is on the session's machine.
     pub memory: Option<u64>,
@@ -123,22 +153,32 @@ pub struct Daemon {
 /// A task that did not end well.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {
+    /// Number of its mirai; `None` if it has none.
     pub id: Option<u32>,
+    /// Name of its element in a map.
     pub name: Option<String>,
     /// `failed`, `timed_out` or `lost`.
     pub state: String,
+    /// Number of its daemon, if it was sent to one.
     pub daemon: Option<u32>,
+    /// When it ended.
     pub ended: f64,
+    /// The error's message.
     pub error: Option<String>,
 }
 
 /// A task that has ended, for the timeline: on which daemon, from when to when, and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Past {
+    /// Number of its mirai; `None` if it has none.
     pub id: Option<u32>,
+    /// Number of its daemon, if it was sent to one.
     pub daemon: Option<u32>,
+    /// When it was sent to the daemon.
     pub started: Option<f64>,
+    /// When it ended.
     pub ended: f64,
+    /// `done`, `failed`, `cancelled`, `timed_out` or `lost`.
     pub state: String,
 }
 
