@@ -4,6 +4,8 @@
 //! the result. So each step of a story happens when the test says so; threads
 //! come in only where things shall happen at the same time. To be run with
 //! `cargo nextest`: the bell, on which the host waits, is the process's.
+//!
+//! Over 500 lines: the stories share one stage (host, daemon, and the steps of both), and are short each.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

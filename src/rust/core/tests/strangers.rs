@@ -1,5 +1,7 @@
 //! Whoever can reach a listening URL can connect to it, and do there what they like. None
 //! of them gets a task, or makes the host crash, hang, spin or grow; real daemons go on.
+//!
+//! Over 500 lines: one list of everything that a stranger may try, each in a test of its own.
 
 mod common;
 

@@ -17,6 +17,8 @@
 //!
 //! The server's side ([`serve`]) uses no threads and no I/O runtime, because a forked
 //! process has but the one thread that forked.
+//!
+//! Over 500 lines: both ends of one conversation, and the format that they speak, are read together.
 
 use std::collections::VecDeque;
 use std::ffi::{CString, OsString};

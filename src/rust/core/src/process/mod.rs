@@ -6,6 +6,7 @@
 //! [`end_unconnected`]. How one says that it has connected, and where its files are: see [`line`].
 
 pub mod command;
+mod exit;
 #[cfg(target_os = "linux")]
 pub mod fork;
 pub mod line;
@@ -14,11 +15,13 @@ mod surroundings;
 
 pub use surroundings::Surroundings;
 
+pub use exit::Exit;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -93,45 +96,6 @@ struct State {
     directory: Option<PathBuf>,
     connected: bool,
     unwanted: bool,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Its exit status, or the signal that killed it.
-    Status(ExitStatus),
-    /// Only its parent knows, and that is the fork server.
-    Unknown,
-}
-
-impl Exit {
-    /// As the end of a sentence about the process.
-    fn to_reason(self) -> String {
-        let Exit::Status(status) = self else {
-            return "ended".into();
-        };
-        match (status.code(), status.signal()) {
-            (Some(code), _) => format!("exited with status {code}"),
-            (None, Some(libc::SIGKILL)) if oom::has_killed() => {
-                "was killed by signal 9; the kernel's out-of-memory killer did it".into()
-            }
-            (None, Some(signal)) => format!("was killed by signal {signal}"),
-            (None, None) => "ended".into(),
-        }
-    }
-}
-
-impl std::fmt::Display for Exit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Exit::Status(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => write!(f, "exit status {code}"),
-                (None, Some(signal)) => write!(f, "killed by signal {signal}"),
-                (None, None) => f.write_str("ended"),
-            },
-            Exit::Unknown => f.write_str("ended"),
-        }
-    }
 }
 
 type OnExit = Box<dyn FnOnce(&Child) + Send>;
@@ -551,63 +515,4 @@ fn reap(child: &mut std::process::Child) -> ExitStatus {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    fn shell(script: &str) -> Program {
-        Program {
-            path: "/bin/sh".into(),
-            args: vec!["-c".into(), script.into()],
-            env: vec![("GIVEN".into(), Some("value".into()))],
-            output: false,
-            code: None,
-            attached: true,
-            ..Program::default()
-        }
-    }
-
-    #[test]
-    fn a_process_says_why_it_died() {
-        let (tell, told) = std::sync::mpsc::channel();
-        let program = shell("echo oh $GIVEN >&2; exit 3");
-        let child = start(&program, move |c| tell.send(c.stderr()).unwrap()).unwrap();
-        let said = told.recv_timeout(Duration::from_secs(20)).unwrap();
-        assert_eq!(said, "oh value\n");
-        assert_eq!(child.exit().unwrap().to_string(), "exit status 3");
-    }
-
-    #[test]
-    fn only_the_end_of_a_long_complaint_is_kept() {
-        let (tell, told) = std::sync::mpsc::channel();
-        let program = shell("yes | head -c 100000 >&2; echo last >&2; kill -9 $$");
-        let child = start(&program, move |c| tell.send(c.stderr()).unwrap()).unwrap();
-        let said = told.recv_timeout(Duration::from_secs(20)).unwrap();
-        assert!(said.ends_with("y\nlast\n"));
-        assert_eq!(said.len(), KEPT);
-        assert_eq!(child.exit().unwrap().to_string(), "killed by signal 9");
-    }
-
-    #[test]
-    fn a_forked_process_is_not_the_owner() {
-        let owner = Owner::this();
-        // SAFETY: the child calls only what may be called after a fork.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // SAFETY: as above.
-            unsafe { libc::_exit(i32::from(!owner.has_forked() || Owner::this().has_forked())) };
-        }
-        let mut status = -1;
-        // SAFETY: `status` is valid for writing.
-        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-        assert_eq!(status, 0);
-        assert!(!owner.has_forked());
-    }
-
-    #[test]
-    fn a_missing_program_is_an_error() {
-        let mut program = shell("");
-        program.path = "/nowhere/to/be/found".into();
-        assert!(start(&program, |_| {}).is_err());
-    }
-}
+mod tests;

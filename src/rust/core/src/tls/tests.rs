@@ -1,3 +1,7 @@
+//! TLS from end to end: the package's host, and a bare stream of NNG's as the daemon.
+//!
+//! Over 500 lines: all tests use the two ends that the first 200 lines make.
+
 mod openssl;
 
 use std::ffi::{CString, c_void};

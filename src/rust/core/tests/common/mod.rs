@@ -1,5 +1,7 @@
 //! What tests of the network share: hosts with a real daemon at every kind of URL, and
 //! strangers who connect there by hand.
+//!
+//! Over 500 lines: one module for all test files, because each of them is compiled with it anyhow.
 #![allow(dead_code, unreachable_pub)] // each of them uses some
 
 use std::io::{self, Read, Write};

@@ -1,0 +1,45 @@
+//! How a process ended, in words.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use super::oom;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Its exit status, or the signal that killed it.
+    Status(ExitStatus),
+    /// Only its parent knows, and that is the fork server.
+    Unknown,
+}
+
+impl Exit {
+    /// As the end of a sentence about the process.
+    pub(super) fn to_reason(self) -> String {
+        let Exit::Status(status) = self else {
+            return "ended".into();
+        };
+        match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, Some(libc::SIGKILL)) if oom::has_killed() => {
+                "was killed by signal 9; the kernel's out-of-memory killer did it".into()
+            }
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "ended".into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Status(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => write!(f, "exit status {code}"),
+                (None, Some(signal)) => write!(f, "killed by signal {signal}"),
+                (None, None) => f.write_str("ended"),
+            },
+            Exit::Unknown => f.write_str("ended"),
+        }
+    }
+}

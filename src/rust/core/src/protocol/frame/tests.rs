@@ -1,0 +1,144 @@
+use super::*;
+use crate::protocol::{Done, Kind, ToDaemon, ToHost};
+use proptest::prelude::*;
+
+fn stream_of(frames: &[(ToHost, Vec<u8>)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (meta, body) in frames {
+        out.extend_from_slice(&encode_head(meta, body.len()));
+        out.extend_from_slice(body);
+    }
+    out
+}
+
+/// Feeds `bytes` in pieces of the given sizes (repeating) and collects what comes out.
+fn read_back<M: DeserializeOwned>(
+    bytes: &[u8],
+    pieces: &[usize],
+    limits: Limits,
+) -> Result<Vec<(M, Vec<u8>)>, FrameError> {
+    let mut reader = FrameReader::<M>::new(limits);
+    let mut out = Vec::new();
+    let mut at = 0;
+    let mut piece = pieces.iter().cycle();
+    while at < bytes.len() {
+        let want = *piece.next().unwrap();
+        let (got, _) = reader
+            .fill(|room| {
+                let n = want.min(room.len()).min(bytes.len() - at);
+                for (slot, byte) in room.iter_mut().zip(&bytes[at..at + n]) {
+                    slot.write(*byte);
+                }
+                Ok(n)
+            })
+            .unwrap();
+        at += got;
+        while let Some(frame) = reader.next()? {
+            out.push(frame);
+        }
+    }
+    Ok(out)
+}
+
+#[test]
+fn a_body_larger_than_the_read_buffer_arrives_whole() {
+    let body: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
+    let done = ToHost::Done {
+        seq: 9,
+        outcome: Done::Value,
+        spent: 0,
+        notes: 0,
+        error: None,
+    };
+    let frames = vec![(done.clone(), body), (ToHost::Leaving { begun: 0 }, vec![])];
+    let got = read_back(&stream_of(&frames), &[usize::MAX], Limits::LINK).unwrap();
+    assert_eq!(got, frames);
+}
+
+#[test]
+fn an_announced_length_beyond_the_limit_is_refused_before_allocating() {
+    let mut bytes = encode_head(&ToHost::Leaving { begun: 0 }, 0).to_vec();
+    bytes[8..16].copy_from_slice(&(1u64 << 63).to_le_bytes());
+    for limits in [Limits::HANDSHAKE, Limits::LINK] {
+        let err = read_back::<ToHost>(&bytes, &[usize::MAX], limits).unwrap_err();
+        assert!(matches!(err, FrameError::TooLarge(n) if n == 1 << 63));
+    }
+}
+
+#[test]
+fn a_large_announcement_without_bytes_takes_no_memory() {
+    let mut bytes = encode_head(&ToHost::Leaving { begun: 0 }, 0).to_vec();
+    bytes[8..16].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    bytes.extend_from_slice(&[7; 100]);
+    let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
+    for _ in 0..2 {
+        let mut rest = std::mem::take(&mut bytes);
+        reader
+            .fill(|room| {
+                let n = rest.len();
+                for (slot, byte) in room.iter_mut().zip(rest.drain(..)) {
+                    slot.write(byte);
+                }
+                Ok(n)
+            })
+            .unwrap();
+        assert!(reader.next().unwrap().is_none());
+    }
+    let partial = reader.partial.as_ref().unwrap();
+    assert!(partial.body.capacity() <= 4 * BODY_STEP);
+}
+
+fn any_message() -> impl Strategy<Value = ToHost> {
+    prop_oneof![
+        (any::<u16>(), any::<u32>(), ".{0,80}").prop_map(|(version, pid, tempdir)| {
+            ToHost::Hello {
+                version,
+                pid,
+                tempdir,
+                slots: 1,
+            }
+        }),
+        any::<u64>().prop_map(|seq| ToHost::Done {
+            seq,
+            outcome: Done::Value,
+            spent: 70_000,
+            notes: 3,
+            error: Some("a message".into()),
+        }),
+        Just(ToHost::Leaving { begun: 0 }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn frames_survive_any_fragmentation(
+        frames in prop::collection::vec((any_message(), prop::collection::vec(any::<u8>(), 0..300)), 0..8),
+        pieces in prop::collection::vec(1usize..200, 1..6),
+    ) {
+        let got = read_back(&stream_of(&frames), &pieces, Limits::LINK).unwrap();
+        prop_assert_eq!(got, frames);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
+        prefix in prop::bool::ANY,
+    ) {
+        let mut bytes = bytes;
+        if prefix && bytes.len() >= 4 {
+            bytes[..4].copy_from_slice(b"mira");
+        }
+        let _ = read_back::<ToHost>(&bytes, &[7, 50], Limits::LINK);
+        let _ = read_back::<ToDaemon>(&bytes, &[7, 50], Limits::HANDSHAKE);
+    }
+
+    #[test]
+    fn flipped_bits_never_panic(at in 0usize..40, bit in 0u8..8) {
+        let task = ToDaemon::Task { seq: 3, kind: Kind::Map, stream: Some([1; 6]), constants: Some(7), granted: 3 };
+        let mut bytes = encode_head(&task, 20).to_vec();
+        bytes.extend_from_slice(&[1; 20]);
+        let at = at % bytes.len();
+        bytes[at] ^= 1 << bit;
+        let _ = read_back::<ToDaemon>(&bytes, &[usize::MAX], Limits::LINK);
+    }
+}
