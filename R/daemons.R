@@ -55,9 +55,9 @@
 #' this machine, as those of `daemons(n)` do, it evaluates the calls of [everywhere()] again that have succeeded: the
 #' last 100 that differ, except those that send more than 16 MB.
 #'
-#' After five crashes of one daemon without a finished task between them, it is not started again. If no daemon is left
-#' then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how the last one ended, with the
-#' last lines that it wrote if it could not start.
+#' After five crashes of one daemon without a finished task between them, it is not started again, and [daemon_log()]
+#' says so. If no daemon is left then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how
+#' the last one ended, with the last lines that it wrote if it could not start.
 #'
 #' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
 #'

@@ -19,6 +19,9 @@ use crate::sys::{self, io_thread};
 
 /// A daemon is not started again after this many crashes without a finished task between them.
 pub const MOST_CRASHES: u32 = 5;
+/// The same in words.
+const _: () = assert!(MOST_CRASHES == 5);
+const CRASHES: &str = "5 crashes without a finished task between them";
 
 /// Which daemons are started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +97,7 @@ enum Then {
     Again,
     /// Back into the reserve.
     Rest,
-    GiveUp(Loss),
+    GiveUp(Option<PeerId>, Loss),
 }
 
 impl Life {
@@ -155,11 +158,10 @@ impl Kept {
         }
         let loss = Loss::new(peer.unwrap_or_default(), sys::node_name(), exited.pid);
         loss.tell(format!(
-            "was the last daemon, and is not started again after {MOST_CRASHES} crashes without a finished task \
-             between them: it {}",
+            "was the last daemon, and is not started again after {CRASHES}: it {}",
             exited.how
         ));
-        Then::GiveUp(loss)
+        Then::GiveUp(peer, loss)
     }
 }
 
@@ -316,7 +318,11 @@ impl Shared {
                 drop(keeping);
                 self.scale();
             }
-            Then::GiveUp(loss) => {
+            Then::GiveUp(peer, loss) => {
+                let known = peer.and_then(|peer| self.known.lock().loss(peer));
+                if let Some(known) = known {
+                    known.add(&format!("; it is not started again: {CRASHES}"));
+                }
                 let mut keeping = self.keeping.lock();
                 keeping.alive -= 1;
                 keeping.given_up = Some(Arc::new(loss));
