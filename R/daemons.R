@@ -61,10 +61,10 @@
 #'
 #' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
 #'
-#' @section Scaling: With `daemons(n, max = m)`, there are between `n` and `m` daemons on this machine. When a task waits that
-#' no daemon can take, another daemon is started: one for each such task, up to `m`. It is prepared as [everywhere()] has
-#' prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30 seconds by default, and is
-#' started again when the queue asks for it. The first `n` daemons stay, whatever `idletime` is.
+#' @section Scaling: With `daemons(n, max = m)`, there are between `n` and `m` daemons on this machine. When a task waits
+#' that no daemon can take, another daemon is started: one for each such task, up to `m`. It is prepared as
+#' [everywhere()] has prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30 seconds by
+#' default, and is started again when the queue asks for it. The first `n` daemons stay, whatever `idletime` is.
 #'
 #' @details
 #' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the
