@@ -54,6 +54,7 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
   settings$daemon$cleanup <- FALSE
   # A node that is replaced would have lost them.
   settings$respawn <- FALSE
+  settings$max <- NULL
   if (is.null(url)) {
     if (missing(n)) {
       stop_argument("n", "the number of nodes, unless there is 'url'", call)

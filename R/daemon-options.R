@@ -1,7 +1,7 @@
 # The options in `...` of daemons(), and of the functions that launch daemons.
 
 # Returns the options in `...`, sorted: `daemon` is a list of arguments for daemon(); the host uses `retry`,
-# `respawn`, `token` and `force`. An option that is unknown or has the wrong type is dropped with a warning. NULL stands for the default. Call
+# `respawn`, `max`, `token` and `force`. An option that is unknown or has the wrong type is dropped with a warning. NULL stands for the default. Call
 # this from the function that the user called: the warning shows the caller's call.
 daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formals(sys.function(-1L)))) {
   given <- list(...)
@@ -20,11 +20,13 @@ daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formal
     }
   }
   given <- given[kept]
-  dispatch <- names(given) %in% c("retry", "respawn", "token", "force")
+  dispatch <- names(given) %in% c("retry", "respawn", "max", "token", "force")
   list(
     daemon = given[!dispatch],
     retry = given$retry,
     respawn = given$respawn,
+    # `$` would also find 'maxtasks'.
+    max = given[["max"]],
     token = isTRUE(given$token),
     force = !isFALSE(given$force)
   )
@@ -69,6 +71,7 @@ daemon_options <- list(
   dispatcher = list(fits = is_flag, expected = "TRUE or FALSE"),
   retry = list(fits = is_retry, expected = "TRUE, FALSE or a value of retry_config()"),
   respawn = list(fits = is_respawn, expected = "TRUE, FALSE or \"always\""),
+  max = list(fits = is_positive_count, expected = "a single whole number, one or greater"),
   token = list(fits = is_flag, expected = "TRUE or FALSE"),
   force = list(fits = is_flag, expected = "TRUE or FALSE")
 )

@@ -27,6 +27,7 @@
 #'     the number of attempts, waits between them, and attempts tasks again that have raised an error.
 #'   * `respawn = TRUE`, the default, replaces a daemon on this machine that has crashed. `"always"` also replaces one
 #'     that has left by its limits, `FALSE` none. See section *Crashes*.
+#'   * `max`, the greatest number of daemons: see section *Scaling*.
 #'   * `token = TRUE` adds a random path to `url`.
 #'   * `force = FALSE` does nothing if daemons are set already, instead of replacing them.
 #'
@@ -54,11 +55,16 @@
 #' this machine, as those of `daemons(n)` do, it evaluates the calls of [everywhere()] again that have succeeded: the
 #' last 100 that differ, except those that send more than 16 MB.
 #'
-#' After five crashes of one daemon without a finished task between them, it is not started again. If no daemon is left
-#' then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how the last one ended, with the
-#' last lines that it wrote if it could not start.
+#' After five crashes of one daemon without a finished task between them, it is not started again, and [daemon_log()]
+#' says so. If no daemon is left then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how
+#' the last one ended, with the last lines that it wrote if it could not start.
 #'
 #' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
+#'
+#' @section Scaling: With `daemons(n, max = m)`, there are between `n` and `m` daemons on this machine. When a task waits
+#' that no daemon can take, another daemon is started: one for each such task, up to `m`. It is prepared as
+#' [everywhere()] has prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30 seconds by
+#' default, and is started again when the queue asks for it. The first `n` daemons stay, whatever `idletime` is.
 #'
 #' @details
 #' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the
@@ -167,6 +173,7 @@ daemons <- function(
   if (.Call(rs_daemon_state) == 2L && is.null(url)) {
     stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
   }
+  check_max(settings$max, n, dispatcher && is.null(url), call)
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
   }
@@ -224,16 +231,41 @@ as_dispatcher <- function(x, call) {
   x != "none"
 }
 
-# Starts local daemons: all of them, or an error and none. With `own_urls` each has a URL of its own.
+# Checks the option `max`: daemons are added on this machine only, and for the queue of the dispatcher.
+check_max <- function(max, n, possible, call) {
+  if (is.null(max)) {
+    return()
+  }
+  if (!possible) {
+    stop_argument("max", "left out with 'url' and without dispatcher", call)
+  }
+  if (max < n) stop_argument("max", "'n' or greater", call)
+}
+
+# Starts local daemons: all of them, or an error and none. With `own_urls` each has a URL of its own. Up to `max` are in
+# reserve.
 set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_urls = dispatcher && edition() == 1L) {
-  urls <- replicate(if (own_urls) n else 1L, local_url())
+  most <- max(n, as.integer(settings$max))
+  urls <- replicate(if (own_urls) most else 1L, local_url())
   urls <- open_profile(profile, urls, dispatcher, settings, seed, memory, call)
   ready <- FALSE
   on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-  for (url in rep_len(urls, n)) {
-    launch_daemon(profile, url, settings, call, awaited = TRUE)
+  urls <- rep_len(urls, most)
+  base <- settings
+  if (most > n) {
+    # Only the others leave when they are idle.
+    base$daemon$idletime <- NULL
+  }
+  for (url in urls[seq_len(n)]) {
+    launch_daemon(profile, url, base, call, awaited = TRUE)
   }
   ready <- wait_connected(profile, n, call)
+  if (most > n && is.null(settings$daemon$idletime)) {
+    settings$daemon$idletime <- 30000
+  }
+  for (url in urls[-seq_len(n)]) {
+    launch_daemon(profile, url, settings, call, in_reserve = TRUE)
+  }
   new_daemons(n, profile)
 }
 

@@ -304,14 +304,15 @@ indexed_urls <- function(i, urls, call) {
   urls[i]
 }
 
-# Starts a daemon on this machine. `awaited` says that wait_connected() follows, which reports a failure.
-launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE) {
+# Starts a daemon on this machine. `awaited` says that wait_connected() follows, which reports a failure. With
+# `in_reserve`, the host starts it when the queue asks for it.
+launch_daemon <- function(profile, url, settings, call, tls = NULL, awaited = FALSE, in_reserve = FALSE) {
   rs <- launch_stream(profile)
   args <- rscript_args(daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile)))
   output <- isTRUE(settings$daemon$output)
   # A daemon for another host must be able to outlive this session. What the fork server forks does not.
   code <- if (daemons_set(profile)) fork_code(args)
-  again <- respawn_code(settings$respawn)
+  again <- if (in_reserve) 3L else respawn_code(settings$respawn)
   with_call(.Call(rs_launch, profile, rscript(), args, output, code, awaited, again), call)
 }
 

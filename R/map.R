@@ -12,8 +12,8 @@
 #' @param .promise a function, or a list of one or two functions. The first is called with the value when an element
 #'   resolves, the second with the condition if it fails: as `onFulfilled` and `onRejected` of [promises::then()]. See
 #'   [as.promise()][as.promise.mirai].
-#' @param .timeout milliseconds for each element, after which it resolves to error value 5 (timed out). As for [mirai()],
-#'   they count from its submission, so the time in the queue is part of them. `NULL` for no limit.
+#' @param .timeout milliseconds for each element, after which it resolves to error value 5 (timed out). They count from
+#'   its submission, as for [mirai()], so the time in the queue is part of them. `NULL` for no limit.
 #' @inheritParams mirai
 #'
 #' @returns A list of mirai of class `"mirai_map"`, invisibly. Its names are those of `.x`: the row names, for a matrix

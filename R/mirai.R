@@ -39,8 +39,8 @@
 #'
 #' @section Priority: A daemon that is free takes the task of the highest priority. A task of higher priority interrupts
 #' none that is running, and goes behind the tiny tasks that a daemon holds ahead, a millisecond of work. A task does
-#' not rise by waiting: while tasks of higher priority keep all daemons busy, it waits, for as long as they come. So give
-#' high priorities to few or short tasks. A task that is attempted again keeps its priority.
+#' not rise by waiting: while tasks of higher priority keep all daemons busy, it waits, for as long as they come. So
+#' give high priorities to few or short tasks. A task that is attempted again keeps its priority.
 #'
 #' Without dispatcher, tasks do not wait in one queue, and `.priority` has no effect.
 #'

@@ -69,6 +69,7 @@ test_that("every option that is documented passes without a word", {
       asyncdial = TRUE,
       retry = TRUE,
       respawn = "always",
+      max = 2,
       token = TRUE,
       .compute = profile
     )

@@ -145,6 +145,7 @@ test_that("resilience", {
   shown("was killed by signal 9\"", "[1] \"a daemon is there\"", "[1] 3")
   shown("[1] \"finished by the second daemon\"")
   shown("[1] \"urgent some work \"")
+  shown("[1] 3", "[1] 3")
   shown("[[3]]", "'errorValue' int 5 | Timed out")
   shown(
     "[1] TRUE",

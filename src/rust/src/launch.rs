@@ -150,7 +150,8 @@ fn give_up_directory(path: &str) -> bool {
 
 /// Starts a program that will dial one of the profile's URLs, or another host's if no daemons are
 /// set for the profile. `code` is what a fork evaluates instead; `NULL` if it must not be a fork. With
-/// `awaited`, `wait_connected()` reports its failure. `respawn`: whether it is started again, see `respawn_code()`.
+/// `awaited`, `wait_connected()` reports its failure. `respawn`: whether it is started again, see `respawn_code()`;
+/// 3: it is in reserve, and is started when the queue asks for it.
 fn launch(
     name: &str,
     path: &str,
@@ -167,9 +168,10 @@ fn launch(
         program(&place, args.iter().map(again), output, code.as_deref())
     };
     let respawn = match respawn {
-        0 => Respawn::Never,
-        1 => Respawn::Crashed,
-        _ => Respawn::Always,
+        0 => Some(Respawn::Never),
+        1 => Some(Respawn::Crashed),
+        2 => Some(Respawn::Always),
+        _ => None,
     };
     let failed = |e| Error::launch(format!("'{path}' cannot be started: {e}"));
     with_session(|session| {
@@ -182,7 +184,12 @@ fn launch(
             process::start(&program, |_| {}).map_err(failed)?;
             return Ok(());
         };
-        let child = session.host(name)?.keep(respawn, make).map_err(failed)?;
+        let host = session.host(name)?;
+        let Some(respawn) = respawn else {
+            host.reserve(make);
+            return Ok(());
+        };
+        let child = host.keep(respawn, make).map_err(failed)?;
         if awaited {
             profile.children().borrow_mut().push(child);
         }

@@ -68,6 +68,9 @@ impl LastWords {
     }
 }
 
+/// The reason, as long as there is none.
+const UNKNOWN: &str = "was lost: its connection ended";
+
 /// A daemon, as far as it is known, and why it was lost.
 #[derive(Debug, Default)]
 pub struct Loss {
@@ -145,6 +148,13 @@ impl Loss {
         self.told.notify_all();
     }
 
+    /// What follows from it, to be read after the reason.
+    pub(crate) fn add(&self, consequence: &str) {
+        let mut state = self.state.lock();
+        let reason = state.reason.get_or_insert_with(|| UNKNOWN.into());
+        reason.push_str(consequence);
+    }
+
     /// Its machine; empty if it has not said so.
     pub fn host(&self) -> String {
         self.state.lock().host.clone()
@@ -183,7 +193,7 @@ impl std::fmt::Display for Loss {
             (pid, host) => write!(f, " (pid {pid} on {host})")?,
         }
         let reason = state.reason.as_deref();
-        write!(f, " {}", reason.unwrap_or("was lost: its connection ended"))?;
+        write!(f, " {}", reason.unwrap_or(UNKNOWN))?;
         match state.words.trim() {
             "" => Ok(()),
             _ => write!(f, ". The last that it wrote:\n{}", state.words),
@@ -208,6 +218,8 @@ mod tests {
             loss.to_string(),
             "daemon 2 (pid 7 on ab) was killed by signal 9"
         );
+        loss.add("; no more");
+        assert!(loss.to_string().ends_with("signal 9; no more"));
         loss.is_at(&"\u{e9}".repeat(1000), 7);
         assert!(loss.host().len() <= MOST_OF_A_NAME);
     }

@@ -971,6 +971,9 @@ impl World {
         assert_eq!(self.dispatcher.counts(), expected);
         let of_all = expected.awaiting + expected.executing + expected.completed as usize;
         assert_eq!(of_all, self.tasks.len(), "a task is not counted");
+        if self.config.policy == Policy::Queue {
+            assert_eq!(self.dispatcher.unserved(), self.queue.len());
+        }
         let endpoints: Vec<_> = self.dispatcher.endpoint_counts().collect();
         assert_eq!(endpoints, self.endpoints);
         let staying = self.daemons.iter().filter(|(_, d)| !d.leaving);

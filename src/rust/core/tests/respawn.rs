@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -46,6 +47,13 @@ fn a_role() {
                 end(0);
             }
             body => {
+                let text = String::from_utf8_lossy(body);
+                while text
+                    .strip_prefix("wait ")
+                    .is_some_and(|file| !Path::new(file).exists())
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 worker.reply(task.seq, body, false);
             }
         }
@@ -153,10 +161,7 @@ fn crashes_without_a_finished_task_between_them_have_an_end_and_what_waits_is_to
         let near = url.starts_with("abstract:");
         for task in &doomed {
             let reason = reason(task);
-            assert!(
-                !near || reason.ends_with("exited with status 3"),
-                "{reason}"
-            );
+            assert!(!near || reason.contains("exited with status 3"), "{reason}");
         }
         for task in &waiting {
             let reason = reason(task);
@@ -206,6 +211,12 @@ fn while_another_daemon_is_left_what_waits_goes_there() {
     let other = dial(&host.urls()[0], None);
     until(|| host.counts().connections == 2);
     let tasks: Vec<_> = (0..20).map(|_| submit(&host, b"kill")).collect();
+    eventually("the log says why it is gone for good", || {
+        let rows = host.daemon_log().rows;
+        let reasons = rows.iter().filter_map(|row| row.reason.as_deref());
+        let end = "killed by signal 9; it is not started again: 5 crashes without a finished task between them";
+        reasons.filter(|reason| reason.ends_with(end)).count() == 1
+    });
     echoing(other);
     for task in tasks {
         assert_eq!(*outcome(&task), value(b"kill".to_vec()));
@@ -282,6 +293,107 @@ fn one_that_takes_the_place_of_another_is_set_up_as_that_was() {
     assert!(again[4..].iter().all(|row| row.peer == Some(2)));
     reason(&submit(&host, b"kill"));
     assert!(rows(9)[7..].iter().all(|row| row.peer == Some(3)));
+    host.close(true);
+}
+
+/// A host with a daemon that stays, and others in reserve, which leave upon a task that says so.
+fn with_reserve(n: u32) -> (Host, Arc<AtomicU32>) {
+    let (host, started) = keeping(Respawn::Crashed, &local_url(), Config::default());
+    for _ in 0..n {
+        let (url, started) = (host.urls()[0].clone(), started.clone());
+        host.reserve(move |_| {
+            started.fetch_add(1, Ordering::SeqCst);
+            daemon(&url)
+        });
+    }
+    (host, started)
+}
+
+#[test]
+fn daemons_in_reserve_come_as_the_queue_asks_and_no_more() {
+    let (host, started) = with_reserve(3);
+    // A task that is taken at once asks for nobody.
+    assert_eq!(*outcome(&submit(&host, b"x")), value(b"x".to_vec()));
+    assert_eq!(started.load(Ordering::SeqCst), 1);
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let wait = format!("wait {}", go.display());
+    let tasks: Vec<_> = (0..3).map(|_| submit(&host, wait.as_bytes())).collect();
+    eventually("one for each task", || host.counts().connections == 3);
+    let more: Vec<_> = (0..10).map(|_| submit(&host, wait.as_bytes())).collect();
+    eventually("all there are", || host.counts().connections == 4);
+    assert_eq!(host.counts().executing, 4);
+    std::fs::write(&go, "").unwrap();
+    for task in tasks.iter().chain(&more) {
+        assert_eq!(*outcome(task), value(wait.clone()));
+    }
+    assert_eq!(started.load(Ordering::SeqCst), 4);
+    host.close(true);
+}
+
+#[test]
+fn a_daemon_in_reserve_that_has_left_or_crashed_may_come_again() {
+    let (host, started) = with_reserve(1);
+    let dir = tempfile::tempdir().unwrap();
+    for (round, end) in [&b"leave"[..], b"kill", b"leave"].into_iter().enumerate() {
+        let go = dir.path().join(round.to_string());
+        let wait = format!("wait {}", go.display());
+        let busy = submit(&host, wait.as_bytes());
+        let ends = submit(&host, end);
+        outcome(&ends);
+        eventually("it is gone", || host.counts().connections == 1);
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(*outcome(&busy), value(wait));
+    }
+    assert_eq!(started.load(Ordering::SeqCst), 4);
+    host.close(true);
+}
+
+#[test]
+fn crashes_have_an_end_with_a_reserve_too() {
+    let config = Config {
+        retry: Retry::AFTER_CRASH,
+        ..Config::default()
+    };
+    let (host, started) = keeping(Respawn::Crashed, &local_url(), config);
+    let (url, reserve) = (host.urls()[0].clone(), Arc::new(AtomicU32::new(0)));
+    let count = reserve.clone();
+    host.reserve(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        daemon(&url)
+    });
+    let doomed = submit(&host, b"kill");
+    assert!(
+        reason(&doomed).contains("after 5 crashes"),
+        "{}",
+        reason(&doomed)
+    );
+    for count in [started, reserve] {
+        assert!(count.load(Ordering::SeqCst) <= MOST_CRASHES);
+    }
+    host.close(true);
+}
+
+#[test]
+fn a_daemon_in_reserve_is_set_up_as_the_others_were() {
+    let (host, _) = with_reserve(1);
+    let mut made = Vec::new();
+    let submitted = host.submit_to_each(1, |n| {
+        made = (0..n).map(|_| task(b"set up".to_vec())).collect();
+        Some(made.clone())
+    });
+    submitted.unwrap();
+    outcome(&made[0]);
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let wait = format!("wait {}", go.display());
+    let tasks: Vec<_> = (0..2).map(|_| submit(&host, wait.as_bytes())).collect();
+    eventually("both run", || host.counts().executing == 2);
+    std::fs::write(&go, "").unwrap();
+    tasks.iter().for_each(|task| {
+        outcome(task);
+    });
+    eventually("all are over", || host.counts().completed == 4);
     host.close(true);
 }
 

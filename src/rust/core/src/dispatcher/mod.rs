@@ -235,6 +235,11 @@ impl<J: Clone> Dispatcher<J> {
         self.peers.get(&peer).is_none_or(|p| p.flights.is_empty())
     }
 
+    /// Tasks that wait in the common queue, because no daemon can take them now.
+    pub fn unserved(&self) -> usize {
+        self.queued
+    }
+
     /// Connections in the order in which they were made, without those that leave.
     pub fn peers(&self) -> Vec<PeerId> {
         let staying = self.peers.iter().filter(|(_, p)| !p.leaving);

@@ -15,7 +15,7 @@ use crate::transport::Link;
 impl Shared {
     /// Lets the dispatcher decide about an event and carries out what it says.
     /// `reply` is the value that came with [`Event::Replied`].
-    pub(super) fn handle(&self, event: Event<Arc<Task>>, reply: Option<Outcome>) {
+    pub(super) fn handle(self: &Arc<Self>, event: Event<Arc<Task>>, reply: Option<Outcome>) {
         self.act(reply, None, |dispatcher, now, out| {
             dispatcher.handle(now, event, out);
         });
@@ -23,7 +23,7 @@ impl Shared {
 
     /// As [`handle`](Self::handle), for several events at once. `loss`: the daemon that is lost by them.
     pub(super) fn act(
-        &self,
+        self: &Arc<Self>,
         mut reply: Option<Outcome>,
         loss: Option<Arc<Loss>>,
         decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
@@ -32,7 +32,7 @@ impl Shared {
         let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
         let mut over = SmallVec::<[Arc<Task>; 2]>::new();
         let mut room = false;
-        let (before, after);
+        let (before, after, unserved);
         {
             let mut guard = self.state.lock();
             let state = &mut *guard;
@@ -96,6 +96,7 @@ impl Shared {
                 }
             }
             after = state.dispatcher.next_deadline();
+            unserved = state.dispatcher.unserved() > 0;
         }
         for link in flush {
             link.flush();
@@ -110,6 +111,9 @@ impl Shared {
             self.timer.notify_one();
         }
         monitor::changed();
+        if unserved {
+            self.scale();
+        }
     }
 }
 

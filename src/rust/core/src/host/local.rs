@@ -110,7 +110,7 @@ impl Shared {
     }
 
     /// Makes a link of a peer. `None`: there is no descriptor for it.
-    fn take_in(&self, peer: Introduced, endpoint: Endpoint) -> Option<Served> {
+    fn take_in(self: &Arc<Self>, peer: Introduced, endpoint: Endpoint) -> Option<Served> {
         let link = unix::UnixLink::new(peer.stream.into(), peer.control).ok()?;
         let id = self.join(link.clone(), endpoint, peer.hello);
         Some(Served {

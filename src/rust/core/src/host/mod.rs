@@ -100,6 +100,8 @@ struct Shared {
     /// Processes that were started here, and some that have ended.
     children: Mutex<Vec<Started>>,
     keeping: Mutex<respawn::Keeping>,
+    /// Whether there are daemons in reserve.
+    scales: AtomicBool,
     setups: Mutex<setups::Setups>,
     /// Held while a daemon is started again, and by `close`.
     starting: Mutex<()>,
@@ -183,6 +185,7 @@ impl Host {
             processes: Mutex::default(),
             children: Mutex::default(),
             keeping: Mutex::default(),
+            scales: AtomicBool::new(false),
             setups: Mutex::default(),
             starting: Mutex::default(),
             surroundings: Mutex::default(),
@@ -354,7 +357,7 @@ impl Shared {
     }
 
     /// Registers a link whose peer has introduced itself.
-    fn join(&self, link: Arc<dyn Link>, endpoint: Endpoint, hello: Hello) -> PeerId {
+    fn join(self: &Arc<Self>, link: Arc<dyn Link>, endpoint: Endpoint, hello: Hello) -> PeerId {
         let (patience, replies) = match hello.local {
             Some(_) => (0, Replies::Sure),
             None => {
@@ -394,7 +397,7 @@ impl Shared {
                 life = its;
             }
         }
-        let again = life.as_ref().is_some_and(|life| life.is_again());
+        let late = life.as_ref().is_some_and(|life| life.is_late());
         self.life_connected(life, peer);
         let joined = Event::Joined {
             peer,
@@ -403,7 +406,7 @@ impl Shared {
             replies,
         };
         self.act(None, None, |dispatcher, now, out| {
-            if again {
+            if late {
                 self.set_up_next(dispatcher, now, out);
             }
             dispatcher.handle(now, joined, out);
@@ -417,7 +420,7 @@ impl Shared {
     }
 
     /// A daemon has said something.
-    fn receive(&self, peer: PeerId, message: ToHost, mut body: Content) {
+    fn receive(self: &Arc<Self>, peer: PeerId, message: ToHost, mut body: Content) {
         match message {
             ToHost::Done {
                 seq,

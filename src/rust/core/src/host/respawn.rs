@@ -3,19 +3,25 @@
 //! A [`Kept`] daemon lives several lives, one process each. A life is over when its process has ended and everything that
 //! it had said has been read: only then it is known whether it has left or crashed, and whether it had finished a task.
 //! These are events; no clock is looked at.
+//!
+//! Daemons in [reserve](Host::reserve) live while the queue asks for them: see `scale`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
 use super::{Host, PeerId, Shared};
 use crate::dispatcher::{Event, Farewell};
 use crate::loss::Loss;
-use crate::process::{self, Child, Program, Surroundings};
+use crate::process::{Child, Program, Surroundings};
 use crate::sys::{self, io_thread};
 
 /// A daemon is not started again after this many crashes without a finished task between them.
 pub const MOST_CRASHES: u32 = 5;
+/// The same in words.
+const _: () = assert!(MOST_CRASHES == 5);
+const CRASHES: &str = "5 crashes without a finished task between them";
 
 /// Which daemons are started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +40,8 @@ type Make = Box<dyn Fn(u32) -> Program + Send + Sync>;
 /// A daemon through all its lives.
 struct Kept {
     respawn: Respawn,
+    /// It is started when the queue asks for it.
+    in_reserve: bool,
     make: Make,
     surroundings: Option<Arc<Surroundings>>,
     state: Mutex<Past>,
@@ -80,19 +88,23 @@ pub(super) struct Keeping {
     connected: rustc_hash::FxHashMap<PeerId, Arc<Life>>,
     /// The last daemon that was given up; none has come since.
     given_up: Option<Arc<Loss>>,
+    /// Daemons in reserve that do not live.
+    resting: Vec<Arc<Kept>>,
 }
 
 /// What follows from the end of a life.
 enum Then {
     Nothing,
     Again,
-    GiveUp(Loss),
+    /// Back into the reserve.
+    Rest,
+    GiveUp(Option<PeerId>, Loss),
 }
 
 impl Life {
-    /// Whether it takes the place of another.
-    pub(super) fn is_again(&self) -> bool {
-        self.kept.state.lock().lives > 0
+    /// Whether it comes later than others of its host, and has to be set up as they were.
+    pub(super) fn is_late(&self) -> bool {
+        self.kept.in_reserve || self.kept.state.lock().lives > 0
     }
 
     /// What follows, if it is over now. Once.
@@ -121,10 +133,12 @@ impl Kept {
         let mut past = self.state.lock();
         past.lives += 1;
         let left = farewell.is_some_and(|f| f.left);
-        let never_connected = past.lives == 1 && peer.is_none() && !exited.connected;
+        let never_connected =
+            past.lives == 1 && peer.is_none() && !exited.connected && !self.in_reserve;
         let again = match self.respawn {
             // The first launch of a program that cannot run is reported to the one who has launched it.
             _ if sent_away || never_connected => false,
+            _ if self.in_reserve => true,
             Respawn::Never => false,
             Respawn::Crashed => !left,
             Respawn::Always => true,
@@ -135,20 +149,20 @@ impl Kept {
         if left || farewell.is_some_and(|f| f.finished > 0) {
             past.crashes = 0;
         }
-        if left {
-            return Then::Again;
-        }
-        past.crashes += 1;
+        past.crashes += u32::from(!left);
         if past.crashes < MOST_CRASHES {
-            return Then::Again;
+            return if self.in_reserve {
+                Then::Rest
+            } else {
+                Then::Again
+            };
         }
         let loss = Loss::new(peer.unwrap_or_default(), sys::node_name(), exited.pid);
         loss.tell(format!(
-            "was the last daemon, and is not started again after {MOST_CRASHES} crashes without a finished task \
-             between them: it {}",
+            "was the last daemon, and is not started again after {CRASHES}: it {}",
             exited.how
         ));
-        Then::GiveUp(loss)
+        Then::GiveUp(peer, loss)
     }
 }
 
@@ -165,20 +179,11 @@ impl Host {
     ) -> std::io::Result<Arc<Child>> {
         let surroundings = match respawn {
             Respawn::Never => None,
-            // Of many daemons that are started together, all have the same.
-            Respawn::Crashed | Respawn::Always => {
-                self.0.want_setups();
-                // Without a working directory, there are none to keep.
-                let now = Surroundings::now().ok();
-                let mut last = self.0.surroundings.lock();
-                if last.as_deref() != now.as_ref() {
-                    *last = now.map(Arc::new);
-                }
-                last.clone()
-            }
+            Respawn::Crashed | Respawn::Always => self.0.surroundings(),
         };
         let kept = Arc::new(Kept {
             respawn,
+            in_reserve: false,
             make: Box::new(make),
             surroundings,
             state: Mutex::default(),
@@ -187,9 +192,59 @@ impl Host {
         self.0.end_if_closed(&child);
         Ok(child)
     }
+
+    /// Keeps a daemon in reserve: it is started when tasks wait that no daemon can take, and no other daemon is being
+    /// started for them. `make` makes its program, as for [`keep`](Self::keep); it should leave when it is idle. Then, and
+    /// after a crash, it is in reserve again.
+    pub fn reserve(&self, make: impl Fn(u32) -> Program + Send + Sync + 'static) {
+        let kept = Arc::new(Kept {
+            respawn: Respawn::Never,
+            in_reserve: true,
+            make: Box::new(make),
+            surroundings: self.0.surroundings(),
+            state: Mutex::default(),
+        });
+        self.0.keeping.lock().resting.push(kept);
+        self.0.scales.store(true, Ordering::Relaxed);
+        self.0.scale();
+    }
 }
 
 impl Shared {
+    /// What a daemon has from this process that is started later. To be called on the main thread.
+    fn surroundings(&self) -> Option<Arc<Surroundings>> {
+        self.want_setups();
+        // Without a working directory, there are none to keep.
+        let now = Surroundings::now().ok();
+        let mut last = self.surroundings.lock();
+        // Of many daemons that are started together, all have the same.
+        if last.as_deref() != now.as_ref() {
+            *last = now.map(Arc::new);
+        }
+        last.clone()
+    }
+
+    /// Starts daemons of the reserve, one for each task that no daemon can take now, less those that are being started.
+    pub(super) fn scale(self: &Arc<Self>) {
+        if !self.scales.load(Ordering::Relaxed) || self.is_closed() {
+            return;
+        }
+        let unserved = self.state.lock().dispatcher.unserved();
+        let called: Vec<_> = {
+            let mut keeping = self.keeping.lock();
+            let starting = keeping.alive - keeping.connected.len();
+            let wanted = unserved.saturating_sub(starting);
+            let left = keeping.resting.len().saturating_sub(wanted);
+            let called = keeping.resting.split_off(left);
+            keeping.alive += called.len();
+            called
+        };
+        for kept in called {
+            let shared = self.clone();
+            io_thread::handle().spawn(async move { shared.begin_again(&kept) });
+        }
+    }
+
     fn begin_life(self: &Arc<Self>, kept: &Arc<Kept>) -> std::io::Result<Arc<Child>> {
         let lives = kept.state.lock().lives;
         let program = Program {
@@ -206,7 +261,7 @@ impl Shared {
             keeping.given_up = None;
         }
         let (shared, its) = (self.clone(), life.clone());
-        let started = process::start(&program, move |child| {
+        let started = self.start(&program, Some(life), move |child| {
             shared.process_gone(child);
             its.state.lock().exited = Some(Exited {
                 pid: child.pid(),
@@ -215,16 +270,10 @@ impl Shared {
             });
             shared.life_may_be_over(&its);
         });
-        match started {
-            Ok(child) => {
-                self.adopt(&child, Some(life));
-                Ok(child)
-            }
-            Err(e) => {
-                self.keeping.lock().alive -= 1;
-                Err(e)
-            }
+        if started.is_err() {
+            self.keeping.lock().alive -= 1;
         }
+        started
     }
 
     /// A daemon has connected.
@@ -263,7 +312,18 @@ impl Shared {
                 io_thread::handle().spawn(async move { shared.begin_again(&kept) });
             }
             Then::Again | Then::Nothing => self.keeping.lock().alive -= 1,
-            Then::GiveUp(loss) => {
+            Then::Rest => {
+                let mut keeping = self.keeping.lock();
+                keeping.alive -= 1;
+                keeping.resting.push(life.kept.clone());
+                drop(keeping);
+                self.scale();
+            }
+            Then::GiveUp(peer, loss) => {
+                let known = peer.and_then(|peer| self.known.lock().loss(peer));
+                if let Some(known) = known {
+                    known.add(&format!("; it is not started again: {CRASHES}"));
+                }
                 let mut keeping = self.keeping.lock();
                 keeping.alive -= 1;
                 keeping.given_up = Some(Arc::new(loss));
@@ -298,16 +358,16 @@ impl Shared {
             });
             self.life_may_be_over(&life);
         } else {
-            // The one that has ended; the new one has been counted.
+            // The new one has been counted twice.
             self.keeping.lock().alive -= 1;
         }
     }
 
     /// If the last daemon has been given up, what waits would wait for ever.
-    fn look_whether_none_is_left(&self) {
+    fn look_whether_none_is_left(self: &Arc<Self>) {
         let loss = {
             let keeping = self.keeping.lock();
-            let none = keeping.alive == 0;
+            let none = keeping.alive == 0 && keeping.resting.is_empty();
             keeping.given_up.clone().filter(|_| none)
         };
         if loss.is_some() {

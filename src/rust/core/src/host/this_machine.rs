@@ -30,7 +30,7 @@ impl Host {
         // First: the process may be fast.
         self.submit(task, timeout, Target::Endpoint(endpoint));
         let shared = self.0.clone();
-        let started = process::start(program, move |child| {
+        let started = self.0.start(program, None, move |child| {
             shared.stop_listening(endpoint);
             let loss = Loss::new(0, crate::sys::node_name(), child.pid());
             loss.tell(child.last_words());
@@ -43,7 +43,6 @@ impl Host {
         });
         match started {
             Ok(child) => {
-                self.0.adopt(&child, None);
                 self.0.end_if_closed(&child);
                 Ok(())
             }
@@ -64,12 +63,22 @@ impl Host {
 }
 
 impl Shared {
-    /// Keeps a process in mind that was started here, for as long as anybody attends to it.
-    pub(super) fn adopt(&self, child: &Arc<Child>, life: Option<Arc<Life>>) {
+    /// Starts a process, and keeps it in mind for as long as anybody attends to it. The lock is held meanwhile: the process
+    /// may connect before this is done, and has to be found then.
+    pub(super) fn start(
+        &self,
+        program: &Program,
+        life: Option<Arc<Life>>,
+        on_exit: impl FnOnce(&Child) + Send + 'static,
+    ) -> io::Result<Arc<Child>> {
         let mut children = self.children.lock();
+        let child = process::start(program, on_exit)?;
         children.retain(|started| started.child.strong_count() > 0);
-        let child = Arc::downgrade(child);
-        children.push(Started { child, life });
+        children.push(Started {
+            child: Arc::downgrade(&child),
+            life,
+        });
+        Ok(child)
     }
 
     /// The host may have been closed while a process was started. Waits for its end, so not on the I/O thread.

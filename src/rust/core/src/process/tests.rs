@@ -9,6 +9,7 @@ fn shell(script: &str) -> Program {
         output: false,
         code: None,
         attached: true,
+        ..Program::default()
     }
 }
 
