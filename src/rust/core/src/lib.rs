@@ -22,7 +22,6 @@
 #![warn(missing_docs)]
 
 mod descriptors;
-#[allow(missing_docs)]
 pub mod dispatcher;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -34,7 +33,6 @@ pub mod process;
 pub mod protocol;
 pub mod relay;
 pub mod sys;
-#[allow(missing_docs)]
 pub mod task;
 pub mod tls;
 pub mod transport;

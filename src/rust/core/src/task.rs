@@ -19,14 +19,17 @@ use crate::sys::{Attention, Bell, Waited};
 /// evaluation is a value too.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// The value that the daemon has sent.
     Value(Content),
     /// The same, where that is an error of the evaluation.
     Error(Content),
+    /// Its time was over.
     TimedOut,
     /// The daemon was lost, or the host reset its daemons.
     Reset,
     /// The URL at which its daemon was connected was closed.
     Closed,
+    /// It was cancelled.
     Canceled,
 }
 
@@ -40,10 +43,13 @@ impl Outcome {
 /// What is sent to the daemon.
 #[derive(Clone, Debug)]
 pub struct Payload {
+    /// How the daemon treats it.
     pub kind: Kind,
+    /// Its random number stream, if it has one.
     pub stream: Option<Stream>,
     /// What the task has in common with others, and which a daemon is sent once.
     pub constants: Option<Arc<Constants>>,
+    /// The bytes for the daemon.
     pub body: Body,
 }
 
@@ -92,6 +98,7 @@ pub const MOST_REPORTED: u64 = 16 << 20;
 /// What a task has sent ahead of its value, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Reports {
+    /// Those that are kept.
     pub kept: VecDeque<Arc<Content>>,
     /// How many came before these and were dropped.
     pub dropped: u64,
@@ -140,6 +147,7 @@ pub struct Task {
 }
 
 impl Task {
+    /// A task that nobody knows yet, with what is sent for it.
     pub fn new(id: TaskId, payload: Payload) -> Task {
         Task {
             id,
@@ -224,6 +232,7 @@ impl Task {
         )
     }
 
+    /// Its number in this process.
     pub fn id(&self) -> TaskId {
         self.id
     }
@@ -238,10 +247,12 @@ impl Task {
         self.payload.lock().as_ref().map_or(0, |p| p.body.size())
     }
 
+    /// What it has resolved to; `None` if it has not.
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.get()
     }
 
+    /// Whether it has resolved.
     pub fn is_resolved(&self) -> bool {
         self.outcome.get().is_some()
     }
@@ -390,6 +401,7 @@ impl Group {
         Group { countdown, size }
     }
 
+    /// The number of its tasks.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.size
@@ -433,6 +445,7 @@ pub struct Patience {
     pub enough: usize,
     /// Whether one that fails ends the wait, too.
     pub until_failure: bool,
+    /// Its time limit, if it has one.
     pub timeout: Option<Duration>,
 }
 

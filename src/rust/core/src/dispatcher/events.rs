@@ -26,8 +26,10 @@ pub enum Policy {
     RoundRobin,
 }
 
+/// How a dispatcher works.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
+    /// How tasks are assigned.
     pub policy: Policy,
     /// Of tasks that have no [`Rules`] of their own about it.
     pub retry: Retry,
@@ -75,11 +77,15 @@ pub enum Replies {
 pub enum Event<J> {
     /// Unique, and best larger than all that were submitted before.
     Submit {
+        /// Number of the task.
         id: TaskId,
+        /// What stands for the task.
         job: J,
         /// Size of the payload, for the accounts.
         bytes: u64,
+        /// When it times out, if ever.
         deadline: Option<Time>,
+        /// Who may evaluate it.
         target: Target,
         /// For the log.
         label: Label,
@@ -88,39 +94,67 @@ pub enum Event<J> {
     },
     /// A daemon connected and proved itself.
     Joined {
+        /// Number of the connection.
         peer: PeerId,
+        /// Where it is connected, or was.
         endpoint: Endpoint,
         /// Tasks that it may run at once, at least 1.
         slots: u32,
+        /// What is known of replies when it is lost.
         replies: Replies,
     },
     /// A daemon has finished with a task, or skipped it, on which it has spent this time.
     Replied {
+        /// Number of the connection.
         peer: PeerId,
+        /// The task's number on the link.
         seq: Seq,
+        /// How long the daemon was busy with it.
         spent: Duration,
         /// What came of it, for the log.
         reply: Reply,
     },
     /// The answer to [`Action::Recall`]: these have not been started and never will be there.
-    Returned { peer: PeerId, from: Seq, to: Seq },
+    Returned {
+        /// Number of the connection.
+        peer: PeerId,
+        /// The first of them.
+        from: Seq,
+        /// The last of them.
+        to: Seq,
+    },
     /// A daemon will begin nothing more, and nothing beyond this task has begun.
-    Leaving { peer: PeerId, begun: Seq },
+    Leaving {
+        /// Number of the connection.
+        peer: PeerId,
+        /// The last that has begun.
+        begun: Seq,
+    },
     /// The connection is gone.
     Lost {
+        /// Number of the connection.
         peer: PeerId,
         /// Everything that the peer had sent has been read.
         heard_out: bool,
     },
     /// The endpoint has moved to another URL, and the connections there are closed: what
     /// they have started is not run again.
-    Moved { endpoint: Endpoint },
+    Moved {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
     /// The user does not want this task any more.
-    Cancel { id: TaskId },
+    Cancel {
+        /// Number of the task.
+        id: TaskId,
+    },
     /// Time has passed: see [`Dispatcher::next_deadline`].
     Tick,
     /// Nobody will connect at this endpoint.
-    Abandoned { endpoint: Endpoint },
+    Abandoned {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
     /// No daemon will connect. If none is connected, every task ends.
     NoneLeft,
     /// Every task ends. The links do, too: a daemon decides by itself whether to
@@ -131,6 +165,7 @@ pub enum Event<J> {
 /// What a reply says, as far as the log needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
+    /// What became of the task.
     pub outcome: Done,
     /// Size of the value.
     pub bytes: u64,
@@ -152,24 +187,53 @@ impl Default for Reply {
 /// What to do about it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<J> {
+    /// Send a task.
     Send {
+        /// Number of the connection.
         peer: PeerId,
+        /// The task's number on the link.
         seq: Seq,
+        /// What stands for the task.
         job: J,
         /// Up to this one the daemon may begin what it has been sent: see [`Replies`].
         granted: Seq,
     },
     /// Tell the daemon that it may begin what it has been sent up to this one.
-    Grant { peer: PeerId, to: Seq },
+    Grant {
+        /// Number of the connection.
+        peer: PeerId,
+        /// The last of them.
+        to: Seq,
+    },
     /// Tell the daemon that nobody waits for this task.
-    Cancel { peer: PeerId, seq: Seq },
+    Cancel {
+        /// Number of the connection.
+        peer: PeerId,
+        /// The task's number on the link.
+        seq: Seq,
+    },
     /// Ask the daemon to give back those of these tasks that it has not started. It must be
     /// answered.
-    Recall { peer: PeerId, from: Seq, to: Seq },
+    Recall {
+        /// Number of the connection.
+        peer: PeerId,
+        /// The first of them.
+        from: Seq,
+        /// The last of them.
+        to: Seq,
+    },
     /// An attempt has failed, and there will be another: what the failed one has sent ahead is of no use.
-    Again { job: J },
+    Again {
+        /// What stands for the task.
+        job: J,
+    },
     /// The task is over. It is not mentioned again.
-    Resolve { job: J, verdict: Verdict },
+    Resolve {
+        /// What stands for the task.
+        job: J,
+        /// What it resolves to.
+        verdict: Verdict,
+    },
     /// The queue has shrunk: see [`Dispatcher::has_room`].
     Room,
 }
@@ -179,11 +243,13 @@ pub enum Action<J> {
 pub enum Verdict {
     /// With the reply that the event was about.
     Replied,
+    /// Its time was over.
     TimedOut,
     /// Its daemon was lost, or everything was reset.
     Reset,
     /// The URL at which its daemon was connected has been closed.
     Closed,
+    /// It was cancelled.
     Canceled,
 }
 
@@ -192,14 +258,17 @@ pub enum Verdict {
 pub struct Counts {
     /// Tasks not yet sent, and sent.
     pub awaiting: usize,
+    /// Tasks that were sent and are not over.
     pub executing: usize,
     /// Tasks resolved so far, however they ended.
     pub completed: u64,
     /// Daemons connected now, and so far.
     pub connections: usize,
+    /// Connections so far.
     pub cumulative: u64,
     /// Bytes waiting, now and at most so far.
     pub queued: u64,
+    /// The most bytes that have waited so far.
     pub peak: u64,
 }
 
@@ -215,9 +284,12 @@ pub struct Farewell {
 /// Numbers of one endpoint; all but `online` accumulate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointCounts {
+    /// Daemons connected there.
     pub online: u32,
     /// Connections so far; negative since the endpoint has moved, until the next one.
     pub instance: i32,
+    /// Tasks sent there so far.
     pub assigned: u64,
+    /// Tasks that have ended there so far.
     pub complete: u64,
 }

@@ -23,6 +23,7 @@ pub const PEERS_KEPT: usize = 10_000;
 pub struct Label {
     /// The number of its handle; 0 if it has none.
     pub number: u32,
+    /// Its name, if it has one.
     pub name: Option<Box<str>>,
 }
 
@@ -31,12 +32,15 @@ pub struct Label {
 pub enum TaskState {
     /// Not started, as far as the host knows: it may be with a daemon.
     Queued,
+    /// A daemon has it.
     Running,
     /// With a value.
     Done,
     /// With an error of its own.
     Failed,
+    /// It was cancelled.
     Canceled,
+    /// Its time was over.
     TimedOut,
     /// Its daemon was lost, or all daemons were reset.
     Lost,
@@ -45,14 +49,19 @@ pub enum TaskState {
 /// A task in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskRow {
+    /// Number of the task.
     pub id: TaskId,
+    /// What people call it.
     pub label: Label,
+    /// How far it has come.
     pub state: TaskState,
     /// The daemon that has started it last.
     pub peer: Option<PeerId>,
+    /// When it was submitted.
     pub submitted: Time,
     /// When that daemon started it, by the host's clock: the time of the reply less `spent`.
     pub started: Option<Time>,
+    /// When it resolved; `None` if it has not.
     pub ended: Option<Time>,
     /// What the daemon says that it has taken.
     pub spent: Option<Duration>,
@@ -60,6 +69,7 @@ pub struct TaskRow {
     pub attempts: u32,
     /// Size of the payload and of the value.
     pub bytes_in: u64,
+    /// Size of its value, in bytes; `None` if there is none.
     pub bytes_out: Option<u64>,
     /// Message of the error that it ended in, shortened.
     pub error: Option<Box<str>>,
@@ -68,7 +78,9 @@ pub struct TaskRow {
 /// What a daemon does, or how it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
+    /// It has nothing to do.
     Idle,
+    /// It has a task.
     Busy,
     /// It starts no further task.
     Leaving,
@@ -81,9 +93,13 @@ pub enum PeerState {
 /// A daemon in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRow {
+    /// Number of the connection.
     pub peer: PeerId,
+    /// Where it is connected, or was.
     pub endpoint: Endpoint,
+    /// How far it has come.
     pub state: PeerState,
+    /// When it connected.
     pub joined: Time,
     /// When the connection ended.
     pub ended: Option<Time>,
@@ -150,10 +166,15 @@ impl Over {
 /// Tasks that are over, counted by how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
+    /// With a value.
     pub done: u64,
+    /// With an error of the evaluation.
     pub failed: u64,
+    /// By cancellation.
     pub canceled: u64,
+    /// By their time limit.
     pub timed_out: u64,
+    /// With their daemon.
     pub lost: u64,
 }
 

@@ -139,6 +139,7 @@ pub struct Dispatcher<J> {
 }
 
 impl<J: Clone> Dispatcher<J> {
+    /// One without connections and tasks.
     pub fn new(config: Config) -> Dispatcher<J> {
         Dispatcher {
             config,
@@ -162,6 +163,7 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
+    /// How it was set up.
     pub fn config(&self) -> Config {
         self.config
     }
@@ -207,6 +209,7 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
+    /// Numbers of tasks and connections now.
     pub fn counts(&self) -> Counts {
         Counts {
             awaiting: self.tasks.len() - self.in_flight,
@@ -226,6 +229,7 @@ impl<J: Clone> Dispatcher<J> {
         self.counts.completed += 1;
     }
 
+    /// Numbers for each endpoint, in the order in which they were added.
     pub fn endpoint_counts(&self) -> impl Iterator<Item = EndpointCounts> + '_ {
         self.endpoints.iter().map(|e| e.counts)
     }

@@ -13,6 +13,7 @@ const ROUND_ROBIN_WINDOW: usize = 16;
 /// With [`Policy::Queue`], how much work a daemon holds at most beyond what it has started, so
 /// that it need not wait for the host after each task: in time, and in tasks.
 pub const AHEAD: Duration = Duration::from_millis(1);
+/// Tasks that a daemon may hold besides the one that it evaluates.
 pub const MOST_AHEAD: usize = 64;
 
 /// A task on a daemon. `id` is `None` when nobody waits for it any more.

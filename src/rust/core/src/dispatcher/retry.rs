@@ -23,6 +23,7 @@ pub struct Retry {
     pub crash: u32,
     /// Further attempts after an error of the evaluation; `u32::MAX`: without limit.
     pub error: u32,
+    /// Pauses between attempts.
     pub backoff: Backoff,
 }
 
@@ -51,9 +52,11 @@ impl Retry {
 /// together are not attempted together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
+    /// The pause before the second attempt.
     pub first: Duration,
     /// At least 1.
     pub factor: f64,
+    /// The longest pause.
     pub most: Duration,
 }
 
@@ -105,6 +108,7 @@ fn mix(number: u64) -> u64 {
 pub struct Rules {
     /// In place of [`Config::retry`](super::Config::retry).
     pub retry: Option<Retry>,
+    /// Higher goes first.
     pub priority: Priority,
 }
 

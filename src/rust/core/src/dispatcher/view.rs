@@ -13,16 +13,22 @@ pub const SHOWN_LATELY: usize = 20;
 /// A task that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
+    /// Number of the task.
     pub id: TaskId,
+    /// What people call it.
     pub label: Label,
+    /// Number of the connection.
     pub peer: PeerId,
+    /// When it was sent to the daemon.
     pub started: Time,
 }
 
 /// The dispatcher at one moment.
 #[derive(Clone, Debug)]
 pub struct View {
+    /// Numbers of tasks and connections.
     pub counts: Counts,
+    /// Numbers of tasks that have ended.
     pub tally: Tally,
     /// Tasks that run. The other `counts.executing` wait on a daemon.
     pub running: usize,

@@ -13,14 +13,18 @@ use crate::sys;
 /// The log at one moment. The times in it count from `origin`.
 #[derive(Clone, Debug)]
 pub struct Log<R> {
+    /// The time at which the times of the rows begin.
     pub origin: SystemTime,
+    /// When the rows were made.
     pub now: Time,
+    /// The rows.
     pub rows: Vec<R>,
 }
 
 /// A daemon in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaemonRow {
+    /// What the dispatcher knows.
     pub row: PeerRow,
     /// Where it connected.
     pub url: String,

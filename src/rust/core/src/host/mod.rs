@@ -17,7 +17,6 @@
 mod actions;
 mod endpoints;
 mod local;
-#[allow(missing_docs)]
 mod log;
 pub mod monitor;
 mod network;
