@@ -42,7 +42,7 @@ test_that("errors of native code have classes and the call of the user's functio
 
   # What R finds out before, unless daemons are reset meanwhile.
   profile <- test_profile()
-  map <- function() .Call(mirai:::rs_submit_map, quote(.x), NULL, NULL, list(1), NULL, profile)
+  map <- function() .Call(mirai:::rs_submit_map, quote(.x), NULL, NULL, list(1), NULL, NULL, profile, NULL)
   e <- error_of(map())
   expect_identical(class(e), c("mirai_error_no_daemons", "mirai_error", "error", "condition"))
   expect_identical(conditionCall(e), quote(map()))
@@ -83,9 +83,10 @@ test_that("nothing in a message is taken for a format", {
 })
 
 test_that("a panic is an error with its message", {
+  retry <- retry_rules(FALSE)
   # A negative time: R checks for it before.
   open <- function(patience) {
-    .Call(mirai:::rs_open_profile, "x", local_url(), FALSE, FALSE, NULL, NULL, patience, NULL, NULL)
+    .Call(mirai:::rs_open_profile, "x", local_url(), FALSE, retry, NULL, NULL, patience, NULL, NULL)
   }
   e <- tryCatch(open(-1), error = identity)
   expect_identical(class(e), c("mirai_error", "error", "condition"))
