@@ -296,8 +296,7 @@ test_that("of a flood of output the beginning and the end are kept, with the num
 
 test_that("a task that closes, redirects or sinks its output does so for itself", {
   local_test_daemons(1, output = "task")
-  file <- tempfile()
-  on.exit(unlink(file))
+  file <- local_file()
   m <- mirai(
     {
       sink(file)
@@ -381,8 +380,7 @@ test_that(".on_report is called with each report and its index, in order, while 
 test_that("a report is told before its task is over, and an error in .on_report is a warning", {
   skip_if_not_installed("later")
   local_test_daemons(1)
-  go <- tempfile()
-  on.exit(unlink(go))
+  go <- local_file()
   told <- NULL
   m <- mirai(
     {

@@ -254,15 +254,17 @@ fn another_user_is_refused_and_told_so() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let (host, worker) = shown("default");
-    let place = std::env::temp_dir().join("mirai-0");
-    let socket = place.join(std::process::id().to_string());
+    // A program and a directory for temporary files that this user can reach.
+    let base = tempfile::tempdir_in("/tmp").unwrap();
     let mode = |path: &std::path::Path, mode| {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     };
-    // A program and a directory that this user can reach.
-    let base = tempfile::tempdir_in("/tmp").unwrap();
     mode(base.path(), 0o755);
+    // SAFETY: this process runs this test alone, and has no other thread that reads the environment yet.
+    unsafe { std::env::set_var("TMPDIR", base.path()) };
+    let (host, worker) = shown("default");
+    let place = base.path().join("mirai-0");
+    let socket = place.join(std::process::id().to_string());
     let program = base.path().join("test");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let connect = || {
