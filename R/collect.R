@@ -141,6 +141,8 @@ check_progress <- function(name, value, call) {
 collect_list <- function(x, options, call = sys.call(-1L)) {
   options <- check_options(options, call)
   x <- unclass(x)
+  checkpoint <- attr(x, "checkpoint")
+  attr(x, "checkpoint") <- NULL
   stop_early <- !is.null(options$.stop)
   if (any(c(".progress", ".progress_cli") %in% names(options))) {
     wait_with_progress(x, stop_early, progress_bar(length(x), options, call))
@@ -155,6 +157,7 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
     stop(map_error(x, i, value_condition(x[[i]]$data), call))
   }
   values <- .Call(rs_collect_list, x)
+  tell_checkpoint(checkpoint, TRUE)
   if (is.null(options$.flat)) values else flatten(values, call)
 }
 

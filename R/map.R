@@ -65,7 +65,8 @@ mirai_map <- function(
   .promise = NULL,
   .compute = NULL,
   .retry = NULL,
-  .on_report = NULL
+  .on_report = NULL,
+  .checkpoint = NULL
 ) {
   call <- sys.call()
   profile <- check_profile(.compute)
@@ -82,6 +83,14 @@ mirai_map <- function(
   globals <- if (...length()) named_dots(list(...), call)
   elements <- map_elements(.x, call)
   rules <- task_rules(.retry, call)
+  expr <- map_call(elements$arguments, .args)
+  checkpoint <- NULL
+  if (!is.null(.checkpoint)) {
+    check_string(.checkpoint, ".checkpoint", call)
+    common <- list(.f = .f, .args = .args, ... = globals, .x = expr)
+    checkpoint <- .Call(rs_open_checkpoint, path.expand(.checkpoint), common, elements$x)
+    on.exit(.Call(rs_close_checkpoint, checkpoint))
+  }
   if (!daemons_set(profile)) {
     if (edition() == 2L) {
       stop_no_daemons(profile, call)
@@ -89,14 +98,13 @@ mirai_map <- function(
     warning("launching one local daemon as none previously set")
     daemons(1L, dispatcher = FALSE, .compute = profile)
   }
-  expr <- map_call(elements$arguments, .args)
   args <- list(.f = .f, .args = .args)
   sent <- expr
   if (!is.null(the$tracer)) {
     local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
     sent <- with_context(expr)
   }
-  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, NULL, profile, rules)
+  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, NULL, profile, rules, checkpoint)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)
@@ -104,6 +112,7 @@ mirai_map <- function(
   }
   names(ms) <- elements$names
   map <- new_mirai_map(ms)
+  attr(map, "checkpoint") <- checkpoint
   if (!is.null(handlers)) {
     promise_each(map, handlers)
   }
@@ -147,11 +156,20 @@ map_call <- function(arguments, constants) {
   as.call(c(list(quote(.f)), arguments, more))
 }
 
+# Warns, once for a map, if its results are no longer stored. `wait`: after those that are there have been written.
+tell_checkpoint <- function(checkpoint, wait) {
+  failure <- if (!is.null(checkpoint)) .Call(rs_checkpoint_failure, checkpoint, wait)
+  if (!is.null(failure)) {
+    warning("the checkpoint has stopped, later results are not in the file: ", failure, call. = FALSE)
+  }
+}
+
 #' @export
 print.mirai_map <- function(x, ...) {
   n <- length(x)
   failed <- .Call(rs_failures, unclass(x))
   failed <- if (failed > 0L) paste0(", ", failed, " failed")
   cat(paste0("< mirai map [", n - .Call(rs_pending, unclass(x)), "/", n, failed, "] >\n"))
+  tell_checkpoint(attr(x, "checkpoint"), FALSE)
   invisible(x)
 }

@@ -121,7 +121,7 @@ unsafe extern "C-unwind" fn open_checkpoint(file: SEXP, common: SEXP, elements: 
                         map.add(key);
                     }
                 }
-                Err(why) => undigested(".x", why, &format!(" (element {})", i + 1)).raise(),
+                Err(why) => undigested(".x", why, &format!("in element {}, ", i + 1)).raise(),
             }
         }
         if let Err(error) = open(pointer, file) {
@@ -132,9 +132,10 @@ unsafe extern "C-unwind" fn open_checkpoint(file: SEXP, common: SEXP, elements: 
     }
 }
 
+/// `place`: where in the argument.
 fn undigested(name: &str, why: digest::Undigested, place: &str) -> Error {
     Error::argument(format_args!(
-        "'{name}'{place} must be free of what '.checkpoint' cannot compare with an earlier session: {why}"
+        "'{name}' cannot be used with '.checkpoint': {place}{why}"
     ))
 }
 

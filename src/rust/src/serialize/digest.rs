@@ -40,7 +40,7 @@ impl std::fmt::Display for Undigested {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Undigested::Pointer => {
-                "an external pointer or a weak reference in it, as of a connection or a database"
+                "there is an external pointer, as of a connection, which no later session can recognise"
             }
             Undigested::TooDeep => "it is nested too deeply",
             Undigested::Hook => "a serialization hook has failed",
@@ -173,8 +173,9 @@ impl Walk {
         // SAFETY: as [`Walk`] demands; names of attributes are symbols.
         unsafe {
             let mut done = Ok(());
+            self.number(i32::from(r::Rf_isS4(object) == Rboolean::TRUE));
+            // Nothing more of an object that has source references only.
             if r::has_attributes(object) {
-                self.number(i32::from(r::Rf_isS4(object) == Rboolean::TRUE));
                 r::all_attributes(object, |name, value| {
                     let sources = [SRCREF.get(), SRCFILE.get(), WHOLE_SRCREF.get()];
                     if !sources.contains(&name) {
