@@ -2,7 +2,8 @@
 
 # Notes in `log` that it runs. Its environment is that of a function at top level: that of a test changes.
 square <- function(x, log) {
-  cat(x, "\n", file = log, append = TRUE)
+  # In one write, because other daemons write, too.
+  cat(paste0(x, "\n"), file = log, append = TRUE)
   if (x < 0) {
     stop("negative")
   }
@@ -91,7 +92,7 @@ test_that("source references, byte code and how R holds a value do not matter", 
   local_test_daemons(1)
   check <- local_checkpoint()
   make <- function(text, keep) eval(parse(text = text, keep.source = keep)[[1L]], globalenv())
-  text <- "function(x, log) { cat(x[1L], '\\n', file = log, append = TRUE); g <- function(y) y; g(x)[1L] }"
+  text <- "function(x, log) { cat(paste0(x[1L], '\\n'), file = log, append = TRUE); g <- function(y) y; g(x)[1L] }"
   check$map(list(1:10, 2), make(text, FALSE))[]
   expect_identical(check$ran(), c(1, 2))
   for (f in list(
@@ -284,6 +285,28 @@ test_that("what cannot be compared with an earlier session is refused, by its ar
   expect_identical(task_log()$id, integer())
   local_test_daemons(sync = TRUE)
   expect_match(message(1, identity), "must be left out with daemons(sync = TRUE)", fixed = TRUE)
+})
+
+test_that("what a function's environment has of this package, of its caller and of data.table is no hindrance", {
+  local_test_daemons(1)
+  check <- local_checkpoint()
+  run <- function(..., file, log, square) {
+    pending <- mirai(Sys.sleep(60))
+    on.exit(stop_mirai(pending))
+    earlier <- mirai_map(3, square, .args = list(log = log), .checkpoint = file)
+    resolved <- mirai(1, .compute = "none-set")
+    resolved[]
+    table <- structure(list(1), .internal.selfref = attr(earlier, "checkpoint"))
+    mirai_map(1:2, function(x) square(x, log), square = square, log = log, .checkpoint = file)
+  }
+  environment(run) <- globalenv()
+  again <- function(...) run(..., file = check$file, log = check$log, square = square)[.flat]
+  expect_identical(again(a = stop("not evaluated")), c(1, 4))
+  check$ran()
+  expect_identical(again(a = stop("not evaluated")), c(1, 4))
+  expect_identical(check$ran(), numeric())
+  expect_identical(again(a = stop("another")), c(1, 4))
+  expect_identical(check$ran(), c(1, 2))
 })
 
 test_that("objects with hooks are compared by what the hooks make of them", {

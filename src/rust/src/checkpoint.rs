@@ -64,6 +64,15 @@ unsafe fn map<'a>(pointer: SEXP) -> Option<&'a mut Map> {
     }
 }
 
+/// Whether an object is the pointer that a map has.
+///
+/// # Safety
+/// On R's main thread; `object` is an external pointer.
+pub(crate) unsafe fn is_pointer(object: SEXP) -> bool {
+    // SAFETY: as this function demands.
+    unsafe { R_ExternalPtrTag(object) == TAG.get() }
+}
+
 unsafe extern "C" fn finalize(pointer: SEXP) {
     // SAFETY: R calls it once with the pointer, whose address is null or from `Box::into_raw`.
     unsafe {

@@ -8,7 +8,8 @@
 //! - environments by their variables, sorted by name, and their parents; one that comes again, by the order in which it
 //!   came first. The global environment, packages and namespaces by name, namespaces also by version;
 //! - evaluated promises by their value, others by expression and environment;
-//! - objects whose class has a [hook](super::hooks), by what that makes of them.
+//! - objects whose class has a [hook](super::hooks), by what that makes of them;
+//! - a mirai by its value, once that has been read.
 //!
 //! An external pointer or a weak reference says nothing about what it stands for, so there is no digest.
 
@@ -22,8 +23,10 @@ use mirai_core::checkpoint::{Hasher, Key};
 use super::hooks::{self, Collected};
 use super::writer::{special, References};
 use super::{by_r, Buffer};
-use crate::r::{self, Variable};
+use crate::checkpoint;
+use crate::r::{self, Constant, Variable};
 use crate::stack;
+use crate::tasks::{is_mirai, DATA};
 
 /// Stack that a level of nesting takes at most.
 const LEVEL: usize = 512;
@@ -101,6 +104,8 @@ r::symbols! {
     SRCREF = c"srcref";
     SRCFILE = c"srcfile";
     WHOLE_SRCREF = c"wholeSrcref";
+    // By which package data.table knows its own copies.
+    SELFREF = c".internal.selfref";
 }
 
 impl Walk {
@@ -148,7 +153,18 @@ impl Walk {
                         return Ok(());
                     }
                     SEXPTYPE::ENVSXP => return self.environment(object, depth),
+                    SEXPTYPE::EXTPTRSXP if checkpoint::is_pointer(object) => return Ok(()),
                     SEXPTYPE::EXTPTRSXP | SEXPTYPE::WEAKREFSXP => return Err(Undigested::Pointer),
+                    #[cfg(not(r_4_5))]
+                    SEXPTYPE::DOTSXP => {
+                        self.item(TAG(object), depth + 1)?;
+                        self.item(CAR(object), depth + 1)?;
+                        object = CDR(object);
+                    }
+                    #[cfg(not(r_4_5))]
+                    SEXPTYPE::PROMSXP => {
+                        return self.binding(Variable::of_promise(object), depth);
+                    }
                     SEXPTYPE::LISTSXP | SEXPTYPE::LANGSXP => {
                         self.attributes(object, depth)?;
                         self.item(TAG(object), depth + 1)?;
@@ -175,10 +191,10 @@ impl Walk {
             let mut done = Ok(());
             self.number(i32::from(r::Rf_isS4(object) == Rboolean::TRUE));
             // Nothing more of an object that has source references only.
+            let ignored = [&SRCREF, &SRCFILE, &WHOLE_SRCREF, &SELFREF].map(Constant::get);
             if r::has_attributes(object) {
                 r::all_attributes(object, |name, value| {
-                    let sources = [SRCREF.get(), SRCFILE.get(), WHOLE_SRCREF.get()];
-                    if !sources.contains(&name) {
+                    if !ignored.contains(&name) {
                         self.string(PRINTNAME(name));
                         done = self.item(value, depth + 1);
                     }
@@ -211,6 +227,14 @@ impl Walk {
                 let name = Rf_getAttrib(env, Rf_install(c"name".as_ptr()));
                 return self.item(name, depth + 1);
             }
+            if is_mirai(env) {
+                // Its number, and which task it has, say nothing about it.
+                self.number(-8);
+                return match Variable::of(DATA.get(), env) {
+                    value @ Variable::Value(_) => self.binding(value, depth),
+                    _ => Ok(()),
+                };
+            }
             self.number(-5);
             self.item(extendr_ffi::backports::get_parent_env(env), depth + 1)?;
             let names = Rf_protect(r::R_lsInternal3(env, Rboolean::TRUE, Rboolean::FALSE));
@@ -234,6 +258,19 @@ impl Walk {
             self.string(name);
             let symbol = r::Rf_installChar(name);
             match Variable::of_existing(symbol, env) {
+                Variable::Active => {
+                    self.number(-7);
+                    self.item(r::R_ActiveBindingFunction(symbol, env), depth + 1)
+                }
+                other => self.binding(other, depth),
+            }
+        }
+    }
+
+    unsafe fn binding(&mut self, variable: Variable, depth: u32) -> Done {
+        // SAFETY: as [`Walk`] demands.
+        unsafe {
+            match variable {
                 Variable::Value(value) | Variable::Forced { value, .. } => {
                     self.item(value, depth + 1)
                 }
@@ -242,11 +279,7 @@ impl Walk {
                     self.item(expr, depth + 1)?;
                     self.item(env, depth + 1)
                 }
-                Variable::Active => {
-                    self.number(-7);
-                    self.item(r::R_ActiveBindingFunction(symbol, env), depth + 1)
-                }
-                Variable::Absent => Ok(()),
+                Variable::Active | Variable::Absent => Ok(()),
                 #[cfg(all(r_4_5, not(r_4_6)))]
                 Variable::Promise(promise) => self.by_r(promise),
             }
