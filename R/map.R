@@ -36,27 +36,30 @@
 #' name: b.`, and on the next line the reason, `Caused by error in f(): bad`. `$location` is the index, `$name` the name
 #' (`NULL` if there is none), and `$parent` the original condition with its own class and fields.
 #'
-#' @section Checkpoint: With `.checkpoint = "file"`, each result is written to a file when it arrives, also while R is busy,
-#' and is on disk within a second. If the session ends, by a crash, `kill -9` or a loss of power, call [mirai_map()] again
-#' with the same file. What is there is not evaluated again: these elements have resolved at once, and their values are
-#' read from the file when they are asked for. The other elements run, and so do those that have failed, because error
-#' values are not stored. What the file has depends on the elements, not on their order: elements can be added.
+#' @section Checkpoint: With `.checkpoint = "file"`, each result is written to a file when it arrives, also while R is
+#' busy, and is on disk within a second. If the session ends, by a crash, `kill -9` or a loss of power, call
+#' [mirai_map()] again with the same file. What is there is not evaluated again: these elements have resolved at once,
+#' and their values are read from the file when they are asked for. The other elements run, and so do those that have
+#' failed, because error values are not stored. What the file has depends on the elements, not on their order: elements
+#' can be added.
 #'
-#' A result counts for an element if `.f`, `.args`, `...` and the element are the same. They are compared by a hash. Source
-#' references, comments and byte code do not matter. If there are equal elements, each has its own result. With
+#' A result counts for an element if `.f`, `.args`, `...` and the element are the same. They are compared by a hash.
+#' Source references, comments and byte code do not matter. If there are equal elements, each has its own result. With
 #' `daemons(seed = )`, a result also depends on the random number stream of the element, that is on the seed and on the
 #' number of tasks before it.
 #'
-#' * A function stands for its arguments, its body and its environment. The global environment and packages are compared
-#'   by name: what `.f` uses from there and may change belongs into `...`. A function that was made in another function
-#'   has the variables there as its environment, and runs again if one of them changes. So does a function
+#' * A function stands for its arguments, its body and its environment. The global environment and packages are
+#'   compared by name: what `.f` uses from there and may change belongs into `...`. A function that was made in another
+#'   function has the variables there as its environment, and runs again if one of them changes. So does a function
 #'   from a package of another version.
-#' * An external pointer, such as that of a connection, cannot be compared: an error names the argument. Objects with hooks (see
-#'   [serialization()]) are compared by what the hooks make of them.
-#' * Only one session at a time can write to a file. Another one gets an error. Maps of the same session may share a file.
-#' * The file grows. To begin anew, delete it. Damage at its end, as after a loss of power, loses the last results only.
-#' * If the file cannot be written any more, as on a full disk, results arrive all the same. The checkpoint stops, and a
-#'   warning says so when the map is collected or printed.
+#' * An external pointer, such as that of a connection, cannot be compared: an error names the argument. Objects with
+#'   hooks (see [serialization()]) are compared by what the hooks make of them.
+#' * Only one session at a time can write to a file. Another one gets an error. Maps of the same session may share a
+#'   file.
+#' * The file grows. To begin anew, delete it. Damage at its end, as after a loss of power, loses the last results
+#'   only.
+#' * If the file cannot be written any more, as on a full disk, results arrive all the same. The checkpoint stops, and
+#'   a warning says so when the map is collected or printed.
 #'
 #' @details
 #' There is no chunking: a daemon takes the next element when it has finished one, so uneven work is spread evenly.
