@@ -168,6 +168,8 @@ check_progress <- function(name, value, call) {
 collect_list <- function(x, options, call = sys.call(-1L)) {
   options <- check_options(options, call)
   x <- unclass(x)
+  checkpoint <- attr(x, "checkpoint")
+  attr(x, "checkpoint") <- NULL
   stop_early <- !is.null(options$.stop)
   done <- if (!is.null(options$.done)) .Call(rs_done, x)
   if (!is.null(done)) {
@@ -190,6 +192,7 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
     values <- structure(vector("list", length(x)), names = names(x))
     values[done] <- .Call(rs_collect_list, x[done])
   }
+  tell_checkpoint(checkpoint, TRUE)
   if (is.null(options$.flat)) values else flatten(values, call, done)
 }
 

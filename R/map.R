@@ -14,6 +14,8 @@
 #'   [as.promise()][as.promise.mirai].
 #' @param .timeout milliseconds for each element, after which it resolves to error value 5 (timed out). They count from
 #'   its submission, as for [mirai()], so the time in the queue is part of them. `NULL` for no limit.
+#' @param .checkpoint the name of a file that keeps the results. The same call with the same file takes those that are
+#'   there, also in a later session. See section *Checkpoint*.
 #' @inheritParams mirai
 #'
 #' @returns A list of mirai of class `"mirai_map"`, invisibly. Its names are those of `.x`: the row names, for a matrix
@@ -41,6 +43,31 @@
 #' name: b.`, and on the next line the reason, `Caused by error in f(): bad`. `$location` is the index, `$name` the name
 #' (`NULL` if there is none), and `$parent` the original condition with its own class and fields.
 #'
+#' @section Checkpoint: With `.checkpoint = "file"`, each result is written to a file when it arrives, also while R is
+#' busy, and is on disk within a second. If the session ends, by a crash, `kill -9` or a loss of power, call
+#' [mirai_map()] again with the same file. What is there is not evaluated again: these elements have resolved at once,
+#' and their values are read from the file when they are asked for. The other elements run, and so do those that have
+#' failed, because error values are not stored. What the file has depends on the elements, not on their order: elements
+#' can be added.
+#'
+#' A result counts for an element if `.f`, `.args`, `...` and the element are the same. They are compared by a hash.
+#' Source references, comments and byte code do not matter. If there are equal elements, each has its own result. With
+#' `daemons(seed = )`, a result also depends on the random number stream of the element, that is on the seed and on the
+#' number of tasks before it.
+#'
+#' * A function stands for its arguments, its body and its environment. The global environment and packages are
+#'   compared by name: what `.f` uses from there and may change belongs into `...`. A function that was made in another
+#'   function has the variables there as its environment, and runs again if one of them changes. So does a function
+#'   from a package of another version.
+#' * An external pointer, such as that of a connection, cannot be compared: an error names the argument. Objects with
+#'   hooks (see [serialization()]) are compared by what the hooks make of them.
+#' * Only one session at a time can write to a file. Another one gets an error. Maps of the same session may share a
+#'   file.
+#' * The file grows. To begin anew, delete it. Damage at its end, as after a loss of power, loses the last results
+#'   only.
+#' * If the file cannot be written any more, as on a full disk, results arrive all the same. The checkpoint stops, and
+#'   a warning says so when the map is collected or printed.
+#'
 #' @details
 #' There is no chunking: a daemon takes the next element when it has finished one, so uneven work is spread evenly.
 #' `.f`, `.args` and `...` are sent to each daemon once.
@@ -62,6 +89,11 @@
 #'
 #' # An element that fails is an error value
 #' mirai_map(list(a = 1, b = "a"), log)[]
+#'
+#' # The second call has nothing to evaluate
+#' file <- tempfile()
+#' mirai_map(1:3, sqrt, .checkpoint = file)[.flat]
+#' mirai_map(1:3, sqrt, .checkpoint = file)[.flat]
 #' daemons(0)
 #' @export
 mirai_map <- function(
@@ -74,7 +106,8 @@ mirai_map <- function(
   .retry = NULL,
   .priority = 0,
   .timeout = NULL,
-  .on_report = NULL
+  .on_report = NULL,
+  .checkpoint = NULL
 ) {
   call <- sys.call()
   profile <- check_profile(.compute)
@@ -94,6 +127,14 @@ mirai_map <- function(
   if (!is.null(.timeout)) {
     check_positive(.timeout, ".timeout", call = call)
   }
+  expr <- map_call(elements$arguments, .args)
+  checkpoint <- NULL
+  if (!is.null(.checkpoint)) {
+    check_string(.checkpoint, ".checkpoint", call)
+    common <- list(.f = .f, .args = .args, ... = globals, .x = expr)
+    checkpoint <- .Call(rs_open_checkpoint, path.expand(.checkpoint), common, elements$x)
+    on.exit(.Call(rs_close_checkpoint, checkpoint))
+  }
   if (!daemons_set(profile)) {
     if (edition() == 2L) {
       stop_no_daemons(profile, call)
@@ -101,14 +142,13 @@ mirai_map <- function(
     warning("launching one local daemon as none previously set")
     daemons(1L, dispatcher = FALSE, .compute = profile)
   }
-  expr <- map_call(elements$arguments, .args)
   args <- list(.f = .f, .args = .args)
   sent <- expr
   if (!is.null(the$tracer)) {
     local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
     sent <- with_context(expr)
   }
-  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, .timeout, profile, rules)
+  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, .timeout, profile, rules, checkpoint)
   if (is.logical(ms)) {
     ms <- lapply(elements$x, function(x) {
       evaluate_sync(expr, globals, c(args, list(.x = x)), profile)
@@ -116,6 +156,7 @@ mirai_map <- function(
   }
   names(ms) <- elements$names
   map <- new_mirai_map(ms)
+  attr(map, "checkpoint") <- checkpoint
   if (!is.null(handlers)) {
     promise_each(map, handlers)
   }
@@ -159,11 +200,20 @@ map_call <- function(arguments, constants) {
   as.call(c(list(quote(.f)), arguments, more))
 }
 
+# Warns, once for a map, if its results are no longer stored. `wait`: after those that are there have been written.
+tell_checkpoint <- function(checkpoint, wait) {
+  failure <- if (!is.null(checkpoint)) .Call(rs_checkpoint_failure, checkpoint, wait)
+  if (!is.null(failure)) {
+    warning("the checkpoint has stopped, later results are not in the file: ", failure, call. = FALSE)
+  }
+}
+
 #' @export
 print.mirai_map <- function(x, ...) {
   n <- length(x)
   failed <- .Call(rs_failures, unclass(x))
   failed <- if (failed > 0L) paste0(", ", failed, " failed")
   cat(paste0("< mirai map [", n - .Call(rs_pending, unclass(x)), "/", n, failed, "] >\n"))
+  tell_checkpoint(attr(x, "checkpoint"), FALSE)
   invisible(x)
 }

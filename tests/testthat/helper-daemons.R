@@ -207,3 +207,9 @@ without_reason <- function(value) {
   attr(value, "reason") <- NULL
   value
 }
+
+# Waits until a session's checkpoint is closed: nobody has it locked.
+local_closed <- function(file) {
+  skip_if(!nzchar(Sys.which("flock")), "flock")
+  system2("flock", c("--timeout", "20", shQuote(file), "true"))
+}

@@ -100,12 +100,18 @@ fn close_profile(name: &str, end: bool) -> Result<()> {
     })
 }
 
+/// At its end a session waits this long for checkpoints to be on disk.
+const LAST_WRITES: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Ends all profiles: the session is over.
 fn close_session() -> Result<()> {
     unless_forked(|session| {
         promises::close();
         session.close_all();
     });
+    if !crate::forks::is_forked() {
+        mirai_core::checkpoint::finish(LAST_WRITES);
+    }
     Ok(())
 }
 

@@ -25,6 +25,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod altrep;
+mod checkpoint;
 mod cleanup;
 mod daemon;
 mod daemons;
@@ -80,6 +81,7 @@ pub unsafe extern "C" fn mirai_register(info: *mut DllInfo) {
             session::functions(),
             streams::functions(),
             urls::functions(),
+            checkpoint::routines(),
             tasks::routines(),
             submit::routines(),
             waiting::routines(),

@@ -80,12 +80,15 @@ pub(crate) unsafe fn append(out: *mut Buffer, written: &str) -> usize {
 pub(crate) unsafe fn keep(env: SEXP, task: &Task) {
     // SAFETY: as this function demands; what was allocated is protected.
     unsafe {
-        if let Some(Outcome::Value(content) | Outcome::Error(content)) = task.outcome() {
-            if let Some(bytes) = content.notes() {
-                let raw = Rf_protect(raw(bytes));
-                Rf_defineVar(NOTES.get(), raw, env);
-                Rf_unprotect(1);
-            }
+        let content = match task.outcome() {
+            Some(Outcome::Value(content) | Outcome::Error(content)) => Some(content),
+            Some(Outcome::Stored(stored)) => stored.content().ok(),
+            _ => None,
+        };
+        if let Some(bytes) = content.and_then(Content::notes) {
+            let raw = Rf_protect(raw(bytes));
+            Rf_defineVar(NOTES.get(), raw, env);
+            Rf_unprotect(1);
         }
         let list = raw_reports(task, 0);
         if list != R_NilValue {

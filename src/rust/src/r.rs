@@ -40,6 +40,7 @@ extern "C" {
         handler_data: *mut c_void,
     ) -> SEXP;
     pub(crate) fn R_removeVarFromFrame(symbol: SEXP, env: SEXP);
+    pub(crate) fn R_ActiveBindingFunction(symbol: SEXP, env: SEXP) -> SEXP;
     pub(crate) fn R_lsInternal3(env: SEXP, all: Rboolean, sorted: Rboolean) -> SEXP;
     pub(crate) fn R_ClosureExpr(function: SEXP) -> SEXP;
     pub(crate) fn R_gc();

@@ -28,7 +28,7 @@ use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
         r::routine(c"submit", submit as *const (), 7),
-        r::routine(c"submit_map", map::submit_map as *const (), 8),
+        r::routine(c"submit_map", map::submit_map as *const (), 9),
         r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
         r::routine(c"submit_to", submit_to as *const (), 4),
     ]

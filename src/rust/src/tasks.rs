@@ -27,6 +27,7 @@ use extendr_ffi::{
     Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, SEXP, SEXPTYPE,
     TYPEOF,
 };
+use mirai_core::checkpoint::Stored;
 use mirai_core::heap;
 use mirai_core::memory::Content;
 use mirai_core::task::{next_task_id, Outcome, Payload, Task};
@@ -283,12 +284,24 @@ unsafe fn release(pointer: SEXP) {
 
 /// Makes the task of a mirai, to be submitted before R is called again: ids are in order then.
 pub(crate) unsafe fn new_task(pointer: SEXP, payload: Payload, name: Option<&str>) -> Arc<Task> {
+    // SAFETY: as of the other function.
+    unsafe { attach(pointer, Task::new(next_task_id(), payload), name) }
+}
+
+/// Makes the task of a mirai one that has resolved to a value of a checkpoint.
+pub(crate) unsafe fn new_stored(pointer: SEXP, stored: Stored, name: Option<&str>) {
+    // SAFETY: as of the other function.
+    unsafe {
+        attach(pointer, Task::stored(next_task_id(), stored), name);
+    }
+}
+
+unsafe fn attach(pointer: SEXP, task: Task, name: Option<&str>) -> Arc<Task> {
     // SAFETY: `pointer` is a mirai's `.task` and protected.
     unsafe {
         let number = Rf_getAttrib(R_ExternalPtrProtected(pointer), ID.get());
         let number = r::as_number(number).map_or(0, |number| number as u32);
-        let task =
-            Arc::new(Task::new(next_task_id(), payload).labelled(number, name.map(Into::into)));
+        let task = Arc::new(task.labelled(number, name.map(Into::into)));
         if let Some(slot) = slot(pointer) {
             slot.set(Arc::into_raw(task.clone()));
         }
@@ -412,6 +425,16 @@ unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
         let task = &*task.cast::<Task>();
         match task.outcome() {
             Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
+            Some(Outcome::Stored(stored)) => match stored.content() {
+                Ok(content) => value(content),
+                Err(error) => {
+                    let text = format!("the value cannot be read from the checkpoint: {error}");
+                    drop(error);
+                    let string = r::string(&text);
+                    drop(text);
+                    failure_with(string)
+                }
+            },
             Some(Outcome::TimedOut) => error_value(5),
             Some(Outcome::Closed) => error_value(7),
             Some(Outcome::Reset) => reset_value(task),

@@ -7,6 +7,7 @@
 //! - [`sys`]: the I/O thread, signals, the bell that wakes the main thread, random numbers.
 //! - `descriptors`: how many there may be.
 //! - [`memory`]: large parts of messages in shared memory.
+//! - [`checkpoint`]: results of tasks in a file.
 //! - [`protocol`]: messages and framing, without I/O.
 //! - [`dispatcher`]: the queue, a state machine without I/O, clocks or threads.
 //! - [`tls`]: identities, and rustls as NNG's TLS.
@@ -21,6 +22,7 @@
 
 #![warn(missing_docs)]
 
+pub mod checkpoint;
 mod descriptors;
 pub mod dispatcher;
 #[cfg(fuzzing)]

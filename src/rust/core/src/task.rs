@@ -2,6 +2,8 @@
 //! way back. One allocation each, shared by the dispatcher and the user's handle,
 //! because a hundred thousand of them may be waiting.
 
+mod kept;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::checkpoint::Stored;
 use crate::dispatcher::{Label, TaskId};
 use crate::loss::Loss;
 use crate::memory::{Body, Content};
@@ -23,6 +26,8 @@ pub enum Outcome {
     Value(Content),
     /// The same, where that is an error of the evaluation.
     Error(Content),
+    /// A value that an earlier task has left in a checkpoint.
+    Stored(Box<Stored>),
     /// Its time was over.
     TimedOut,
     /// The daemon was lost, or the host reset its daemons.
@@ -36,7 +41,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether it is something else than a value.
     pub fn is_failure(&self) -> bool {
-        !matches!(self, Outcome::Value(_))
+        !matches!(self, Outcome::Value(_) | Outcome::Stored(_))
     }
 }
 
@@ -144,18 +149,21 @@ pub struct Task {
     /// The number of its handle, for the log; 0 if it has none.
     number: u32,
     name: Option<Box<str>>,
+    /// Whether the memory of its value is reserved for a checkpoint when it resolves: see [`Task::keep_in`].
+    reserved: AtomicBool,
 }
 
 impl Task {
-    /// A task that nobody knows yet, with what is sent for it.
-    pub fn new(id: TaskId, payload: Payload) -> Task {
+    /// A task that nobody knows yet, with what is sent for it. One without a payload is never submitted.
+    pub fn new(id: TaskId, payload: impl Into<Option<Payload>>) -> Task {
         Task {
             id,
-            payload: Mutex::new(Some(payload)),
+            payload: Mutex::new(payload.into()),
             outcome: OnceLock::new(),
             watchers: Mutex::new(None),
             number: 0,
             name: None,
+            reserved: AtomicBool::new(false),
         }
     }
 
@@ -272,6 +280,7 @@ impl Task {
     /// The first half of [`resolve`](Self::resolve), which takes no time: the
     /// outcome can be seen. True if the second shall follow.
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
+        self.reserve(&outcome);
         self.outcome.set(outcome).is_ok()
     }
 

@@ -298,7 +298,7 @@ impl Variable {
     }
 
     #[cfg(not(r_4_5))]
-    unsafe fn of_promise(promise: SEXP) -> Variable {
+    pub(crate) unsafe fn of_promise(promise: SEXP) -> Variable {
         // SAFETY: on R's main thread; `promise` is a promise, by its type.
         unsafe {
             let expr = R_PromiseExpr(promise);

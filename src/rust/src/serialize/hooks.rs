@@ -90,6 +90,10 @@ pub(crate) struct Collected(Vec<Vec<SEXP>>);
 static mut COLLECTED: Collected = Collected(Vec::new());
 
 impl Collected {
+    pub(super) const fn new() -> Collected {
+        Collected(Vec::new())
+    }
+
     /// Sets an object aside if its class is registered, and returns its place.
     pub(crate) unsafe fn collect(&mut self, object: SEXP) -> Option<[usize; 2]> {
         // SAFETY: on R's main thread; `set` has checked that each registration has a class and a flag, and the
@@ -122,12 +126,12 @@ impl Collected {
         self.0.clear();
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(Vec::is_empty)
     }
 
     /// As a list of lists.
-    unsafe fn as_list(&self) -> SEXP {
+    pub(super) unsafe fn as_list(&self) -> SEXP {
         // SAFETY: on R's main thread; `out` is protected and has each list at once. The object that is written
         // keeps those collected.
         unsafe {
@@ -210,7 +214,7 @@ unsafe fn call(function: &std::ffi::CStr, x: SEXP) -> SEXP {
 }
 
 /// Has the hooks make raw vectors of objects; `None` if that ends in an error.
-unsafe fn make(objects: SEXP) -> Option<SEXP> {
+pub(super) unsafe fn make(objects: SEXP) -> Option<SEXP> {
     // SAFETY: on R's main thread; `call` is protected. `R_tryEvalSilent()` ends long jumps.
     unsafe {
         let call = Rf_protect(call(c"write_hooked", objects));

@@ -13,6 +13,7 @@
 
 mod buffer;
 mod by_r;
+pub(crate) mod digest;
 mod format;
 pub(crate) mod hooks;
 mod reader;

@@ -54,20 +54,20 @@ impl References {
         }
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.seen.clear();
         self.table = None;
     }
 
     /// The number under which an object was written, from 1.
-    fn find(&self, object: SEXP) -> Option<i32> {
+    pub(super) fn find(&self, object: SEXP) -> Option<i32> {
         match &self.table {
             Some(table) => table.get(&object).copied(),
             None => Some(self.seen.iter().position(|x| *x == object)? as i32 + 1),
         }
     }
 
-    fn add(&mut self, object: SEXP) {
+    pub(super) fn add(&mut self, object: SEXP) {
         self.seen.push(object);
         let number = self.seen.len() as i32;
         if let Some(table) = &mut self.table {
@@ -477,7 +477,7 @@ unsafe fn hash(name: SEXP) -> u32 {
 }
 
 /// Objects that are written as a number.
-unsafe fn special(object: SEXP) -> Option<i32> {
+pub(super) unsafe fn special(object: SEXP) -> Option<i32> {
     // SAFETY: R's own constants.
     unsafe {
         Some(match () {

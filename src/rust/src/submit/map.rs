@@ -13,6 +13,7 @@ use mirai_core::protocol::Kind;
 use mirai_core::task::{Constants, Outcome, Payload};
 
 use super::{fail, milliseconds, wait_for_room, write_payload};
+use crate::checkpoint;
 use crate::error::{self, Class};
 use crate::forks;
 use crate::r::{self, Rf_ScalarLogical};
@@ -24,7 +25,7 @@ use crate::tasks::{new_pending, new_task};
 /// `.Call(submit_map, expr, globals, args, elements, names, timeout, profile, rules)`: a list of mirai, one
 /// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`;
 /// what they have in common is serialized once. `timeout` and `rules` are those of each element, as of `submit`.
-/// `FALSE` if the profile is synchronous.
+/// `checkpoint` is a value of `open_checkpoint`, or `NULL`. `FALSE` if the profile is synchronous.
 pub(super) unsafe extern "C-unwind" fn submit_map(
     expr: SEXP,
     globals: SEXP,
@@ -34,6 +35,7 @@ pub(super) unsafe extern "C-unwind" fn submit_map(
     timeout: SEXP,
     profile: SEXP,
     rules: SEXP,
+    checkpoint: SEXP,
 ) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the arguments. `out` and `keeper` are protected, and
     // `out` has each new mirai at once.
@@ -41,6 +43,10 @@ pub(super) unsafe extern "C-unwind" fn submit_map(
         let when = match session::find(profile) {
             Found::Host { asks } => rules::when(rules, profile, asks),
             Found::Nothing => error::raise(Class::NoDaemons, "no daemons set"),
+            Found::Sync if checkpoint != R_NilValue => error::raise(
+                Class::Argument,
+                "'.checkpoint' must be left out with daemons(sync = TRUE)",
+            ),
             Found::Sync => return Rf_ScalarLogical(0),
             Found::Forked => forks::error().raise(),
         };
@@ -62,11 +68,15 @@ pub(super) unsafe extern "C-unwind" fn submit_map(
             let (env, pointer) = new_pending();
             SET_VECTOR_ELT(out, i, env);
             let element = VECTOR_ELT(elements, i);
+            let name = name_at(names, i);
+            if common && checkpoint::restore(checkpoint, i, pointer, name, profile) {
+                continue;
+            }
             if !common || !serialize::write(buffer(), element) {
                 fail(env, profile);
                 continue;
             }
-            while !submit_element(pointer, keeper, name_at(names, i), profile) {
+            while !submit_element(pointer, keeper, name, profile, checkpoint) {
                 if !wait_for_room(profile) && !serialize::write(buffer(), element) {
                     error::raise(Class::Other, "a serialization hook has failed");
                 }
@@ -145,7 +155,13 @@ unsafe fn name_at<'a>(names: SEXP, i: isize) -> Option<&'a str> {
 }
 
 /// Submits the element in the buffer. False if there is no room for it.
-unsafe fn submit_element(pointer: SEXP, keeper: SEXP, name: Option<&str>, profile: SEXP) -> bool {
+unsafe fn submit_element(
+    pointer: SEXP,
+    keeper: SEXP,
+    name: Option<&str>,
+    profile: SEXP,
+    checkpoint: SEXP,
+) -> bool {
     // SAFETY: on R's main thread; `keeper`'s address is null or from `Box::into_raw`, and stays so meanwhile. The
     // buffer is used here alone.
     unsafe {
@@ -156,13 +172,20 @@ unsafe fn submit_element(pointer: SEXP, keeper: SEXP, name: Option<&str>, profil
             if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
                 return false;
             }
+            let kept = checkpoint::current(checkpoint);
             let payload = Payload {
                 kind: Kind::Map,
-                stream: profile.and_then(|p| p.task_stream()),
+                stream: match kept {
+                    Some((_, _, stream)) => stream,
+                    None => profile.and_then(|p| p.task_stream()),
+                },
                 constants: common.map(|common| common.constants.clone()),
                 body: (*buffer()).take(),
             };
             let task = new_task(pointer, payload, name);
+            if let Some((checkpoint, key, _)) = kept {
+                task.keep_in(checkpoint.clone(), key);
+            }
             match host.zip(common) {
                 Some((host, common)) => {
                     host.submit_with(task, common.timeout, Target::Any, common.rules.clone());

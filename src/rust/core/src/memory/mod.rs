@@ -192,7 +192,7 @@ impl Piece {
 
     /// The memory to keep and to write to. Only the first call returns it; later callers must copy.
     pub fn give(&self) -> Option<Arc<Mapping>> {
-        (!self.given.swap(true, Ordering::Relaxed)).then(|| self.memory.clone())
+        (!self.given.swap(true, Ordering::Acquire)).then(|| self.memory.clone())
     }
 }
 
@@ -271,6 +271,32 @@ impl Content {
     /// All of it in one.
     pub fn plain(&self) -> Cow<'_, [u8]> {
         plain(&self.bytes, &self.pieces)
+    }
+
+    /// The same in parts, without a copy. Its pieces must be [reserved](Self::reserve).
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let mut taken = 0;
+        let pieces = self.pieces.iter().flat_map(move |piece| {
+            let before = std::mem::replace(&mut taken, piece.at)..piece.at;
+            // SAFETY: nobody has been given the memory to write to it.
+            [&self.bytes[before], unsafe { piece.memory.bytes() }]
+        });
+        let last = self.pieces.last().map_or(0, |piece| piece.at);
+        pieces.chain([&self.bytes[last..]])
+    }
+
+    /// Until [`release`](Self::release), nobody is given the memory of a piece, so that nobody writes to it. To be called
+    /// before others can read it.
+    pub(crate) fn reserve(&self) {
+        for piece in self.pieces.iter() {
+            piece.given.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn release(&self) {
+        for piece in self.pieces.iter() {
+            piece.given.store(false, Ordering::Release);
+        }
     }
 }
 

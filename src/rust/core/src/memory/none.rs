@@ -80,6 +80,12 @@ impl Mapping {
         match *self {}
     }
 
+    /// # Safety
+    /// None is needed.
+    pub(super) unsafe fn bytes(&self) -> &[u8] {
+        match *self {}
+    }
+
     /// See `linux`: not here.
     pub fn has_hardly_changed(&self) -> bool {
         match *self {}

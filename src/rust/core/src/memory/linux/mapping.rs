@@ -81,7 +81,7 @@ impl Mapping {
 
     /// # Safety
     /// Nobody writes to it meanwhile.
-    unsafe fn bytes(&self) -> &[u8] {
+    pub(in super::super) unsafe fn bytes(&self) -> &[u8] {
         // SAFETY: the memory is mapped for as long as this lives; the rest is the caller's.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
     }
