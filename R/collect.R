@@ -4,8 +4,8 @@
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
 #' @param options collection options, if `x` is a list: a character vector of any of `".done"`, `".flat"`,
-#'   `".progress"`, `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as `list(.stop = TRUE, .progress = "Fitting")`. See
-#'   [mirai_map()] for what they do.
+#'   `".progress"`, `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as
+#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()] for what they do.
 #' @returns For a mirai, its value. For a list, a list of the values, with the names of `x`.
 #' @seealso [call_mirai()] to wait without collecting; [mirai_map()]; [collection-options].
 #' @examples

@@ -1,8 +1,8 @@
 # The options in `...` of daemons(), and of the functions that launch daemons.
 
 # Returns the options in `...`, sorted: `daemon` is a list of arguments for daemon(); the host uses `retry`,
-# `respawn`, `max`, `token` and `force`. An option that is unknown or has the wrong type is dropped with a warning. NULL stands for the default. Call
-# this from the function that the user called: the warning shows the caller's call.
+# `respawn`, `max`, `token` and `force`. An option that is unknown or has the wrong type is dropped with a warning. NULL
+# stands for the default. Call this from the function that the user called: the warning shows the caller's call.
 daemons_settings <- function(..., .call = sys.call(-1L), .formals = names(formals(sys.function(-1L)))) {
   given <- list(...)
   names <- names(given)

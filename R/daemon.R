@@ -15,9 +15,9 @@
 #'   detached but stay loaded) and the options. `FALSE`: nothing. Or the sum of 1 (global environment), 2 (packages),
 #'   4 (options) and 8 (run the garbage collector). What existed when the daemon started stays, and so does what
 #'   [everywhere()] made.
-#' @param output what becomes of what tasks write to stdout and stderr. `FALSE`: it is discarded. `TRUE`: it goes at once
-#'   to where the daemon's own streams go, for local daemons the host's terminal, and so do warnings. `"task"`: it is sent
-#'   to the host with the task's value: see [mirai_output()].
+#' @param output what becomes of what tasks write to stdout and stderr. `FALSE`: it is discarded. `TRUE`: it goes at
+#'   once to where the daemon's own streams go, for local daemons the host's terminal, and so do warnings. `"task"`: it
+#'   is sent to the host with the task's value: see [mirai_output()].
 #' @param idletime exit after this many milliseconds without a task.
 #' @param walltime exit this many milliseconds after the start.
 #' @param maxtasks exit after this number of tasks.

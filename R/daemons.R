@@ -17,9 +17,9 @@
 #' @param tls for secure URLs, the certificate and key of the host: `NULL` to make them now; `c(certificates, key)`,
 #'   both as text in PEM format; or the name of a file with both.
 #' @param pass the password of an encrypted key in `tls`.
-#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, unless they have a `.priority`: see [mirai()]. A daemon gets a task when it can start it.
-#'   `FALSE`: each task is assigned to a connected daemon at once, in turn. Earlier releases wrote `"process"` or
-#'   `"thread"` for `TRUE`, and `"none"` for `FALSE`.
+#' @param dispatcher `TRUE`: tasks wait in one queue, first in first out, unless they have a `.priority`: see [mirai()].
+#'   A daemon gets a task when it can start it. `FALSE`: each task is assigned to a connected daemon at once, in turn.
+#'   Earlier releases wrote `"process"` or `"thread"` for `TRUE`, and `"none"` for `FALSE`.
 #' @param ... options, by name. For the daemons, see [daemon()]: `autoexit`, `cleanup`, `output`, `maxtasks`,
 #'   `idletime`, `walltime`, `timerstart`, `asyncdial`. For the host:
 #'
@@ -56,13 +56,13 @@
 #' last 100 that differ, except those that send more than 16 MB.
 #'
 #' After five crashes of one daemon without a finished task between them, it is not started again, and [daemon_log()]
-#' says so. If no daemon is left then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says how
-#' the last one ended, with the last lines that it wrote if it could not start.
+#' says so. If no daemon is left then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says
+#' how the last one ended, with the last lines that it wrote if it could not start.
 #'
 #' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
 #'
-#' @section Scaling: With `daemons(n, max = m)`, there are between `n` and `m` daemons on this machine. When a task waits
-#' that no daemon can take, another daemon is started: one for each such task, up to `m`. It is prepared as
+#' @section Scaling: With `daemons(n, max = m)`, there are between `n` and `m` daemons on this machine. When a task
+#' waits that no daemon can take, another daemon is started: one for each such task, up to `m`. It is prepared as
 #' [everywhere()] has prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30 seconds by
 #' default, and is started again when the queue asks for it. The first `n` daemons stay, whatever `idletime` is.
 #'

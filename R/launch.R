@@ -184,8 +184,8 @@ end_commands <- function(commands) {
   }
 }
 
-# Called from waiting.rs if a wait lasts and no daemon is there: tells the user, unless a launch command is still running.
-# Returns whether that was told.
+# Called from waiting.rs if a wait lasts and no daemon is there: tells the user, unless a launch command is still
+# running. Returns whether that was told.
 tell_deserted <- function(profile) {
   for (launch in the$launches[[profile]]) {
     if (.Call(rs_command_state, launch$command)$running) {

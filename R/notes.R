@@ -175,8 +175,8 @@ note_condition <- function(cnd) {
   .Call(rs_noted)
 }
 
-# Called from notes.rs when a task is over that has noted something, or printed `output`: all of it, as it is sent to the
-# host.
+# Called from notes.rs when a task is over that has noted something, or printed `output`: all of it, as it is sent to
+# the host.
 take_notes <- function(output) {
   conditions <- the$noted
   if (the$noted_dropped > 0L) {

@@ -13,14 +13,14 @@
 #' | `daemons` | internal | a call of [daemons()] that sets or resets daemons |
 #' | `mirai` | producer | the submission of a task by [mirai()], with a link to the span of its `daemons` |
 #' | `mirai_map` | producer | the submission of a map by [mirai_map()], with the same link |
-#' | `mirai evaluation` | consumer | the evaluation of a task on a daemon: a child of the `mirai` or `mirai_map` that submitted it |
+#' | `mirai evaluation` | consumer | the evaluation of a task on a daemon: a child of what submitted it |
 #'
 #' Spans that the evaluated code makes are children of its evaluation, also across processes and machines. An evaluation
 #' that fails has status `error` with the error's message, and records the exception. Its attributes are `process.pid`,
 #' `mirai.profile` on the host, and `mirai.id`, which [task_log()] has, too.
 #'
-#' Whether otel is in use is looked up by the first [mirai()] of a session, and by each call of [daemons()] and [daemon()].
-#' If it is not, it is not loaded, and tasks cost the same as without.
+#' Whether otel is in use is looked up by the first [mirai()] of a session, and by each call of [daemons()] and
+#' [daemon()]. If it is not, it is not loaded, and tasks cost the same as without.
 #' @seealso [task_log()] and [mirai_conditions()], which need no other package.
 #' @name mirai_traces
 #' @examplesIf requireNamespace("otel", quietly = TRUE)
@@ -62,8 +62,8 @@ local_span <- function(name, kind, attributes, profile = NULL, frame = parent.fr
   )
 }
 
-# An expression as it is sent while a span is active: with what the daemon needs to continue the trace. evaluate.rs takes
-# it apart.
+# An expression as it is sent while a span is active: with what the daemon needs to continue the trace. evaluate.rs
+# takes it apart.
 with_context <- function(expr) structure(list(expr, otel::pack_http_context()), class = "miraiContext")
 
 # Called by evaluate.rs in place of `expr` alone: evaluates it in a span, whose parent is in `context`.

@@ -1,5 +1,5 @@
-# A tracer provider for package otel, in package `spanrecorder`, which is installed for the test: it appends each span that
-# ends to a file. New sessions use it. `spans()` returns those spans.
+# A tracer provider for package otel, in package `spanrecorder`, which is installed for the test: it appends each span
+# that ends to a file. New sessions use it. `spans()` returns those spans.
 local_span_recorder <- function(frame = parent.frame()) {
   dir <- local_file("recorder", frame = frame)
   source <- file.path(dir, "spanrecorder")
@@ -40,7 +40,7 @@ context <- function(trace, span) {
     get_trace_id = function() trace,
     get_span_id = function() span,
     to_http_headers = function() {
-      if (nzchar(span)) c(traceparent = paste("00", trace, span, "01", sep = "-")) else structure(character(), names = character())
+      if (nzchar(span)) c(traceparent = paste("00", trace, span, "01", sep = "-")) else character()
     }
   ))
 }
