@@ -72,6 +72,8 @@ pub enum OpenError {
     Foreign,
     #[error("it was made by another version of mirai: its format is {0}, this version reads {VERSION}", VERSION = log::VERSION)]
     Version(u32),
+    #[error("interrupted")]
+    Stopped,
     /// With the process that has it open.
     #[error("process {0} is writing to it")]
     Locked(u32),
@@ -92,11 +94,11 @@ static OPEN: Mutex<Vec<(FileId, Arc<Shared>)>> = Mutex::new(Vec::new());
 static CLOSED: Condvar = Condvar::new();
 
 impl Checkpoint {
-    /// Opens a file, or makes it.
+    /// Opens a file, or makes it. All of it is read, until `stop` says no.
     ///
     /// # Errors
     /// The file is left as it is.
-    pub fn open(path: &Path) -> Result<Checkpoint, OpenError> {
+    pub fn open(path: &Path, stop: &dyn Fn() -> bool) -> Result<Checkpoint, OpenError> {
         let mut open = OPEN.lock();
         if let Ok(known) = path.metadata() {
             if !known.is_file() {
@@ -123,7 +125,7 @@ impl Checkpoint {
             Err(error) => return Err(OpenError::Io(error.into())),
         }
         let file = Arc::new(file);
-        let scanned = log::open(&file)?;
+        let scanned = log::open(&file, stop)?;
         // The name of a new file is to outlast a loss of power, too.
         let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         if let Ok(dir) = File::open(parent.unwrap_or(Path::new("."))) {
