@@ -25,6 +25,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -150,7 +151,17 @@ impl Checkpoint {
 
     /// Stores a result. Does not block. Once it has been written, or cannot be, [`Content::release`] is called.
     pub fn store(&self, key: Key, value: Value) {
-        self.0.push(key, value);
+        self.0.push(key, value, false);
+    }
+
+    /// As [`store`](Self::store), of a result that has been counted in [`expected`](Self::expected).
+    pub(crate) fn store_expected(&self, key: Key, value: Value) {
+        self.0.push(key, value, true);
+    }
+
+    /// The number of results that others can see already and that are about to be stored.
+    pub(crate) fn expected(&self) -> Arc<AtomicUsize> {
+        self.0.expected.clone()
     }
 
     /// What has become of it, without keeping it open.
@@ -200,7 +211,7 @@ impl Status {
     /// rings when it is.
     pub fn is_written(&self) -> bool {
         let mut state = self.0.state.lock();
-        let written = state.is_written();
+        let written = state.is_written() && self.0.expected.load(Ordering::SeqCst) == 0;
         state.watched = !written;
         written
     }
