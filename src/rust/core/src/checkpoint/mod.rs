@@ -91,6 +91,8 @@ type FileId = (u64, u64);
 
 /// The checkpoints of this process that are open. Locked before the state of one of them.
 static OPEN: Mutex<Vec<(FileId, Arc<Shared>)>> = Mutex::new(Vec::new());
+/// To close one that has nothing to write takes no longer.
+const CLOSING: Duration = Duration::from_secs(5);
 /// One has been closed.
 static CLOSED: Condvar = Condvar::new();
 
@@ -106,8 +108,14 @@ impl Checkpoint {
                 return Err(OpenError::Foreign);
             }
             if let Some((_, shared)) = open.iter().find(|(id, _)| *id == id_of(&known)) {
-                shared.state.lock().users += 1;
-                return Ok(Checkpoint(shared.clone()));
+                let mut state = shared.state.lock();
+                if state.users > 0 || state.failure.is_none() {
+                    state.users += 1;
+                    return Ok(Checkpoint(shared.clone()));
+                }
+                // It has stopped, and its thread is about to close it: the file may be of use again.
+                drop(state);
+                CLOSED.wait_for(&mut open, CLOSING);
             }
         }
         let file = OpenOptions::new()

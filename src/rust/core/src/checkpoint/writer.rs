@@ -287,9 +287,8 @@ impl Writer {
         self.shared.file.sync_data()
     }
 
-    /// Stops storing. What was written in part is cut off; if that fails, too, the next scan will do it.
+    /// Stops storing. The next scan keeps the results that were written as a whole, and cuts off the rest.
     fn fail(&mut self, error: &io::Error) {
-        let _ = self.shared.file.set_len(self.end);
         self.buffer = Vec::new();
         self.placed.clear();
         self.unsynced = None;
