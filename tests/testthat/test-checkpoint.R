@@ -346,6 +346,15 @@ test_that("another session is refused while one writes, and this one may use the
   again <- check$map(2, wait)
   unlink(check$log)
   expect_identical(c(map[.flat], again[.flat]), c(1, 2))
+  # What has arrived counts, whether or not it is in the file yet.
+  large <- function(i) numeric(1e6) + i
+  environment(large) <- globalenv()
+  for (i in 1:2) {
+    for (m in mirai_map(1:10, large, .checkpoint = check$file)) {
+      call_mirai(m)
+    }
+  }
+  expect_identical(sum(task_log()$state == "done"), 12L)
   # Once its tasks have resolved, the file is free, whether or not they have been collected.
   local_closed(check$file)
   code[[length(

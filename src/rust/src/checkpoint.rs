@@ -11,7 +11,7 @@ use extendr_ffi::{
     R_NilValue, R_RegisterCFinalizerEx, Rboolean, Rf_protect, Rf_unprotect, Rf_xlength, R_CHAR,
     SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
-use mirai_core::checkpoint::{Checkpoint, Hasher, Key, Status};
+use mirai_core::checkpoint::{Checkpoint, Hasher, Key, OpenError, Status};
 use mirai_core::protocol::Stream;
 use mirai_core::sys::{Bell, Waited};
 use rustc_hash::FxHashMap;
@@ -133,9 +133,15 @@ unsafe extern "C-unwind" fn open_checkpoint(file: SEXP, common: SEXP, elements: 
                 Err(why) => undigested(".x", why, &format!("in element {}, ", i + 1)).raise(),
             }
         }
-        if let Err(error) = open(pointer, file) {
-            error.raise();
+        loop {
+            match open(pointer, file) {
+                Ok(true) => break,
+                Ok(false) => events::serve(),
+                Err(error) => error.raise(),
+            }
         }
+        // An earlier map of this session may have results that are still to be written.
+        wait_until_written(pointer);
         Rf_unprotect(1);
         pointer
     }
@@ -148,19 +154,25 @@ fn undigested(name: &str, why: digest::Undigested, place: &str) -> Error {
     ))
 }
 
-unsafe fn open(pointer: SEXP, file: SEXP) -> Result<(), Error> {
+/// False if R has to act on Ctrl-C first. A time limit of R's does not end the reading of a large file.
+unsafe fn open(pointer: SEXP, file: SEXP) -> Result<bool, Error> {
     // SAFETY: on R's main thread; both are protected, and R is called for reading only.
     unsafe {
         let Some((map, file)) = map(pointer).zip(r::as_str(file)) else {
             return Err(Error::argument("'.checkpoint' must be the name of a file"));
         };
-        let checkpoint = Checkpoint::open(file.as_ref()).map_err(|error| {
-            Error::argument(format_args!("'.checkpoint' cannot use '{file}': {error}"))
-        })?;
+        let checkpoint = match Checkpoint::open(file.as_ref(), &r::interrupted) {
+            Ok(checkpoint) => checkpoint,
+            Err(OpenError::Stopped) => return Ok(false),
+            Err(error) => {
+                let text = format_args!("'.checkpoint' cannot use '{file}': {error}");
+                return Err(Error::argument(text));
+            }
+        };
         map.seen = FxHashMap::default();
         map.status = Some(checkpoint.status());
         map.checkpoint = Some(checkpoint);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -256,23 +268,29 @@ unsafe extern "C-unwind" fn close_checkpoint(checkpoint: SEXP) -> SEXP {
 /// R waits this long for results to be written. A file system may have gone away.
 const WRITING: Duration = Duration::from_secs(10);
 
+unsafe fn wait_until_written(checkpoint: SEXP) {
+    // SAFETY: on R's main thread; `checkpoint` is protected. No map is borrowed while R is called.
+    unsafe {
+        let end = Instant::now() + WRITING;
+        let status = || map(checkpoint).and_then(|map| map.status.as_ref());
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let is_written = || status().is_none_or(Status::is_written);
+            match Bell::get().wait(Some(left), Events::new(), is_written) {
+                Waited::Interrupted => events::serve(),
+                Waited::Ready | Waited::TimedOut => return,
+            }
+        }
+    }
+}
+
 /// `.Call(checkpoint_failure, checkpoint, wait)`: why results are no longer stored, the first time that it is asked for;
 /// otherwise `NULL`. `wait`: until those that are there have been written.
 unsafe extern "C-unwind" fn checkpoint_failure(checkpoint: SEXP, wait: SEXP) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the arguments. No map is borrowed while R is called.
     unsafe {
-        let end = Instant::now() + WRITING;
-        let is_written = || {
-            map(checkpoint)
-                .and_then(|m| m.status.as_ref())
-                .is_none_or(Status::is_written)
-        };
-        while r::as_flag(wait) == Some(true) {
-            let left = end.saturating_duration_since(Instant::now());
-            match Bell::get().wait(Some(left), Events::new(), is_written) {
-                Waited::Interrupted => events::serve(),
-                Waited::Ready | Waited::TimedOut => break,
-            }
+        if r::as_flag(wait) == Some(true) {
+            wait_until_written(checkpoint);
         }
         let failure = map(checkpoint).filter(|map| !map.told).and_then(|map| {
             let failure = map.status.as_ref()?.failure()?;

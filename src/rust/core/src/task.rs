@@ -149,8 +149,8 @@ pub struct Task {
     /// The number of its handle, for the log; 0 if it has none.
     number: u32,
     name: Option<Box<str>>,
-    /// Whether the memory of its value is reserved for a checkpoint when it resolves: see [`Task::keep_in`].
-    reserved: AtomicBool,
+    /// Of a task whose value goes to a checkpoint: what counts the values that are on their way. See [`Task::keep_in`].
+    reserved: OnceLock<Arc<AtomicUsize>>,
 }
 
 impl Task {
@@ -163,7 +163,7 @@ impl Task {
             watchers: Mutex::new(None),
             number: 0,
             name: None,
-            reserved: AtomicBool::new(false),
+            reserved: OnceLock::new(),
         }
     }
 
@@ -280,8 +280,12 @@ impl Task {
     /// The first half of [`resolve`](Self::resolve), which takes no time: the
     /// outcome can be seen. True if the second shall follow.
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
-        self.reserve(&outcome);
-        self.outcome.set(outcome).is_ok()
+        let expected = self.reserve(&outcome);
+        let settled = self.outcome.set(outcome).is_ok();
+        if let Some(expected) = expected.filter(|_| !settled) {
+            expected.fetch_sub(1, Ordering::SeqCst);
+        }
+        settled
     }
 
     /// Notes which daemon was lost with it, before it is settled.

@@ -77,7 +77,7 @@ pub(super) fn holder(file: &File) -> Option<u32> {
 }
 
 /// Checks a file that is locked, makes it a checkpoint if it is empty, and cuts off a damaged tail.
-pub(super) fn open(file: &File) -> Result<Scanned, OpenError> {
+pub(super) fn open(file: &File, stop: &dyn Fn() -> bool) -> Result<Scanned, OpenError> {
     let length = file.metadata()?.len();
     let mut header = [0; HEADER as usize];
     let there = length.min(HEADER) as usize;
@@ -97,7 +97,7 @@ pub(super) fn open(file: &File) -> Result<Scanned, OpenError> {
     if version != VERSION {
         return Err(OpenError::Version(version));
     }
-    let scanned = scan(file, length)?;
+    let scanned = scan(file, length, stop)?;
     if scanned.end < length {
         file.set_len(scanned.end)?;
     }
@@ -109,6 +109,7 @@ pub(super) fn open(file: &File) -> Result<Scanned, OpenError> {
 /// Reads a file from the beginning to the end, in parts.
 struct Reader<'a> {
     file: &'a File,
+    stop: &'a dyn Fn() -> bool,
     /// Offset of the next byte that is not in `part`.
     at: u64,
     part: Vec<u8>,
@@ -120,8 +121,11 @@ const PART: usize = 1 << 20;
 
 impl Reader<'_> {
     /// The next bytes, at most `n` and at least one; none at the end of the file.
-    fn next(&mut self, n: u64) -> io::Result<&[u8]> {
+    fn next(&mut self, n: u64) -> Result<&[u8], OpenError> {
         if self.taken == self.part.len() {
+            if (self.stop)() {
+                return Err(OpenError::Stopped);
+            }
             self.part.resize(PART, 0);
             let read = loop {
                 match self.file.read_at(&mut self.part, self.at) {
@@ -138,7 +142,7 @@ impl Reader<'_> {
         Ok(&self.part[from..self.taken])
     }
 
-    fn fill(&mut self, mut out: &mut [u8]) -> io::Result<bool> {
+    fn fill(&mut self, mut out: &mut [u8]) -> Result<bool, OpenError> {
         while !out.is_empty() {
             let bytes = self.next(out.len() as u64)?;
             if bytes.is_empty() {
@@ -152,9 +156,10 @@ impl Reader<'_> {
     }
 }
 
-fn scan(file: &File, length: u64) -> io::Result<Scanned> {
+fn scan(file: &File, length: u64, stop: &dyn Fn() -> bool) -> Result<Scanned, OpenError> {
     let mut reader = Reader {
         file,
+        stop,
         at: HEADER,
         part: Vec::new(),
         taken: 0,

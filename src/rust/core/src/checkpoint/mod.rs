@@ -25,6 +25,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub enum OpenError {
     /// Another version of this package has made it.
     #[error("it was made by another version of mirai: its format is {0}, this version reads {VERSION}", VERSION = log::VERSION)]
     Version(u32),
+    #[error("interrupted")]
+    Stopped,
     /// With the process that has it open.
     #[error("process {0} is writing to it")]
     Locked(u32),
@@ -93,23 +96,31 @@ type FileId = (u64, u64);
 
 /// The checkpoints of this process that are open. Locked before the state of one of them.
 static OPEN: Mutex<Vec<(FileId, Arc<Shared>)>> = Mutex::new(Vec::new());
+/// To close one that has nothing to write takes no longer.
+const CLOSING: Duration = Duration::from_secs(5);
 /// One has been closed.
 static CLOSED: Condvar = Condvar::new();
 
 impl Checkpoint {
-    /// Opens a file, or makes it.
+    /// Opens a file, or makes it. All of it is read, until `stop` says no.
     ///
     /// # Errors
     /// The file is left as it is.
-    pub fn open(path: &Path) -> Result<Checkpoint, OpenError> {
+    pub fn open(path: &Path, stop: &dyn Fn() -> bool) -> Result<Checkpoint, OpenError> {
         let mut open = OPEN.lock();
         if let Ok(known) = path.metadata() {
             if !known.is_file() {
                 return Err(OpenError::Foreign);
             }
             if let Some((_, shared)) = open.iter().find(|(id, _)| *id == id_of(&known)) {
-                shared.state.lock().users += 1;
-                return Ok(Checkpoint(shared.clone()));
+                let mut state = shared.state.lock();
+                if state.users > 0 || state.failure.is_none() {
+                    state.users += 1;
+                    return Ok(Checkpoint(shared.clone()));
+                }
+                // It has stopped, and its thread is about to close it: the file may be of use again.
+                drop(state);
+                CLOSED.wait_for(&mut open, CLOSING);
             }
         }
         let file = OpenOptions::new()
@@ -128,7 +139,7 @@ impl Checkpoint {
             Err(error) => return Err(OpenError::Io(error.into())),
         }
         let file = Arc::new(file);
-        let scanned = log::open(&file)?;
+        let scanned = log::open(&file, stop)?;
         // The name of a new file is to outlast a loss of power, too.
         let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         if let Ok(dir) = File::open(parent.unwrap_or(Path::new("."))) {
@@ -153,7 +164,17 @@ impl Checkpoint {
 
     /// Stores a result. Does not block. Once it has been written, or cannot be, [`Content::release`] is called.
     pub fn store(&self, key: Key, value: Value) {
-        self.0.push(key, value);
+        self.0.push(key, value, false);
+    }
+
+    /// As [`store`](Self::store), of a result that has been counted in [`expected`](Self::expected).
+    pub(crate) fn store_expected(&self, key: Key, value: Value) {
+        self.0.push(key, value, true);
+    }
+
+    /// The number of results that others can see already and that are about to be stored.
+    pub(crate) fn expected(&self) -> Arc<AtomicUsize> {
+        self.0.expected.clone()
     }
 
     /// What has become of it, without keeping it open.
@@ -203,7 +224,7 @@ impl Status {
     /// rings when it is.
     pub fn is_written(&self) -> bool {
         let mut state = self.0.state.lock();
-        let written = state.is_written();
+        let written = state.is_written() && self.0.expected.load(Ordering::SeqCst) == 0;
         state.watched = !written;
         written
     }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ impl AsRef<Content> for Owned {
     fn as_ref(&self) -> &Content {
         &self.0
     }
+}
+
+fn open(path: &Path) -> Result<Checkpoint, OpenError> {
+    Checkpoint::open(path, &|| false)
 }
 
 fn key(i: u64) -> Key {
@@ -50,7 +54,7 @@ fn new_path() -> (TempDir, PathBuf) {
 /// A file with these results, numbered from 0.
 fn file_with(values: &[Vec<u8>]) -> (TempDir, PathBuf) {
     let (dir, path) = new_path();
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     for (i, value) in values.iter().enumerate() {
         store(&checkpoint, i as u64, value);
     }
@@ -63,7 +67,7 @@ fn what_was_stored_is_found_by_the_next_that_opens_the_file() {
     // The last ones are larger than what is gathered.
     let values = [vec![1], vec![2; 1000], vec![3; 1 << 20], vec![4; 5 << 20]];
     let (_dir, path) = file_with(&values);
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     for (i, value) in values.iter().enumerate() {
         assert_eq!(bytes(checkpoint.find(&key(i as u64))).as_ref(), Some(value));
     }
@@ -71,19 +75,19 @@ fn what_was_stored_is_found_by_the_next_that_opens_the_file() {
     // The later result of a key counts.
     store(&checkpoint, 0, b"new");
     close(checkpoint);
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     assert_eq!(bytes(checkpoint.find(&key(0))).unwrap(), b"new");
 }
 
 #[test]
 fn notes_are_kept_beside_the_value() {
     let (_dir, path) = new_path();
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     let mut content = Content::from(b"valuenotes".to_vec());
     content.split_notes(5);
     checkpoint.store(key(0), Box::new(Owned(content)));
     close(checkpoint);
-    let stored = Checkpoint::open(&path).unwrap().find(&key(0)).unwrap();
+    let stored = open(&path).unwrap().find(&key(0)).unwrap();
     let content = stored.content().unwrap();
     assert_eq!(
         (&content.bytes[..], content.notes()),
@@ -94,8 +98,8 @@ fn notes_are_kept_beside_the_value() {
 #[test]
 fn the_same_process_shares_a_file_and_another_is_refused_until_it_is_closed() {
     let (_dir, path) = new_path();
-    let first = Checkpoint::open(&path).unwrap();
-    let second = Checkpoint::open(&path).unwrap();
+    let first = open(&path).unwrap();
+    let second = open(&path).unwrap();
     drop(first);
     store(&second, 1, b"one");
     // Another open file is what another process has.
@@ -111,9 +115,7 @@ fn the_same_process_shares_a_file_and_another_is_refused_until_it_is_closed() {
     let stored = found(&second);
     close(second);
     lock().unwrap();
-    assert!(
-        matches!(Checkpoint::open(&path), Err(OpenError::Locked(pid)) if pid == std::process::id())
-    );
+    assert!(matches!(open(&path), Err(OpenError::Locked(pid)) if pid == std::process::id()));
     // It needs no lock.
     assert_eq!(stored.content().unwrap().bytes, b"one");
 }
@@ -127,35 +129,26 @@ fn what_is_no_checkpoint_is_refused_and_left_as_it_is() {
         b"a file that has nothing to do with it",
     ] {
         fs::write(&path, text).unwrap();
-        assert!(matches!(Checkpoint::open(&path), Err(OpenError::Foreign)));
+        assert!(matches!(open(&path), Err(OpenError::Foreign)));
         assert_eq!(fs::read(&path).unwrap(), text);
     }
     let mut other = log::MAGIC.to_vec();
     other.extend_from_slice(&[99, 0, 0, 0, 0, 0, 0, 0]);
     fs::write(&path, &other).unwrap();
-    assert!(matches!(
-        Checkpoint::open(&path),
-        Err(OpenError::Version(99))
-    ));
+    assert!(matches!(open(&path), Err(OpenError::Version(99))));
     assert_eq!(fs::read(&path).unwrap(), other);
+    assert!(matches!(open(dir.path()), Err(OpenError::Foreign)));
     assert!(matches!(
-        Checkpoint::open(dir.path()),
-        Err(OpenError::Foreign)
-    ));
-    assert!(matches!(
-        Checkpoint::open(&dir.path().join("no/file")),
+        open(&dir.path().join("no/file")),
         Err(OpenError::Io(_))
     ));
     // What a loss of power leaves of a file that was just made.
     for begun in [&b""[..], b"mir", &[0; 16], &[0; 4]] {
         fs::write(&path, begun).unwrap();
-        let checkpoint = Checkpoint::open(&path).unwrap();
+        let checkpoint = open(&path).unwrap();
         store(&checkpoint, 0, b"x");
         close(checkpoint);
-        assert_eq!(
-            bytes(Checkpoint::open(&path).unwrap().find(&key(0))).unwrap(),
-            b"x"
-        );
+        assert_eq!(bytes(open(&path).unwrap().find(&key(0))).unwrap(), b"x");
         finish(Duration::from_secs(60));
     }
 }
@@ -163,7 +156,7 @@ fn what_is_no_checkpoint_is_refused_and_left_as_it_is() {
 #[test]
 fn a_result_that_is_changed_after_opening_is_not_read() {
     let (_dir, path) = file_with(&[vec![7; 100]]);
-    let stored = Checkpoint::open(&path).unwrap().find(&key(0)).unwrap();
+    let stored = open(&path).unwrap().find(&key(0)).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.write_all_at(b"x", log::HEADER + log::HEAD as u64 + 50)
         .unwrap();
@@ -177,9 +170,19 @@ fn a_result_that_is_changed_after_opening_is_not_read() {
 }
 
 #[test]
+fn opening_can_be_stopped_and_changes_nothing() {
+    let (_dir, path) = file_with(&[vec![7; 100]]);
+    let before = fs::read(&path).unwrap();
+    let stopped = Checkpoint::open(&path, &|| true);
+    assert!(matches!(stopped, Err(OpenError::Stopped)));
+    assert_eq!(fs::read(&path).unwrap(), before);
+    assert!(open(&path).unwrap().find(&key(0)).is_some());
+}
+
+#[test]
 fn tasks_leave_their_values_but_no_failures() {
     let (_dir, path) = new_path();
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     let payload = || Payload {
         kind: Kind::Map,
         stream: None,
@@ -200,7 +203,7 @@ fn tasks_leave_their_values_but_no_failures() {
         task.resolve(outcome);
     }
     close(checkpoint);
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     let task = Task::stored(9, checkpoint.find(&key(0)).unwrap());
     assert!(task.is_resolved() && !task.has_failed());
     assert!((1..4).all(|i| checkpoint.find(&key(i)).is_none()));
@@ -209,7 +212,7 @@ fn tasks_leave_their_values_but_no_failures() {
 #[test]
 fn where_nothing_more_can_be_written_the_checkpoint_stops_and_keeps_what_it_has() {
     let (_dir, path) = new_path();
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     // In this process, which runs no other test.
     let limit = libc::rlimit {
         rlim_cur: 10_000,
@@ -226,7 +229,7 @@ fn where_nothing_more_can_be_written_the_checkpoint_stops_and_keeps_what_it_has(
     }
     assert!(status.failure().unwrap().contains("too large"));
     close(checkpoint);
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     let kept = (0..20)
         .filter(|i| checkpoint.find(&key(*i)).is_some())
         .count();
@@ -239,7 +242,7 @@ fn where_nothing_more_can_be_written_the_checkpoint_stops_and_keeps_what_it_has(
 fn memory_that_is_being_stored_is_given_to_nobody_until_it_is_written() {
     use crate::memory::{Arrival, Inset, Segment};
     let (_dir, path) = new_path();
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = open(&path).unwrap();
     let segment = Segment::copy_of(&[5; 100_000]).unwrap();
     let arrival = Arrival {
         bytes: b"abcd".to_vec(),
@@ -255,13 +258,13 @@ fn memory_that_is_being_stored_is_given_to_nobody_until_it_is_written() {
     task.announce();
     close(checkpoint);
     assert!(content.pieces[0].give().is_some());
-    let stored = bytes(Checkpoint::open(&path).unwrap().find(&key(0))).unwrap();
+    let stored = bytes(open(&path).unwrap().find(&key(0))).unwrap();
     assert_eq!(stored, &content.plain()[..]);
 }
 
 /// The results in a file.
-fn results(path: &std::path::Path, n: u64) -> Result<BTreeMap<u64, Vec<u8>>, OpenError> {
-    let checkpoint = Checkpoint::open(path)?;
+fn results(path: &Path, n: u64) -> Result<BTreeMap<u64, Vec<u8>>, OpenError> {
+    let checkpoint = open(path)?;
     let found = (0..n).filter_map(|i| Some((i, bytes(checkpoint.find(&key(i)))?)));
     let found = found.collect();
     close(checkpoint);
@@ -292,7 +295,7 @@ proptest! {
         prop_assert!(kept.iter().all(|(i, value)| values[*i as usize] == *value));
         prop_assert!(kept.keys().copied().eq(0..kept.len() as u64));
         // What is stored then is kept, too.
-        let checkpoint = Checkpoint::open(&path).unwrap();
+        let checkpoint = open(&path).unwrap();
         store(&checkpoint, n, b"more");
         close(checkpoint);
         prop_assert_eq!(results(&path, n + 1).unwrap().len(), kept.len() + 1);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// There is something to write, or the last user has gone.
     pub(super) changed: Condvar,
+    /// Results that others can see already and that are about to be pushed.
+    pub(super) expected: Arc<AtomicUsize>,
 }
 
 pub(super) struct State {
@@ -60,12 +63,20 @@ impl Shared {
             file,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            expected: Arc::default(),
         }
     }
 
-    pub(super) fn push(&self, key: Key, value: Value) {
+    /// `expected`: it counts as such no longer.
+    pub(super) fn push(&self, key: Key, value: Value, expected: bool) {
         let mut state = self.state.lock();
+        if expected {
+            self.expected.fetch_sub(1, Ordering::SeqCst);
+        }
         if state.failure.is_some() {
+            if std::mem::take(&mut state.watched) {
+                Bell::get().ring();
+            }
             drop(state);
             (*value).as_ref().release();
             return;
@@ -276,9 +287,8 @@ impl Writer {
         self.shared.file.sync_data()
     }
 
-    /// Stops storing. What was written in part is cut off; if that fails, too, the next scan will do it.
+    /// Stops storing. The next scan keeps the results that were written as a whole, and cuts off the rest.
     fn fail(&mut self, error: &io::Error) {
-        let _ = self.shared.file.set_len(self.end);
         self.buffer = Vec::new();
         self.placed.clear();
         self.unsynced = None;
