@@ -78,6 +78,7 @@ pub enum OpenError {
     /// Another version of this package has made it.
     #[error("it was made by another version of mirai: its format is {0}, this version reads {VERSION}", VERSION = log::VERSION)]
     Version(u32),
+    /// By Ctrl-C.
     #[error("interrupted")]
     Stopped,
     /// With the process that has it open.
