@@ -1,4 +1,6 @@
 //! The scan: a machine with a stack of its own, which has a frame for each object that is open.
+//!
+//! Over 500 lines: it is one machine, and what it checks of one kind of object depends on what it knows of the others.
 
 use crate::format::*;
 use crate::{Depth, Error, Piece};

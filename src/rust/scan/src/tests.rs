@@ -1,4 +1,6 @@
 //! Tests of the scan by streams that are written here, with a small writer.
+//!
+//! Over 500 lines: all of them use that writer.
 
 use proptest::prelude::*;
 

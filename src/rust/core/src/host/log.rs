@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::{Endpoint, Host, PeerId, Shared};
 use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskRow, Time};
-use crate::loss::Loss;
+use crate::loss::{LastWords, Loss};
 use crate::sys;
 
 /// The log at one moment. The times in it count from `origin`.
@@ -104,6 +104,38 @@ impl Known {
 
     pub(super) fn loss(&self, peer: PeerId) -> Option<Arc<Loss>> {
         Some(self.daemons.get(&peer)?.loss.clone())
+    }
+}
+
+impl Shared {
+    /// A daemon across the network has said where it is. If it claims to be a process that was started here, how that
+    /// ends will be told as the reason for its loss, and nothing else comes of the claim.
+    pub(super) fn heard_about(&self, peer: PeerId, host: &str, pid: u32) {
+        let known = self.known.lock();
+        known.tells(peer, host, pid);
+        let Some(loss) = known.loss(peer).filter(|_| host == crate::sys::node_name()) else {
+            return;
+        };
+        drop(known);
+        if let Some((child, life)) = self.started(pid) {
+            child.tells(loss);
+            // A lie could prevent no more than that a daemon is started again.
+            self.life_connected(life, peer);
+        }
+    }
+
+    /// A daemon has said where its last words will be. Of a process, that is believed only if the system has told its id.
+    pub(super) fn heard_of_words(&self, peer: PeerId, pipes: [u32; 2]) {
+        let processes = self.processes.lock();
+        let pid = processes.iter().find(|(_, held)| **held == peer);
+        let Some(pid) = pid.map(|(pid, _)| *pid) else {
+            return;
+        };
+        drop(processes);
+        let loss = self.known.lock().loss(peer);
+        if let Some((loss, words)) = loss.zip(LastWords::of(pid, pipes)) {
+            loss.will_say(words);
+        }
     }
 }
 

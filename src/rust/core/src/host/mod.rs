@@ -43,7 +43,6 @@ use crate::descriptors;
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply,
 };
-use crate::loss::LastWords;
 use crate::memory::Content;
 use crate::process::{self, Child, Surroundings};
 use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
@@ -472,36 +471,6 @@ impl Shared {
             }
             // That it was said is all; or it is said once, at the beginning.
             ToHost::Pong | ToHost::Hello { .. } | ToHost::Proof { .. } => {}
-        }
-    }
-
-    /// A daemon across the network has said where it is. If it claims to be a process that was started here, how that
-    /// ends will be told as the reason for its loss, and nothing else comes of the claim.
-    fn heard_about(&self, peer: PeerId, host: &str, pid: u32) {
-        let known = self.known.lock();
-        known.tells(peer, host, pid);
-        let Some(loss) = known.loss(peer).filter(|_| host == crate::sys::node_name()) else {
-            return;
-        };
-        drop(known);
-        if let Some((child, life)) = self.started(pid) {
-            child.tells(loss);
-            // A lie could prevent no more than that a daemon is started again.
-            self.life_connected(life, peer);
-        }
-    }
-
-    /// A daemon has said where its last words will be. Of a process, that is believed only if the system has told its id.
-    fn heard_of_words(&self, peer: PeerId, pipes: [u32; 2]) {
-        let processes = self.processes.lock();
-        let pid = processes.iter().find(|(_, held)| **held == peer);
-        let Some(pid) = pid.map(|(pid, _)| *pid) else {
-            return;
-        };
-        drop(processes);
-        let loss = self.known.lock().loss(peer);
-        if let Some((loss, words)) = loss.zip(LastWords::of(pid, pipes)) {
-            loss.will_say(words);
         }
     }
 

@@ -15,6 +15,8 @@
 //! [`ANSWER_TIMEOUT`], the lines of what it has not answered are dropped, by which processes that it may
 //! have forked all the same end at once; and the orders are started in the ordinary way.
 //!
+//! Over 500 lines: both sides are here, because each line of one answers a line of the other.
+//!
 //! The server's side ([`serve`]) uses no threads and no I/O runtime, because a forked
 //! process has but the one thread that forked.
 //!
@@ -559,7 +561,7 @@ pub unsafe fn serve() -> Option<Forked> {
                         // Closed by `become_new`.
                         std::mem::forget((socket, host, passed));
                         become_new(&request, fds);
-                        super::is_its_own();
+                        super::owner::is_its_own();
                         return Some(Forked { code: request.code });
                     }
                     pid => u32::try_from(pid).ok(),

@@ -11,11 +11,13 @@ mod exit;
 pub mod fork;
 pub mod line;
 mod oom;
+mod owner;
 mod surroundings;
 
 pub use surroundings::Surroundings;
 
 pub use exit::Exit;
+pub use owner::Owner;
 
 use std::ffi::OsString;
 use std::io;
@@ -208,40 +210,6 @@ pub fn end_unconnected(children: &[Arc<Child>]) {
         }
     };
     let _ = io_thread::handle().block_on(async { tokio::time::timeout(FAREWELL, all).await });
-}
-
-/// Number of forks between the process that first asked and this one.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-
-/// Has a process just forked count for the one that it was forked from: it is a session of its own.
-#[cfg(target_os = "linux")]
-fn is_its_own() {
-    FORKS.fetch_sub(1, Ordering::Relaxed);
-}
-
-/// Tells a process from those that are forked from it, by `fork(3)` as it runs pthread_atfork(3)'s
-/// handlers, which takes no system call.
-#[derive(Clone, Copy, Debug)]
-pub struct Owner(u32);
-
-impl Owner {
-    /// This process.
-    pub fn this() -> Owner {
-        static HANDLER: std::sync::Once = std::sync::Once::new();
-        extern "C" fn forked() {
-            FORKS.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the handler does nothing but count.
-        HANDLER.call_once(|| unsafe {
-            libc::pthread_atfork(None, None, Some(forked));
-        });
-        Owner(FORKS.load(Ordering::Relaxed))
-    }
-
-    /// Whether this is another process, forked from the owner.
-    pub fn has_forked(self) -> bool {
-        self.0 != FORKS.load(Ordering::Relaxed)
-    }
 }
 
 /// Starts a process: through the fork server if there is one and it will do.
