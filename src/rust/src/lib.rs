@@ -31,6 +31,7 @@ mod daemon;
 mod daemons;
 mod error;
 mod events;
+mod failures;
 mod forks;
 mod functions;
 mod gc;

@@ -17,13 +17,14 @@ use mirai_core::task::{Outcome, Payload};
 
 use crate::error::{self, Class, Error};
 use crate::events::{self, Events};
+use crate::failures::failure;
 use crate::forks;
 use crate::launch;
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
 use crate::rules;
 use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
-use crate::tasks::{failure, new_pending, new_task, DATA, TASK};
+use crate::tasks::{new_pending, new_task, DATA, TASK};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![

@@ -32,11 +32,10 @@ use mirai_core::heap;
 use mirai_core::memory::Content;
 use mirai_core::task::{next_task_id, Outcome, Payload, Task};
 
+use crate::failures::{error_value, failure_of, failure_with, reset_value, unreadable};
 use crate::forks;
 use crate::notes;
-use crate::r::{
-    self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_lang2, Rf_list3,
-};
+use crate::r::{self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_list3};
 use crate::serialize::{self, Unread};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
@@ -56,9 +55,6 @@ symbols! {
 
 // SAFETY: on R's main thread.
 static CLASS: Constant = Constant::new(|| unsafe { r::string("mirai") });
-
-// SAFETY: on R's main thread.
-static ERROR_CLASS: Constant = Constant::new(|| unsafe { r::string("errorValue") });
 
 // SAFETY: on R's main thread; what was allocated is protected.
 static UNRESOLVED: Constant = Constant::new(|| unsafe {
@@ -338,33 +334,6 @@ pub(crate) unsafe fn is_mirai(x: SEXP) -> bool {
     }
 }
 
-/// The error value for R's last error.
-pub(crate) unsafe fn failure() -> SEXP {
-    // SAFETY: on R's main thread.
-    unsafe { failure_with(r::string(&r::last_error().to_string_lossy())) }
-}
-
-unsafe fn failure_of(unread: Unread) -> SEXP {
-    // SAFETY: on R's main thread; the text is dropped before R is called again.
-    unsafe {
-        let text = unread.to_string();
-        let string = r::string(&text);
-        drop(text);
-        failure_with(string)
-    }
-}
-
-unsafe fn failure_with(text: SEXP) -> SEXP {
-    // SAFETY: on R's main thread; what was allocated is protected.
-    unsafe {
-        let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
-        let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
-        let value = Rf_eval(call, r::NAMESPACE.get());
-        Rf_unprotect(2);
-        value
-    }
-}
-
 /// `.Call(resolved, value)`: a mirai that has this value from the beginning.
 unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the argument; `env` is protected.
@@ -467,22 +436,6 @@ unsafe fn value(content: &Content) -> SEXP {
     }
 }
 
-/// An error value 19 that says which daemon was lost, and why.
-unsafe fn reset_value(task: &Task) -> SEXP {
-    // SAFETY: on R's main thread; what was allocated is protected. The text is dropped before R may run code.
-    unsafe {
-        let value = Rf_protect(error_value(19));
-        if let Some(loss) = task.loss() {
-            let text = loss.to_string();
-            let reason = Rf_protect(r::string(&text));
-            Rf_setAttrib(value, extendr_ffi::Rf_install(c"reason".as_ptr()), reason);
-            Rf_unprotect(1);
-        }
-        Rf_unprotect(1);
-        value
-    }
-}
-
 struct Reading<'a> {
     content: &'a Content,
     unread: Option<Unread>,
@@ -499,32 +452,10 @@ unsafe extern "C" fn read_content(reading: *mut c_void) -> SEXP {
     }
 }
 
-/// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
-unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
-    // SAFETY: on R's main thread; R protects the condition, and the call is protected.
-    unsafe {
-        let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
-        let call = Rf_protect(Rf_lang2(name, condition));
-        let value = Rf_eval(call, r::NAMESPACE.get());
-        Rf_unprotect(1);
-        value
-    }
-}
-
 unsafe extern "C" fn drop_task(task: *mut c_void) {
     // SAFETY: `settle` passes a task that it has counted for this.
     unsafe {
         drop(Arc::from_raw(task.cast::<Task>().cast_const()));
-    }
-}
-
-unsafe fn error_value(code: i32) -> SEXP {
-    // SAFETY: on R's main thread; `value` is protected.
-    unsafe {
-        let value = Rf_protect(r::integers(&[code]));
-        Rf_setAttrib(value, R_ClassSymbol, ERROR_CLASS.get());
-        Rf_unprotect(1);
-        value
     }
 }
 

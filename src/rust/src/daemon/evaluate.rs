@@ -1,7 +1,6 @@
 //! A daemon's loop: takes tasks from the link, has R evaluate them, answers.
 //!
-//! R is entered through [`within_r`] only, which a long jump cannot leave. What is called in there
-//! owns nothing.
+//! R is entered through [`within_r`] only, which a long jump cannot leave. What is called there owns nothing.
 //!
 //! Establishing R's condition handlers costs more than everything else that is done for a
 //! small task. So they are established around the loop that serves the link: Rust
@@ -16,8 +15,7 @@ use std::time::Instant;
 
 use extendr_ffi::{
     R_CallMethodDef, R_ClearExternalPtr, R_ExternalPtrAddr, R_GlobalEnv, R_MakeExternalPtr,
-    R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install,
-    Rf_protect, Rf_unprotect, Rf_xlength, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
+    R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib, Rf_install, Rf_protect, Rf_unprotect, SEXP,
 };
 use mirai_core::process::Owner;
 use mirai_core::protocol::{Done, Kind};
@@ -26,13 +24,13 @@ use mirai_core::worker::{Assignment, Next, Worker};
 
 use super::attempts;
 use super::limits::{End, Limits};
+use super::payload::{prepare, read, CONTEXT, ENVIR, EXPR, WHEN};
 use super::settings::Settings;
 use crate::cleanup::{self, Snapshot};
 use crate::gc;
 use crate::notes;
-use crate::r::{self, Constant, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang3};
-use crate::serialize::{self, hooks, Buffer, Source};
-use crate::streams::random_seed;
+use crate::r::{self, Constant, Rf_eval, Rf_lang2, Rf_lang3};
+use crate::serialize::{self, hooks, Buffer};
 
 pub(super) fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -68,15 +66,6 @@ impl State {
 unsafe extern "C-unwind" fn daemon_state() -> SEXP {
     // SAFETY: R calls it on its main thread.
     unsafe { r::Rf_ScalarInteger(STATE.load(Ordering::Relaxed)) }
-}
-
-r::symbols! {
-    SEED = c".Random.seed";
-    EXPR = c".expr.";
-    ENVIR = c".envir.";
-    WHEN = c".when.";
-    ELEMENT = c".x";
-    CONTEXT = c".context.";
 }
 
 /// Works until the link ends or a limit is reached.
@@ -454,12 +443,6 @@ fn finish(worker: &Worker) {
     r::clear_interrupt();
 }
 
-/// Reads an object that was sent.
-unsafe fn read(source: Source<'_>) -> SEXP {
-    // SAFETY: in `within_r`, where long jumps end; the caller's `Assignment` outlives it.
-    unsafe { serialize::read_or_raise(source) }
-}
-
 /// The message of an error value; `None` if it has none.
 unsafe fn message_of(value: SEXP) -> Option<String> {
     // SAFETY: on R's main thread; `value` is protected, and so are its attributes. Nothing is called that could jump
@@ -469,59 +452,6 @@ unsafe fn message_of(value: SEXP) -> Option<String> {
         r::as_str(message)
             .filter(|text| !text.is_empty())
             .map(String::from)
-    }
-}
-
-/// Puts a task's objects in place, and into `frame` what to evaluate and where. True if the task continues a trace.
-unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
-    // SAFETY: in `within_r`, where long jumps end. What was read is protected until a variable has it; indices are
-    // below the length checked.
-    unsafe {
-        attempts::begin(false);
-        let own = Source::new(&task.body, &task.pieces);
-        let common = task
-            .constants
-            .as_ref()
-            .map(|c| Source::new(&c.bytes, &c.pieces).common());
-        let payload = Rf_protect(read(common.unwrap_or(own)));
-        // R does not check an index.
-        if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=4).contains(&Rf_xlength(payload)) {
-            r::raise("what the host has sent is no task");
-        }
-        if let Some(stream) = task.stream {
-            let seed = Rf_protect(r::integers(&random_seed(stream)));
-            Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
-            Rf_unprotect(1);
-        }
-        define_all(VECTOR_ELT(payload, 1), R_GlobalEnv);
-        let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
-        define_all(VECTOR_ELT(payload, 2), env);
-        if task.constants.is_some() {
-            let element = Rf_protect(read(own));
-            Rf_defineVar(ELEMENT.get(), element, env);
-            Rf_unprotect(1);
-        }
-        // See `with_context()` in R/traces.R.
-        let expr = VECTOR_ELT(payload, 0);
-        let traced = TYPEOF(expr) == SEXPTYPE::VECSXP
-            && Rf_xlength(expr) == 2
-            && r::Rf_inherits(expr, c"miraiContext".as_ptr()) == Rboolean::TRUE;
-        if traced {
-            Rf_defineVar(CONTEXT.get(), VECTOR_ELT(expr, 1), frame);
-        }
-        let expr = if traced { VECTOR_ELT(expr, 0) } else { expr };
-        Rf_defineVar(EXPR.get(), expr, frame);
-        Rf_defineVar(ENVIR.get(), env, frame);
-        let asks = Rf_xlength(payload) == 4;
-        let when = if asks {
-            VECTOR_ELT(payload, 3)
-        } else {
-            R_NilValue
-        };
-        Rf_defineVar(WHEN.get(), when, frame);
-        attempts::begin(asks);
-        Rf_unprotect(2);
-        traced
     }
 }
 
@@ -543,27 +473,6 @@ static TRACED_CALL: Constant = Constant::new(|| unsafe {
     let function = Rf_install(c"in_span".as_ptr());
     Rf_lang3(function, TASK_CALL.get(), CONTEXT.get())
 });
-
-/// Assigns the elements of a named list, which is empty afterwards.
-unsafe fn define_all(list: SEXP, env: SEXP) {
-    // SAFETY: on R's main thread. `list` is protected; names and values of a list have the same length.
-    unsafe {
-        let names = Rf_getAttrib(list, R_NamesSymbol);
-        let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
-        if !is_named && Rf_xlength(list) > 0 {
-            r::raise("what the host has sent is no task");
-        }
-        for i in 0..Rf_xlength(list) {
-            Rf_defineVar(
-                Rf_installChar(STRING_ELT(names, i)),
-                VECTOR_ELT(list, i),
-                env,
-            );
-            // Now the variable alone has it, so that it can be changed without a copy.
-            extendr_ffi::SET_VECTOR_ELT(list, i, R_NilValue);
-        }
-    }
-}
 
 /// The value of a task that left by a long jump that nothing caught.
 unsafe fn failure(stage: Stage) -> SEXP {

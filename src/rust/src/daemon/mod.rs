@@ -3,6 +3,7 @@
 mod attempts;
 mod evaluate;
 mod limits;
+mod payload;
 mod settings;
 mod watched;
 
