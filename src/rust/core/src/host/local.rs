@@ -1,7 +1,7 @@
 //! Daemons on the same machine: from a bare connection, through the hello, to a link.
 //!
 //! A connection that has not introduced itself may send only a small hello, within
-//! `INTRODUCTION_TIMEOUT`. At most `STRANGERS` of them may be open at a time.
+//! `INTRODUCTION_TIMEOUT`. At most `LOCAL_STRANGERS` of them may be open at a time.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use crate::transport::strangers::INTRODUCTION_TIMEOUT;
 use crate::transport::{Address, Link, unix};
 
 /// Limit of connections of one listener that have not yet sent their hello.
-const STRANGERS: usize = 64;
+const LOCAL_STRANGERS: usize = 64;
 
 /// What a peer has said of itself.
 struct Introduced {
@@ -71,7 +71,7 @@ impl Shared {
     }
 
     async fn accept_all(self: Arc<Self>, listener: UnixListener, endpoint: Endpoint) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        let strangers = Arc::new(Semaphore::new(LOCAL_STRANGERS));
         // They are turned away when this task ends with the URL.
         let mut hearing = JoinSet::new();
         loop {

@@ -3,6 +3,7 @@
 
 mod bell;
 pub(crate) mod io_thread;
+pub(crate) mod locks;
 mod random;
 pub(crate) mod signals;
 

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashSet;
 
 use super::{AutoExit, Runtime};
 use crate::protocol::Seq;
+use crate::sys::locks::{Condvar, Mutex};
 
 /// What to do with a task that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +189,94 @@ impl Gate {
     }
 }
 
-#[cfg(test)]
+/// The gate as loom explores it, with every order in which main thread and watcher can meet: `tools/sanitize loom`.
+#[cfg(all(test, mirai_loom))]
+mod model {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use loom::thread;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counts {
+        interrupts: AtomicUsize,
+        exits: AtomicUsize,
+    }
+
+    impl Runtime for Counts {
+        fn interrupt(&self) {
+            self.interrupts.fetch_add(1, SeqCst);
+        }
+        fn forget_interrupt(&self) {}
+        fn exit(&self) {
+            self.exits.fetch_add(1, SeqCst);
+        }
+        fn raise(&self, _: i32) {}
+    }
+
+    fn gate() -> (Arc<Counts>, loom::sync::Arc<Gate>) {
+        let counts = Arc::new(Counts::default());
+        let gate = Gate::new(AutoExit::Now, counts.clone());
+        (counts, loom::sync::Arc::new(gate))
+    }
+
+    #[test]
+    fn an_interrupt_is_known_to_the_task_that_it_hits_and_hits_no_other() {
+        loom::model(|| {
+            let (counts, gate) = gate();
+            let watcher = {
+                let gate = gate.clone();
+                thread::spawn(move || gate.cancel(1))
+            };
+            let first = gate.begin(1);
+            let hit = gate.finish();
+            assert_eq!(gate.begin(2), Begin::Evaluate);
+            assert!(!gate.finish(), "the second task was not meant");
+            watcher.join().unwrap();
+            assert!(first == Begin::Evaluate || first == Begin::Skip && !hit);
+            assert_eq!(counts.interrupts.load(SeqCst), usize::from(hit));
+        });
+    }
+
+    #[test]
+    fn a_task_is_either_begun_or_given_back() {
+        loom::model(|| {
+            let (_, gate) = gate();
+            let watcher = {
+                let gate = gate.clone();
+                thread::spawn(move || gate.give_back(1, 2))
+            };
+            let begun = [1, 2].map(|seq| {
+                let begun = gate.begin(seq) == Begin::Evaluate;
+                gate.finish();
+                begun
+            });
+            let first = watcher.join().unwrap();
+            assert_eq!(begun, [first > 1, first > 2]);
+        });
+    }
+
+    #[test]
+    fn a_daemon_that_lets_its_link_go_is_not_ended() {
+        loom::model(|| {
+            let (counts, gate) = gate();
+            let watcher = {
+                let gate = gate.clone();
+                thread::spawn(move || {
+                    gate.end();
+                    gate.hang_up(Duration::ZERO);
+                })
+            };
+            assert!(gate.wait_until_gone(Duration::ZERO), "it was told to end");
+            gate.release();
+            watcher.join().unwrap();
+            assert_eq!(counts.exits.load(SeqCst), 0);
+        });
+    }
+}
+
+#[cfg(all(test, not(mirai_loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
