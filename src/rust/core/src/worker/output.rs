@@ -80,6 +80,9 @@ pub struct Output {
     capacity: usize,
     shared: Arc<Shared>,
     reading: Option<JoinHandle<()>>,
+    /// A byte in it ends the thread. In the other pipe, the host could take it. It is no use to close this instead: a process
+    /// that a task has forked may have a copy.
+    end: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -89,7 +92,6 @@ struct Shared {
     tail: Tail,
     /// Something was read since the last task began.
     dirty: AtomicBool,
-    over: AtomicBool,
 }
 
 /// A pipe with the last that was written. Neither end ever waits.
@@ -144,14 +146,14 @@ impl Output {
             text: Mutex::default(),
             tail: Tail::new()?,
             dirty: AtomicBool::new(false),
-            over: AtomicBool::new(false),
         });
+        let (ended, end) = pipe_with(PipeFlags::CLOEXEC)?;
         let thread = shared.clone();
         let start = || {
             std::thread::Builder::new()
                 .name("mirai-output".into())
                 .stack_size(STACK)
-                .spawn(move || thread.read_on(keep))
+                .spawn(move || thread.read_on(keep, &ended))
         };
         let reading = signals::with_all_blocked(start)?;
         let output = Output {
@@ -161,6 +163,7 @@ impl Output {
             capacity,
             shared,
             reading: Some(reading),
+            end,
         };
         output.redirect();
         Ok(output)
@@ -221,18 +224,21 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.saved = None;
-        self.shared.over.store(true, Ordering::SeqCst);
-        // It wakes the thread, which reads as long as there is something: so there will be room for the byte.
-        let _ = write(&self.writer, b"\n");
+        let _ = write(&self.end, b"x");
         let _ = self.reading.take().map(JoinHandle::join);
     }
 }
 
 impl Shared {
-    fn read_on(&self, keep: Keep) {
-        while !self.over.load(Ordering::SeqCst) {
-            let mut readable = [PollFd::new(&self.reader, PollFlags::IN)];
-            match poll(&mut readable, None) {
+    /// Reads until there is something in `ended`.
+    fn read_on(&self, keep: Keep, ended: &OwnedFd) {
+        loop {
+            let mut watched = [
+                PollFd::new(&self.reader, PollFlags::IN),
+                PollFd::new(ended, PollFlags::IN),
+            ];
+            match poll(&mut watched, None) {
+                Ok(_) if !watched[1].revents().is_empty() => return,
                 Ok(_) => self.read(&mut self.text.lock(), keep, usize::MAX),
                 Err(Errno::INTR) => {}
                 Err(_) => return,
@@ -393,6 +399,27 @@ mod tests {
         write(stderr(), b"old").unwrap();
         output.begin_anew();
         assert_eq!(words(), "");
+    }
+
+    #[test]
+    fn it_ends_though_somebody_else_reads_the_pipe() {
+        for _ in 0..100 {
+            let output = Output::begin(Keep::LastWords).unwrap();
+            // As the host does when the daemon has left.
+            let reader = rustix::io::fcntl_dupfd_cloexec(&output.shared.reader, 0).unwrap();
+            let stop = Arc::new(AtomicBool::new(false));
+            let other = {
+                let stop = stop.clone();
+                std::thread::spawn(move || {
+                    while !stop.load(Ordering::SeqCst) {
+                        let _ = read(&reader, &mut [0; 64]);
+                    }
+                })
+            };
+            drop(output);
+            stop.store(true, Ordering::SeqCst);
+            other.join().unwrap();
+        }
     }
 
     #[test]
