@@ -371,6 +371,8 @@ mod tests {
     fn of_what_is_discarded_the_end_can_be_read_by_others() {
         let output = Output::begin(Keep::LastWords).unwrap();
         let words = || {
+            // The thread stands still, as after the end of this process.
+            let _stopped = output.shared.text.lock();
             let mut all = Vec::new();
             for fd in output.last_words() {
                 let path = format!("/proc/self/fd/{fd}");
