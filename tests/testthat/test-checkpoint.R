@@ -273,7 +273,7 @@ test_that("what cannot be compared with an earlier session is refused, by its ar
   local_test_daemons(1)
   check <- local_checkpoint()
   connection <- textConnection("x")
-  on.exit(close(connection))
+  on.exit(close(connection), add = TRUE, after = FALSE)
   message <- function(...) tryCatch(mirai_map(..., .checkpoint = check$file), mirai_error_argument = conditionMessage)
   expect_match(message(list(1, connection), identity), "'.x' cannot be used .* in element 2.* external pointer")
   expect_match(message(1, square, .args = list(connection)), "'.args' cannot be used")
@@ -292,7 +292,7 @@ test_that("what a function's environment has of this package, of its caller and 
   check <- local_checkpoint()
   run <- function(..., file, log, square) {
     pending <- mirai(Sys.sleep(60))
-    on.exit(stop_mirai(pending))
+    on.exit(stop_mirai(pending), add = TRUE, after = FALSE)
     earlier <- mirai_map(3, square, .args = list(log = log), .checkpoint = file)
     resolved <- mirai(1, .compute = "none-set")
     resolved[]
@@ -317,7 +317,7 @@ test_that("objects with hooks are compared by what the hooks make of them", {
     environment(hooks[[i]]) <- baseenv()
   }
   serialization(hooks, class = "holder")
-  on.exit(serialization(NULL))
+  on.exit(serialization(NULL), add = TRUE, after = FALSE)
   holder <- function(n) structure(list2env(list(n = n, connection = stdin())), class = "holder")
   expect_identical(check$map(list(holder(2)))[.flat], 4)
   check$map(list(holder(2)))[]
