@@ -301,12 +301,19 @@ test_that("what a function's environment has of this package, of its caller and 
   }
   environment(run) <- globalenv()
   again <- function(...) run(..., file = check$file, log = check$log, square = square)[.flat]
-  expect_identical(again(a = stop("not evaluated")), c(1, 4))
+  expect_identical(again(), c(1, 4))
   check$ran()
-  expect_identical(again(a = stop("not evaluated")), c(1, 4))
+  expect_identical(again(), c(1, 4))
   expect_identical(check$ran(), numeric())
-  expect_identical(again(a = stop("another")), c(1, 4))
-  expect_identical(check$ran(), c(1, 2))
+  # From R 4.5 on, its API does not tell what is in `...`: R serializes it, and with it the frames of callers.
+  if (getRversion() < "4.5.0") {
+    expect_identical(again(a = stop("not evaluated")), c(1, 4))
+    check$ran()
+    expect_identical(again(a = stop("not evaluated")), c(1, 4))
+    expect_identical(check$ran(), numeric())
+    expect_identical(again(a = stop("another")), c(1, 4))
+    expect_identical(check$ran(), c(1, 2))
+  }
 })
 
 test_that("objects with hooks are compared by what the hooks make of them", {
