@@ -399,7 +399,7 @@ test_that("a report is told before its task is over, and an error in .on_report 
     }
   )
   # Package later calls it where no handler of the caller's is.
-  withr::local_options(warn = 1)
+  local_options(warn = 1)
   said <- capture.output(type = "message", {
     while (length(told) < 2L) {
       later::run_now(Inf)
