@@ -170,3 +170,77 @@ test_that("an unhandled Ctrl-C ends a script and its daemons", {
   ))
   expect_true(all_end(c(host$get_pid(), read_ints(file))))
 })
+
+# Compiles a library that lets SIGINT come at the worst moment. While a process sleeps, R has a handler of its own for
+# SIGINT, which it sets by signal(). Preloaded, the library is called in its place. If the file of that name exists, it
+# removes it and waits for SIGINT: just before the handler is in place, or just after.
+local_worst_moment <- function(frame = parent.frame()) {
+  dir <- local_file(frame = frame)
+  dir.create(dir)
+  source <- file.path(dir, "moment.c")
+  writeLines(
+    c(
+      "#define _GNU_SOURCE",
+      "#include <dlfcn.h>",
+      "#include <signal.h>",
+      "#include <stdlib.h>",
+      "#include <unistd.h>",
+      "typedef void (*handler)(int);",
+      "static void wait_if(const char *variable) {",
+      "  const char *file = getenv(variable);",
+      "  if (!file || access(file, F_OK)) return;",
+      "  sigset_t set, old;",
+      "  sigemptyset(&set);",
+      "  sigaddset(&set, SIGINT);",
+      "  pthread_sigmask(SIG_BLOCK, &set, &old);",
+      "  unlink(file);",
+      "  sigsuspend(&old);",
+      "  pthread_sigmask(SIG_SETMASK, &old, 0);",
+      "}",
+      "handler signal(int number, handler new) {",
+      "  handler (*real)(int, handler) = (handler (*)(int, handler)) dlsym(RTLD_NEXT, \"signal\");",
+      "  if (number == SIGINT) wait_if(\"MIRAI_TEST_BEFORE\");",
+      "  handler old = real(number, new);",
+      "  if (number == SIGINT) wait_if(\"MIRAI_TEST_AFTER\");",
+      "  return old;",
+      "}"
+    ),
+    source
+  )
+  library <- file.path(dir, paste0("moment", .Platform$dynlib.ext))
+  callr::rcmd("SHLIB", c("-o", library, source), fail_on_status = TRUE)
+  library
+}
+
+test_that("an interrupt that R does not hear as it goes to sleep is repeated, and none ends the daemon", {
+  skip_if_not_installed("callr")
+  skip_on_cran()
+  moments <- c(MIRAI_TEST_BEFORE = local_file(), MIRAI_TEST_AFTER = local_file())
+  local_envvar(moments, LD_PRELOAD = local_worst_moment())
+  for (moment in moments) {
+    local_test_daemons(url = local_url())
+    daemon_process(nextget("urls"))
+    pid <- mirai(Sys.getpid())[]
+    for (i in 1:3) {
+      file.create(moment)
+      m <- mirai(Sys.sleep(1e6))
+      expect_true(wait_until(function() !file.exists(moment)))
+      expect_true(stop_mirai(m))
+      expect_identical(mirai(Sys.getpid(), .timeout = 10000)[], pid)
+      # R has put back the right handler, which is the one that matters while it does not sleep.
+      busy <- local_file()
+      m <- mirai(
+        {
+          file.create(busy)
+          repeat {
+            NULL
+          }
+        },
+        busy = busy
+      )
+      expect_true(wait_until(function() file.exists(busy)))
+      expect_true(stop_mirai(m))
+      expect_identical(mirai(Sys.getpid(), .timeout = 10000)[], pid)
+    }
+  }
+})

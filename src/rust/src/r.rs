@@ -69,6 +69,7 @@ extern "C" {
     pub(crate) fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub(crate) fn Rf_ScalarInteger(x: c_int) -> SEXP;
     pub(crate) fn Rf_ScalarLogical(x: c_int) -> SEXP;
+    pub(crate) fn Rf_ScalarReal(x: f64) -> SEXP;
     pub(crate) fn R_GetCCallable(
         package: *const c_char,
         name: *const c_char,
@@ -150,11 +151,17 @@ pub(crate) fn routine(name: &'static CStr, function: *const (), n: i32) -> R_Cal
 
 /// Whether the user has pressed Ctrl-C and R is ready to hear of it.
 pub(crate) fn interrupted() -> bool {
-    // SAFETY: R's own variables; a signal handler may write the first at any time.
+    // SAFETY: R's own variable.
     unsafe {
-        std::ptr::addr_of!(R_interrupts_pending).read_volatile() != 0
+        interrupt_is_pending()
             && std::ptr::addr_of!(R_interrupts_suspended).read_volatile() == Rboolean::FALSE
     }
+}
+
+/// Whether R has noted an interrupt and not yet acted upon it. From any thread.
+pub(crate) fn interrupt_is_pending() -> bool {
+    // SAFETY: R's own variable; a signal handler may write it at any time.
+    unsafe { std::ptr::addr_of!(R_interrupts_pending).read_volatile() != 0 }
 }
 
 /// What R's handler does upon Ctrl-C. From a signal handler.

@@ -56,6 +56,7 @@ fn run(mut settings: Settings) -> Result<End> {
         trust.map_err(|e| Error::connect(format!("'tls' cannot be used: {e}")))?;
     let runtime = Arc::new(RSession::new(settings.dial.tempdir.clone().into()));
     watched::obey_the_watcher();
+    watched::sleep_once();
     // Taken before any task, kept across reconnections.
     let mut snapshot =
         take_snapshot().ok_or_else(|| Error::other("the session's state cannot be read"))?;

@@ -4,9 +4,11 @@ use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use extendr_ffi::{R_BaseEnv, Rf_install, Rf_protect, Rf_unprotect};
 use mirai_core::worker::Runtime;
 
-use crate::r;
+use super::evaluate::within_r;
+use crate::r::{self, Rf_eval, Rf_lang2};
 
 /// Whether the watcher has sent a SIGINT: see [`obey_the_watcher`].
 static ASKED_TO_INTERRUPT: AtomicBool = AtomicBool::new(false);
@@ -31,6 +33,20 @@ pub(super) fn obey_the_watcher() {
             libc::sigaction(libc::SIGINT, &raw const new, std::ptr::null_mut());
         }
     }
+}
+
+/// Has R sleep once. Only then it knows which handler of SIGINT is to be put back after a sleep (`oldSigintHandler`
+/// in R's `sys-std.c`): a SIGINT that came just as R had set its own for its very first sleep would have put back the
+/// system's, by which the next SIGINT ends the process. To be called when nobody sends one yet.
+pub(super) fn sleep_once() {
+    // SAFETY: on the main thread, where R's long jumps end.
+    within_r(|| unsafe {
+        // One microsecond: R does not set its handler for less.
+        let seconds = Rf_protect(r::Rf_ScalarReal(1e-6));
+        let call = Rf_protect(Rf_lang2(Rf_install(c"Sys.sleep".as_ptr()), seconds));
+        Rf_eval(call, R_BaseEnv);
+        Rf_unprotect(2);
+    });
 }
 
 /// What the watcher may do to this R session.
@@ -59,6 +75,12 @@ impl Runtime for RSession {
         ASKED_TO_INTERRUPT.store(true, Ordering::SeqCst);
         // SAFETY: the main thread lives.
         unsafe { libc::pthread_kill(self.main, libc::SIGINT) };
+    }
+
+    /// R can miss a SIGINT as it goes to sleep (`R_SelectEx()`, for `Sys.sleep()` and others): it looks whether one is
+    /// pending, and only then sets the handler that ends the sleep. One that comes in between is pending until R wakes.
+    fn interrupt_is_pending(&self) -> bool {
+        r::interrupt_is_pending()
     }
 
     fn forget_interrupt(&self) {

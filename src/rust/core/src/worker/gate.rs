@@ -11,6 +11,9 @@ use super::{AutoExit, Runtime};
 use crate::protocol::Seq;
 use crate::sys::locks::{Condvar, Mutex};
 
+/// Pauses before an interrupt is repeated: the first, and the longest.
+const REPEAT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
 /// What to do with a task that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
@@ -117,13 +120,19 @@ impl Gate {
     pub(super) fn finish(&self) -> bool {
         let mut state = self.state.lock();
         state.running = None;
-        std::mem::take(&mut state.interrupted)
+        let interrupted = std::mem::take(&mut state.interrupted);
+        if interrupted {
+            self.changed.notify_all();
+        }
+        interrupted
     }
 
-    /// Watcher: the host does not want this task any more.
-    pub(super) fn cancel(&self, seq: Seq) {
+    /// Watcher: the host does not want this task any more. If that has interrupted it, somebody has to
+    /// [`insist`](Self::insist): then this returns true.
+    pub(super) fn cancel(&self, seq: Seq) -> bool {
         let mut state = self.state.lock();
-        if state.running == Some(seq) {
+        let runs = state.running == Some(seq);
+        if runs {
             self.interrupt(&mut state);
         } else if seq > state.last {
             state.skip.insert(seq);
@@ -133,6 +142,23 @@ impl Gate {
         drop(state);
         if read {
             self.runtime.cancelled(seq);
+        }
+        runs
+    }
+
+    /// A thread of its own: repeats the interrupt of this task until the runtime has acted on it, or the task is over.
+    pub(super) fn insist(&self, seq: Seq) {
+        let (mut pause, longest) = REPEAT;
+        let mut state = self.state.lock();
+        loop {
+            let runs = |s: &mut State| s.running == Some(seq) && s.interrupted;
+            let waited = self.changed.wait_while_for(&mut state, runs, pause);
+            if !waited.timed_out() || !self.runtime.interrupt_is_pending() {
+                return;
+            }
+            // Under the lock, as the first.
+            self.runtime.interrupt();
+            pause = longest.min(pause * 2);
         }
     }
 
@@ -240,6 +266,27 @@ mod model {
     }
 
     #[test]
+    fn who_insists_hears_of_the_end_of_the_task() {
+        loom::model(|| {
+            let (counts, gate) = gate();
+            assert_eq!(gate.begin(1), Begin::Evaluate);
+            let watcher = {
+                let gate = gate.clone();
+                thread::spawn(move || {
+                    if gate.cancel(1) {
+                        gate.insist(1);
+                    }
+                })
+            };
+            gate.finish();
+            assert_eq!(gate.begin(2), Begin::Evaluate);
+            watcher.join().unwrap();
+            assert!(!gate.finish(), "the second task was not meant");
+            assert!(counts.interrupts.load(SeqCst) <= 1);
+        });
+    }
+
+    #[test]
     fn a_task_is_either_begun_or_given_back() {
         loom::model(|| {
             let (_, gate) = gate();
@@ -284,6 +331,8 @@ mod tests {
     #[derive(Default)]
     struct Recorder {
         interrupts: AtomicUsize,
+        /// So many interrupts are not heard.
+        deaf_to: usize,
         exits: AtomicUsize,
         raised: AtomicUsize,
         forgotten: AtomicUsize,
@@ -292,6 +341,9 @@ mod tests {
     impl Runtime for Recorder {
         fn interrupt(&self) {
             self.interrupts.fetch_add(1, SeqCst);
+        }
+        fn interrupt_is_pending(&self) -> bool {
+            self.interrupts.load(SeqCst) <= self.deaf_to
         }
         fn forget_interrupt(&self) {
             self.forgotten.fetch_add(1, SeqCst);
@@ -325,6 +377,43 @@ mod tests {
         gate.cancel(1);
         assert_eq!(recorder.interrupts.load(SeqCst), 1);
         assert!(!gate.finish());
+    }
+
+    #[test]
+    fn an_interrupt_is_repeated_until_it_is_heard() {
+        let recorder = Arc::new(Recorder {
+            deaf_to: 2,
+            ..Recorder::default()
+        });
+        let gate = Gate::new(AutoExit::Now, recorder.clone());
+        gate.begin(1);
+        assert!(gate.cancel(1));
+        gate.insist(1);
+        assert_eq!(recorder.interrupts.load(SeqCst), 3);
+    }
+
+    #[test]
+    fn an_interrupt_is_not_repeated_once_its_task_is_over() {
+        let recorder = Arc::new(Recorder {
+            deaf_to: usize::MAX,
+            ..Recorder::default()
+        });
+        let gate = Gate::new(AutoExit::Now, recorder.clone());
+        gate.begin(1);
+        assert!(gate.cancel(1));
+        std::thread::scope(|scope| {
+            let insists = scope.spawn(|| gate.insist(1));
+            while recorder.interrupts.load(SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            assert!(gate.finish());
+            insists.join().unwrap();
+        });
+        let so_many = recorder.interrupts.load(SeqCst);
+        gate.begin(2);
+        gate.insist(1);
+        assert_eq!(recorder.interrupts.load(SeqCst), so_many);
+        assert!(!gate.cancel(1), "it does not run");
     }
 
     #[test]

@@ -53,6 +53,10 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 pub trait Runtime: Send + Sync + 'static {
     /// Interrupts what the main thread evaluates, as Ctrl-C would.
     fn interrupt(&self);
+    /// Whether an interrupt has been noted and not yet been acted upon. If it stays so for a while, it is repeated.
+    fn interrupt_is_pending(&self) -> bool {
+        false
+    }
     /// Forgets a Ctrl-C that has not been obeyed yet. Called from the main thread.
     fn forget_interrupt(&self);
     /// Ends the process here and now, leaving no files behind.

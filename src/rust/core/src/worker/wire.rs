@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::gate::Gate;
 use super::{DialError, Options};
 use crate::memory::{Arrival, Parts};
-use crate::protocol::{ToDaemon, ToHost};
+use crate::protocol::{Seq, ToDaemon, ToHost};
 use crate::sys::signals::Polled;
 use crate::transport::Address;
 
@@ -63,6 +63,19 @@ pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn
     match address {
         Address::Network(url) => network::dial(url, dialling),
         _ => local::dial(address, dialling),
+    }
+}
+
+/// The host does not want this task any more.
+fn cancel(gate: &Arc<Gate>, seq: Seq) {
+    if gate.cancel(seq) {
+        let gate = Arc::clone(gate);
+        let insisting = std::thread::Builder::new()
+            .name("mirai-insists".into())
+            .stack_size(128 * 1024)
+            .spawn(move || gate.insist(seq));
+        // Without a thread for it, the interrupt is not repeated.
+        drop(insisting);
     }
 }
 

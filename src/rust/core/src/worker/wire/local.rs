@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::super::{ANSWER_TIMEOUT, DialError, GRACE, Options};
-use super::{Dialling, Gate, Sender, Wire, accepted};
+use super::{Dialling, Gate, Sender, Wire, accepted, cancel};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::sys::signals::{self, Polled, poll_in};
@@ -174,7 +174,7 @@ fn watch(
                     };
                     while let Ok(Some((message, _))) = reader.next() {
                         match message {
-                            Control::Cancel { seq } => gate.cancel(seq),
+                            Control::Cancel { seq } => cancel(&gate, seq),
                             Control::Recall { from, to } => {
                                 let from = gate.give_back(from, to);
                                 let _sending = sending.lock();

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::super::{ANSWER_TIMEOUT, DialError, GRACE};
-use super::{Dialling, Gate, Sender, Wire, accepted};
+use super::{Dialling, Gate, Sender, Wire, accepted, cancel};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, Seq, ToDaemon, ToHost, VERSION};
 use crate::sys::io_thread;
@@ -278,7 +278,7 @@ impl Receiver for Inbox {
                     }
                     ToDaemon::Control(Control::Cancel { seq }) => {
                         if let Some(gate) = self.gate.get() {
-                            gate.cancel(seq);
+                            cancel(gate, seq);
                         }
                     }
                     ToDaemon::Control(Control::Recall { from, to }) => {
