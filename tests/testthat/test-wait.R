@@ -190,6 +190,26 @@ limited <- function(expr) {
   )
 }
 
+test_that("a limit of CPU time that is over ends a wait", {
+  local_test_daemons(1)
+  m <- mirai(Sys.sleep(1e6))
+  x <- stats::runif(1e7)
+  waited <- FALSE
+  over <- function() {
+    setTimeLimit(cpu = 0.02)
+    on.exit(setTimeLimit())
+    # R itself looks at the limit after 1,000 calls.
+    for (i in 1:5) {
+      sum(x)
+    }
+    waited <<- TRUE
+    m[]
+  }
+  expect_error(over(), "reached CPU time limit")
+  expect_true(waited)
+  expect_true(stop_mirai(m))
+})
+
 test_that("time limits end every wait, and the session goes on", {
   local_test_daemons(1, memory = 1)
   file <- local_file()
