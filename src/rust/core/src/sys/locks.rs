@@ -1,16 +1,21 @@
-//! Mutex and condition variable: parking_lot's, or in the build for loom (`tools/sanitize loom`) some of the same interface,
+//! Mutex and condition variable of parking_lot's, and tokio's `Notify`; or in the build for loom (`tools/sanitize loom`) some of the same interface,
 //! of which loom tries every order in which threads can meet.
 
 #[cfg(not(all(test, mirai_loom)))]
 pub(crate) use parking_lot::{Condvar, Mutex};
+#[cfg(not(all(test, mirai_loom)))]
+pub(crate) use tokio::sync::Notify;
 
 #[cfg(all(test, mirai_loom))]
-pub(crate) use self::model::{Condvar, Mutex};
+pub(crate) use self::model::{Condvar, Mutex, Notify};
 
 #[cfg(all(test, mirai_loom))]
 mod model {
     use std::ops::{Deref, DerefMut};
+    use std::task::Poll;
     use std::time::Duration;
+
+    use loom::future::AtomicWaker;
 
     #[derive(Default)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -70,6 +75,38 @@ mod model {
                 guard.0 = Some(self.0.wait(inner).unwrap());
             }
             Ended
+        }
+    }
+
+    /// Keeps one permit, for one waiter, as tokio's does.
+    pub(crate) struct Notify {
+        permit: Mutex<bool>,
+        waiter: AtomicWaker,
+    }
+
+    impl Notify {
+        pub(crate) fn new() -> Notify {
+            Notify {
+                permit: Mutex::default(),
+                waiter: AtomicWaker::new(),
+            }
+        }
+
+        pub(crate) fn notify_one(&self) {
+            *self.permit.lock() = true;
+            self.waiter.wake();
+        }
+
+        pub(crate) async fn notified(&self) {
+            std::future::poll_fn(|cx| {
+                self.waiter.register_by_ref(cx.waker());
+                if std::mem::take(&mut *self.permit.lock()) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await
         }
     }
 }

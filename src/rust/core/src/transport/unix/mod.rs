@@ -219,7 +219,7 @@ impl UnixLink {
                 while let Some((message, body)) = incoming.next_frame()? {
                     on_frame(message, body);
                 }
-                let mut ready = self.data.fd.readable().await?;
+                let mut ready = self.data.sink.readable().await?;
                 let filled = ready.try_io(|fd| incoming.fill(fd.as_fd()));
                 let crowded = matches!(&filled, Ok(Err(e)) if is_crowded(e));
                 if crowded && tries < CROWDED_TRIES {

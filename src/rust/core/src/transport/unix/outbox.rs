@@ -1,56 +1,87 @@
 //! Frames that wait until their socket takes them.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use parking_lot::Mutex;
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
 
 use super::descriptors::{SCARCE, SEND, SPACE, TRIES, descriptors, is_scarcity};
 use crate::descriptors::out_of_the_way;
 use crate::protocol::Frame;
+use crate::sys::locks::{Mutex, Notify};
 
 /// Limit of frames in one system call.
 const BATCH: usize = 32;
 
-/// Sends as much of the first frames in the queue as one call takes. The `usize` of a frame is the number of
-/// its bytes sent before.
-fn send_batch(fd: impl AsFd, queue: &VecDeque<(Frame, usize)>) -> Result<usize, rustix::io::Errno> {
-    let mut iov = [IoSlice::new(&[]); 2 * BATCH];
-    let mut used = 0;
-    for (frame, done) in queue.iter().take(BATCH) {
-        // Descriptors go with the first byte of what is sent.
-        if used > 0 && !frame.insets().is_empty() {
-            break;
+/// Frames, and for each the number of its bytes sent before.
+type Queue = VecDeque<(Frame, usize)>;
+
+/// Where an [`Outbox`] sends to: a socket, or that of the model.
+pub trait Sink: Sync {
+    /// Sends as much of the first frames in the queue as one call takes. Returns the number of bytes.
+    fn send_batch(&self, queue: &Queue) -> Result<usize, Errno>;
+
+    /// Ends the link.
+    fn shutdown(&self);
+
+    /// Calls `write` until it says something else than `WouldBlock`: now, and whenever there is room again.
+    fn when_writable(
+        &self,
+        write: impl FnMut() -> io::Result<()> + Send,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+impl Sink for AsyncFd<OwnedFd> {
+    fn send_batch(&self, queue: &Queue) -> Result<usize, Errno> {
+        let mut iov = [IoSlice::new(&[]); 2 * BATCH];
+        let mut used = 0;
+        for (frame, done) in queue.iter().take(BATCH) {
+            // Descriptors go with the first byte of what is sent.
+            if used > 0 && !frame.insets().is_empty() {
+                break;
+            }
+            let of_head = (*done).min(frame.head.len());
+            iov[used] = IoSlice::new(&frame.head[of_head..]);
+            iov[used + 1] = IoSlice::new(&frame.body[*done - of_head..]);
+            used += 2;
         }
-        let of_head = (*done).min(frame.head.len());
-        iov[used] = IoSlice::new(&frame.head[of_head..]);
-        iov[used + 1] = IoSlice::new(&frame.body[*done - of_head..]);
-        used += 2;
+        let pass = match queue.front() {
+            Some((frame, 0)) => descriptors(frame.insets()),
+            _ => SmallVec::new(),
+        };
+        let mut space = [MaybeUninit::uninit(); SPACE];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !pass.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&pass));
+        }
+        let flags = SEND | SendFlags::DONTWAIT;
+        rustix::net::sendmsg(self, &iov[..used], &mut control, flags)
     }
-    let pass = match queue.front() {
-        Some((frame, 0)) => descriptors(frame.insets()),
-        _ => SmallVec::new(),
-    };
-    let mut space = [MaybeUninit::uninit(); SPACE];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !pass.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&pass));
+
+    fn shutdown(&self) {
+        // Not only closed: a process forked by user code may hold a copy.
+        let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Both);
     }
-    let flags = SEND | SendFlags::DONTWAIT;
-    rustix::net::sendmsg(fd, &iov[..used], &mut control, flags)
+
+    async fn when_writable(
+        &self,
+        mut write: impl FnMut() -> io::Result<()> + Send,
+    ) -> io::Result<()> {
+        self.async_io(Interest::WRITABLE, |_| write()).await
+    }
 }
 
 /// Frames that wait for their socket, which may not take them all at once.
-pub struct Outbox {
-    pub(super) fd: AsyncFd<OwnedFd>,
-    queue: Mutex<VecDeque<(Frame, usize)>>,
+pub struct Outbox<S = AsyncFd<OwnedFd>> {
+    pub(super) sink: S,
+    queue: Mutex<Queue>,
     /// Set when the socket was full: see [`drain_when_writable`](Outbox::drain_when_writable).
     blocked: Notify,
 }
@@ -59,11 +90,18 @@ impl Outbox {
     /// Must be called within the I/O runtime.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Outbox> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Outbox {
-            fd: crate::sys::io_thread::register(out_of_the_way(fd))?,
+        let sink = crate::sys::io_thread::register(out_of_the_way(fd))?;
+        Ok(Outbox::to(sink))
+    }
+}
+
+impl<S: Sink> Outbox<S> {
+    fn to(sink: S) -> Outbox<S> {
+        Outbox {
+            sink,
             queue: Mutex::default(),
             blocked: Notify::new(),
-        })
+        }
     }
 
     pub(super) fn post(&self, frame: Frame) {
@@ -83,7 +121,7 @@ impl Outbox {
         let mut queue = self.queue.lock();
         while !queue.is_empty() {
             let passing = matches!(queue.front(), Some((frame, 0)) if !frame.insets().is_empty());
-            match send_batch(&self.fd, &queue) {
+            match self.sink.send_batch(&queue) {
                 Ok(mut sent) => {
                     while let Some((frame, done)) = queue.front_mut() {
                         let left = frame.head.len() + frame.body.len() - *done;
@@ -95,10 +133,10 @@ impl Outbox {
                         queue.pop_front();
                     }
                 }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
                 // Too many descriptors are in flight.
-                Err(rustix::io::Errno::TOOMANYREFS) if passing => {
+                Err(Errno::TOOMANYREFS) if passing => {
                     if let Some((frame, _)) = queue.pop_front() {
                         queue.push_front((frame.plain(), 0));
                     }
@@ -106,7 +144,7 @@ impl Outbox {
                 Err(e) if is_scarcity(e) => return Err(io::ErrorKind::OutOfMemory.into()),
                 Err(_) => {
                     queue.clear();
-                    self.shutdown();
+                    self.sink.shutdown();
                 }
             }
         }
@@ -118,7 +156,7 @@ impl Outbox {
         loop {
             self.blocked.notified().await;
             let mut tries = 0;
-            let write = || self.fd.async_io(Interest::WRITABLE, |_| self.try_flush());
+            let write = || self.sink.when_writable(|| self.try_flush());
             while let Err(e) = write().await {
                 if e.kind() != io::ErrorKind::OutOfMemory || tries == TRIES {
                     return;
@@ -130,7 +168,123 @@ impl Outbox {
     }
 
     pub(super) fn shutdown(&self) {
-        // Not only closed: a process forked by user code may hold a copy.
-        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        self.sink.shutdown();
+    }
+}
+
+/// The outbox as loom explores it, with almost every order in which those who post, the I/O thread and the peer can meet:
+/// `tools/sanitize loom`.
+#[cfg(all(test, mirai_loom))]
+mod model {
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use loom::future::block_on;
+    use loom::thread;
+
+    use super::*;
+    use crate::protocol::Control;
+
+    /// A socket that takes one frame. The peer makes room for the next when it has read that.
+    struct OneFrame {
+        full: Mutex<bool>,
+        filled: Notify,
+        emptied: Notify,
+    }
+
+    impl Sink for OneFrame {
+        fn send_batch(&self, queue: &Queue) -> Result<usize, Errno> {
+            let mut full = self.full.lock();
+            if *full {
+                return Err(Errno::AGAIN);
+            }
+            *full = true;
+            self.filled.notify_one();
+            Ok(queue[0].0.head.len() + queue[0].0.body.len())
+        }
+
+        fn shutdown(&self) {
+            panic!("no send fails");
+        }
+
+        async fn when_writable(
+            &self,
+            mut write: impl FnMut() -> io::Result<()> + Send,
+        ) -> io::Result<()> {
+            loop {
+                match write() {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        self.emptied.notified().await;
+                    }
+                    written => return written,
+                }
+            }
+        }
+    }
+
+    impl OneFrame {
+        /// The peer reads so many frames.
+        fn read(&self, frames: usize) {
+            for _ in 0..frames {
+                block_on(self.filled.notified());
+                *self.full.lock() = false;
+                self.emptied.notify_one();
+            }
+        }
+    }
+
+    /// Two frames are posted, one after the other by one thread or by two, and the peer reads both. If one were left, the
+    /// peer would wait for ever, which loom reports.
+    fn all_frames_arrive(posters: usize) {
+        let mut model = loom::model::Builder::new();
+        // A thread is put off so many times where it could go on. Without a limit, there are too many orders.
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let outbox = loom::sync::Arc::new(Outbox::to(OneFrame {
+                full: Mutex::default(),
+                filled: Notify::new(),
+                emptied: Notify::new(),
+            }));
+            let over = loom::sync::Arc::new(Notify::new());
+            let post = |frames: usize| {
+                let outbox = outbox.clone();
+                move || {
+                    for _ in 0..frames {
+                        outbox.post(Frame::bare(&Control::End));
+                        outbox.flush();
+                    }
+                }
+            };
+            let other = (posters == 2).then(|| thread::spawn(post(1)));
+            let io_thread = {
+                let (outbox, over) = (outbox.clone(), over.clone());
+                thread::spawn(move || {
+                    let mut over = pin!(over.notified());
+                    let mut draining = pin!(outbox.drain_when_writable());
+                    block_on(std::future::poll_fn(|cx| match over.as_mut().poll(cx) {
+                        Poll::Pending => draining.as_mut().poll(cx),
+                        over => over,
+                    }));
+                })
+            };
+            post(3 - posters)();
+            outbox.sink.read(2);
+            assert!(outbox.queue.lock().is_empty());
+            over.notify_one();
+            io_thread.join().unwrap();
+            if let Some(other) = other {
+                other.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn no_frame_stays_when_one_thread_posts() {
+        all_frames_arrive(1);
+    }
+
+    #[test]
+    fn no_frame_stays_when_two_threads_post() {
+        all_frames_arrive(2);
     }
 }
