@@ -29,10 +29,16 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
   }
-  globals <- if (...length()) named_dots(list(...))
+  dots <- if (...length()) list(...)
+  globals <- if (length(dots)) named_dots(dots)
   args <- if (length(.args)) named_args(.args)
   check_count(.min, ".min")
   profile <- check_profile(.compute)
+  globals <- awaited(globals, !is.null(names(dots)))
+  args <- awaited(args, !is.environment(.args))
+  for (failed in Filter(is_error_value, list(globals, args))) {
+    stop(value_condition(argument_error(failed), sys.call()))
+  }
   if (is.null(globals[[".Random.seed"]])) {
     globals <- c(globals, setup_stream(profile))
   }

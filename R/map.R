@@ -121,7 +121,8 @@ mirai_map <- function(
   if (!is.null(.on_report)) {
     .on_report <- report_handler(.on_report, call)
   }
-  globals <- if (...length()) named_dots(list(...), call)
+  dots <- if (...length()) list(...)
+  globals <- if (length(dots)) named_dots(dots, call)
   elements <- map_elements(.x, call)
   rules <- task_rules(.retry, .priority, call)
   if (!is.null(.timeout)) {
@@ -148,11 +149,21 @@ mirai_map <- function(
     local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
     sent <- with_context(expr)
   }
-  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, .timeout, profile, rules, checkpoint)
+  ms <- .Call(
+    rs_submit_map,
+    sent,
+    globals,
+    args,
+    elements$x,
+    elements$names,
+    .timeout,
+    profile,
+    rules,
+    checkpoint,
+    names(dots)
+  )
   if (is.logical(ms)) {
-    ms <- lapply(elements$x, function(x) {
-      evaluate_sync(expr, globals, c(args, list(.x = x)), profile)
-    })
+    ms <- map_sync(expr, awaited(globals, !is.null(names(dots))), .f, awaited(.args), elements$x, profile)
   }
   names(ms) <- elements$names
   map <- new_mirai_map(ms)
@@ -164,6 +175,16 @@ mirai_map <- function(
     on_reports(map, .on_report)
   }
   invisible(map)
+}
+
+# The mirai of a map, for `sync = TRUE`.
+map_sync <- function(expr, globals, f, args, elements, profile) {
+  lapply(elements, function(x) {
+    x <- if (is_mirai(x)) awaited(list(x)) else list(x)
+    failed <- Find(is_error_value, list(args, x))
+    args <- if (is.null(failed)) list(.f = f, .args = args, .x = x[[1L]]) else failed
+    evaluate_sync(expr, globals, args, profile)
+  })
 }
 
 new_mirai_map <- function(x) structure(x, class = "mirai_map")

@@ -79,7 +79,8 @@ mirai <- function(
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
   }
-  globals <- if (...length()) named_dots(list(...))
+  dots <- if (...length()) list(...)
+  globals <- if (length(dots)) named_dots(dots)
   args <- if (length(.args)) named_args(.args)
   if (!is.null(.timeout)) {
     check_positive(.timeout, ".timeout")
@@ -99,8 +100,10 @@ mirai <- function(
     span <- local_span("mirai", "producer", NULL, check_profile(.compute))
     sent <- with_context(expr)
   }
-  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up, rules)
+  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up, rules, names(dots), .args)
   if (is.logical(m)) {
+    globals <- awaited(globals, !is.null(names(dots)))
+    args <- awaited(args, !is.environment(.args))
     m <- evaluate_sync(expr, globals, args, check_profile(.compute))
   }
   if (!is.null(the$tracer)) {

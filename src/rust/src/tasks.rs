@@ -32,7 +32,9 @@ use mirai_core::heap;
 use mirai_core::memory::Content;
 use mirai_core::task::{next_task_id, Outcome, Payload, Task};
 
-use crate::failures::{error_value, failure_of, failure_with, reset_value, unreadable};
+use crate::failures::{
+    argument_failure, error_value, failure_of, failure_with, reset_value, unreadable,
+};
 use crate::forks;
 use crate::notes;
 use crate::r::{self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_list3};
@@ -51,6 +53,7 @@ symbols! {
     ID = c"id";
     FUNCTION = c"function";
     BLOCK = c"mirai_block";
+    NEEDED = c"mirai_needed";
 }
 
 // SAFETY: on R's main thread.
@@ -221,7 +224,8 @@ unsafe fn empty(slot: &Slot) {
     unsafe {
         let task = slot.replace(std::ptr::null());
         if !task.is_null() {
-            drop(Arc::from_raw(task));
+            let task = Arc::from_raw(task);
+            task.abandon();
         }
     }
 }
@@ -284,6 +288,20 @@ pub(crate) unsafe fn new_task(pointer: SEXP, payload: Payload, name: Option<&str
     unsafe { attach(pointer, Task::new(next_task_id(), payload), name) }
 }
 
+/// The same, for a task that needs the values of others.
+pub(crate) unsafe fn new_task_needing(
+    pointer: SEXP,
+    payload: Payload,
+    name: Option<&str>,
+    needs: Vec<Arc<Task>>,
+) -> Arc<Task> {
+    // SAFETY: as of the other function.
+    unsafe {
+        let task = Task::new(next_task_id(), payload).needing(needs);
+        attach(pointer, task, name)
+    }
+}
+
 /// Makes the task of a mirai one that has resolved to a value of a checkpoint.
 pub(crate) unsafe fn new_stored(pointer: SEXP, stored: Stored, name: Option<&str>) {
     // SAFETY: as of the other function.
@@ -321,6 +339,47 @@ pub(crate) unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
             return None;
         }
         held(pointer)
+    }
+}
+
+/// The task of a mirai of which another task needs the value; `None` if the value has been read. The task will hear when
+/// the mirai is collected: a block that several mirai share hears of the last one only.
+pub(crate) unsafe fn needed_task(mirai: SEXP) -> Option<Arc<Task>> {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected. What `held` returns is counted before R is called.
+    unsafe {
+        let pointer = r::get_var_in_frame(TASK.get(), mirai);
+        if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP || held(pointer).is_none() {
+            return None;
+        }
+        if Rf_getAttrib(pointer, NEEDED.get()) == R_NilValue {
+            // May run finalizers, and these may read the mirai.
+            Rf_setAttrib(pointer, NEEDED.get(), Rf_protect(r::Rf_ScalarLogical(1)));
+            R_RegisterCFinalizerEx(pointer, Some(collected), Rboolean::FALSE);
+            Rf_unprotect(1);
+        }
+        shared_task(mirai)
+    }
+}
+
+/// The task of a mirai, to be kept. R is called for reading only.
+pub(crate) unsafe fn shared_task(mirai: SEXP) -> Option<Arc<Task>> {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected. A slot holds a pointer from `Arc::into_raw`.
+    unsafe {
+        let task = std::ptr::from_ref(task_of(mirai)?);
+        Arc::increment_strong_count(task);
+        Some(Arc::from_raw(task))
+    }
+}
+
+/// A mirai whose value others have needed is collected. Its block may be gone already.
+unsafe extern "C" fn collected(pointer: SEXP) {
+    // SAFETY: R calls it with a mirai's `.task`.
+    unsafe {
+        if !forks::is_forked() {
+            if let Some(task) = held(pointer) {
+                task.abandon();
+            }
+        }
     }
 }
 
@@ -370,6 +429,8 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
         let Some(task) = held(pointer).map(std::ptr::from_ref) else {
             return error_value(7);
         };
+        // Before R may write to its memory.
+        (*task).make_ready_to_pass();
         // Reading may run code of the user's (hooks, finalizers), which may read the same
         // mirai; it may also leave by a long jump.
         Arc::increment_strong_count(task);
@@ -390,8 +451,13 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
 
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
     // SAFETY: `settle` passes a task that it keeps alive.
+    unsafe { outcome_of(&*task.cast::<Task>()) }
+}
+
+/// As an R object.
+unsafe fn outcome_of(task: &Task) -> SEXP {
+    // SAFETY: on R's main thread; what was allocated is protected. A long jump leaves nothing that is owned here.
     unsafe {
-        let task = &*task.cast::<Task>();
         match task.outcome() {
             Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
             Some(Outcome::Stored(stored)) => match stored.content() {
@@ -407,6 +473,12 @@ unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
             Some(Outcome::TimedOut) => error_value(5),
             Some(Outcome::Closed) => error_value(7),
             Some(Outcome::Reset) => reset_value(task),
+            Some(Outcome::Argument(cause)) => {
+                let cause = Rf_protect(outcome_of(cause.task()));
+                let value = argument_failure(cause);
+                Rf_unprotect(1);
+                value
+            }
             Some(Outcome::Canceled) | None => error_value(20),
         }
     }
@@ -456,6 +528,15 @@ unsafe extern "C" fn drop_task(task: *mut c_void) {
     // SAFETY: `settle` passes a task that it has counted for this.
     unsafe {
         drop(Arc::from_raw(task.cast::<Task>().cast_const()));
+    }
+}
+
+/// The value of a mirai without a task: it was read before, or the mirai is a copy that came through serialization.
+pub(crate) unsafe fn read_value(mirai: SEXP) -> SEXP {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    unsafe {
+        // A binding that is still active finds no task.
+        r::get_var_in_frame(DATA.get(), mirai)
     }
 }
 

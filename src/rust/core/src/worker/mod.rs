@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use crate::memory::{Arrival, Content, Kept, Parts, Pieces};
+use crate::memory::{Arrival, Content, Kept, Layout, Parts, Pieces};
 use crate::protocol::{Done, Kind, MOST_OF_AN_ERROR, Seq, Stream, ToDaemon, ToHost};
 use crate::sys::signals::Polled;
 use crate::sys::{Bell, Waited};
@@ -170,10 +170,12 @@ pub struct Assignment {
     pub stream: Option<Stream>,
     /// What it has in common with other tasks.
     pub constants: Option<Common>,
-    /// What the host has submitted.
+    /// What the host has submitted, and the values that it has attached.
     pub body: Vec<u8>,
     /// What belongs into the body.
     pub pieces: Pieces,
+    /// Where the body ends, and each value.
+    pub layout: Layout,
 }
 
 /// What several tasks have in common: the same bytes, but mappings of their own.
@@ -183,6 +185,19 @@ pub struct Common {
     pub bytes: Arc<Vec<u8>>,
     /// What belongs into the message.
     pub pieces: Pieces,
+    /// Where the message ends, and each value that is attached to it.
+    pub layout: Layout,
+}
+
+impl Common {
+    fn lent(kept: &Kept) -> io::Result<Common> {
+        let (bytes, pieces) = kept.lend();
+        Ok(Common {
+            layout: Layout::of(&bytes, &pieces, kept.attached)?,
+            bytes,
+            pieces,
+        })
+    }
 }
 
 /// See the [module documentation](self).
@@ -279,8 +294,11 @@ impl Worker {
                     return Next::Configuration(body.bytes);
                 }
                 Ok(Some((message, body))) => {
-                    let Some(task) = self.take(message, body) else {
-                        continue;
+                    let task = match self.take(message, body) {
+                        Ok(Some(task)) => task,
+                        Ok(None) => continue,
+                        // What has come is none of ours.
+                        Err(_) => return self.lost(),
                     };
                     let seq = task.seq;
                     match self.gate.begin(seq) {
@@ -315,7 +333,7 @@ impl Worker {
     }
 
     /// A task out of a message; anything else is dealt with here.
-    fn take(&mut self, message: ToDaemon, body: Arrival) -> Option<Assignment> {
+    fn take(&mut self, message: ToDaemon, body: Arrival) -> io::Result<Option<Assignment>> {
         match message {
             ToDaemon::Task {
                 seq,
@@ -323,28 +341,27 @@ impl Worker {
                 stream,
                 constants,
                 granted: _,
+                attached,
             } => {
                 let common = constants.and_then(|id| self.constants.get(&id));
-                let content = Content::from(body);
-                Some(Assignment {
+                let Content { bytes, pieces, .. } = Content::from(body);
+                Ok(Some(Assignment {
                     seq,
                     kind,
                     stream,
-                    constants: common.map(|kept| {
-                        let (bytes, pieces) = kept.lend();
-                        Common { bytes, pieces }
-                    }),
-                    body: content.bytes,
-                    pieces: content.pieces,
-                })
+                    constants: common.map(Common::lent).transpose()?,
+                    layout: Layout::of(&bytes, &pieces, attached)?,
+                    body: bytes,
+                    pieces,
+                }))
             }
-            ToDaemon::Constants { id } => {
-                self.constants.insert(id, body.into());
-                None
+            ToDaemon::Constants { id, attached } => {
+                self.constants.insert(id, Kept::new(body, attached));
+                Ok(None)
             }
             ToDaemon::Forget { id } => {
                 self.constants.remove(&id);
-                None
+                Ok(None)
             }
             // Dealt with elsewhere.
             ToDaemon::Challenge { .. }
@@ -352,7 +369,7 @@ impl Worker {
             | ToDaemon::Refused { .. }
             | ToDaemon::Configuration
             | ToDaemon::Control(_)
-            | ToDaemon::Ping => None,
+            | ToDaemon::Ping => Ok(None),
         }
     }
 
