@@ -7,6 +7,7 @@
 //! Both decide under the lock of a [`Gate`], so an interrupt can only ever hit the task
 //! that it was meant for.
 
+mod assignment;
 mod gate;
 pub mod output;
 mod wire;
@@ -17,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use crate::memory::{Arrival, Content, Kept, Layout, Parts, Pieces};
-use crate::protocol::{Done, Kind, MOST_OF_AN_ERROR, Seq, Stream, ToDaemon, ToHost};
+use crate::memory::{Arrival, Content, Kept, Layout, Parts};
+use crate::protocol::{Done, MOST_OF_AN_ERROR, Seq, ToDaemon, ToHost};
 use crate::sys::signals::Polled;
 use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::Address;
+pub use assignment::{Assignment, Common};
 use gate::{Begin, Gate};
 use output::Output;
 pub(crate) use wire::Sender;
@@ -157,47 +159,6 @@ pub enum Next {
         /// The host has told the daemon to leave for good.
         end: bool,
     },
-}
-
-/// A task to evaluate. Answer with [`Worker::reply`].
-#[derive(Debug)]
-pub struct Assignment {
-    /// Its number on this link.
-    pub seq: Seq,
-    /// How to treat it.
-    pub kind: Kind,
-    /// State of the random number generator to start from; `None`: go on with the own one.
-    pub stream: Option<Stream>,
-    /// What it has in common with other tasks.
-    pub constants: Option<Common>,
-    /// What the host has submitted, and the values that it has attached.
-    pub body: Vec<u8>,
-    /// What belongs into the body.
-    pub pieces: Pieces,
-    /// Where the body ends, and each value.
-    pub layout: Layout,
-}
-
-/// What several tasks have in common: the same bytes, but mappings of their own.
-#[derive(Debug)]
-pub struct Common {
-    /// The message without its pieces.
-    pub bytes: Arc<Vec<u8>>,
-    /// What belongs into the message.
-    pub pieces: Pieces,
-    /// Where the message ends, and each value that is attached to it.
-    pub layout: Layout,
-}
-
-impl Common {
-    fn lent(kept: &Kept) -> io::Result<Common> {
-        let (bytes, pieces) = kept.lend();
-        Ok(Common {
-            layout: Layout::of(&bytes, &pieces, kept.attached)?,
-            bytes,
-            pieces,
-        })
-    }
 }
 
 /// See the [module documentation](self).
