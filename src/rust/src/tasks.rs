@@ -233,13 +233,14 @@ pub(crate) unsafe fn shared_task(mirai: SEXP) -> Option<Arc<Task>> {
     }
 }
 
-/// A mirai whose value others have needed is collected. Its block may be gone already.
+/// A mirai whose value others have needed is collected: its task need not wait for others of the same block. The block may
+/// be gone already.
 unsafe extern "C" fn collected(pointer: SEXP) {
     // SAFETY: R calls it with a mirai's `.task`.
     unsafe {
         if !forks::is_forked() {
-            if let Some(task) = held(pointer) {
-                task.abandon();
+            if let Some(slot) = slot(pointer) {
+                empty(slot);
             }
         }
     }

@@ -171,6 +171,9 @@ impl Wait {
             let end = timeout.and_then(|t| Instant::now().checked_add(t));
             while self.once(enough, end) == Waited::Interrupted {
                 events::serve();
+                if gc::worth_collecting_passed() {
+                    gc::collect();
+                }
                 if self.look.is_some_and(|time| Instant::now() >= time) {
                     self.look = Instant::now().checked_add(LOOK_AGAIN);
                     self.tell_if_deserted();

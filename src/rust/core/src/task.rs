@@ -19,7 +19,7 @@ use crate::memory::{Body, Content};
 use crate::protocol::{Kind, Stream};
 
 use needs::Flow;
-pub use needs::{Cause, Constants};
+pub use needs::{Cause, Constants, bytes_passed_on};
 use wait::Countdown;
 pub use wait::{Group, Patience, wait_for};
 

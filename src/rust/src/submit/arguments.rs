@@ -26,6 +26,7 @@ use mirai_core::task::Task;
 use rustc_hash::FxHashMap;
 
 use crate::forks;
+use crate::gc;
 use crate::r;
 use crate::tasks::{is_mirai, needed_task, read_value};
 
@@ -94,6 +95,9 @@ impl Arguments {
             let in_args = search_args && has_mirai(inner);
             if !in_globals && !in_args {
                 return Arguments::plain(globals, args);
+            }
+            if gc::worth_collecting_passed() {
+                gc::collect();
             }
             let frame = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 5));
             SET_VECTOR_ELT(frame, GLOBALS, globals);

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -54,7 +54,27 @@ pub(super) struct Flow {
     /// Nobody but these can ask for its value.
     abandoned: AtomicBool,
     /// Its value, made ready to go on.
-    passed: OnceLock<Passed>,
+    passed: OnceLock<Held>,
+}
+
+/// A value that has been passed on, for as long as its task is held.
+struct Held {
+    passed: Passed,
+    size: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of values that have gone on to other tasks and are still held. Mostly nobody will ask for them, but a collector
+/// has to find that out.
+pub fn bytes_passed_on() -> u64 {
+    HELD.load(Ordering::Relaxed)
 }
 
 /// Tasks that are needed, each counting this as one that needs it.
@@ -184,8 +204,15 @@ impl Task {
     /// Its value, to be sent on.
     fn passed(&self) -> Option<Parts<'_>> {
         let content = self.content()?;
-        let passed = self.flow().passed.get_or_init(|| Passed::new(content));
-        Some(passed.parts(content))
+        let passed = self.flow().passed.get_or_init(|| {
+            let size = content.size();
+            HELD.fetch_add(size, Ordering::Relaxed);
+            Held {
+                passed: Passed::new(content),
+                size,
+            }
+        });
+        Some(passed.passed.parts(content))
     }
 
     /// Makes its value ready for the tasks that need it. To be called before it is read by who may then change the memory,
