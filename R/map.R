@@ -132,6 +132,8 @@ mirai_map <- function(
   checkpoint <- NULL
   if (!is.null(.checkpoint)) {
     check_string(.checkpoint, ".checkpoint", call)
+    # A result depends on the values.
+    lapply(list(if (!is.null(names(dots))) globals, .args, elements$x), read_arguments)
     common <- list(.f = .f, .args = .args, ... = globals, .x = expr)
     checkpoint <- .Call(rs_open_checkpoint, path.expand(.checkpoint), common, elements$x)
     on.exit(.Call(rs_close_checkpoint, checkpoint))

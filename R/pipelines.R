@@ -10,7 +10,7 @@ awaited <- function(objects, given = TRUE) {
     if (is_mirai(x)) {
       values <- list(.Call(rs_collect, x))
       objects[i] <- values
-    } else if (is.list(x) && length(x) && all(are_mirai(x))) {
+    } else if (is_mirai_list(x)) {
       values <- .Call(rs_collect_list, unclass(x))
       objects[[i]] <- values
     } else {
@@ -23,6 +23,16 @@ awaited <- function(objects, given = TRUE) {
   }
   objects
 }
+
+# Waits for the mirai among `objects`, and reads their values.
+read_arguments <- function(objects) {
+  for (x in objects) {
+    if (is_mirai(x)) .Call(rs_collect, x) else if (is_mirai_list(x)) .Call(rs_collect_list, unclass(x))
+  }
+}
+
+# As the glue has it: a list all of whose elements are mirai.
+is_mirai_list <- function(x) is.list(x) && length(x) && all(are_mirai(x))
 
 # The value of a task of which an argument has come to `cause`, an error value. If that has failed for the same reason, it
 # is the same value, so that `$parent` is the first that failed. Called from failures.rs, too.
