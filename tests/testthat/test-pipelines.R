@@ -231,25 +231,22 @@ test_that("it works over tcp, without dispatcher, across profiles, and without d
 })
 
 test_that("a process for a single task ends with what it waits for", {
-  alive <- function() {
-    pids <- as.integer(list.files("/proc", "^[0-9]+$"))
-    parents <- vapply(file.path("/proc", pids, "stat"), function(f) {
-      stat <- tryCatch(readLines(f), error = function(e) "0 (x) S 0", warning = function(w) "0 (x) S 0")
-      as.integer(strsplit(sub(".*\\) ", "", stat[1L]), " ")[[1L]][2L])
-    }, 0L)
-    pids[parents == Sys.getpid()]
-  }
+  skip_if_not(file.exists("/proc/self/stat"), "no /proc")
+  # Daemons are started by Rscript, and are this process's children then.
+  local_options(mirai.fork_server = FALSE)
   local_test_daemons(1)
   first <- stuck()
-  before <- info("none")
+  before <- children()
   failed <- mirai(x, x = first, .compute = "none")
-  late <- mirai(x, x = first, .compute = "none", .timeout = 300)
+  late <- mirai(x, x = first, .compute = "none", .timeout = 1000)
   stopped <- mirai(Sys.getpid(), x = first, .compute = "none")
   expect_true(unresolved(list(failed, late, stopped)))
+  expect_true(wait_until(function() length(children()) == length(before) + 3L))
   expect_true(stop_mirai(stopped))
   expect_identical(late[], structure(5L, class = "errorValue"))
   stop_mirai(first)
   expect_identical(failed[]$parent, structure(20L, class = "errorValue"))
+  expect_true(wait_until(function() setequal(children(), before)))
   slow <- mirai(
     {
       Sys.sleep(0.3)
