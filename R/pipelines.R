@@ -27,19 +27,23 @@ awaited <- function(objects, given = TRUE) {
 # Waits for the mirai among `objects`, and reads their values.
 read_arguments <- function(objects) {
   for (x in objects) {
-    if (is_mirai(x)) .Call(rs_collect, x) else if (is_mirai_list(x)) .Call(rs_collect_list, unclass(x))
+    if (is_mirai(x)) {
+      .Call(rs_collect, x)
+    } else if (is_mirai_list(x)) {
+      .Call(rs_collect_list, unclass(x))
+    }
   }
 }
 
 # As the glue has it: a list all of whose elements are mirai.
 is_mirai_list <- function(x) is.list(x) && length(x) && all(are_mirai(x))
 
-# The value of a task of which an argument has come to `cause`, an error value. If that has failed for the same reason, it
-# is the same value, so that `$parent` is the first that failed. Called from failures.rs, too.
+# The value of a task of which an argument has come to `cause`, an error value. If that has failed for the same reason,
+# it is the same value, so that `$parent` is the first that failed. Called from failures.rs, too.
 argument_error <- function(cause) {
   if ("mirai_error_pipeline" %in% attr(cause, "condition.class", exact = TRUE)) {
     return(cause)
   }
   message <- paste0("an argument could not be computed: ", condition_text(value_condition(cause)))
-  new_mirai_error(errorCondition(message, class = "mirai_error_pipeline", parent = cause), list())
+  new_mirai_error(errorCondition(message, class = c("mirai_error_pipeline", "mirai_error"), parent = cause), list())
 }

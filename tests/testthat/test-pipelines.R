@@ -189,7 +189,12 @@ test_that("the time limit of a task that waits counts from its submission", {
 test_that("what waits counts as awaiting, and goes first to where it stood in the queue", {
   local_test_daemons(1)
   file <- local_file()
-  first <- mirai(while (!file.exists(file)) Sys.sleep(0.005), file = file)
+  first <- mirai(
+    while (!file.exists(file)) {
+      Sys.sleep(0.005)
+    },
+    file = file
+  )
   second <- mirai(x, x = first)
   third <- mirai(3)
   expect_identical(info()[["awaiting"]], 2L)
@@ -295,7 +300,11 @@ test_that("a map takes mirai as constants and as elements", {
   expect_identical(map[.flat], c(a = 315, b = 325))
   again <- mirai_map(map, function(x) x + 1)
   expect_identical(again[.flat], c(a = 316, b = 326))
-  squares <- mirai_map(list(mirai(3), 4, mirai(NULL), again[[1L]]), function(x, p) if (!is.null(x)) x^p, .args = list(p = mirai(2)))
+  squares <- mirai_map(
+    list(mirai(3), 4, mirai(NULL), again[[1L]]),
+    function(x, p) if (!is.null(x)) x^p,
+    .args = list(p = mirai(2))
+  )
   expect_identical(squares[], list(9, 16, NULL, 316^2))
   file <- local_file()
   # A result belongs to the values, which are waited for.
@@ -315,7 +324,10 @@ test_that("everywhere() and synchronous profiles wait for their arguments", {
   local_test_daemons(1)
   everywhere(here <<- x + y, x = mirai(1), .args = list(y = mirai(2)))
   expect_identical(mirai(here)[], 3)
-  expect_error(everywhere(1, x = mirai(stop("no"))), "an argument could not be computed: no")
+  cnd <- tryCatch(everywhere(1, x = mirai(stop("no"))), mirai_error_pipeline = identity)
+  expect_s3_class(cnd, "mirai_error")
+  expect_identical(conditionMessage(cnd), "an argument could not be computed: no")
+  expect_identical(conditionCall(cnd)[[1L]], quote(everywhere))
   profile <- local_test_daemons(sync = TRUE)
   m <- mirai(x + sum(unlist(y)), x = mirai(1), .args = list(y = list(mirai(2), mirai(3))))
   expect_identical(m$data, 6)
