@@ -9,8 +9,8 @@
 #' @param .f a function.
 #' @param ... named objects that `.f` uses but does not define, or a single environment of such objects. They are
 #'   assigned to the daemons' global environments.
-#' @param .args a list of further arguments for `.f`, the same for all elements. Here and in `...`, a mirai, or a list of
-#'   mirai, stands for its value: see section *Pipelines* of [mirai()].
+#' @param .args a list of further arguments for `.f`, the same for all elements. Here and in `...`, a mirai, or a list
+#'   of mirai, stands for its value: see section *Pipelines* of [mirai()].
 #' @param .promise a function, or a list of one or two functions. The first is called with the value when an element
 #'   resolves, the second with the condition if it fails: as `onFulfilled` and `onRejected` of [promises::then()]. See
 #'   [as.promise()][as.promise.mirai].
