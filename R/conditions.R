@@ -11,6 +11,7 @@
 #' | `mirai_error_connect` | a URL cannot be listened at, or the host cannot be reached | [daemons()], [daemon()] |
 #' | `mirai_error_launch` | a daemon cannot be started | [daemons()], [launch_remote()] |
 #' | `mirai_error_map` | an element of a map has failed, by `.stop` or `.flat` | [mirai_map()] |
+#' | `mirai_error_pipeline` | an argument is a mirai that has failed | [everywhere()] |
 #'
 #' `conditionMessage()` says what happened. `conditionCall()` is the call of the function that you called.
 #'
@@ -27,6 +28,7 @@
 #' )
 #' @name mirai-errors
 #' @aliases mirai_error mirai_error_argument mirai_error_no_daemons mirai_error_connect mirai_error_launch
+#'   mirai_error_pipeline
 NULL
 
 # For errors of native code (error.rs). The call is that of the function in which `.Call()` is.

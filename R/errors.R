@@ -15,7 +15,9 @@
 #' * `"miraiError"`: the evaluation raised an error. The value is a character string, `Error in <call>: <message>`.
 #'   `$stack.trace` is a list of the calls on the stack, innermost first: as strings, or as calls in
 #'   [edition 2][mirai-edition]. `$message`, `$call`, `$condition.class` and all other fields of the original condition
-#'   are there, too. [conditionMessage()] and [conditionCall()] work. `is_mirai_error()` tests for this kind.
+#'   are there, too. [conditionMessage()] and [conditionCall()] work. `is_mirai_error()` tests for this kind. If an
+#'   argument of the task was a mirai that has failed, the condition has class `"mirai_error_pipeline"`, and `$parent`
+#'   is that error value.
 #' * `"miraiInterrupt"`: the evaluation was interrupted by the user. The value is an empty string.
 #'   `is_mirai_interrupt()` tests for this kind.
 #'

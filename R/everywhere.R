@@ -11,6 +11,9 @@
 #' A daemon evaluates the expression before all tasks that are submitted later, so you need not wait for it. A daemon
 #' that replaces a crashed one evaluates it again: see section *Crashes* of [daemons()].
 #'
+#' Where an argument is a mirai, or a list of mirai, `everywhere()` waits for the values, because it cannot let later
+#' tasks go first. An error if one of them is an error value.
+#'
 #' The evaluation does not advance the random number streams of tasks. If daemons were set with a `seed`, it has the
 #' same random numbers on each daemon, independent of those of tasks.
 #' @seealso [daemons()] and its argument `cleanup`; [mirai()].
@@ -29,10 +32,18 @@ everywhere <- function(.expr, ..., .args = list(), .min = 1L, .compute = NULL) {
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
   }
-  globals <- if (...length()) named_dots(list(...))
+  dots <- if (...length()) list(...)
+  globals <- if (length(dots)) named_dots(dots)
   args <- if (length(.args)) named_args(.args)
   check_count(.min, ".min")
   profile <- check_profile(.compute)
+  globals <- awaited(globals, !is.null(names(dots)))
+  args <- awaited(args, !is.environment(.args))
+  for (failed in Filter(is_error_value, list(globals, args))) {
+    cnd <- value_condition(argument_error(failed))
+    cnd$call <- sys.call()
+    stop(cnd)
+  }
   if (is.null(globals[[".Random.seed"]])) {
     globals <- c(globals, setup_stream(profile))
   }

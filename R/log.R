@@ -12,12 +12,14 @@
 #' * `id`: number of the mirai, which is its attribute `"id"`; `NA` if it has none.
 #' * `name`: name of the element of a map, or `NA`.
 #' * `state`: `"queued"`, `"running"`, `"done"`, `"failed"` (an error of its own), `"cancelled"`, `"timed_out"` or
-#'   `"lost"` (with its daemon, or when daemons were reset).
+#'   `"lost"` (with its daemon, or when daemons were reset). A task that waits for its arguments (see section
+#'   *Pipelines* of [mirai()]) is `"queued"`. If one of them has failed, it is `"failed"`, with 0 attempts.
 #' * `daemon`: the daemon that has started it, as in `daemon_log()`.
 #' * `submitted`, `started`, `ended`: when, by the clock of the host.
 #' * `spent`: seconds that the daemon was busy with it.
 #' * `attempts`: how often it has been started, as far as the host knows.
-#' * `bytes_in`, `bytes_out`: size of what was sent to the daemon, and of the value.
+#' * `bytes_in`, `bytes_out`: size of what was sent to the daemon, with the values of arguments that were mirai, and of
+#'   the value.
 #' * `error`: message of the error, if it has failed; the first 256 bytes.
 #'
 #' `daemon_log()` has the columns:

@@ -4,11 +4,13 @@
 #' task for a daemon. Returns at once; `[]` collects the values.
 #'
 #' @param .x a vector or list. Or a matrix or data frame: then `.f` is called for each row, with the values of the
-#'   columns as arguments, by name if the columns have names.
+#'   columns as arguments, by name if the columns have names. An element that is a mirai stands for its value, so `.x`
+#'   may be another map: each element runs once the element that it needs has resolved.
 #' @param .f a function.
 #' @param ... named objects that `.f` uses but does not define, or a single environment of such objects. They are
 #'   assigned to the daemons' global environments.
-#' @param .args a list of further arguments for `.f`, the same for all elements.
+#' @param .args a list of further arguments for `.f`, the same for all elements. Here and in `...`, a mirai, or a list
+#'   of mirai, stands for its value: see section *Pipelines* of [mirai()].
 #' @param .promise a function, or a list of one or two functions. The first is called with the value when an element
 #'   resolves, the second with the condition if it fails: as `onFulfilled` and `onRejected` of [promises::then()]. See
 #'   [as.promise()][as.promise.mirai].
@@ -59,6 +61,7 @@
 #'   compared by name: what `.f` uses from there and may change belongs into `...`. A function that was made in another
 #'   function has the variables there as its environment, and runs again if one of them changes. So does a function
 #'   from a package of another version.
+#' * Mirai among the elements and arguments count by their values, for which the call waits.
 #' * An external pointer, such as that of a connection, cannot be compared: an error names the argument. Objects with
 #'   hooks (see [serialization()]) are compared by what the hooks make of them.
 #' * Only one session at a time can write to a file. Another one gets an error. Maps of the same session may share a
@@ -86,6 +89,10 @@
 #' # Objects that the function uses go into `...`
 #' offset <- 100
 #' mirai_map(1:3, function(x) x + offset, offset = offset)[.flat]
+#'
+#' # A map of the results of a map, which waits for nothing in between
+#' squares <- mirai_map(1:3, function(x) x^2)
+#' mirai_map(squares, sqrt)[.flat]
 #'
 #' # An element that fails is an error value
 #' mirai_map(list(a = 1, b = "a"), log)[]
@@ -121,7 +128,8 @@ mirai_map <- function(
   if (!is.null(.on_report)) {
     .on_report <- report_handler(.on_report, call)
   }
-  globals <- if (...length()) named_dots(list(...), call)
+  dots <- if (...length()) list(...)
+  globals <- if (length(dots)) named_dots(dots, call)
   elements <- map_elements(.x, call)
   rules <- task_rules(.retry, .priority, call)
   if (!is.null(.timeout)) {
@@ -131,6 +139,8 @@ mirai_map <- function(
   checkpoint <- NULL
   if (!is.null(.checkpoint)) {
     check_string(.checkpoint, ".checkpoint", call)
+    # A result depends on the values.
+    lapply(list(if (!is.null(names(dots))) globals, .args, elements$x), read_arguments)
     common <- list(.f = .f, .args = .args, ... = globals, .x = expr)
     checkpoint <- .Call(rs_open_checkpoint, path.expand(.checkpoint), common, elements$x)
     on.exit(.Call(rs_close_checkpoint, checkpoint))
@@ -148,11 +158,21 @@ mirai_map <- function(
     local_span("mirai_map", "producer", list(mirai.elements = length(elements$x)), profile)
     sent <- with_context(expr)
   }
-  ms <- .Call(rs_submit_map, sent, globals, args, elements$x, elements$names, .timeout, profile, rules, checkpoint)
+  ms <- .Call(
+    rs_submit_map,
+    sent,
+    globals,
+    args,
+    elements$x,
+    elements$names,
+    .timeout,
+    profile,
+    rules,
+    checkpoint,
+    names(dots)
+  )
   if (is.logical(ms)) {
-    ms <- lapply(elements$x, function(x) {
-      evaluate_sync(expr, globals, c(args, list(.x = x)), profile)
-    })
+    ms <- map_sync(expr, awaited(globals, !is.null(names(dots))), .f, awaited(.args), elements$x, profile)
   }
   names(ms) <- elements$names
   map <- new_mirai_map(ms)
@@ -164,6 +184,16 @@ mirai_map <- function(
     on_reports(map, .on_report)
   }
   invisible(map)
+}
+
+# The mirai of a map, for `sync = TRUE`.
+map_sync <- function(expr, globals, f, args, elements, profile) {
+  lapply(elements, function(x) {
+    x <- if (is_mirai(x)) awaited(list(x)) else list(x)
+    failed <- Find(is_error_value, list(args, x))
+    args <- if (is.null(failed)) list(.f = f, .args = args, .x = x[[1L]]) else failed
+    evaluate_sync(expr, globals, args, profile)
+  })
 }
 
 new_mirai_map <- function(x) structure(x, class = "mirai_map")

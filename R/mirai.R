@@ -8,7 +8,8 @@
 #'   variable that holds a language object (a call, an expression or a symbol), that object is evaluated.
 #' @param ... named objects that the expression uses. They are assigned to the daemon's global environment for the
 #'   evaluation. Or a single environment, such as `environment()`: then its objects are assigned, including those whose
-#'   names begin with a dot, except `.Random.seed`.
+#'   names begin with a dot, except `.Random.seed`. An object that is a mirai stands for its value: see section
+#'   *Pipelines*.
 #' @param .args a named list, or an environment, of objects that are local to the evaluation. Functions that `.expr`
 #'   calls do not see them; use `...` for those.
 #' @param .timeout milliseconds after which the mirai resolves to error value 5 (timed out). `NULL` for no limit. With
@@ -44,6 +45,26 @@
 #'
 #' Without dispatcher, tasks do not wait in one queue, and `.priority` has no effect.
 #'
+#' @section Pipelines: A mirai that is given as an argument, in `...` or in the list `.args`, stands for its value. So
+#' does a list, if all its elements are mirai: the task gets a list of their values, with the same names. The mirai may
+#' belong to another compute profile. `mirai()` does not wait for them.
+#'
+#' * The task waits in the dispatcher until they have resolved. It is `"queued"` in [task_log()] and `awaiting` in
+#'   [info()] meanwhile. Then it stands in the queue where it would have stood, by its priority and its submission.
+#'   `.timeout` counts from the submission.
+#' * The values go from daemon to daemon as they are: the session does not read them, and need not be idle. On one
+#'   machine, large vectors stay in the same shared memory. If the session has read a value already, it sends that one.
+#' * If one of them resolves to an error value, the task is not evaluated. It resolves to a `"miraiError"`, whose
+#'   message is `an argument could not be computed:` with the message of that error value. `$parent` is the error value
+#'   itself: in a chain, that of the first task that failed.
+#' * If you cancel the task with [stop_mirai()], the mirai that it waits for are cancelled, too, if nobody else wants
+#'   their values: there is no other unresolved task that needs it, and no variable or other R object has the mirai.
+#'   [stop_mirai()] has R collect garbage to find that out. A task that times out, or fails, does not cancel others.
+#' * With `.retry`, another attempt gets the same values.
+#'
+#' Not so the objects of an environment, or a mirai that is deeper within an object: they are sent as they are. With
+#' `daemons(sync = TRUE)`, and in [everywhere()], the call waits for the values.
+#'
 #' @seealso [daemons()] to keep processes ready; [mirai_map()] for many tasks; [call_mirai()], [collect_mirai()],
 #'   [unresolved()], [stop_mirai()]; [is_error_value()]; `vignette("mirai", "mirai")`.
 #' @examples
@@ -56,6 +77,11 @@
 #' n <- 4
 #' m <- mirai(square(n), environment())
 #' call_mirai(m)$data
+#'
+#' # The second task waits for the first, without the session
+#' numbers <- mirai(rnorm(1e6))
+#' m <- mirai(mean(x), x = numbers)
+#' m[]
 #'
 #' # Errors are values
 #' m <- mirai(stop("sorry"))
@@ -79,7 +105,8 @@ mirai <- function(
   if (is.symbol(expr) && exists(as.character(expr), envir = parent.frame()) && is.language(.expr)) {
     expr <- .expr
   }
-  globals <- if (...length()) named_dots(list(...))
+  dots <- if (...length()) list(...)
+  globals <- if (length(dots)) named_dots(dots)
   args <- if (length(.args)) named_args(.args)
   if (!is.null(.timeout)) {
     check_positive(.timeout, ".timeout")
@@ -99,8 +126,10 @@ mirai <- function(
     span <- local_span("mirai", "producer", NULL, check_profile(.compute))
     sent <- with_context(expr)
   }
-  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up, rules)
+  m <- .Call(rs_submit, sent, globals, args, .timeout, .compute, give_up, rules, names(dots), .args)
   if (is.logical(m)) {
+    globals <- awaited(globals, !is.null(names(dots)))
+    args <- awaited(args, !is.environment(.args))
     m <- evaluate_sync(expr, globals, args, check_profile(.compute))
   }
   if (!is.null(the$tracer)) {

@@ -2,6 +2,10 @@
 # out of the global environment during the evaluation, so that session and task do not see each other's objects. With
 # `setup`, for everywhere(), the objects that the evaluation leaves are kept for the profile's next tasks.
 evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
+  # An argument has failed: see awaited().
+  for (failed in Filter(is_error_value, list(globals, args))) {
+    return(.Call(rs_resolved, argument_error(failed)))
+  }
   # If `.Random.seed` were missing, the session would not get its own kind of generator back.
   if (is.null(globalenv()[[".Random.seed"]])) {
     set.seed(NULL)

@@ -59,6 +59,9 @@ race_mirai <- function(x) {
 #' queue. A task that runs is interrupted, and its daemon takes the next task when the evaluation has ended. Native code
 #' that does not check for interrupts may delay that.
 #'
+#' What a task waits for, by its arguments, is cancelled with it if nobody else wants it: see section *Pipelines* of
+#' [mirai()].
+#'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
 #' @returns A logical vector, invisibly: for each mirai, whether it was cancelled. `FALSE` if it had resolved already,
 #'   or is not a mirai.

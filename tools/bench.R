@@ -334,6 +334,77 @@ for (length in lengths) local({
     ))
 })
 
+## Pipelines
+group <- "Pipelines"
+
+# So many steps one after the other, each with the value of the one before: that of the last. `pass` passes it on.
+chain <- function(n, x, f, pass) {
+  m <- mirai(f(x), f = f, x = x)
+  for (i in seq_len(n - 1L)) {
+    m <- mirai(f(x), f = f, x = pass(m))
+  }
+  m[]
+}
+by_value <- function(m) m[]
+gathered <- function(xs) sum(unlist(xs))
+
+n <- or_quick(1000L, 200L)
+row("chain", paste(label(n), "steps one after the other, 1 daemon: each"), "us", list(
+  mirai = function() {
+    our(1L)
+    seconds(chain(n, 1, itself, itself)) / n * 1e6
+  },
+  "m[] and pass on" = function() {
+    our(1L)
+    seconds(chain(n, 1, itself, by_value)) / n * 1e6
+  }
+))
+row("fan-in", paste(label(n), "tasks and one that needs them all, 2 daemons"), "ms", list(
+  mirai = function() {
+    our(2L)
+    ms(mirai(gathered(xs), gathered = gathered, xs = mirai_map(seq_len(n), itself))[])
+  },
+  "m[] and pass on" = function() {
+    our(2L)
+    ms(mirai(gathered(xs), gathered = gathered, xs = mirai_map(seq_len(n), itself)[])[])
+  }
+))
+for (count in c(1L, 10L)) local({
+  steps <- count
+  row(paste0("chain-large-", steps), paste0("100 MB vector through ", steps, " step", if (steps > 1L) "s", ", 2 daemons"), "ms",
+    limit = if (steps > 1L) function(results) 2 * least_before(results, "chain-large-", steps), at = steps, list(
+      mirai = function() {
+        our(2L)
+        x <- large()
+        ms(chain(steps, x, itself, itself))
+      },
+      "m[] and pass on" = function() {
+        our(2L)
+        x <- large()
+        ms(chain(steps, x, itself, by_value))
+      }
+    ))
+})
+row("diamond", "100 MB made, summed by two daemons, and both sums in a fourth task", "ms", list(
+  mirai = function() {
+    our(2L)
+    ms({
+      x <- mirai(numeric(1.25e7))
+      sums <- list(mirai(sum(x), x = x), mirai(sum(x), x = x))
+      mirai(xs[[1L]] + xs[[2L]], xs = sums)[]
+    })
+  },
+  "m[] and pass on" = function() {
+    our(2L)
+    ms({
+      x <- mirai(numeric(1.25e7))[]
+      sums <- list(mirai(sum(x), x = x), mirai(sum(x), x = x))
+      sums <- lapply(sums, by_value)
+      mirai(xs[[1L]] + xs[[2L]], xs = sums)[]
+    })
+  }
+))
+
 ## Daemons
 group <- "Daemons"
 

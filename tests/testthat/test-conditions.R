@@ -42,7 +42,7 @@ test_that("errors of native code have classes and the call of the user's functio
 
   # What R finds out before, unless daemons are reset meanwhile.
   profile <- test_profile()
-  map <- function() .Call(mirai:::rs_submit_map, quote(.x), NULL, NULL, list(1), NULL, NULL, profile, NULL, NULL)
+  map <- function() .Call(mirai:::rs_submit_map, quote(.x), NULL, NULL, list(1), NULL, NULL, profile, NULL, NULL, NULL)
   e <- error_of(map())
   expect_identical(class(e), c("mirai_error_no_daemons", "mirai_error", "error", "condition"))
   expect_identical(conditionCall(e), quote(map()))

@@ -147,6 +147,8 @@ test_that("resilience", {
   shown("[1] \"urgent some work \"")
   shown("[1] 3", "[1] 3")
   shown("[[3]]", "'errorValue' int 5 | Timed out")
+  shown("[1] 73", "'miraiError' chr Error: an argument could not be computed: cannot open c.csv")
+  shown("computed: cannot open c.csv", "'miraiError' chr Error in .f(.x): cannot open c.csv")
   shown(
     "[1] TRUE",
     "[1] \"It is not started again after 5 crashes without a finished task between them: it exited with status 3\""

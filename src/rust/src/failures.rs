@@ -65,6 +65,21 @@ pub(crate) unsafe fn reset_value(task: &Task) -> SEXP {
     }
 }
 
+/// The error value of a task of which an argument has come to `cause`, an error value.
+///
+/// # Safety
+/// On R's main thread; `cause` is protected. May leave by a long jump.
+pub(crate) unsafe fn argument_failure(cause: SEXP) -> SEXP {
+    // SAFETY: as this function demands; the call is protected.
+    unsafe {
+        let name = extendr_ffi::Rf_install(c"argument_error".as_ptr());
+        let call = Rf_protect(Rf_lang2(name, cause));
+        let value = Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(1);
+        value
+    }
+}
+
 /// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
 pub(crate) unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
     // SAFETY: on R's main thread; R protects the condition, and the call is protected.

@@ -2,12 +2,13 @@
 //!
 //! R's collector sees only a few bytes of a vector in shared memory (see [`altrep`](crate::altrep)). So each such vector
 //! has a charge in bytes here, and R is made to collect when the charges have become many, and a bit earlier while
-//! nothing else is to be done.
+//! nothing else is to be done. Nor does it see the value of a mirai that nobody has read: where other tasks have needed it,
+//! it may well be garbage.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mirai_core::memory;
+use mirai_core::{memory, task};
 
 use crate::r;
 
@@ -30,6 +31,8 @@ static OWN: AtomicUsize = AtomicUsize::new(0);
 static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 /// Processor time of the last [`collect`] in milliseconds.
 static COST: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of values that had gone on to other tasks and were held after the last [`collect`].
+static PASSED_LEFT: AtomicU64 = AtomicU64::new(0);
 /// Below so many milliseconds a collection is cheap.
 const CHEAP: usize = 100;
 
@@ -104,6 +107,7 @@ pub(crate) unsafe fn collect() {
         let cost = processor_time().saturating_sub(start);
         COST.store(cost.as_millis() as usize, Ordering::Relaxed);
         LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+        PASSED_LEFT.store(task::bytes_passed_on(), Ordering::Relaxed);
         OWN.store(memory::private_bytes().unwrap_or(0), Ordering::Relaxed);
     }
 }
@@ -117,6 +121,13 @@ fn processor_time() -> Duration {
     // SAFETY: `now` is valid for writing.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Whether enough values have piled up that have gone on to other tasks, and whose mirai may be garbage.
+pub(crate) fn worth_collecting_passed() -> bool {
+    let now = task::bytes_passed_on();
+    let left = PASSED_LEFT.fetch_min(now, Ordering::Relaxed).min(now);
+    now > 2 * left + SLACK as u64
 }
 
 /// Whether enough common memory has piled up for a collection while idle. The threshold is three times as high where a

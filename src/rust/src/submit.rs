@@ -2,13 +2,14 @@
 //!
 //! Whatever R can fail at (making the mirai, serializing) happens before there is a task.
 
+mod arguments;
 mod map;
 
 use std::time::Duration;
 
 use extendr_ffi::{
     R_CallMethodDef, R_NilValue, Rf_allocVector, Rf_defineVar, Rf_lcons, Rf_protect, Rf_unprotect,
-    Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, VECTOR_ELT,
+    Rf_xlengthgets, INTEGER, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::dispatcher::Target;
 use mirai_core::protocol::Kind;
@@ -17,19 +18,21 @@ use mirai_core::task::{Outcome, Payload};
 
 use crate::error::{self, Class, Error};
 use crate::events::{self, Events};
-use crate::failures::failure;
+use crate::failures::{argument_failure, failure};
 use crate::forks;
 use crate::launch;
 use crate::r::{self, Constant, Rf_ScalarLogical, Rf_eval};
 use crate::rules;
 use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
-use crate::tasks::{new_pending, new_task, DATA, TASK};
+use crate::tasks::{new_pending, new_task, new_task_needing, DATA, TASK};
+
+use self::arguments::Arguments;
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
-        r::routine(c"submit", submit as *const (), 7),
-        r::routine(c"submit_map", map::submit_map as *const (), 9),
+        r::routine(c"submit", submit as *const (), 9),
+        r::routine(c"submit_map", map::submit_map as *const (), 10),
         r::routine(c"submit_everywhere", submit_everywhere as *const (), 5),
         r::routine(c"submit_to", submit_to as *const (), 4),
     ]
@@ -37,17 +40,24 @@ pub(crate) fn routines() -> Vec<R_CallMethodDef> {
 
 /// Serializes what a daemon of a profile needs for one evaluation into the buffer. `when` is the function that decides on
 /// another attempt, or `NULL`. False if a hook has failed.
-unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, when: SEXP, profile: SEXP) -> bool {
+unsafe fn write_payload(expr: SEXP, arguments: Arguments, when: SEXP, profile: SEXP) -> bool {
     // SAFETY: on R's main thread, with protected arguments; `payload` is protected, and no reference to the buffer
     // is held while R is called.
     unsafe {
-        let asks = when != R_NilValue;
-        let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, 3 + isize::from(asks)));
+        let length = match (when != R_NilValue, arguments.places != R_NilValue) {
+            (_, true) => 5,
+            (true, _) => 4,
+            _ => 3,
+        };
+        let payload = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, length));
         SET_VECTOR_ELT(payload, 0, expr);
-        SET_VECTOR_ELT(payload, 1, globals);
-        SET_VECTOR_ELT(payload, 2, args);
-        if asks {
+        SET_VECTOR_ELT(payload, 1, arguments.globals);
+        SET_VECTOR_ELT(payload, 2, arguments.args);
+        if length > 3 {
             SET_VECTOR_ELT(payload, 3, when);
+        }
+        if length > 4 {
+            SET_VECTOR_ELT(payload, 4, arguments.places);
         }
         (*buffer()).share(session::passes_memory(profile));
         let written = serialize::write(buffer(), payload);
@@ -56,11 +66,28 @@ unsafe fn write_payload(expr: SEXP, globals: SEXP, args: SEXP, when: SEXP, profi
     }
 }
 
-/// Makes a new mirai one that has failed before it could be sent. Its profile counts it all the same.
+/// Makes a new mirai one that has failed before it could be sent, by R's last error.
 unsafe fn fail(env: SEXP, profile: SEXP) {
+    // SAFETY: as of the other function; the value is protected.
+    unsafe {
+        fail_with(env, Rf_protect(failure()), profile);
+        Rf_unprotect(1);
+    }
+}
+
+/// The same, by an argument that has come to an error value.
+unsafe fn fail_for(env: SEXP, argument: SEXP, profile: SEXP) {
+    // SAFETY: as of the other function; both values are protected.
+    unsafe {
+        fail_with(env, Rf_protect(argument_failure(argument)), profile);
+        Rf_unprotect(1);
+    }
+}
+
+/// The same, with this value. Its profile counts it all the same.
+unsafe fn fail_with(env: SEXP, value: SEXP, profile: SEXP) {
     // SAFETY: on R's main thread; `env` is a mirai and protected, and so is `value`.
     unsafe {
-        let value = Rf_protect(failure());
         session::with_profile(profile, |current| {
             current
                 .and_then(|p| p.host())
@@ -68,7 +95,6 @@ unsafe fn fail(env: SEXP, profile: SEXP) {
         });
         r::R_removeVarFromFrame(DATA.get(), env);
         Rf_defineVar(DATA.get(), value, env);
-        Rf_unprotect(1);
     }
 }
 
@@ -86,9 +112,11 @@ enum Refusal {
     NotStarted(Error),
 }
 
-/// `.Call(submit, expr, globals, args, timeout, profile, or_give_up, rules)`.
+/// `.Call(submit, expr, globals, args, timeout, profile, or_give_up, rules, names, given)`.
 ///
-/// `globals` and `args` are named lists or `NULL`, `timeout` milliseconds or
+/// `globals` and `args` are named lists or `NULL`. `names` is `NULL` unless `globals` were given one by one, and `given` is
+/// what `args` are made of: mirai in them stand for their values, but not objects of an environment. `timeout` is
+/// milliseconds or
 /// `NULL`, `profile` a string; `or_give_up` says whether to return `NULL` rather than
 /// wait for room; `rules` is a value of `task_rules()`, or `NULL`. Returns the mirai. With a synchronous
 /// profile returns `FALSE`: evaluation is R's job then.
@@ -100,6 +128,8 @@ unsafe extern "C-unwind" fn submit(
     profile: SEXP,
     or_give_up: SEXP,
     rules: SEXP,
+    names: SEXP,
+    given: SEXP,
 ) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the arguments. What was allocated is protected. When an
     // error is raised, the message is dropped first and nothing else is owned.
@@ -115,22 +145,29 @@ unsafe extern "C-unwind" fn submit(
         Rf_protect(when);
         let (env, pointer) = new_pending();
         Rf_protect(env);
+        let given_one_by_one = TYPEOF(given) != SEXPTYPE::ENVSXP;
+        let arguments = Arguments::new(globals, names != R_NilValue, args, given_one_by_one, false);
+        Rf_protect(arguments.frame);
+        if arguments.failure != R_NilValue {
+            fail_for(env, arguments.failure, profile);
+            Rf_unprotect(4);
+            return env;
+        }
         // Last, because R code that it may run could use the buffer itself.
-        if !write_payload(expr, globals, args, when, profile) {
+        if !write_payload(expr, arguments, when, profile) {
             fail(env, profile);
-            Rf_unprotect(3);
+            Rf_unprotect(4);
             return env;
         }
         loop {
-            match submit_buffer(pointer, timeout, profile, launch, rules) {
+            match submit_buffer(pointer, timeout, profile, launch, rules, arguments) {
                 Ok(()) => break,
                 Err(Refusal::NoRoom) if *LOGICAL(or_give_up) == 1 => {
-                    Rf_unprotect(3);
+                    Rf_unprotect(4);
                     return R_NilValue;
                 }
                 Err(Refusal::NoRoom) => {
-                    if !wait_for_room(profile) && !write_payload(expr, globals, args, when, profile)
-                    {
+                    if !wait_for_room(profile) && !write_payload(expr, arguments, when, profile) {
                         error::raise(Class::Other, "a serialization hook has failed");
                     }
                 }
@@ -140,7 +177,7 @@ unsafe extern "C-unwind" fn submit(
                 Err(Refusal::NotStarted(error)) => error.raise(),
             }
         }
-        Rf_unprotect(3);
+        Rf_unprotect(4);
         env
     }
 }
@@ -159,6 +196,7 @@ unsafe fn submit_buffer(
     profile: SEXP,
     launch: SEXP,
     rules: SEXP,
+    arguments: Arguments,
 ) -> Result<(), Refusal> {
     // SAFETY: on R's main thread, which is not left: R is called for reading only. The buffer is used here alone.
     unsafe {
@@ -170,7 +208,7 @@ unsafe fn submit_buffer(
                 constants: None,
                 body: (*buffer()).take(),
             };
-            new_task(pointer, payload, None)
+            new_task_needing(pointer, payload, None, arguments.take())
         };
         let submitted = session::with_profile(profile, |current| {
             let profile = current?;
@@ -249,7 +287,8 @@ unsafe extern "C-unwind" fn submit_everywhere(
                 let (env, ..) = new_pending();
                 SET_VECTOR_ELT(out, i as _, env);
             }
-            if !write_payload(expr, globals, args, R_NilValue, profile) {
+            let arguments = Arguments::plain(globals, args);
+            if !write_payload(expr, arguments, R_NilValue, profile) {
                 for i in 0..n {
                     fail(VECTOR_ELT(out, i as _), profile);
                 }
@@ -325,7 +364,8 @@ unsafe extern "C-unwind" fn submit_to(
         }
         let (env, pointer) = new_pending();
         Rf_protect(env);
-        if !write_payload(expr, R_NilValue, args, R_NilValue, profile) {
+        let arguments = Arguments::plain(R_NilValue, args);
+        if !write_payload(expr, arguments, R_NilValue, profile) {
             fail(env, profile);
             Rf_unprotect(1);
             return env;

@@ -6,37 +6,33 @@
 //! function lives in that environment and so finds `.task` there; upon the first
 //! reading after resolution it becomes an ordinary variable and the task is let go.
 //!
-//! The task of a mirai that is dropped unread is let go by the collector, by a finalizer. But every
-//! collection, even of the youngest objects, walks through all finalizers of the session: with one
-//! for each of a hundred thousand mirai that is half of its time. So where there are many, up to
-//! [`SHARING`] mirai made one after the other share a [`Block`] with one finalizer, which lets all
-//! their tasks go when the last of these mirai is dropped or read. Therefore a mirai that is alive
-//! and unread can keep the results of up to `SHARING - 1` others in memory that were dropped
-//! unread; while fewer than [`MOST_ALONE`] blocks exist it keeps no other, because each mirai has a
-//! block of its own.
+//! [`blocks`] lets the tasks go of mirai that are dropped unread.
 
-use std::cell::Cell;
+mod blocks;
+
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::Arc;
 
 use extendr_ffi::{
-    R_CallMethodDef, R_ClassSymbol, R_ClearExternalPtr, R_ExternalPtrAddr, R_ExternalPtrProtected,
-    R_ExternalPtrTag, R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx,
-    R_SetExternalPtrAddr, R_SetExternalPtrTag, Rboolean, Rf_allocVector, Rf_cons, Rf_defineVar,
-    Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect, CAR, LOGICAL, SEXP, SEXPTYPE,
-    TYPEOF,
+    R_CallMethodDef, R_ClassSymbol, R_ExternalPtrAddr, R_ExternalPtrProtected, R_ExternalPtrTag,
+    R_MakeExternalPtr, R_NewEnv, R_NilValue, R_RegisterCFinalizerEx, R_SetExternalPtrTag, Rboolean,
+    Rf_allocVector, Rf_defineVar, Rf_getAttrib, Rf_lcons, Rf_protect, Rf_setAttrib, Rf_unprotect,
+    LOGICAL, SEXP, SEXPTYPE, TYPEOF,
 };
 use mirai_core::checkpoint::Stored;
-use mirai_core::heap;
 use mirai_core::memory::Content;
 use mirai_core::task::{next_task_id, Outcome, Payload, Task};
 
-use crate::failures::{error_value, failure_of, failure_with, reset_value, unreadable};
+use crate::failures::{
+    argument_failure, error_value, failure_of, failure_with, reset_value, unreadable,
+};
 use crate::forks;
 use crate::notes;
 use crate::r::{self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_list3};
 use crate::serialize::{self, Unread};
+
+use self::blocks::{empty, Block, Slot};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -50,7 +46,7 @@ symbols! {
     TASK = c".task";
     ID = c"id";
     FUNCTION = c"function";
-    BLOCK = c"mirai_block";
+    NEEDED = c"mirai_needed";
 }
 
 // SAFETY: on R's main thread.
@@ -93,136 +89,6 @@ unsafe fn new_mirai(block: SEXP, slot: usize) -> (SEXP, SEXP) {
         Rf_setAttrib(env, R_ClassSymbol, CLASS.get());
         Rf_unprotect(2);
         (env, pointer)
-    }
-}
-
-/// The task of a mirai, or null.
-type Slot = Cell<*const Task>;
-
-/// What the external pointer points to that is the tag of `.task`. Its own tag is [`BLOCK`].
-struct Block {
-    slots: Vec<Slot>,
-}
-
-/// Blocks that the collector has not taken.
-static BLOCKS: AtomicUsize = AtomicUsize::new(0);
-/// Fewer blocks than this have one mirai each. A finalizer costs every collection some tenths of
-/// a microsecond.
-const MOST_ALONE: usize = 256;
-/// How many mirai share a block.
-const SHARING: usize = 64;
-
-/// Mirai that R holds, and the largest number of them since the heap was trimmed.
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-/// From so many mirai on, some hundred megabytes, the heap is trimmed when most of them are gone.
-const MANY: usize = 100_000;
-
-fn one_more() {
-    let live = LIVE.fetch_add(1, Ordering::Relaxed) + 1;
-    if live > PEAK.load(Ordering::Relaxed) {
-        PEAK.store(live, Ordering::Relaxed);
-    }
-}
-
-fn fewer(gone: usize) {
-    let live = LIVE.fetch_sub(gone, Ordering::Relaxed) - gone;
-    let peak = PEAK.load(Ordering::Relaxed);
-    if peak >= MANY && live < peak / 8 {
-        // Once for these: R is about to free what else they were made of.
-        PEAK.store(live, Ordering::Relaxed);
-        heap::trim_soon(|| LIVE.load(Ordering::Relaxed) < MANY);
-    }
-}
-
-/// A pairlist of one cell that holds the block that has slots left, or `NULL`. No other block gets
-/// a mirai more, so that none can get one while its finalizer is already due.
-// SAFETY: on R's main thread.
-static BEGUN: Constant = Constant::new(|| unsafe { Rf_cons(R_NilValue, R_NilValue) });
-
-impl Block {
-    /// A block and the number of a slot in it, from 1.
-    unsafe fn take_slot() -> (SEXP, usize) {
-        // SAFETY: on R's main thread; `BEGUN` is preserved and keeps the block. The new pointer is protected until
-        // it is returned.
-        unsafe {
-            let begun = CAR(BEGUN.get());
-            if let Some(block) = Block::of(begun) {
-                let slot = block.add();
-                if slot == SHARING {
-                    r::SETCAR(BEGUN.get(), R_NilValue);
-                }
-                return (begun, slot);
-            }
-            let pointer = Rf_protect(R_MakeExternalPtr(
-                std::ptr::null_mut(),
-                BLOCK.get(),
-                R_NilValue,
-            ));
-            R_RegisterCFinalizerEx(pointer, Some(Block::finalize), Rboolean::FALSE);
-            let shared = BLOCKS.fetch_add(1, Ordering::Relaxed) >= MOST_ALONE;
-            let mut block = Box::new(Block {
-                slots: Vec::with_capacity(if shared { SHARING } else { 1 }),
-            });
-            let slot = block.add();
-            R_SetExternalPtrAddr(pointer, Box::into_raw(block).cast());
-            if shared {
-                r::SETCAR(BEGUN.get(), pointer);
-            }
-            Rf_unprotect(1);
-            (pointer, slot)
-        }
-    }
-
-    fn add(&mut self) -> usize {
-        one_more();
-        self.slots.push(Cell::new(std::ptr::null()));
-        self.slots.len()
-    }
-
-    /// What an R object points to, if that is a block that has not been finalized.
-    unsafe fn of<'a>(pointer: SEXP) -> Option<&'a mut Block> {
-        // SAFETY: the type and the tag say that the address is null or that of a `Block`, which lives until the
-        // pointer is finalized. The caller does not keep two of them.
-        unsafe {
-            if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP || R_ExternalPtrTag(pointer) != BLOCK.get() {
-                return None;
-            }
-            R_ExternalPtrAddr(pointer).cast::<Block>().as_mut()
-        }
-    }
-
-    /// The last of its mirai has been dropped or read.
-    unsafe extern "C" fn finalize(pointer: SEXP) {
-        // SAFETY: R calls it once with the pointer, whose address is null or from `Box::into_raw`.
-        unsafe {
-            let block = R_ExternalPtrAddr(pointer).cast::<Block>();
-            R_ClearExternalPtr(pointer);
-            BLOCKS.fetch_sub(1, Ordering::Relaxed);
-            // A forked process leaves alone what it shares with its parent's threads: one of
-            // them may have held a lock when it was forked.
-            if !block.is_null() && !forks::is_forked() {
-                let slots = Box::from_raw(block).slots;
-                slots.iter().for_each(|slot| empty(slot));
-                fewer(slots.len());
-            }
-            // The next mirai have blocks of their own. Those that share this one do not keep it
-            // any longer than they need it.
-            if BLOCKS.load(Ordering::Relaxed) < MOST_ALONE {
-                r::SETCAR(BEGUN.get(), R_NilValue);
-            }
-        }
-    }
-}
-
-unsafe fn empty(slot: &Slot) {
-    // SAFETY: a slot holds null or a pointer from `Arc::into_raw`, which is taken out here.
-    unsafe {
-        let task = slot.replace(std::ptr::null());
-        if !task.is_null() {
-            drop(Arc::from_raw(task));
-        }
     }
 }
 
@@ -284,6 +150,20 @@ pub(crate) unsafe fn new_task(pointer: SEXP, payload: Payload, name: Option<&str
     unsafe { attach(pointer, Task::new(next_task_id(), payload), name) }
 }
 
+/// The same, for a task that needs the values of others.
+pub(crate) unsafe fn new_task_needing(
+    pointer: SEXP,
+    payload: Payload,
+    name: Option<&str>,
+    needs: Vec<Arc<Task>>,
+) -> Arc<Task> {
+    // SAFETY: as of the other function.
+    unsafe {
+        let task = Task::new(next_task_id(), payload).needing(needs);
+        attach(pointer, task, name)
+    }
+}
+
 /// Makes the task of a mirai one that has resolved to a value of a checkpoint.
 pub(crate) unsafe fn new_stored(pointer: SEXP, stored: Stored, name: Option<&str>) {
     // SAFETY: as of the other function.
@@ -321,6 +201,48 @@ pub(crate) unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
             return None;
         }
         held(pointer)
+    }
+}
+
+/// The task of a mirai of which another task needs the value; `None` if the value has been read. The task will hear when
+/// the mirai is collected: a block that several mirai share hears of the last one only.
+pub(crate) unsafe fn needed_task(mirai: SEXP) -> Option<Arc<Task>> {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected. What `held` returns is counted before R is called.
+    unsafe {
+        let pointer = r::get_var_in_frame(TASK.get(), mirai);
+        if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP || held(pointer).is_none() {
+            return None;
+        }
+        if Rf_getAttrib(pointer, NEEDED.get()) == R_NilValue {
+            // May run finalizers, and these may read the mirai.
+            Rf_setAttrib(pointer, NEEDED.get(), Rf_protect(r::Rf_ScalarLogical(1)));
+            R_RegisterCFinalizerEx(pointer, Some(collected), Rboolean::FALSE);
+            Rf_unprotect(1);
+        }
+        shared_task(mirai)
+    }
+}
+
+/// The task of a mirai, to be kept. R is called for reading only.
+pub(crate) unsafe fn shared_task(mirai: SEXP) -> Option<Arc<Task>> {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected. A slot holds a pointer from `Arc::into_raw`.
+    unsafe {
+        let task = std::ptr::from_ref(task_of(mirai)?);
+        Arc::increment_strong_count(task);
+        Some(Arc::from_raw(task))
+    }
+}
+
+/// A mirai whose value others have needed is collected: its task need not wait for others of the same block. The block may
+/// be gone already.
+unsafe extern "C" fn collected(pointer: SEXP) {
+    // SAFETY: R calls it with a mirai's `.task`.
+    unsafe {
+        if !forks::is_forked() {
+            if let Some(slot) = slot(pointer) {
+                empty(slot);
+            }
+        }
     }
 }
 
@@ -370,6 +292,8 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
         let Some(task) = held(pointer).map(std::ptr::from_ref) else {
             return error_value(7);
         };
+        // Before R may write to its memory.
+        (*task).make_ready_to_pass();
         // Reading may run code of the user's (hooks, finalizers), which may read the same
         // mirai; it may also leave by a long jump.
         Arc::increment_strong_count(task);
@@ -390,8 +314,13 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
 
 unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
     // SAFETY: `settle` passes a task that it keeps alive.
+    unsafe { outcome_of(&*task.cast::<Task>()) }
+}
+
+/// As an R object.
+unsafe fn outcome_of(task: &Task) -> SEXP {
+    // SAFETY: on R's main thread; what was allocated is protected. A long jump leaves nothing that is owned here.
     unsafe {
-        let task = &*task.cast::<Task>();
         match task.outcome() {
             Some(Outcome::Value(content) | Outcome::Error(content)) => value(content),
             Some(Outcome::Stored(stored)) => match stored.content() {
@@ -407,6 +336,12 @@ unsafe extern "C" fn read_outcome(task: *mut c_void) -> SEXP {
             Some(Outcome::TimedOut) => error_value(5),
             Some(Outcome::Closed) => error_value(7),
             Some(Outcome::Reset) => reset_value(task),
+            Some(Outcome::Argument(cause)) => {
+                let cause = Rf_protect(outcome_of(cause.task()));
+                let value = argument_failure(cause);
+                Rf_unprotect(1);
+                value
+            }
             Some(Outcome::Canceled) | None => error_value(20),
         }
     }
@@ -456,6 +391,15 @@ unsafe extern "C" fn drop_task(task: *mut c_void) {
     // SAFETY: `settle` passes a task that it has counted for this.
     unsafe {
         drop(Arc::from_raw(task.cast::<Task>().cast_const()));
+    }
+}
+
+/// The value of a mirai without a task: it was read before, or the mirai is a copy that came through serialization.
+pub(crate) unsafe fn read_value(mirai: SEXP) -> SEXP {
+    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    unsafe {
+        // A binding that is still active finds no task.
+        r::get_var_in_frame(DATA.get(), mirai)
     }
 }
 

@@ -171,6 +171,9 @@ impl Wait {
             let end = timeout.and_then(|t| Instant::now().checked_add(t));
             while self.once(enough, end) == Waited::Interrupted {
                 events::serve();
+                if gc::worth_collecting_passed() {
+                    gc::collect();
+                }
                 if self.look.is_some_and(|time| Instant::now() >= time) {
                     self.look = Instant::now().checked_add(LOOK_AGAIN);
                     self.tell_if_deserted();
@@ -382,16 +385,22 @@ unsafe fn unresolved(x: SEXP) -> bool {
     }
 }
 
-/// `.Call(cancel, x)`: cancels the mirai in `x`; for each whether that came in time.
+/// `.Call(cancel, x)`: cancels the mirai in `x`, and what these alone have needed; for each whether that came in time.
 unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the argument; `out` is protected, and has `n` elements.
+    // SAFETY: R calls it on its main thread and protects the argument; `out` is protected, and has `n` elements. R is
+    // called for reading only while there are `needs`.
     unsafe {
+        // Whether a mirai can still be asked for its value, only R's collector knows.
+        if each(x).any(|m| task_of(m).is_some_and(|task| !task.needs().is_empty())) {
+            gc::collect();
+        }
         let n = if TYPEOF(x) == SEXPTYPE::VECSXP {
             Rf_xlength(x)
         } else {
             1
         };
         let out = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, n));
+        let mut needs = Vec::new();
         // From the last to the first: cancelling the running one first would only have
         // its daemon begin the next, to be cancelled as well.
         for i in (0..n).rev() {
@@ -400,9 +409,20 @@ unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
             } else {
                 x
             };
-            let done = is_mirai(m) && task_of(m).is_some_and(session::cancel);
+            let task = is_mirai(m).then(|| task_of(m)).flatten();
+            let done = task.is_some_and(|task| {
+                // Before it forgets them.
+                let before = needs.len();
+                needs.extend(task.needs());
+                let done = session::cancel(task);
+                if !done {
+                    needs.truncate(before);
+                }
+                done
+            });
             *LOGICAL(out).add(i as usize) = done.into();
         }
+        session::cancel_unwanted(needs);
         Rf_unprotect(1);
         out
     }

@@ -64,6 +64,7 @@ impl Scene {
             target: Target::Any,
             label: Label::default(),
             rules: None,
+            waits: false,
         });
     }
 

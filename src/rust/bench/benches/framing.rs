@@ -17,6 +17,7 @@ fn message() -> ToDaemon {
         stream: None,
         constants: None,
         granted: 12_345,
+        attached: 0,
     }
 }
 

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
 use crate::host::{Host, MOST_SLOTS};
-use crate::memory::{self, Content};
+use crate::memory::{self, Body, Content};
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::sys::signals;
 use crate::task::{Constants, Outcome, Payload, Task, next_task_id};
@@ -118,12 +118,13 @@ impl Relay {
             Cow::Borrowed(_) => Bytes::from(task.body),
             Cow::Owned(whole) => Bytes::from(whole),
         };
+        let body = Body::from(body).forwarded(task.layout.attached() as u32);
         let make = |n: usize| -> Vec<Arc<Task>> {
             let payload = || Payload {
                 kind: task.kind,
                 stream: task.stream,
                 constants: constants.clone(),
-                body: body.clone().into(),
+                body: body.clone(),
             };
             (0..n)
                 .map(|_| Arc::new(Task::new(next_task_id(), payload())))
@@ -263,7 +264,8 @@ impl Known {
             Cow::Borrowed(_) => Bytes::from_owner(Shared(bytes.clone())),
             Cow::Owned(whole) => Bytes::from(whole),
         };
-        let constants = below.constants(whole.into());
+        let attached = common.layout.attached() as u32;
+        let constants = below.constants(Body::from(whole).forwarded(attached));
         if let Some(at) = at {
             self.0.swap_remove(at);
         }

@@ -3,6 +3,7 @@
 //! because a hundred thousand of them may be waiting.
 
 mod kept;
+mod needs;
 mod wait;
 
 use std::collections::VecDeque;
@@ -17,6 +18,8 @@ use crate::loss::Loss;
 use crate::memory::{Body, Content};
 use crate::protocol::{Kind, Stream};
 
+use needs::Flow;
+pub use needs::{Cause, Constants, bytes_passed_on};
 use wait::Countdown;
 pub use wait::{Group, Patience, wait_for};
 
@@ -38,6 +41,8 @@ pub enum Outcome {
     Closed,
     /// It was cancelled.
     Canceled,
+    /// What it needs could not be computed.
+    Argument(Cause),
 }
 
 impl Outcome {
@@ -58,27 +63,6 @@ pub struct Payload {
     pub constants: Option<Arc<Constants>>,
     /// The bytes for the daemon.
     pub body: Body,
-}
-
-/// What several tasks have in common: made by
-/// [`Host::constants`](crate::host::Host::constants). Daemons forget it when the last
-/// task that needs it has resolved.
-pub struct Constants {
-    pub(crate) id: u64,
-    pub(crate) body: Body,
-    pub(crate) on_drop: Box<dyn Fn(u64) + Send + Sync>,
-}
-
-impl Drop for Constants {
-    fn drop(&mut self) {
-        (self.on_drop)(self.id);
-    }
-}
-
-impl std::fmt::Debug for Constants {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Constants({}, {} bytes)", self.id, self.body.size())
-    }
 }
 
 /// Called once with what the task ended as, on whichever thread resolves it. Must not block.
@@ -151,6 +135,8 @@ pub struct Task {
     /// The number of its handle, for the log; 0 if it has none.
     number: u32,
     name: Option<Box<str>>,
+    /// Of a task that needs others, or is needed by them.
+    flow: OnceLock<Box<Flow>>,
     /// Of a task whose value goes to a checkpoint: what counts the values that are on their way. See [`Task::keep_in`].
     reserved: OnceLock<Arc<AtomicUsize>>,
 }
@@ -165,6 +151,7 @@ impl Task {
             watchers: Mutex::new(None),
             number: 0,
             name: None,
+            flow: OnceLock::new(),
             reserved: OnceLock::new(),
         }
     }
@@ -302,7 +289,10 @@ impl Task {
 
     /// The second half: frees what was sent and tells whoever waits.
     pub(crate) fn announce(&self) {
-        *self.payload.lock() = None;
+        let payload = self.payload.lock().take();
+        // Not under the lock: other tasks may go with it.
+        drop(payload);
+        self.forget_needs();
         // After the outcome is set: see `watch` and `on_resolved`.
         let (waiting, callbacks) = {
             let mut watchers = self.watchers.lock();

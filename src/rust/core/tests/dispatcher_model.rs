@@ -69,6 +69,8 @@ struct Task {
     errors: u32,
     /// It waits for its next attempt until then.
     resumes: Option<Duration>,
+    /// It waits for others.
+    waits: bool,
     /// The last reply.
     outcome: Done,
 }
@@ -242,6 +244,22 @@ impl World {
         timeout: Option<Duration>,
         rules: Rules,
     ) -> TaskId {
+        self.submit_as(target, bytes, timeout, rules, false)
+    }
+
+    /// A task that waits for others.
+    fn submit_waiting(&mut self, bytes: u64, timeout: Option<Duration>) -> TaskId {
+        self.submit_as(Target::Any, bytes, timeout, Rules::default(), true)
+    }
+
+    fn submit_as(
+        &mut self,
+        target: Target,
+        bytes: u64,
+        timeout: Option<Duration>,
+        rules: Rules,
+        waits: bool,
+    ) -> TaskId {
         let id = self.tasks.len() as TaskId + 1;
         let deadline = timeout.map(|t| self.now + t);
         let task = Task {
@@ -259,9 +277,58 @@ impl World {
             crashes: 0,
             errors: 0,
             resumes: None,
+            waits,
             outcome: Done::Value,
         };
         self.tasks.insert(id, task);
+        let over = match waits {
+            true => Vec::new(),
+            false => self.place(id, target),
+        };
+        let event = Event::Submit {
+            id,
+            job: id,
+            bytes,
+            deadline,
+            target,
+            label: Label::default(),
+            rules: (rules != Rules::default()).then(|| Arc::new(rules)),
+            waits,
+        };
+        self.happen(event, &over);
+        id
+    }
+
+    /// What a task has waited for is there.
+    fn ready(&mut self, id: TaskId, bytes: u64) {
+        let waits = |task: &&mut Task| task.waits && task.place == Place::Waiting;
+        let mut over = Vec::new();
+        if let Some(task) = self.tasks.get_mut(&id).filter(waits) {
+            // Others have overtaken it.
+            (task.waits, task.bytes, task.came_back) = (false, bytes, true);
+            let target = task.target;
+            over = self.place(id, target);
+        }
+        self.happen(Event::Ready { id, bytes }, &over);
+    }
+
+    /// It will not be there.
+    fn broken(&mut self, id: TaskId) {
+        let live = self.tasks.contains_key(&id) && self.is_live(id);
+        let over = live.then_some((id, Verdict::Broken));
+        self.happen(Event::Broken { id }, over.as_slice());
+    }
+
+    /// A task by its number among those that wait for others, or any number if none does.
+    fn waiting_task(&self, n: u64) -> TaskId {
+        let waiting = self.live().filter(|(_, task)| task.waits);
+        let waiting: Vec<_> = waiting.map(|(id, _)| id).collect();
+        let at = (n as usize).checked_rem(waiting.len());
+        at.map_or(n % (self.tasks.len() as u64 + 2), |at| waiting[at])
+    }
+
+    /// Puts a new task where it belongs. Returns it if it is over.
+    fn place(&mut self, id: TaskId, target: Target) -> Vec<(TaskId, Verdict)> {
         let mut over = Vec::new();
         let bound_for = match target {
             Target::Endpoint(e) => self.first[e].map_or(target, Target::Peer),
@@ -280,17 +347,7 @@ impl World {
                 self.joins.entry(number).or_default().push(id);
             }
         }
-        let event = Event::Submit {
-            id,
-            job: id,
-            bytes,
-            deadline,
-            target,
-            label: Label::default(),
-            rules: (rules != Rules::default()).then(|| Arc::new(rules)),
-        };
-        self.happen(event, &over);
-        id
+        over
     }
 
     /// A daemon on this machine.
@@ -364,15 +421,16 @@ impl World {
         assert!(seq > daemon.begun, "out of order");
         daemon.held[at].stage = Stage::Running;
         daemon.begun = seq;
-        let older = |other: &&TaskId| **other < id;
+        let older = |other: &&TaskId| **other < id && !self.tasks[*other].came_back;
         let passed_over = daemon.pinned.iter().find(older);
         assert_eq!(
             passed_over, None,
             "task {id} began before one pinned earlier"
         );
         for behind in daemon.held.iter().skip(at + 1).filter(|h| h.wanted) {
-            let pinned = self.tasks[&behind.id].target != Target::Any;
-            assert!(!pinned || behind.id > id, "{} is behind {id}", behind.id);
+            let task = &self.tasks[&behind.id];
+            let in_turn = task.target == Target::Any || task.came_back || behind.id > id;
+            assert!(in_turn, "{} is behind {id}", behind.id);
         }
         let task = self.tasks.get_mut(&id).unwrap();
         if task.target == Target::Any {
@@ -629,8 +687,14 @@ impl World {
 
     fn abandon(&mut self, endpoint: usize) {
         self.abandoned[endpoint] = true;
-        let waiting = self.waiting[endpoint].iter();
-        let over: Vec<_> = waiting.map(|id| (*id, Verdict::Reset)).collect();
+        let there = Target::Endpoint(endpoint);
+        let waiting = self
+            .live()
+            .filter(|(_, task)| task.waits && task.target == there);
+        let waiting = waiting
+            .map(|(id, _)| id)
+            .chain(self.waiting[endpoint].iter().copied());
+        let over: Vec<_> = waiting.map(|id| (id, Verdict::Reset)).collect();
         self.happen(Event::Abandoned { endpoint }, &over);
     }
 
@@ -736,6 +800,18 @@ impl World {
                 daemon.assigned.retain(gone);
             }
         }
+        // Processes that were started for tasks which wait for others, and are over.
+        let mut dismissed = BTreeSet::new();
+        for task in due.keys().map(|id| &self.tasks[id]).filter(|t| t.waits) {
+            let Target::Endpoint(endpoint) = task.target else {
+                continue;
+            };
+            let idle = |peer: &PeerId| {
+                let daemon = self.daemons.get(peer);
+                daemon.is_some_and(|d| !d.leaving && d.held.is_empty())
+            };
+            dismissed.extend(self.first[endpoint].filter(idle));
+        }
         let mut cancels = BTreeMap::new();
         for (peer, daemon) in &mut self.daemons {
             for held in daemon.held.iter_mut().filter(|h| h.wanted) {
@@ -748,6 +824,7 @@ impl World {
             }
         }
         let mut room = false;
+        let mut hung_up = BTreeSet::new();
         for action in actions {
             match action {
                 Action::Recall { peer, from, to } => self.recall(peer, from, to),
@@ -773,7 +850,12 @@ impl World {
                     let task = self.tasks.get_mut(&job).unwrap();
                     task.place = Place::Over(verdict);
                     task.resumes = None;
+                    task.waits = false;
                     self.completed += 1;
+                }
+                Action::Dismiss { peer } => {
+                    assert!(dismissed.contains(&peer), "{peer} is dismissed");
+                    hung_up.insert(peer);
                 }
                 Action::Again { job } => {
                     assert!(self.again.remove(&job), "task {job} is not attempted again");
@@ -781,6 +863,7 @@ impl World {
                 Action::Room => room = true,
             }
         }
+        assert_eq!(hung_up, dismissed);
         assert!(self.again.is_empty(), "not said: {:?}", self.again);
         assert!(due.is_empty(), "did not resolve: {due:?}");
         assert!(cancels.is_empty(), "did not cancel: {cancels:?}");
@@ -841,6 +924,10 @@ impl World {
         self.endpoints[daemon.endpoint].assigned += 1;
         let task = self.tasks.get_mut(&id).unwrap();
         assert_eq!(task.place, Place::Waiting);
+        assert!(
+            !task.waits,
+            "task {id} is sent before what it needs is there"
+        );
         assert_eq!(
             task.resumes, None,
             "task {id} is sent before its wait is over"
@@ -901,6 +988,7 @@ impl World {
                     Done::Skipped => TaskState::Canceled,
                     Done::Lost => TaskState::Lost,
                 },
+                Place::Over(Verdict::Broken) => TaskState::Failed,
                 Place::Over(Verdict::TimedOut) => TaskState::TimedOut,
                 Place::Over(Verdict::Canceled) => TaskState::Canceled,
                 Place::Over(Verdict::Reset | Verdict::Closed) => TaskState::Lost,
@@ -1063,7 +1151,11 @@ enum Step {
         bytes: u64,
         timeout: Option<u64>,
         rules: Rules,
+        waits: bool,
     },
+    /// What a task waits for is there, and its payload has this size; or it is broken.
+    Ready(u64, u64),
+    Broken(u64),
     /// At this endpoint, with so many slots, across the network or not.
     Join(usize, usize, bool),
     Begin(usize),
@@ -1110,11 +1202,14 @@ fn any_step() -> impl Strategy<Value = Step> {
         0u64..50,
         prop::option::weighted(0.3, 0u64..40),
         any_rules(),
+        prop::bool::weighted(0.3),
     );
     prop_oneof![
-        10 => submit.prop_map(|(target, times, bytes, timeout, rules)| {
-            Step::Submit { target, times, bytes, timeout, rules }
+        10 => submit.prop_map(|(target, times, bytes, timeout, rules, waits)| {
+            Step::Submit { target, times, bytes, timeout, rules, waits }
         }),
+        8 => any::<(u64, u16)>().prop_map(|(n, bytes)| Step::Ready(n, bytes.into())),
+        2 => any::<u64>().prop_map(Step::Broken),
         4 => any_daemon().prop_map(|(endpoint, slots, far)| Step::Join(endpoint, slots, far)),
         8 => any::<usize>().prop_map(Step::Begin),
         20 => (any::<usize>(), any::<usize>(), any_time(), any_outcome())
@@ -1215,6 +1310,7 @@ fn live_through(world: &mut World, step: Step) {
             bytes,
             timeout,
             rules,
+            waits,
         } => {
             let target = match target {
                 RandomTarget::Any => Target::Any,
@@ -1224,10 +1320,14 @@ fn live_through(world: &mut World, step: Step) {
                 RandomTarget::Join(others) => Target::Join(others),
             };
             let timeout = timeout.map(Duration::from_millis);
+            // What is pinned to a daemon waits for nothing.
+            let waits = waits && matches!(target, Target::Any | Target::Endpoint(_));
             for _ in 0..times {
-                world.submit_with(target, bytes, timeout, rules.clone());
+                world.submit_as(target, bytes, timeout, rules.clone(), waits);
             }
         }
+        Step::Ready(n, bytes) => world.ready(world.waiting_task(n), bytes),
+        Step::Broken(n) => world.broken(world.waiting_task(n)),
         Step::Join(endpoint, slots, far) => {
             let replies = if far {
                 Replies::MayBeLost
@@ -1359,6 +1459,7 @@ fn threads_that_overtake_each_other_lose_nothing() {
             target: Target::Any,
             label: Label::default(),
             rules: None,
+            waits: false,
         };
         dispatcher.handle(Duration::ZERO, submit, &mut out);
     }
@@ -1800,4 +1901,59 @@ fn a_payload_larger_than_the_whole_capacity_fits_an_empty_queue() {
     assert!(!world.dispatcher.has_room(1));
     world.join(0);
     assert!(world.dispatcher.has_room(1));
+}
+
+#[test]
+fn a_task_that_waits_for_others_is_in_no_queue() {
+    let mut world = World::new(Config::default());
+    let peer = world.join(0);
+    let early = world.submit_waiting(10, None);
+    let late = world.submit_waiting(10, Some(ms(5)));
+    let broken = world.submit_waiting(10, None);
+    let gone = world.submit_waiting(10, None);
+    assert!(world.held(peer).is_empty());
+    assert_eq!(world.dispatcher.counts().awaiting, 4);
+    assert_eq!(world.dispatcher.unserved(), 0);
+    let running = world.submit(Target::Any, 1, None);
+    let queued = world.submit(Target::Any, 1, None);
+    assert_eq!(world.held(peer), [running]);
+    // It stands where it would have stood, and takes up the room of what it has been given.
+    world.ready(early, 1000);
+    assert_eq!(world.dispatcher.counts().queued, 1031);
+    world.ready(early, 7);
+    world.reply(peer);
+    assert_eq!(world.held(peer), [early]);
+    world.reply(peer);
+    assert_eq!(world.held(peer), [queued]);
+    world.pass(ms(5));
+    world.broken(broken);
+    world.cancel(gone);
+    world.ready(late, 10);
+    world.ready(broken, 10);
+    assert_eq!(world.verdict(late), Some(Verdict::TimedOut));
+    assert_eq!(world.verdict(broken), Some(Verdict::Broken));
+    assert_eq!(world.verdict(gone), Some(Verdict::Canceled));
+    let rows = world.dispatcher.task_rows(usize::MAX);
+    let row = rows.iter().find(|row| row.id == broken).unwrap();
+    assert_eq!(
+        row.error.as_deref(),
+        Some("an argument could not be computed")
+    );
+    world.end();
+}
+
+#[test]
+fn a_process_that_is_gone_ends_the_task_that_waits_with_it() {
+    let mut world = World::new(Config::default());
+    let waiting = world.submit_as(Target::Endpoint(1), 1, None, Rules::default(), true);
+    let other = world.submit_as(Target::Endpoint(2), 1, None, Rules::default(), true);
+    let peer = world.join(1);
+    world.join(2);
+    world.lose(peer);
+    assert_eq!(world.verdict(waiting), None);
+    world.abandon(1);
+    assert_eq!(world.verdict(waiting), Some(Verdict::Reset));
+    world.ready(other, 1);
+    assert_eq!(world.verdict(other), None);
+    world.end();
 }

@@ -186,6 +186,7 @@ impl ByHand {
             stream: None,
             constants: None,
             granted,
+            attached: 0,
         };
         self.tell(&task, &[seq as u8]);
     }

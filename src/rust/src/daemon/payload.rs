@@ -1,9 +1,11 @@
 //! What the host has sent for a task: from its bytes to variables.
 
 use extendr_ffi::{
-    R_GlobalEnv, R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_defineVar, Rf_getAttrib,
-    Rf_protect, Rf_unprotect, Rf_xlength, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
+    R_GlobalEnv, R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_allocVector, Rf_defineVar,
+    Rf_getAttrib, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER_ELT, SET_VECTOR_ELT, SEXP,
+    SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
+use mirai_core::memory::{Layout, Piece};
 use mirai_core::worker::Assignment;
 
 use super::attempts;
@@ -32,15 +34,26 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
     // below the length checked.
     unsafe {
         attempts::begin(false);
-        let own = Source::new(&task.body, &task.pieces);
-        let common = task
-            .constants
-            .as_ref()
-            .map(|c| Source::new(&c.bytes, &c.pieces).common());
-        let payload = Rf_protect(read(common.unwrap_or(own)));
+        let own = Body {
+            bytes: &task.body,
+            pieces: &task.pieces,
+            layout: &task.layout,
+        };
+        let common = task.constants.as_ref().map(|c| Body {
+            bytes: &c.bytes,
+            pieces: &c.pieces,
+            layout: &c.layout,
+        });
+        let payload = Rf_protect(read(match common {
+            Some(common) => common.message().common(),
+            None => own.message(),
+        }));
         // R does not check an index.
-        if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=4).contains(&Rf_xlength(payload)) {
+        if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=5).contains(&Rf_xlength(payload)) {
             r::raise("what the host has sent is no task");
+        }
+        if Rf_xlength(payload) == 5 {
+            put_in_place(payload, common.unwrap_or(own));
         }
         if let Some(stream) = task.stream {
             let seed = Rf_protect(r::integers(&random_seed(stream)));
@@ -51,7 +64,8 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
         let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
         define_all(VECTOR_ELT(payload, 2), env);
         if task.constants.is_some() {
-            let element = Rf_protect(read(own));
+            // The value of a mirai, if there is one.
+            let element = Rf_protect(read(own.value(0).unwrap_or(own.message())));
             Rf_defineVar(ELEMENT.get(), element, env);
             Rf_unprotect(1);
         }
@@ -66,16 +80,81 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
         let expr = if traced { VECTOR_ELT(expr, 0) } else { expr };
         Rf_defineVar(EXPR.get(), expr, frame);
         Rf_defineVar(ENVIR.get(), env, frame);
-        let asks = Rf_xlength(payload) == 4;
-        let when = if asks {
+        let when = if Rf_xlength(payload) > 3 {
             VECTOR_ELT(payload, 3)
         } else {
             R_NilValue
         };
         Rf_defineVar(WHEN.get(), when, frame);
-        attempts::begin(asks);
+        attempts::begin(when != R_NilValue);
         Rf_unprotect(2);
         traced
+    }
+}
+
+/// A message with the values that are attached to it.
+#[derive(Clone, Copy)]
+struct Body<'a> {
+    bytes: &'a [u8],
+    pieces: &'a [Piece],
+    layout: &'a Layout,
+}
+
+impl<'a> Body<'a> {
+    fn message(self) -> Source<'a> {
+        let (bytes, pieces) = self.layout.message(self.bytes, self.pieces);
+        Source::new(bytes, pieces)
+    }
+
+    /// The value of this number from 0; `None` if there is none. Other daemons may have mapped its pieces.
+    fn value(self, i: usize) -> Option<Source<'a>> {
+        let (range, pieces) = self.layout.value(i, self.pieces)?;
+        Some(Source::part(self.bytes, range, pieces).common())
+    }
+}
+
+/// Puts the values that are attached to a payload where its last element says: see `submit/arguments.rs`.
+unsafe fn put_in_place(payload: SEXP, body: Body<'_>) {
+    // SAFETY: on R's main thread, where long jumps end. `payload`, which is a list of five, is protected and nobody else's,
+    // and so are its lists; `values` is protected. Indices are below the lengths checked.
+    unsafe {
+        let n = body.layout.attached();
+        let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as isize));
+        for i in 0..n {
+            if let Some(source) = body.value(i) {
+                SET_VECTOR_ELT(values, i as isize, read(source));
+            }
+        }
+        let at = |list: SEXP, i: i32| -> isize {
+            let i = i as isize - 1;
+            let inside = TYPEOF(list) == SEXPTYPE::VECSXP && (0..Rf_xlength(list)).contains(&i);
+            if !inside {
+                r::raise("what the host has sent is no task");
+            }
+            i
+        };
+        let places = VECTOR_ELT(payload, 4);
+        if TYPEOF(places) != SEXPTYPE::INTSXP || Rf_xlength(places) % 4 != 0 {
+            r::raise("what the host has sent is no task");
+        }
+        for i in (0..Rf_xlength(places)).step_by(4) {
+            let number = |j| INTEGER_ELT(places, i + j);
+            let mut list = match number(0) {
+                1 => VECTOR_ELT(payload, 1),
+                2 => VECTOR_ELT(payload, 2),
+                _ => {
+                    let args = VECTOR_ELT(payload, 2);
+                    VECTOR_ELT(args, at(args, 2))
+                }
+            };
+            let mut place = at(list, number(1));
+            if number(2) != 0 {
+                list = VECTOR_ELT(list, place);
+                place = at(list, number(2));
+            }
+            SET_VECTOR_ELT(list, place, VECTOR_ELT(values, at(values, number(3))));
+        }
+        Rf_unprotect(1);
     }
 }
 
@@ -95,7 +174,7 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
                 env,
             );
             // Now the variable alone has it, so that it can be changed without a copy.
-            extendr_ffi::SET_VECTOR_ELT(list, i, R_NilValue);
+            SET_VECTOR_ELT(list, i, R_NilValue);
         }
     }
 }

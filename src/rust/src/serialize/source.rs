@@ -1,5 +1,7 @@
 //! What objects are read from.
 
+use std::ops::Range;
+
 use mirai_core::memory::{Content, Piece};
 
 /// Bytes to read, and where among them there are pieces of shared memory. Copying it copies the position only.
@@ -24,11 +26,17 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     /// `bytes`, with `pieces` at the offsets that they tell.
     pub(crate) fn new(bytes: &'a [u8], pieces: &'a [Piece]) -> Source<'a> {
+        Source::part(bytes, 0..bytes.len(), pieces)
+    }
+
+    /// A range of `bytes`, with the `pieces` in it, at the offsets in `bytes` that they tell.
+    pub(crate) fn part(bytes: &'a [u8], range: Range<usize>, pieces: &'a [Piece]) -> Source<'a> {
+        let bytes = &bytes[..range.end];
         let mut source = Source {
             bytes,
             rest: &[],
-            tail: bytes,
-            tail_at: 0,
+            tail: &bytes[range.start..],
+            tail_at: range.start,
             pieces,
             common: false,
             begun: &[],

@@ -12,7 +12,8 @@ use mirai_core::dispatcher::{Rules, Target};
 use mirai_core::protocol::Kind;
 use mirai_core::task::{Constants, Outcome, Payload};
 
-use super::{fail, milliseconds, wait_for_room, write_payload};
+use super::arguments::{is_error, Arguments};
+use super::{fail, fail_for, milliseconds, wait_for_room, write_payload};
 use crate::checkpoint;
 use crate::error::{self, Class};
 use crate::forks;
@@ -20,12 +21,13 @@ use crate::r::{self, Rf_ScalarLogical};
 use crate::rules;
 use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
-use crate::tasks::{new_pending, new_task};
+use crate::tasks::{is_mirai, needed_task, new_pending, new_task_needing, read_value, shared_task};
 
-/// `.Call(submit_map, expr, globals, args, elements, names, timeout, profile, rules)`: a list of mirai, one
-/// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`;
-/// what they have in common is serialized once. `timeout` and `rules` are those of each element, as of `submit`.
-/// `checkpoint` is a value of `open_checkpoint`, or `NULL`. `FALSE` if the profile is synchronous.
+/// `.Call(submit_map, expr, globals, args, elements, names, timeout, profile, rules, checkpoint, dots)`: a list of mirai, one
+/// for each of `elements`, a list. Each evaluates `expr` with its element as `.x`, or with the value of that, if it is a
+/// mirai; what they have in common is serialized once. `args` are `.f` and `.args`. `timeout` and `rules` are those of each
+/// element, as of `submit`, and `dots` are its `names`. `checkpoint` is a value of `open_checkpoint`, or `NULL`. `FALSE` if
+/// the profile is synchronous.
 pub(super) unsafe extern "C-unwind" fn submit_map(
     expr: SEXP,
     globals: SEXP,
@@ -36,6 +38,7 @@ pub(super) unsafe extern "C-unwind" fn submit_map(
     profile: SEXP,
     rules: SEXP,
     checkpoint: SEXP,
+    dots: SEXP,
 ) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the arguments. `out` and `keeper` are protected, and
     // `out` has each new mirai at once.
@@ -60,9 +63,12 @@ pub(super) unsafe extern "C-unwind" fn submit_map(
             R_NilValue,
         ));
         R_RegisterCFinalizerEx(keeper, Some(finalize_common), Rboolean::FALSE);
-        let common = write_payload(expr, globals, args, when, profile);
+        let arguments = Arguments::new(globals, dots != R_NilValue, args, true, true);
+        Rf_protect(arguments.frame);
+        let broken = arguments.failure != R_NilValue;
+        let common = !broken && write_payload(expr, arguments, when, profile);
         if common {
-            keep_common(keeper, profile, timeout, rules);
+            keep_common(keeper, profile, timeout, rules, arguments);
         }
         for i in 0..n {
             let (env, pointer) = new_pending();
@@ -72,20 +78,81 @@ pub(super) unsafe extern "C-unwind" fn submit_map(
             if common && checkpoint::restore(checkpoint, i, pointer, name, profile) {
                 continue;
             }
-            if !common || !serialize::write(buffer(), element) {
+            if broken {
+                fail_for(env, arguments.failure, profile);
+                continue;
+            }
+            let mut sent = Element::of(element);
+            if !common || !sent.failed && !serialize::write(buffer(), sent.object) {
                 fail(env, profile);
                 continue;
             }
-            while !submit_element(pointer, keeper, name, profile, checkpoint) {
-                if !wait_for_room(profile) && !serialize::write(buffer(), element) {
-                    error::raise(Class::Other, "a serialization hook has failed");
+            while !sent.failed {
+                match submit_element(pointer, keeper, name, profile, checkpoint, sent) {
+                    Submitted::Yes => break,
+                    Submitted::NoRoom if wait_for_room(profile) => {}
+                    // R has done something meanwhile.
+                    Submitted::NoRoom | Submitted::Changed => {
+                        sent = Element::of(element);
+                        if !sent.failed && !serialize::write(buffer(), sent.object) {
+                            error::raise(Class::Other, "a serialization hook has failed");
+                        }
+                    }
                 }
+            }
+            if sent.failed {
+                fail_for(env, sent.object, profile);
             }
         }
         release_common(keeper);
-        Rf_unprotect(3);
+        Rf_unprotect(4);
         out
     }
+}
+
+/// An element as it is sent.
+#[derive(Clone, Copy)]
+struct Element {
+    /// What is serialized: the value, or `NULL` in its place. R keeps it.
+    object: SEXP,
+    /// The mirai of which the element is the value.
+    mirai: Option<SEXP>,
+    /// It is the value of a mirai that has failed.
+    failed: bool,
+}
+
+impl Element {
+    unsafe fn of(element: SEXP) -> Element {
+        // SAFETY: on R's main thread; `element` is protected.
+        unsafe {
+            if !is_mirai(element) {
+                return Element {
+                    object: element,
+                    mirai: None,
+                    failed: false,
+                };
+            }
+            let unread = needed_task(element).is_some();
+            let object = if unread {
+                R_NilValue
+            } else {
+                read_value(element)
+            };
+            Element {
+                object,
+                mirai: unread.then_some(element),
+                failed: is_error(object),
+            }
+        }
+    }
+}
+
+/// What has become of an element.
+enum Submitted {
+    Yes,
+    NoRoom,
+    /// The value of the mirai that it is has been read meanwhile.
+    Changed,
 }
 
 /// What the elements of a map have in common.
@@ -96,14 +163,20 @@ struct Common {
 }
 
 /// Makes constants of what is in the buffer, and has `keeper` keep them with the rest.
-unsafe fn keep_common(keeper: SEXP, profile: SEXP, timeout: SEXP, rules: SEXP) {
+unsafe fn keep_common(
+    keeper: SEXP,
+    profile: SEXP,
+    timeout: SEXP,
+    rules: SEXP,
+    arguments: Arguments,
+) {
     // SAFETY: on R's main thread; `keeper` is protected and keeps nothing yet. The buffer is used here alone, and R is
     // called for reading only.
     unsafe {
         session::with_profile(profile, |current| {
             if let Some(host) = current.and_then(|p| p.host()) {
                 let common = Box::new(Common {
-                    constants: host.constants((*buffer()).take()),
+                    constants: host.constants_needing((*buffer()).take(), arguments.take()),
                     timeout: r::as_number(timeout).map(milliseconds),
                     rules: rules::rules(rules),
                 });
@@ -154,14 +227,15 @@ unsafe fn name_at<'a>(names: SEXP, i: isize) -> Option<&'a str> {
     }
 }
 
-/// Submits the element in the buffer. False if there is no room for it.
+/// Submits the element in the buffer.
 unsafe fn submit_element(
     pointer: SEXP,
     keeper: SEXP,
     name: Option<&str>,
     profile: SEXP,
     checkpoint: SEXP,
-) -> bool {
+    element: Element,
+) -> Submitted {
     // SAFETY: on R's main thread; `keeper`'s address is null or from `Box::into_raw`, and stays so meanwhile. The
     // buffer is used here alone.
     unsafe {
@@ -170,7 +244,15 @@ unsafe fn submit_element(
             let profile = current.filter(|_| common.is_some());
             let host = profile.and_then(|p| p.host());
             if host.is_some_and(|h| !h.has_room((*buffer()).len() as u64)) {
-                return false;
+                return Submitted::NoRoom;
+            }
+            let needs: Vec<_> = element
+                .mirai
+                .and_then(|m| shared_task(m))
+                .into_iter()
+                .collect();
+            if needs.is_empty() && element.mirai.is_some() {
+                return Submitted::Changed;
             }
             let kept = checkpoint::current(checkpoint);
             let payload = Payload {
@@ -182,7 +264,7 @@ unsafe fn submit_element(
                 constants: common.map(|common| common.constants.clone()),
                 body: (*buffer()).take(),
             };
-            let task = new_task(pointer, payload, name);
+            let task = new_task_needing(pointer, payload, name, needs);
             if let Some((checkpoint, key, _)) = kept {
                 task.keep_in(checkpoint.clone(), key);
             }
@@ -193,7 +275,7 @@ unsafe fn submit_element(
                 // Daemons were reset meanwhile (by a finalizer, say).
                 None => task.resolve(Outcome::Reset),
             }
-            true
+            Submitted::Yes
         })
     }
 }

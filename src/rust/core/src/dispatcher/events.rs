@@ -91,6 +91,20 @@ pub enum Event<J> {
         label: Label,
         /// `None`: the default.
         rules: Option<Arc<Rules>>,
+        /// It waits for others: see [`Event::Ready`].
+        waits: bool,
+    },
+    /// What a task has waited for is there.
+    Ready {
+        /// Number of the task.
+        id: TaskId,
+        /// Size of the payload now.
+        bytes: u64,
+    },
+    /// What a task waits for will not be there.
+    Broken {
+        /// Number of the task.
+        id: TaskId,
     },
     /// A daemon connected and proved itself.
     Joined {
@@ -222,6 +236,11 @@ pub enum Action<J> {
         /// The last of them.
         to: Seq,
     },
+    /// Hang up: the daemon has nothing to do, and the task that it was started for is over.
+    Dismiss {
+        /// Number of the connection.
+        peer: PeerId,
+    },
     /// An attempt has failed, and there will be another: what the failed one has sent ahead is of no use.
     Again {
         /// What stands for the task.
@@ -251,6 +270,8 @@ pub enum Verdict {
     Closed,
     /// It was cancelled.
     Canceled,
+    /// What it has waited for has failed.
+    Broken,
 }
 
 /// Numbers for `status()` and `info()`.

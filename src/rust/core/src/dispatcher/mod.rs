@@ -33,6 +33,8 @@
 //!     as many tiny ones as fit into [`AHEAD`] by the time that its tasks have taken of late, at most
 //!     [`MOST_AHEAD`] (a relay: all that it holds). A grant is raised by replies that have arrived, and by
 //!     nothing else, and is never taken back.
+//! - A task that waits for others ([`Event::Ready`]) is in no queue, but counts as waiting. Once it is ready, it stands in
+//!   the queue where it would have stood, by its priority and its id. If it is broken, it is over ([`Verdict::Broken`]).
 //! - What is pinned to a daemon (everywhere) runs before anything submitted
 //!   later starts there, and nowhere else.
 
@@ -48,6 +50,7 @@ mod recall;
 mod retry;
 mod rows;
 mod view;
+mod waits;
 
 pub use events::{
     Action, Config, Counts, Endpoint, EndpointCounts, Event, Farewell, PeerId, Policy, Replies,
@@ -87,6 +90,8 @@ struct Entry<J> {
     failures: Failures,
     rules: OwnRules,
     label: Label,
+    /// It is in no queue yet.
+    waits: bool,
 }
 
 impl<J> Entry<J> {
@@ -275,6 +280,7 @@ impl<J: Clone> Dispatcher<J> {
                 target,
                 label,
                 rules,
+                waits,
             } => {
                 if let Some(at) = deadline {
                     self.deadlines.insert((at, id));
@@ -290,11 +296,16 @@ impl<J: Clone> Dispatcher<J> {
                     failures: Failures::default(),
                     rules,
                     label,
+                    waits,
                 };
                 self.tasks.insert(id, entry);
                 self.counts.queued += bytes;
-                self.place(id, target, out);
+                if !waits {
+                    self.place(id, target, out);
+                }
             }
+            Event::Ready { id, bytes } => self.ready(id, bytes, out),
+            Event::Broken { id } => self.finish(id, Verdict::Broken, false, out),
             Event::Joined {
                 peer,
                 endpoint,
@@ -328,6 +339,7 @@ impl<J: Clone> Dispatcher<J> {
                     for id in std::mem::take(&mut e.waiting) {
                         self.finish(id, Verdict::Reset, false, out);
                     }
+                    self.abandon_waiting(endpoint, out);
                 }
             }
             Event::NoneLeft if !self.peers.is_empty() => {}
@@ -417,10 +429,11 @@ impl<J: Clone> Dispatcher<J> {
             state: match verdict {
                 Verdict::Canceled => TaskState::Canceled,
                 Verdict::TimedOut => TaskState::TimedOut,
+                Verdict::Broken => TaskState::Failed,
                 Verdict::Replied | Verdict::Reset | Verdict::Closed => TaskState::Lost,
             },
             label: entry.label,
-            error: None,
+            error: (verdict == Verdict::Broken).then(|| waits::BROKEN.into()),
         });
         match entry.sent {
             Some((peer, seq)) => {
@@ -434,7 +447,9 @@ impl<J: Clone> Dispatcher<J> {
                 }
             }
             None => {
-                if !self.pauses.remove(id) {
+                if entry.waits {
+                    self.dismiss(entry.target, out);
+                } else if !self.pauses.remove(id) {
                     self.leave_queue(entry.target);
                 }
             }

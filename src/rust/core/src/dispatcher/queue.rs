@@ -124,6 +124,16 @@ impl Queue {
         } else {
             self.others.entry(Reverse(priority)).or_default()
         };
+        if let ([task], Some(last)) = (&tasks[..], queue.back()) {
+            // Without moving the others, which may be many.
+            if last < task {
+                queue.push_back(*task);
+            } else {
+                let older = queue.partition_point(|other| other < task);
+                queue.insert(older, *task);
+            }
+            return;
+        }
         tasks.sort_unstable();
         let Some(last) = tasks.last() else { return };
         let older = queue.partition_point(|task| task < last);

@@ -126,6 +126,7 @@ mod tests {
         }
         for id in 1..=n + 7 {
             let submit = Event::Submit {
+                waits: false,
                 id,
                 job: id,
                 bytes: 1,

@@ -14,7 +14,7 @@ use crate::transport::Link;
 
 impl Shared {
     /// Lets the dispatcher decide about an event and carries out what it says.
-    /// `reply` is the value that came with [`Event::Replied`].
+    /// `reply` is the value that came with [`Event::Replied`], or what a task resolves to by [`Event::Broken`].
     pub(super) fn handle(self: &Arc<Self>, event: Event<Arc<Task>>, reply: Option<Outcome>) {
         self.act(reply, None, |dispatcher, now, out| {
             dispatcher.handle(now, event, out);
@@ -62,6 +62,12 @@ impl Shared {
                     Action::Grant { peer, to } => (peer, Posting::Control(Control::Grant { to })),
                     Action::Recall { peer, from, to } => {
                         (peer, Posting::Control(Control::Recall { from, to }))
+                    }
+                    Action::Dismiss { peer } => {
+                        if let Some(Connected { link, .. }) = state.links.get(&peer) {
+                            link.close();
+                        }
+                        continue;
                     }
                     Action::Again { job } => {
                         job.forget_reports();
@@ -127,6 +133,8 @@ fn outcome_of(verdict: Verdict, reply: &mut Option<Outcome>) -> Outcome {
     match verdict {
         // Without a value, the daemon has skipped it.
         Verdict::Replied => reply.take().unwrap_or(Outcome::Canceled),
+        // It comes with the event.
+        Verdict::Broken => reply.take().unwrap_or(Outcome::Reset),
         Verdict::TimedOut => Outcome::TimedOut,
         Verdict::Reset => Outcome::Reset,
         Verdict::Closed => Outcome::Closed,
@@ -139,9 +147,12 @@ impl Connected {
     fn send_once(&mut self, constants: &Constants) {
         let id = constants.id;
         if self.holds.insert(id) {
-            let message = ToDaemon::Constants { id };
-            let frame = Frame::new(&message, constants.body.clone());
-            self.link.post(frame);
+            let body = constants.body();
+            let message = ToDaemon::Constants {
+                id,
+                attached: body.attached(),
+            };
+            self.link.post(Frame::new(&message, body.clone()));
         }
     }
 }
@@ -154,6 +165,7 @@ fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
         stream: payload.stream,
         constants: payload.constants.map(|c| c.id),
         granted,
+        attached: payload.body.attached(),
     };
     Frame::new(&message, payload.body)
 }

@@ -98,7 +98,11 @@ impl Shared {
             // It joins without a pause, in which this task could be ended and the endpoint become another's.
             if let Some(served) = self.take_in(peer, endpoint) {
                 drop(listener);
-                if self.state.lock().dispatcher.is_idle(served.id) {
+                let unwanted = {
+                    let dispatcher = &self.state.lock().dispatcher;
+                    dispatcher.is_idle(served.id) && !dispatcher.is_awaited(endpoint)
+                };
+                if unwanted {
                     // Its task has been cancelled, or has timed out.
                     served.link.close();
                 }

@@ -86,6 +86,7 @@ impl Shared {
                 bytes: task.size(),
                 label: task.label(),
                 rules: None,
+                waits: false,
                 job: task,
                 deadline: None,
                 target: Target::Join(0),

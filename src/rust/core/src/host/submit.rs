@@ -12,22 +12,26 @@ use crate::task::{Constants, Task};
 impl Host {
     /// Makes constants for tasks of this host.
     pub fn constants(&self, body: Body) -> Arc<Constants> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let shared = Arc::downgrade(&self.0);
-        Arc::new(Constants {
-            id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
-            body,
-            // This may be anywhere, under any lock: the I/O thread does the rest.
-            on_drop: Box::new(move |id| {
-                if let Some(shared) = shared.upgrade() {
-                    shared.dropped.lock().push(id);
-                    shared.timer.notify_one();
-                }
-            }),
-        })
+        self.constants_needing(body, Vec::new())
     }
 
-    /// Hands over a task. It is resolved sooner or later, whatever happens.
+    /// The same, where the values of `needs` are attached to the body, in this order. The tasks wait for them.
+    pub fn constants_needing(&self, body: Body, needs: Vec<Arc<Task>>) -> Arc<Constants> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let shared = Arc::downgrade(&self.0);
+        let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        // This may be anywhere, under any lock: the I/O thread does the rest.
+        let on_drop = Box::new(move |id| {
+            if let Some(shared) = shared.upgrade() {
+                shared.dropped.lock().push(id);
+                shared.timer.notify_one();
+            }
+        });
+        Arc::new(Constants::new(id, body, needs, on_drop))
+    }
+
+    /// Hands over a task. It is resolved sooner or later, whatever happens. If it needs others, it waits for them first;
+    /// should one of them fail, it resolves to [`Outcome::Argument`](crate::task::Outcome::Argument) at once.
     pub fn submit(&self, task: Arc<Task>, timeout: Option<Duration>, target: Target) {
         self.submit_with(task, timeout, target, None);
     }
@@ -43,6 +47,7 @@ impl Host {
         let bytes = task.size();
         let timeout = timeout.filter(|t| *t < FOREVER);
         let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
+        let waiting = task.has_needs().then(|| task.clone());
         self.0.handle(
             Event::Submit {
                 id: task.id(),
@@ -51,10 +56,14 @@ impl Host {
                 target,
                 label: task.label(),
                 rules,
+                waits: waiting.is_some(),
                 job: task,
             },
             None,
         );
+        if let Some(task) = waiting {
+            self.0.await_needs(&task);
+        }
         if self.0.is_closed() {
             self.0.handle(Event::Reset, None);
         }
@@ -91,6 +100,7 @@ impl Host {
                     bytes: task.size(),
                     label: task.label(),
                     rules: None,
+                    waits: false,
                     job: task,
                     deadline: None,
                     target,

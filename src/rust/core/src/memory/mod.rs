@@ -18,6 +18,8 @@
 //! | arrived | | [`Arrival`]: segments, not yet mapped | `Kept`, mapped anew for each reader |
 //! | ready to read | | [`Content`]: mapped | [`Mapping`] of a [`Piece`], in an `Arc` |
 //!
+//! Values of other tasks may be attached to a message: see [`Layout`].
+//!
 //! A [`Segment`] is shared by its clones; an [`Inset`] is a segment with its place in a message, and a
 //! [`Piece`] is a mapping with its place.
 //!
@@ -32,11 +34,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
+mod attached;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(not(target_os = "linux"))]
 mod none;
 
+pub use attached::Layout;
+pub(crate) use attached::Passed;
 #[cfg(target_os = "linux")]
 pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
@@ -61,6 +66,8 @@ pub struct Body {
     pub bytes: Bytes,
     /// In order of their places. `None` rather than an empty vector: most bodies have none.
     insets: Option<Insets>,
+    /// See [`attached`](Self::attached).
+    attached: u32,
 }
 
 /// Shared by clones.
@@ -69,8 +76,11 @@ pub(crate) type Insets = Arc<Vec<Inset>>;
 impl Body {
     /// A message of `bytes` with `insets`, which are in order of their places.
     pub fn new(bytes: Bytes, insets: Vec<Inset>) -> Body {
-        let insets = (!insets.is_empty()).then(|| Arc::new(insets));
-        Body { bytes, insets }
+        Body {
+            bytes,
+            insets: (!insets.is_empty()).then(|| Arc::new(insets)),
+            attached: 0,
+        }
     }
 
     /// The segments, in order of their places.
@@ -83,7 +93,11 @@ impl Body {
     }
 
     pub(crate) fn from_parts(bytes: Bytes, insets: Option<Insets>) -> Body {
-        Body { bytes, insets }
+        Body {
+            bytes,
+            insets,
+            attached: 0,
+        }
     }
 
     /// Bytes in all, segments included.
@@ -353,18 +367,19 @@ impl Eq for Content {}
 pub(crate) struct Kept {
     bytes: Arc<Vec<u8>>,
     insets: Vec<Inset>,
-}
-
-impl From<Arrival> for Kept {
-    fn from(arrival: Arrival) -> Kept {
-        Kept {
-            bytes: Arc::new(arrival.bytes),
-            insets: arrival.insets,
-        }
-    }
+    /// Number of values that are attached.
+    pub(crate) attached: u32,
 }
 
 impl Kept {
+    pub(crate) fn new(arrival: Arrival, attached: u32) -> Kept {
+        Kept {
+            bytes: Arc::new(arrival.bytes),
+            insets: arrival.insets,
+            attached,
+        }
+    }
+
     /// The shared bytes, and new mappings.
     pub(crate) fn lend(&self) -> (Arc<Vec<u8>>, Pieces) {
         match map(&self.insets) {
@@ -439,6 +454,7 @@ mod tests {
         let kept = Kept {
             bytes: Arc::default(),
             insets: body().insets().to_vec(),
+            attached: 0,
         };
         let (_, first) = kept.lend();
         let memory = first[0].give().unwrap();

@@ -86,6 +86,10 @@ impl Mapping {
         match *self {}
     }
 
+    pub(crate) fn original(&self) -> Option<Segment> {
+        match *self {}
+    }
+
     /// See `linux`: not here.
     pub fn has_hardly_changed(&self) -> bool {
         match *self {}

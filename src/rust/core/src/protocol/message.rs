@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -68,6 +68,8 @@ pub enum ToDaemon {
         constants: Option<u64>,
         /// See [`Control::Grant`].
         granted: Seq,
+        /// Number of values that are attached to the body: see [`Layout`](crate::memory::Layout).
+        attached: u32,
     },
     /// The body is what every daemon should know. It takes the place of an earlier one.
     Configuration,
@@ -75,6 +77,8 @@ pub enum ToDaemon {
     Constants {
         /// By which tasks refer to them.
         id: u64,
+        /// Number of values that are attached to the body.
+        attached: u32,
     },
     /// No further task needs these.
     Forget {

@@ -7,6 +7,7 @@
 //! Both decide under the lock of a [`Gate`], so an interrupt can only ever hit the task
 //! that it was meant for.
 
+mod assignment;
 mod gate;
 pub mod output;
 mod wire;
@@ -17,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use crate::memory::{Arrival, Content, Kept, Parts, Pieces};
-use crate::protocol::{Done, Kind, MOST_OF_AN_ERROR, Seq, Stream, ToDaemon, ToHost};
+use crate::memory::{Arrival, Content, Kept, Layout, Parts};
+use crate::protocol::{Done, MOST_OF_AN_ERROR, Seq, ToDaemon, ToHost};
 use crate::sys::signals::Polled;
 use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::Address;
+pub use assignment::{Assignment, Common};
 use gate::{Begin, Gate};
 use output::Output;
 pub(crate) use wire::Sender;
@@ -163,32 +165,6 @@ pub enum Next {
     },
 }
 
-/// A task to evaluate. Answer with [`Worker::reply`].
-#[derive(Debug)]
-pub struct Assignment {
-    /// Its number on this link.
-    pub seq: Seq,
-    /// How to treat it.
-    pub kind: Kind,
-    /// State of the random number generator to start from; `None`: go on with the own one.
-    pub stream: Option<Stream>,
-    /// What it has in common with other tasks.
-    pub constants: Option<Common>,
-    /// What the host has submitted.
-    pub body: Vec<u8>,
-    /// What belongs into the body.
-    pub pieces: Pieces,
-}
-
-/// What several tasks have in common: the same bytes, but mappings of their own.
-#[derive(Debug)]
-pub struct Common {
-    /// The message without its pieces.
-    pub bytes: Arc<Vec<u8>>,
-    /// What belongs into the message.
-    pub pieces: Pieces,
-}
-
 /// See the [module documentation](self).
 pub struct Worker {
     wire: Box<dyn Wire>,
@@ -283,8 +259,11 @@ impl Worker {
                     return Next::Configuration(body.bytes);
                 }
                 Ok(Some((message, body))) => {
-                    let Some(task) = self.take(message, body) else {
-                        continue;
+                    let task = match self.take(message, body) {
+                        Ok(Some(task)) => task,
+                        Ok(None) => continue,
+                        // What has come is none of ours.
+                        Err(_) => return self.lost(),
                     };
                     let seq = task.seq;
                     match self.gate.begin(seq) {
@@ -319,7 +298,7 @@ impl Worker {
     }
 
     /// A task out of a message; anything else is dealt with here.
-    fn take(&mut self, message: ToDaemon, body: Arrival) -> Option<Assignment> {
+    fn take(&mut self, message: ToDaemon, body: Arrival) -> io::Result<Option<Assignment>> {
         match message {
             ToDaemon::Task {
                 seq,
@@ -327,28 +306,27 @@ impl Worker {
                 stream,
                 constants,
                 granted: _,
+                attached,
             } => {
                 let common = constants.and_then(|id| self.constants.get(&id));
-                let content = Content::from(body);
-                Some(Assignment {
+                let Content { bytes, pieces, .. } = Content::from(body);
+                Ok(Some(Assignment {
                     seq,
                     kind,
                     stream,
-                    constants: common.map(|kept| {
-                        let (bytes, pieces) = kept.lend();
-                        Common { bytes, pieces }
-                    }),
-                    body: content.bytes,
-                    pieces: content.pieces,
-                })
+                    constants: common.map(Common::lent).transpose()?,
+                    layout: Layout::of(&bytes, &pieces, attached)?,
+                    body: bytes,
+                    pieces,
+                }))
             }
-            ToDaemon::Constants { id } => {
-                self.constants.insert(id, body.into());
-                None
+            ToDaemon::Constants { id, attached } => {
+                self.constants.insert(id, Kept::new(body, attached));
+                Ok(None)
             }
             ToDaemon::Forget { id } => {
                 self.constants.remove(&id);
-                None
+                Ok(None)
             }
             // Dealt with elsewhere.
             ToDaemon::Challenge { .. }
@@ -356,7 +334,7 @@ impl Worker {
             | ToDaemon::Refused { .. }
             | ToDaemon::Configuration
             | ToDaemon::Control(_)
-            | ToDaemon::Ping => None,
+            | ToDaemon::Ping => Ok(None),
         }
     }
 

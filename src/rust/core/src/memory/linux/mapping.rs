@@ -21,6 +21,8 @@ pub struct Mapping {
     len: usize,
     /// The memfd that is mapped, if its descriptor has been kept.
     pub(super) source: Option<Arc<Held>>,
+    /// What the segment has changed of it; kept with it.
+    pub(super) received: Option<Arc<Changes>>,
     _slot: QuotaSlot,
 }
 
@@ -45,6 +47,7 @@ impl Held {
             start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             len: self.len,
             source: None,
+            received: None,
             _slot: slot,
         })
     }
@@ -91,6 +94,15 @@ impl Mapping {
     pub(super) unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
+    }
+
+    /// The segment that was mapped, whatever has been written to the mapping since; `None` if its descriptor has not been
+    /// kept.
+    pub(crate) fn original(&self) -> Option<Segment> {
+        Some(Segment {
+            base: self.source.clone()?,
+            changes: self.received.clone(),
+        })
     }
 
     /// A segment of its present content, if making it takes little copying.

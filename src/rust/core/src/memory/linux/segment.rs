@@ -146,6 +146,7 @@ impl Segment {
         }
         if self.len() >= WORTH_KEEPING && SEGMENTS.now() <= most_segments() / 2 {
             mapping.source = Some(self.base.clone());
+            mapping.received = self.changes.clone();
         }
         Ok(mapping)
     }

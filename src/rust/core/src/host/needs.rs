@@ -1,0 +1,75 @@
+//! Tasks that wait for the values of others, of this host or of another one.
+//!
+//! When a task resolves, each that needs it is told, on the thread on which it resolves. The last of the values makes the
+//! waiting task complete, without the dispatcher's lock, and sends it to the queue ([`Event::Ready`]). An error ends it
+//! ([`Event::Broken`]), and with it those that need it, and so on: one after the other, not one within the other, as
+//! such a chain may be long.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::Shared;
+use crate::dispatcher::Event;
+use crate::task::{Cause, Outcome, Task};
+
+impl Shared {
+    /// Has a task that has been handed over hear of what it needs.
+    pub(super) fn await_needs(self: &Arc<Self>, task: &Arc<Task>) {
+        let needs = task.needs();
+        let left = Arc::new(AtomicUsize::new(needs.len()));
+        for need in needs {
+            if need.is_resolved() {
+                // Of a checkpoint: it is read here, and not where others wait for it.
+                need.content();
+            }
+            // Weak: this may be kept for as long as the needed task runs, and the needed task has it.
+            let (shared, task) = (Arc::downgrade(self), Arc::downgrade(task));
+            let (needed, left) = (Arc::downgrade(&need), left.clone());
+            need.on_resolved(Box::new(move |_| {
+                let (Some(shared), Some(task)) = (shared.upgrade(), task.upgrade()) else {
+                    return;
+                };
+                // Whoever announces a task holds it.
+                let Some(need) = needed.upgrade().filter(|_| !task.is_resolved()) else {
+                    return;
+                };
+                let id = task.id();
+                if need.content().is_none() {
+                    let outcome = Outcome::Argument(Cause::new(&need));
+                    in_turn(move || shared.handle(Event::Broken { id }, Some(outcome)));
+                } else if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    let bytes = task.complete();
+                    in_turn(move || shared.handle(Event::Ready { id, bytes }, None));
+                }
+            }));
+        }
+    }
+}
+
+type Step = Box<dyn FnOnce()>;
+
+thread_local! {
+    static STEPS: RefCell<VecDeque<Step>> = RefCell::default();
+    static AT_WORK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Takes a step on this thread: now, or after the one that has led to it.
+fn in_turn(step: impl FnOnce() + 'static) {
+    /// Also after a panic.
+    struct Done;
+    impl Drop for Done {
+        fn drop(&mut self) {
+            AT_WORK.set(false);
+        }
+    }
+    STEPS.with_borrow_mut(|steps| steps.push_back(Box::new(step)));
+    if AT_WORK.replace(true) {
+        return;
+    }
+    let _done = Done;
+    while let Some(step) = STEPS.with_borrow_mut(VecDeque::pop_front) {
+        step();
+    }
+}
