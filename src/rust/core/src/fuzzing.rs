@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use crate::memory::Layout;
 use crate::protocol::{FrameReader, Limits, ToDaemon, ToHost, websocket};
 use crate::tls::{Identity, Trust};
 use crate::transport::nng;
@@ -48,6 +49,12 @@ fn read_all<M: serde::de::DeserializeOwned>(mut reader: FrameReader<M>, data: &[
             match reader.next_with_holes() {
                 Ok(Some((_, body, holes))) => {
                     assert!(holes.iter().all(|hole| hole.at <= body.len() as u64));
+                    // As a daemon looks for the values that are attached to a task.
+                    let places = holes
+                        .iter()
+                        .map(|hole| (hole.at as usize, hole.len as usize));
+                    let attached = body.first().map_or(0, |byte| u32::from(*byte) % 8);
+                    let _ = Layout::new(&body, places, attached);
                 }
                 Ok(None) => break,
                 Err(_) => return,
