@@ -116,19 +116,21 @@ struct Wait {
     /// Whether one that has failed ends it.
     until_failure: bool,
     number: u64,
-    /// Mirai in `x`, and those of which the value had been read at the beginning.
+    /// The number of mirai in `x`.
     count: usize,
+    /// How many of them had been read when the wait began.
     read: usize,
-    /// As last seen: how many have resolved, and whether there is nothing more to wait for.
+    /// How many had resolved at the last look.
     resolved: usize,
+    /// Whether there was nothing more to wait for at the last look.
     over: bool,
     /// When to look next whether there is anybody who could evaluate the tasks; `None`: it was said that there is not.
     look: Option<Instant>,
 }
 
-/// After this time, a wait in vain is worth a word.
+/// A wait of this time without any daemon is worth a message.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Time between two looks whether the wait is in vain.
+/// Time until the next look whether there is a daemon.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 r::symbols! {
@@ -259,7 +261,7 @@ impl Wait {
         }
     }
 
-    /// Of so many tasks so many have resolved.
+    /// Notes that `resolved` of the tasks have resolved.
     fn note(&mut self, resolved: usize, tasks: usize, failed: bool) {
         let all = resolved == tasks;
         self.over = all || failed;

@@ -59,7 +59,7 @@ pub enum Target {
     Peer(PeerId),
     /// On the first connection at this endpoint, which may be there already.
     Endpoint(Endpoint),
-    /// On the daemon that connects after so many others from now on, from 0.
+    /// On a daemon that has not connected yet: 0 is the next one to connect, 1 the one after that.
     Join(u32),
 }
 
@@ -110,7 +110,7 @@ pub enum Event<J> {
     Joined {
         /// Number of the connection.
         peer: PeerId,
-        /// Where it is connected, or was.
+        /// The endpoint at which it has connected.
         endpoint: Endpoint,
         /// Tasks that it may run at once, at least 1.
         slots: u32,
@@ -277,17 +277,17 @@ pub enum Verdict {
 /// Numbers for `status()` and `info()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Tasks not yet sent, and sent.
+    /// Tasks that have not been sent to a daemon.
     pub awaiting: usize,
     /// Tasks that were sent and are not over.
     pub executing: usize,
     /// Tasks resolved so far, however they ended.
     pub completed: u64,
-    /// Daemons connected now, and so far.
+    /// Daemons that are connected now.
     pub connections: usize,
     /// Connections so far.
     pub cumulative: u64,
-    /// Bytes waiting, now and at most so far.
+    /// Bytes of the tasks that have not been sent.
     pub queued: u64,
     /// The most bytes that have waited so far.
     pub peak: u64,

@@ -12,7 +12,8 @@ use super::{Endpoint, PeerId, TaskId, Time};
 /// Tasks that are over of which the log keeps a row. A row takes 112 bytes, without name and error.
 pub const TASKS_KEPT: usize = 100_000;
 
-/// Of the last tasks that ended badly, the log knows where their rows are: so many of them.
+/// The log notes the rows of this number of tasks, the last that failed, timed out or were lost, so that a monitor finds
+/// them at once.
 const FAILURES_KEPT: usize = 100;
 
 /// Daemons that are gone of which the log keeps a row.

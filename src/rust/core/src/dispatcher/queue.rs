@@ -52,7 +52,7 @@ pub(super) struct Queue {
     stale: usize,
 }
 
-/// The deque that is next, by what it is.
+/// Which of the deques has the task that is next.
 enum Head {
     Default,
     Other(Reverse<Priority>),

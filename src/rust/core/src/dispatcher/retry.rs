@@ -77,7 +77,8 @@ impl Backoff {
         most: Duration::ZERO,
     };
 
-    /// The wait after so many failed attempts. The bits of `jitter` are the random part.
+    /// The wait after `failures` failed attempts. `jitter` is a random number: 0 takes nothing off the wait, `u64::MAX` takes
+    /// off a half.
     pub fn pause(&self, failures: u32, jitter: u64) -> Duration {
         let most = self.most.min(LONGEST).as_secs_f64();
         let exponent = f64::from(failures.saturating_sub(1));
@@ -89,7 +90,7 @@ impl Backoff {
     }
 }
 
-/// The random part of a task's wait after so many failed attempts: see [`Backoff::pause`]. `seed` is
+/// The random number for [`Backoff::pause`] after `failures` failed attempts of a task. `seed` is
 /// [`Config::jitter`](super::Config::jitter).
 pub fn jitter(seed: u64, task: TaskId, failures: u32) -> u64 {
     mix(mix(seed ^ task) ^ u64::from(failures))

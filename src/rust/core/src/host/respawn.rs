@@ -65,7 +65,7 @@ pub(super) struct Life {
 struct Stage {
     /// Its connection, once it has one.
     peer: Option<PeerId>,
-    /// That is over. `None` in it: the host has sent it away.
+    /// Set when the connection is over. It holds `None` if the host has sent the daemon away.
     lost: Option<Option<Farewell>>,
     /// The process has ended.
     exited: Option<Exited>,
@@ -74,7 +74,7 @@ struct Stage {
 #[derive(Clone)]
 struct Exited {
     pid: u32,
-    /// How, as the rest of a sentence.
+    /// How it has ended, such as "was killed by signal 9".
     how: String,
     connected: bool,
 }
@@ -358,12 +358,12 @@ impl Shared {
             });
             self.life_may_be_over(&life);
         } else {
-            // The new one has been counted twice.
+            // `begin_life` has counted the new one, and the old one is counted still.
             self.keeping.lock().alive -= 1;
         }
     }
 
-    /// If the last daemon has been given up, what waits would wait for ever.
+    /// If the last daemon has been given up, nobody would ever take the tasks that wait: they are resolved.
     fn look_whether_none_is_left(self: &Arc<Self>) {
         let loss = {
             let keeping = self.keeping.lock();

@@ -20,9 +20,9 @@ pub(super) enum Begin {
     Evaluate,
     /// It was cancelled: answer that it was skipped.
     Skip,
-    /// The host has taken it back: it never was.
+    /// The host has taken it back, perhaps for another daemon: say nothing of it.
     Returned,
-    /// Nobody would have its value.
+    /// The host is gone, and nobody would receive its value.
     Gone,
 }
 
@@ -67,7 +67,7 @@ impl Gate {
     pub(super) fn begin(&self, seq: Seq) -> Begin {
         let mut state = self.state.lock();
         state.last = seq;
-        // One that came while there was nothing to interrupt was for nobody.
+        // A Ctrl-C that came between two tasks was for neither.
         self.runtime.forget_interrupt();
         state.running = None;
         state.interrupted = false;
@@ -137,7 +137,7 @@ impl Gate {
         } else if seq > state.last {
             state.skip.insert(seq);
         }
-        // Otherwise the reply and the cancellation have crossed.
+        // Otherwise the task is over: its reply was on its way when the host sent this.
         let read = seq <= state.last;
         drop(state);
         if read {
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(recorder.forgotten.load(SeqCst), 1);
         assert_eq!(recorder.interrupts.load(SeqCst), 1);
         assert!(gate.finish());
-        // Crossed with the reply.
+        // The task has been answered already.
         gate.cancel(1);
         assert_eq!(gate.begin(2), Begin::Evaluate);
         gate.cancel(1);

@@ -1,7 +1,7 @@
 //! The monitor: tells other processes of the same user what this session's hosts do.
 //!
 //! The session listens at a Unix socket (see [`place`]) from its first compute profile to its end. The I/O thread answers,
-//! so the language runtime may be busy, or blocked in a wait. Whoever attaches gets lines of JSON, a [`Snapshot`] each:
+//! so the main thread may be busy, or blocked in a wait. A monitor that attaches gets lines of JSON, a [`Snapshot`] each:
 //! one at once, then one when something has changed, at most every [`INTERVAL`]. A monitor sends nothing: what it sends
 //! ends its connection.
 //!

@@ -195,7 +195,7 @@ pub(super) fn connect(pid: u32) -> io::Result<UnixStream> {
     Err(last)
 }
 
-/// Beyond so many bytes a command line is cut.
+/// Limit of a command line, in bytes: a longer one is cut.
 const MOST_OF_A_COMMAND: usize = 200;
 
 fn command(pid: u32) -> String {

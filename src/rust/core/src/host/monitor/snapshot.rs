@@ -20,7 +20,7 @@ pub const FORMAT: u32 = 1;
 const MOST_PROFILES: usize = 50;
 const MOST_URLS: usize = SHOWN;
 
-/// Why a daemon was lost is told up to so many bytes: it may have the last lines that the daemon wrote.
+/// Limit of the reason for which a daemon was lost, in bytes. It may end with the last lines that the daemon wrote.
 const MOST_OF_A_REASON: usize = 500;
 
 /// A session at one moment.
