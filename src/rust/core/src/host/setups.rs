@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::Shared;
-use crate::dispatcher::{Action, Dispatcher, Event, Target, Time};
+use super::submit::submission;
+use crate::dispatcher::{Action, Dispatcher, Target, Time};
 use crate::task::{Outcome, Payload, Task, next_task_id};
 
 /// Set-ups that are kept: the last that differ.
@@ -81,17 +82,7 @@ impl Shared {
     ) {
         for (_, payload) in &self.setups.lock().kept {
             let task = Arc::new(Task::new(next_task_id(), payload.clone()));
-            let event = Event::Submit {
-                id: task.id(),
-                bytes: task.size(),
-                label: task.label(),
-                rules: None,
-                waits: false,
-                job: task,
-                deadline: None,
-                target: Target::Join(0),
-            };
-            dispatcher.handle(now, event, out);
+            dispatcher.handle(now, submission(task, Target::Join(0), None, None), out);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{FOREVER, Host};
-use crate::dispatcher::{Event, Rules, Target};
+use crate::dispatcher::{Event, Rules, Target, Time};
 use crate::memory::Body;
 use crate::task::{Constants, Task};
 
@@ -44,23 +44,14 @@ impl Host {
         target: Target,
         rules: Option<Arc<Rules>>,
     ) {
-        let bytes = task.size();
         let timeout = timeout.filter(|t| *t < FOREVER);
         let deadline = timeout.map(|t| self.0.origin.elapsed() + t);
-        let waiting = task.has_needs().then(|| task.clone());
-        self.0.handle(
-            Event::Submit {
-                id: task.id(),
-                bytes,
-                deadline,
-                target,
-                label: task.label(),
-                rules,
-                waits: waiting.is_some(),
-                job: task,
-            },
-            None,
-        );
+        let event = submission(task, target, deadline, rules);
+        let waiting = match &event {
+            Event::Submit { waits, job, .. } => waits.then(|| job.clone()),
+            _ => None,
+        };
+        self.0.handle(event, None);
         if let Some(task) = waiting {
             self.0.await_needs(&task);
         }
@@ -95,22 +86,31 @@ impl Host {
                 .map(Target::Peer)
                 .chain((0..).map(Target::Join));
             for (task, target) in tasks.into_iter().zip(targets) {
-                let event = Event::Submit {
-                    id: task.id(),
-                    bytes: task.size(),
-                    label: task.label(),
-                    rules: None,
-                    waits: false,
-                    job: task,
-                    deadline: None,
-                    target,
-                };
-                dispatcher.handle(now, event, out);
+                dispatcher.handle(now, submission(task, target, None, None), out);
             }
         });
         if self.0.is_closed() {
             self.0.handle(Event::Reset, None);
         }
         submitted
+    }
+}
+
+/// What the dispatcher is told of a new task.
+pub(super) fn submission(
+    task: Arc<Task>,
+    target: Target,
+    deadline: Option<Time>,
+    rules: Option<Arc<Rules>>,
+) -> Event<Arc<Task>> {
+    Event::Submit {
+        id: task.id(),
+        bytes: task.size(),
+        deadline,
+        target,
+        label: task.label(),
+        rules,
+        waits: task.has_needs(),
+        job: task,
     }
 }
