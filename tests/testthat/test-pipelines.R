@@ -92,6 +92,26 @@ test_that("a large value goes on as the same memory, and nothing is left", {
   }
 })
 
+test_that("the memory of what lies between does not pile up", {
+  skip_if_not(file.exists("/proc/self/maps"), "no /proc")
+  local_test_daemons(1)
+  pid <- mirai(Sys.getpid())[]
+  m <- mirai(real(1e8), real = real)
+  for (i in 1:20) {
+    m <- mirai(x + 1, x = m)
+  }
+  expect_identical(m[][1:2], c(21.5, 22.5))
+  expect_lte(mappings(pid), 8L)
+  # The same memory counts once.
+  m <- mirai(real(1e8), real = real)
+  for (i in 1:20) {
+    m <- mirai(x, x = m)
+  }
+  expect_identical(m[][1:2], c(1.5, 2.5))
+  rm(m)
+  expect_true(nothing_left())
+})
+
 test_that("values of middle size go on, also while the session reads them", {
   local_test_daemons(2)
   # With a descriptor of their own, without, and strings.

@@ -13,6 +13,7 @@
 pub(crate) mod strings;
 
 use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::Arc;
 
@@ -109,12 +110,15 @@ struct Held {
 thread_local! {
     /// Mappings of the vectors that the collector has not taken, by their addresses.
     static MAPPED: RefCell<FxHashMap<*const u8, Arc<Mapping>>> = RefCell::default();
+    /// How many of these there are of each file.
+    static FILES: RefCell<FxHashMap<u64, usize>> = RefCell::default();
 }
 
 impl Held {
     fn new(memory: Arc<Mapping>, weight: usize) -> Held {
         gc::add(weight);
         MAPPED.with_borrow_mut(|mapped| mapped.insert(memory.as_ptr(), memory.clone()));
+        FILES.with_borrow_mut(|files| *files.entry(memory.file()).or_default() += 1);
         Held { memory, weight }
     }
 }
@@ -122,6 +126,14 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         MAPPED.with_borrow_mut(|mapped| mapped.remove(&self.memory.as_ptr().cast_const()));
+        FILES.with_borrow_mut(|files| {
+            if let Entry::Occupied(mut count) = files.entry(self.memory.file()) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        });
         gc::remove(self.weight);
     }
 }
@@ -145,7 +157,9 @@ unsafe fn weight(piece: &Piece, common: bool) -> usize {
     // SAFETY: on R's main thread, as this function demands.
     unsafe {
         let size = piece.memory().len();
-        if common {
+        let file = piece.memory().file();
+        // Also if it goes from task to task, and comes here again.
+        if common || FILES.with_borrow(|files| files.contains_key(&file)) {
             gc::common_weight(size)
         } else {
             size

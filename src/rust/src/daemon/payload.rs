@@ -1,5 +1,7 @@
 //! What the host has sent for a task: from its bytes to variables.
 
+use std::ops::Range;
+
 use extendr_ffi::{
     R_GlobalEnv, R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_allocVector, Rf_defineVar,
     Rf_getAttrib, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER_ELT, SET_VECTOR_ELT, SEXP,
@@ -38,16 +40,15 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
             bytes: &task.body,
             pieces: &task.pieces,
             layout: &task.layout,
+            common: false,
         };
         let common = task.constants.as_ref().map(|c| Body {
             bytes: &c.bytes,
             pieces: &c.pieces,
             layout: &c.layout,
+            common: true,
         });
-        let payload = Rf_protect(read(match common {
-            Some(common) => common.message().common(),
-            None => own.message(),
-        }));
+        let payload = Rf_protect(read(common.unwrap_or(own).message()));
         // R does not check an index.
         if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=5).contains(&Rf_xlength(payload)) {
             r::raise("what the host has sent is no task");
@@ -98,18 +99,29 @@ struct Body<'a> {
     bytes: &'a [u8],
     pieces: &'a [Piece],
     layout: &'a Layout,
+    /// Other daemons have mapped the pieces, too.
+    common: bool,
 }
 
 impl<'a> Body<'a> {
     fn message(self) -> Source<'a> {
         let (bytes, pieces) = self.layout.message(self.bytes, self.pieces);
-        Source::new(bytes, pieces)
+        self.source(bytes, 0..bytes.len(), pieces)
     }
 
-    /// The value of this number from 0; `None` if there is none. Other daemons may have mapped its pieces.
+    /// The value of this number from 0; `None` if there is none.
     fn value(self, i: usize) -> Option<Source<'a>> {
         let (range, pieces) = self.layout.value(i, self.pieces)?;
-        Some(Source::part(self.bytes, range, pieces).common())
+        Some(self.source(self.bytes, range, pieces))
+    }
+
+    fn source(self, bytes: &'a [u8], range: Range<usize>, pieces: &'a [Piece]) -> Source<'a> {
+        let source = Source::part(bytes, range, pieces);
+        if self.common {
+            source.common()
+        } else {
+            source
+        }
     }
 }
 

@@ -76,6 +76,11 @@ impl Mapping {
         match *self {}
     }
 
+    /// See `linux`: not here.
+    pub fn file(&self) -> u64 {
+        match *self {}
+    }
+
     pub(super) fn append_to(&self, _: &mut Vec<u8>) {
         match *self {}
     }

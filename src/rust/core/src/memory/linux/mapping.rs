@@ -19,6 +19,8 @@ pub(super) const WORTH_KEEPING: usize = 1 << 20;
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// See [`file`](Self::file).
+    file: u64,
     /// The memfd that is mapped, if its descriptor has been kept.
     pub(super) source: Option<Arc<Held>>,
     /// What the segment has changed of it; kept with it.
@@ -46,6 +48,7 @@ impl Held {
         Ok(Mapping {
             start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             len: self.len,
+            file: rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_ino),
             source: None,
             received: None,
             _slot: slot,
@@ -75,6 +78,11 @@ impl Mapping {
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// The number of the file behind the memory. Mappings of the same file share what nobody has changed of it.
+    pub fn file(&self) -> u64 {
+        self.file
     }
 
     pub(in super::super) fn append_to(&self, out: &mut Vec<u8>) {
