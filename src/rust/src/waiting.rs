@@ -124,7 +124,8 @@ struct Wait {
     resolved: usize,
     /// Whether there was nothing more to wait for at the last look.
     over: bool,
-    /// When to look next whether there is anybody who could evaluate the tasks; `None`: it was said that there is not.
+    /// When to look next whether there is a daemon that could evaluate the tasks. `None` once the user was told that there
+    /// is none.
     look: Option<Instant>,
 }
 

@@ -31,7 +31,7 @@ pub enum Policy {
 pub struct Config {
     /// How tasks are assigned.
     pub policy: Policy,
-    /// Of tasks that have no [`Rules`] of their own about it.
+    /// For tasks without [`Rules`] that say otherwise.
     pub retry: Retry,
     /// A number by which the waits between attempts differ from those of another dispatcher.
     pub jitter: u64,
@@ -75,7 +75,7 @@ pub enum Replies {
 /// What happened.
 #[derive(Debug)]
 pub enum Event<J> {
-    /// Unique, and best larger than all that were submitted before.
+    /// A new task. Its number is used once, and is best larger than all before it: the queue goes by it.
     Submit {
         /// Number of the task.
         id: TaskId,
@@ -137,7 +137,7 @@ pub enum Event<J> {
         /// The last of them.
         to: Seq,
     },
-    /// A daemon will begin nothing more, and nothing beyond this task has begun.
+    /// A daemon is about to leave. It begins no further task.
     Leaving {
         /// Number of the connection.
         peer: PeerId,

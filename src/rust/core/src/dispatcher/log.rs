@@ -96,7 +96,7 @@ pub enum PeerState {
 pub struct PeerRow {
     /// Number of the connection.
     pub peer: PeerId,
-    /// Where it is connected, or was.
+    /// The endpoint at which it has connected.
     pub endpoint: Endpoint,
     /// How far it has come.
     pub state: PeerState,

@@ -14,10 +14,10 @@
 //!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
 //!   started is recalled to where it stood in the queue.
 //!
-//!   So no daemon starts a task after one that stands behind it in the queue (a later one, in what follows), unless that task was taken back from another daemon, which was
-//!   lost, has left or was asked to give it back. What is taken back is sent before anything later, but other
-//!   daemons may have started later tasks in the meantime, and hold some. That is bounded: when a task
-//!   is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
+//!   So a daemon starts tasks in the order of the queue. There is one exception: a task that was taken back from another
+//!   daemon, which was lost, has left or was asked to give it back. Such a task is sent before anything that stands
+//!   behind it. But other daemons may have started tasks from behind it in the meantime, or hold some. That is bounded:
+//!   when a task is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
 //!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them.
 //! - [`Policy::RoundRobin`]: tasks are assigned in turn to the daemons connected at submission, each of
 //!   which works in order.
@@ -267,8 +267,8 @@ impl<J: Clone> Dispatcher<J> {
 
     /// Takes an event and appends what has to be done about it to `out`.
     ///
-    /// Events about tasks and peers that are gone are normal (they crossed
-    /// with the one that ended them) and have no effect.
+    /// Events about tasks and peers that are gone have no effect. They are normal: an event may be on its way when another
+    /// one ends its task.
     pub fn handle(&mut self, now: Time, event: Event<J>, out: &mut Vec<Action<J>>) {
         self.now = now;
         match event {

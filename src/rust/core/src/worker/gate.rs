@@ -67,7 +67,7 @@ impl Gate {
     pub(super) fn begin(&self, seq: Seq) -> Begin {
         let mut state = self.state.lock();
         state.last = seq;
-        // A Ctrl-C that came between two tasks was for neither.
+        // An interrupt that is still pending was meant for the task before, or for none.
         self.runtime.forget_interrupt();
         state.running = None;
         state.interrupted = false;

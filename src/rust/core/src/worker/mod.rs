@@ -59,7 +59,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn interrupt_is_pending(&self) -> bool {
         false
     }
-    /// Forgets a Ctrl-C that has not been obeyed yet. Called from the main thread.
+    /// Forgets an interrupt that has not been acted upon: a Ctrl-C, or that of a task which is over. Called from the main
+    /// thread.
     fn forget_interrupt(&self);
     /// Ends the process here and now, leaving no files behind.
     fn exit(&self);
