@@ -31,7 +31,7 @@ test_that("a mirai, or a list of mirai, stands for its value", {
 test_that("other objects that hold mirai are sent as they are", {
   local_test_daemons(1)
   never <- stuck()
-  on.exit(stop_mirai(never))
+  defer(function() stop_mirai(never), environment())
   local_test_daemons(1)
   x <- 1
   expect_identical(mirai(x + 1, environment())[], 2)

@@ -134,7 +134,7 @@ test_that("the promise of a map is rejected by the failure that comes first in t
 test_that("synchronous profiles make promises, too", {
   profile <- test_profile()
   daemons(sync = TRUE, .compute = profile)
-  on.exit(daemons(0, .compute = profile))
+  defer(function() daemons(0, .compute = profile), environment())
   expect_identical(settled(mirai(2, .compute = profile)), list(fulfilled = 2))
   expect_identical(
     conditionMessage(settled(mirai(stop("no"), .compute = profile))$rejected),

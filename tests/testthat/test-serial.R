@@ -130,10 +130,13 @@ test_that("several classes have functions at once: profile, package and session"
   un <- function(x) unserialize(x)
   environment(un) <- baseenv()
   old <- the$registered
-  on.exit({
-    the$registered <- old
-    update_hooks()
-  })
+  defer(
+    function() {
+      the$registered <- old
+      update_hooks()
+    },
+    environment()
+  )
   config <- serial_config(c("one", "two"), list(tag("1"), tag("2")), list(un, un))
   local_test_daemons(1, serial = config)
   register_serial("three", tag("3"), un)

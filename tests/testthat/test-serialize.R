@@ -183,11 +183,7 @@ test_that("S4 objects survive", {
   where <- globalenv()
   setClass("Point", representation(x = "numeric", y = "numeric"), where = where)
   setClass("Named", contains = "numeric", representation(name = "character"), where = where)
-  on.exit(
-    for (class in c("Point", "Named")) {
-      removeClass(class, where = where)
-    }
-  )
+  defer(function() lapply(c("Point", "Named"), removeClass, where = where), environment())
   expect_round_trip(new("Point", x = 1, y = 2))
   expect_round_trip(new("Named", c(1, 2), name = "n"))
   expect_true(isS4(round_trip(new("Named", 1, name = "n"))))
