@@ -1,7 +1,8 @@
 # Rscript tools/bench.R DIRECTORY [options]: see tools/bench, which calls this. DIRECTORY has the programs
 # that measure without R.
 #
-# Here is what is measured; bench-measure.R has how, and bench-report.R what becomes of it.
+# Here is what is measured; bench-measure.R has how, and bench-report.R what becomes of it. It is longer than 500 lines because
+# each row of the table stands here, in the table's order.
 library(mirai)
 options(width = 200, future.globals.maxSize = Inf)
 
