@@ -15,8 +15,6 @@
 //! [`ANSWER_TIMEOUT`], the lines of what it has not answered are dropped, by which processes that it may
 //! have forked all the same end at once; and the orders are started in the ordinary way.
 //!
-//! Over 500 lines: both sides are here, because each line of one answers a line of the other.
-//!
 //! The server's side ([`serve`]) uses no threads and no I/O runtime, because a forked
 //! process has but the one thread that forked.
 //!
