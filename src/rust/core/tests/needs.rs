@@ -281,6 +281,34 @@ fn a_relay_passes_values_on() {
 }
 
 #[test]
+fn a_task_that_comes_while_its_constants_are_completed_is_sent() {
+    let (host, url) = local();
+    let daemon = joining(dial(&url, None));
+    for _ in 0..100 {
+        let first = submit(&host, b"first");
+        let needs = vec![first.clone()];
+        let constants = host.constants_needing(b"common".as_slice().into(), needs);
+        let mut tasks = Vec::new();
+        while !first.is_resolved() || tasks.len() < 10 {
+            let payload = Payload {
+                constants: Some(constants.clone()),
+                kind: Kind::Map,
+                stream: None,
+                body: b"element".as_slice().into(),
+            };
+            let task = Arc::new(Task::new(next_task_id(), payload));
+            host.submit(task.clone(), None, Target::Any);
+            tasks.push(task);
+        }
+        for task in tasks {
+            assert_eq!(*outcome(&task), value(b"element"));
+        }
+    }
+    host.close(true);
+    daemon.join().unwrap();
+}
+
+#[test]
 fn constants_have_the_values_that_they_need() {
     let (host, url) = local();
     let first = submit(&host, b"first");

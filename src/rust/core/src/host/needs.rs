@@ -2,8 +2,8 @@
 //!
 //! When a task resolves, each that needs it is told, on the thread on which it resolves. The last of the values makes the
 //! waiting task complete, without the dispatcher's lock, and sends it to the queue ([`Event::Ready`]). An error ends it
-//! ([`Event::Broken`]), and with it those that need it, and so on: one after the other, not one within the other, as
-//! such a chain may be long.
+//! ([`Event::Broken`]), and with it those that need it, and so on. `in_turn` takes these steps one after the other, not one
+//! within the other: a chain of 20,000 tasks would fill the stack.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,32 +18,42 @@ impl Shared {
     /// Has a task that has been handed over hear of what it needs.
     pub(super) fn await_needs(self: &Arc<Self>, task: &Arc<Task>) {
         let needs = task.needs();
-        let left = Arc::new(AtomicUsize::new(needs.len()));
+        // One more than it needs, for this function itself: another task may have completed the constants in the meantime,
+        // and then there may be nothing left to wait for.
+        let left = Arc::new(AtomicUsize::new(needs.len() + 1));
         for need in needs {
             if need.is_resolved() {
                 // Of a checkpoint: it is read here, and not where others wait for it.
                 need.content();
             }
             // Weak: this may be kept for as long as the needed task runs, and the needed task has it.
-            let (shared, task) = (Arc::downgrade(self), Arc::downgrade(task));
+            let (shared, waiting) = (Arc::downgrade(self), Arc::downgrade(task));
             let (needed, left) = (Arc::downgrade(&need), left.clone());
             need.on_resolved(Box::new(move |_| {
-                let (Some(shared), Some(task)) = (shared.upgrade(), task.upgrade()) else {
+                let (Some(shared), Some(task)) = (shared.upgrade(), waiting.upgrade()) else {
                     return;
                 };
-                // Whoever announces a task holds it.
+                // It is there: the thread that resolves a task holds it until all callbacks have been called.
                 let Some(need) = needed.upgrade().filter(|_| !task.is_resolved()) else {
                     return;
                 };
-                let id = task.id();
                 if need.content().is_none() {
+                    let id = task.id();
                     let outcome = Outcome::Argument(Cause::new(&need));
                     in_turn(move || shared.handle(Event::Broken { id }, Some(outcome)));
-                } else if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                    let bytes = task.complete();
-                    in_turn(move || shared.handle(Event::Ready { id, bytes }, None));
+                } else {
+                    shared.count_down(&task, &left);
                 }
             }));
+        }
+        self.count_down(task, &left);
+    }
+
+    /// One thing less that a task waits for. After the last, it is complete.
+    fn count_down(self: &Arc<Self>, task: &Task, left: &AtomicUsize) {
+        if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let (shared, id, bytes) = (self.clone(), task.id(), task.complete());
+            in_turn(move || shared.handle(Event::Ready { id, bytes }, None));
         }
     }
 }

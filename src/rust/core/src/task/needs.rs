@@ -255,10 +255,15 @@ impl Constants {
 
     /// To be sent. What it needs is there.
     pub(crate) fn body(&self) -> &Body {
-        self.whole.get_or_init(|| match self.needs.lock().take() {
+        let whole = self.whole.get_or_init(|| match &*self.needs.lock() {
             Some(needs) => needs.attach_to(&self.bare),
             None => self.bare.clone(),
-        })
+        });
+        // Only now: a task that is handed over while the values are copied has to wait for that, and does so if there are
+        // needs. Otherwise the dispatcher would send it, and this would be waited for under its lock.
+        let needs = self.needs.lock().take();
+        drop(needs);
+        whole
     }
 }
 
