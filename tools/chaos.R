@@ -111,9 +111,13 @@ wait_connected <- function(n, seconds = 60) {
 
 # Waits until the tasks have resolved, or for so many seconds.
 wait_for <- function(tasks, seconds) {
-  setTimeLimit(elapsed = seconds)
-  on.exit(setTimeLimit())
-  tryCatch(call_mirai(tasks), error = function(e) {
+  limited <- function() {
+    setTimeLimit(elapsed = seconds)
+    on.exit(setTimeLimit())
+    call_mirai(tasks)
+  }
+  # Around all of it: the limit may also be reached just before the wait, or just after it.
+  tryCatch(limited(), error = function(e) {
     if (!grepl("time limit", conditionMessage(e))) stop(e)
   })
 }
