@@ -1,6 +1,6 @@
 //! Error values: those of R's errors, and those that are numbers.
 
-use std::ffi::c_void;
+use std::ffi::{c_void, CStr};
 
 use extendr_ffi::{R_ClassSymbol, Rf_protect, Rf_setAttrib, Rf_unprotect, SEXP};
 use mirai_core::task::Task;
@@ -30,10 +30,8 @@ pub(crate) unsafe fn failure_of(unread: Unread) -> SEXP {
 pub(crate) unsafe fn failure_with(text: SEXP) -> SEXP {
     // SAFETY: on R's main thread; what was allocated is protected.
     unsafe {
-        let name = extendr_ffi::Rf_install(c"failure_value".as_ptr());
-        let call = Rf_protect(Rf_lang2(name, Rf_protect(text)));
-        let value = Rf_eval(call, r::NAMESPACE.get());
-        Rf_unprotect(2);
+        let value = value_by(c"failure_value", Rf_protect(text));
+        Rf_unprotect(1);
         value
     }
 }
@@ -70,22 +68,22 @@ pub(crate) unsafe fn reset_value(task: &Task) -> SEXP {
 /// # Safety
 /// On R's main thread; `cause` is protected. May leave by a long jump.
 pub(crate) unsafe fn argument_failure(cause: SEXP) -> SEXP {
-    // SAFETY: as this function demands; the call is protected.
-    unsafe {
-        let name = extendr_ffi::Rf_install(c"argument_error".as_ptr());
-        let call = Rf_protect(Rf_lang2(name, cause));
-        let value = Rf_eval(call, r::NAMESPACE.get());
-        Rf_unprotect(1);
-        value
-    }
+    // SAFETY: as this function demands.
+    unsafe { value_by(c"argument_error", cause) }
 }
 
 /// The error value for an R error in the middle of reading, such as of a hook, or for lack of memory.
 pub(crate) unsafe extern "C" fn unreadable(condition: SEXP, _: *mut c_void) -> SEXP {
-    // SAFETY: on R's main thread; R protects the condition, and the call is protected.
+    // SAFETY: on R's main thread; R protects the condition.
+    unsafe { value_by(c"unreadable_value", condition) }
+}
+
+/// What a function of this package's R code makes of its argument, which is protected. On R's main thread.
+unsafe fn value_by(function: &CStr, argument: SEXP) -> SEXP {
+    // SAFETY: as this function demands; the call is protected.
     unsafe {
-        let name = extendr_ffi::Rf_install(c"unreadable_value".as_ptr());
-        let call = Rf_protect(Rf_lang2(name, condition));
+        let name = extendr_ffi::Rf_install(function.as_ptr());
+        let call = Rf_protect(Rf_lang2(name, argument));
         let value = Rf_eval(call, r::NAMESPACE.get());
         Rf_unprotect(1);
         value

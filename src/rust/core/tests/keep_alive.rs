@@ -15,7 +15,7 @@ use mirai_core::host::Host;
 use mirai_core::task::Outcome;
 use mirai_core::tls::{Identity, Trust};
 use mirai_core::transport::Address;
-use mirai_core::worker::{Assignment, DialError, Next, Options, Worker};
+use mirai_core::worker::{DialError, Next, Options, Worker};
 
 const PATIENCE: Duration = Duration::from_millis(600);
 
@@ -100,13 +100,6 @@ fn behind_a_cable(
         ..options(trust)
     };
     (host, proxy.url(&url), options, proxy)
-}
-
-fn next(worker: &mut Worker) -> Assignment {
-    match worker.next(Some(Instant::now() + LONG), || false) {
-        Next::Task(task) => task,
-        other => panic!("a task expected, not {other:?}"),
-    }
 }
 
 fn is_lost(worker: &mut Worker) {

@@ -3,7 +3,6 @@
 mod common;
 
 use std::thread;
-use std::time::Instant;
 
 use common::*;
 use mirai_core::dispatcher::{Config, PeerState, TaskState};
@@ -13,7 +12,6 @@ use mirai_core::protocol::Done;
 use mirai_core::task::{MOST_REPORTS, Outcome};
 use mirai_core::tls::Trust;
 use mirai_core::transport::local_url;
-use mirai_core::worker::{Assignment, Next, Worker};
 
 /// What is to be seen at a host without daemons, on each kind of link.
 fn on_each_link(story: impl Fn(&Host, &str, Option<Trust>) + Sync) {
@@ -28,13 +26,6 @@ fn on_each_link(story: impl Fn(&Host, &str, Option<Trust>) + Sync) {
             });
         }
     });
-}
-
-fn next(worker: &mut Worker) -> Assignment {
-    match worker.next(Some(Instant::now() + LONG), || false) {
-        Next::Task(task) => task,
-        other => panic!("a task expected, not {other:?}"),
-    }
 }
 
 #[test]

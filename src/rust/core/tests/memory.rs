@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{LONG, any_port, dial, listening, outcome, until, value};
+use common::{LONG, any_port, dial, listening, next_finished, outcome, until, value};
 use mirai_core::dispatcher::{Config, Retry, Target};
 use mirai_core::host::Host;
 use mirai_core::memory::{Body, Inset, Parts, Segment};
@@ -19,7 +19,7 @@ use mirai_core::protocol::frame::encode_head_with;
 use mirai_core::protocol::{Done, Kind, ToDaemon, ToHost, VERSION};
 use mirai_core::task::{Constants, Outcome, Payload, Task, next_task_id};
 use mirai_core::transport::{local_url, unix};
-use mirai_core::worker::{Assignment, Next, Worker};
+use mirai_core::worker::Next;
 
 fn inset(at: usize, bytes: &[u8]) -> Inset {
     Inset {
@@ -42,16 +42,6 @@ fn submit(host: &Host, body: Body, constants: Option<Arc<Constants>>) -> Arc<Tas
     let task = Arc::new(Task::new(next_task_id(), payload));
     host.submit(task.clone(), None, Target::Any);
     task
-}
-
-fn next(worker: &mut Worker) -> Assignment {
-    match worker.next(Some(Instant::now() + LONG), || false) {
-        Next::Task(task) => {
-            worker.finish();
-            task
-        }
-        other => panic!("instead of a task: {other:?}"),
-    }
 }
 
 fn local(config: Config) -> (Host, String) {
@@ -87,7 +77,7 @@ fn segments_arrive_as_mappings_both_ways_and_nothing_is_left_open() {
         None,
     );
     assert_eq!(open(), 2);
-    let got = next(&mut worker);
+    let got = next_finished(&mut worker);
     assert_eq!(got.body, b"abcd");
     assert_eq!(
         got.pieces.iter().map(|p| p.at()).collect::<Vec<_>>(),
@@ -119,7 +109,7 @@ fn what_a_daemon_changes_a_little_comes_back_without_being_copied() {
     let mut worker = dial(&url, None);
     let mut large: Vec<u8> = (0..4_000_000u32).map(|i| (i / 7) as u8).collect();
     let task = submit(&host, body(b"ab", &[inset(1, &large)]), None);
-    let got = next(&mut worker);
+    let got = next_finished(&mut worker);
     let memory = got.pieces[0].give().unwrap();
     large[12_345] = 0xff;
     // SAFETY: within the memory, which is ours.
@@ -194,7 +184,7 @@ fn constants_are_sent_once_and_mapped_by_each_task_for_itself() {
         .collect();
     drop(constants);
     for _ in 0..3 {
-        let task = next(&mut worker);
+        let task = next_finished(&mut worker);
         let common = task.constants.expect("constants come before the task");
         assert_eq!(*common.bytes, b"c");
         let memory = common.pieces[0].give().expect("nobody else has it");
@@ -212,7 +202,7 @@ fn constants_are_sent_once_and_mapped_by_each_task_for_itself() {
     wait_open(1);
     // The daemon hears that it may forget them, before or after whatever else there is.
     let last = submit(&host, body(b"last", &[]), None);
-    let task = next(&mut worker);
+    let task = next_finished(&mut worker);
     assert!(worker.reply(task.seq, &task.body, false));
     assert_eq!(outcome(&last), &value("last"));
     let daemon = thread::spawn(move || worker.next(None, || false));
@@ -233,7 +223,7 @@ fn across_the_network_bytes_are_put_back_into_their_places() {
         body(b"abcd", &[inset(2, b"one"), inset(4, b"two")]),
         None,
     );
-    let got = next(&mut worker);
+    let got = next_finished(&mut worker);
     assert_eq!(got.body, b"abonecdtwo");
     let insets = [inset(2, b"large")];
     let parts = Parts {
@@ -253,10 +243,10 @@ fn a_task_that_is_retried_takes_its_segments_along() {
     });
     let mut crashing = dial(&url, None);
     let task = submit(&host, body(b"x", &[inset(1, b"kept")]), None);
-    drop(next(&mut crashing));
+    drop(next_finished(&mut crashing));
     drop(crashing);
     let mut worker = dial(&url, None);
-    let got = next(&mut worker);
+    let got = next_finished(&mut worker);
     let whole = mirai_core::memory::plain(&got.body, &got.pieces).into_owned();
     assert_eq!(whole, b"xkept");
     assert!(worker.reply(got.seq, &whole, false));

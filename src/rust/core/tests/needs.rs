@@ -33,16 +33,6 @@ fn submit_needing(host: &Host, body: impl Into<Vec<u8>>, needs: &[&Arc<Task>]) -
     task
 }
 
-fn next(worker: &mut Worker) -> Assignment {
-    match worker.next(Some(Instant::now() + LONG), || false) {
-        Next::Task(task) => {
-            worker.finish();
-            task
-        }
-        other => panic!("a task expected, not {other:?}"),
-    }
-}
-
 /// The message, and each value.
 fn parts(task: &Assignment) -> Vec<Vec<u8>> {
     let (bytes, pieces) = task.layout.message(&task.body, &task.pieces);
@@ -233,9 +223,12 @@ fn with_retry_the_same_values_are_sent_again() {
     let mut crashes = dial(&url, None);
     let first = submit(&host, b"first");
     let second = submit_needing(&host, b"second", &[&first]);
-    let task = next(&mut crashes);
+    let task = next_finished(&mut crashes);
     crashes.reply(task.seq, b"value", false);
-    assert_eq!(parts(&next(&mut crashes)), [&b"second"[..], b"value"]);
+    assert_eq!(
+        parts(&next_finished(&mut crashes)),
+        [&b"second"[..], b"value"]
+    );
     drop(crashes);
     let daemon = joining(dial(&url, None));
     assert_eq!(*outcome(&second), value(b"second[value]"));
@@ -329,10 +322,10 @@ fn constants_have_the_values_that_they_need() {
     drop(constants);
     assert_eq!(tasks[0].needs().len(), 1);
     let mut worker = dial(&url, None);
-    let task = next(&mut worker);
+    let task = next_finished(&mut worker);
     worker.reply(task.seq, b"value", false);
     for (i, task) in tasks.iter().enumerate() {
-        let sent = next(&mut worker);
+        let sent = next_finished(&mut worker);
         let common = sent.constants.unwrap();
         assert_eq!((sent.body, common.layout.attached()), (vec![i as u8], 1));
         let (range, _) = common.layout.value(0, &common.pieces).unwrap();
@@ -372,7 +365,7 @@ mod memory {
         };
         let first = submit(&host, b"first");
         let needing = [(); 2].map(|()| submit_needing(&host, b"next", &[&first]));
-        let task = next(&mut worker);
+        let task = next_finished(&mut worker);
         worker.reply_noted(task.seq, reply, Done::Value, 0, None);
         let Outcome::Value(content) = outcome(&first) else {
             panic!("a value")
@@ -384,11 +377,11 @@ mod memory {
             // SAFETY: nobody else reads it.
             unsafe { memory.as_ptr().write(9) };
         }
-        let task = next(&mut worker);
+        let task = next_finished(&mut worker);
         assert_eq!(task.pieces.len(), 2);
         assert!(parts(&task) == [b"next".to_vec(), whole.clone()]);
         worker.reply(task.seq, b"", false);
-        let task = next(&mut worker);
+        let task = next_finished(&mut worker);
         assert!(parts(&task) == [b"next".to_vec(), whole]);
         worker.reply(task.seq, b"", false);
         needing.iter().for_each(|task| {

@@ -13,14 +13,7 @@ use mirai_core::protocol::Done;
 use mirai_core::relay::{Relay, SLOTS};
 use mirai_core::task::{Outcome, Task};
 use mirai_core::transport::local_url;
-use mirai_core::worker::{Assignment, Next, Options, Worker};
-
-fn next(worker: &mut Worker) -> Assignment {
-    match worker.next(Some(Instant::now() + LONG), || false) {
-        Next::Task(task) => task,
-        other => panic!("a task expected, not {other:?}"),
-    }
-}
+use mirai_core::worker::{Options, Worker};
 
 fn retry(crash: u32, error: u32, first: u64) -> Retry {
     let first = Duration::from_millis(first);

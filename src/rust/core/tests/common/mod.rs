@@ -18,7 +18,7 @@ use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::{Outcome, Payload, Task, next_task_id};
 use mirai_core::tls::{Identity, Trust};
 use mirai_core::transport::Address;
-use mirai_core::worker::{DialError, Next, Options, Runtime, Worker};
+use mirai_core::worker::{Assignment, DialError, Next, Options, Runtime, Worker};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -92,6 +92,21 @@ pub fn task(body: impl Into<Vec<u8>>) -> Arc<Task> {
 pub fn submit(host: &Host, body: impl Into<Vec<u8>>) -> Arc<Task> {
     let task = task(body);
     host.submit(task.clone(), None, Target::Any);
+    task
+}
+
+/// The next task that a daemon is sent.
+pub fn next(worker: &mut Worker) -> Assignment {
+    match worker.next(Some(Instant::now() + LONG), || false) {
+        Next::Task(task) => task,
+        other => panic!("a task expected, not {other:?}"),
+    }
+}
+
+/// The same, for which the evaluation is over at once.
+pub fn next_finished(worker: &mut Worker) -> Assignment {
+    let task = next(worker);
+    worker.finish();
     task
 }
 
