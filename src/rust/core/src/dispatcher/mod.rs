@@ -14,9 +14,9 @@
 //!   of late. If it turns out otherwise, or another daemon falls idle, what it has not
 //!   started is recalled to where it stood in the queue.
 //!
-//!   So a daemon starts tasks in the order of the queue. There is one exception: a task that was taken back from another
-//!   daemon, which was lost, has left or was asked to give it back. Such a task is sent before anything that stands
-//!   behind it. But other daemons may have started tasks from behind it in the meantime, or hold some. That is bounded:
+//!   So daemons start tasks in the order of the queue. There is one exception: a task that the dispatcher has taken back
+//!   from a daemon which was lost, has left or was asked to give it back. The dispatcher sends it before all that stand
+//!   behind it in the queue. But other daemons may have started some of those in the meantime, or hold some. That is bounded:
 //!   when a task is sent, each daemon that holds earlier ones unstarted has replied within the last [`OVERDUE`] or has
 //!   been asked for them, and it holds at most [`MOST_AHEAD`] - 1 of them.
 //! - [`Policy::RoundRobin`]: tasks are assigned in turn to the daemons connected at submission, each of

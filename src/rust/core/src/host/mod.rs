@@ -3,7 +3,8 @@
 //!
 //! - `endpoints`: the URLs at which it listens; `local` and `network` accept daemons there.
 //! - `actions`: carries out what the dispatcher decides.
-//! - `submit`: takes tasks; `needs` has them wait for those that they need; `setups` keeps those of set-up for daemons that come later.
+//! - `submit`: takes tasks; `needs` has them wait for those that they need; `setups` keeps those of set-up for daemons that
+//!   come later.
 //! - `this_machine`: processes that the host has started; `respawn` starts them again.
 //! - `monitor`: tells other processes of this user what the hosts do.
 //!

@@ -66,7 +66,7 @@ impl Body {
         self.attached
     }
 
-    /// Bytes of a message that has arrived with so many values attached, to be sent on as they are.
+    /// For a relay: the bytes of a message that has arrived with `attached` values, to be sent on as they are.
     pub(crate) fn forwarded(self, attached: u32) -> Body {
         Body { attached, ..self }
     }
@@ -120,9 +120,9 @@ impl Passed {
     }
 }
 
-/// Where a message that has arrived ends, and each value that is attached to it.
+/// Where a message that has arrived ends, and each value that is attached to it. `None` for most messages, to which
+/// nothing is attached.
 #[derive(Clone, Debug, Default)]
-// Most messages have nothing attached.
 pub struct Layout(Option<Box<[End]>>);
 
 /// Of a part: how many of the bytes, and of the pieces, come before it.
@@ -133,8 +133,8 @@ struct End {
 }
 
 impl Layout {
-    /// Checks a message with so many values attached. `places` are where pieces belong among the bytes, and how long they
-    /// are, in order.
+    /// Checks a message that has arrived with `attached` values. `places` has an element for each piece, in order: where it
+    /// belongs among the bytes, and its length in bytes.
     ///
     /// # Errors
     /// The peer has sent something else.

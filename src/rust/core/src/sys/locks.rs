@@ -1,5 +1,5 @@
-//! Mutex and condition variable of parking_lot's, and tokio's `Notify`; or in the build for loom (`tools/sanitize loom`) some of the same interface,
-//! of which loom tries every order in which threads can meet.
+//! Mutex and condition variable of parking_lot's, and tokio's `Notify`. In the build for loom (`tools/sanitize loom`) some of
+//! the same interface, of which loom tries every order in which threads can meet.
 
 #[cfg(not(all(test, mirai_loom)))]
 pub(crate) use parking_lot::{Condvar, Mutex};

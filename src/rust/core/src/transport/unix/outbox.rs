@@ -223,7 +223,7 @@ mod model {
     }
 
     impl OneFrame {
-        /// The peer reads so many frames.
+        /// The peer reads `frames` frames, and waits for each.
         fn read(&self, frames: usize) {
             for _ in 0..frames {
                 block_on(self.filled.notified());
@@ -237,7 +237,7 @@ mod model {
     /// peer would wait for ever, which loom reports.
     fn all_frames_arrive(posters: usize) {
         let mut model = loom::model::Builder::new();
-        // A thread is put off so many times where it could go on. Without a limit, there are too many orders.
+        // Orders in which loom takes a thread that could go on off the processor at most 3 times. There are too many others.
         model.preemption_bound = Some(3);
         model.check(move || {
             let outbox = loom::sync::Arc::new(Outbox::to(OneFrame {
