@@ -5,12 +5,19 @@ stuck <- function() mirai(Sys.sleep(600))
 
 test_that("a mirai, or a list of mirai, stands for its value", {
   local_test_daemons(2)
-  a <- mirai({
-    Sys.sleep(0.1)
-    1:3
-  })
+  go <- local_file()
+  a <- mirai(
+    {
+      while (!file.exists(go)) {
+        Sys.sleep(0.01)
+      }
+      1:3
+    },
+    go = go
+  )
   sums <- mirai(c(sum(x), sum(y), z), x = a, .args = list(y = a, z = 10))
   expect_true(unresolved(sums))
+  file.create(go)
   expect_identical(sums[], c(6, 6, 10))
   # Resolved, and not read; and read.
   b <- call_mirai(mirai(list(x = NULL)))
