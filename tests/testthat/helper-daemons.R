@@ -5,8 +5,8 @@
 # `Rscript` first on the path, which always fails.
 Sys.setenv(PATH = paste(R.home("bin"), Sys.getenv("PATH"), sep = .Platform$path.sep))
 
-# Calls `action` when `frame` ends. In a test, do not call `on.exit()` without `add = TRUE`: it would drop what is deferred,
-# and so leave daemons and a current profile to other tests. `.ci/run` looks for that.
+# Calls `action` when `frame` ends. In a test, do not call `on.exit()` without `add = TRUE`: it would drop what is
+# deferred, and so leave daemons and a current profile to other tests. `.ci/run` looks for that.
 defer <- function(action, frame) {
   do.call(on.exit, list(as.call(list(action)), add = TRUE, after = FALSE), envir = frame)
 }
