@@ -227,12 +227,7 @@ fn send_up(above: &dyn worker::Sender, news: &Receiver<News>) {
 }
 
 /// Sends the value of a task to the host above, with the message of an error. False if that is gone.
-fn send_value(
-    above: &dyn worker::Sender,
-    seq: Seq,
-    task: &Task,
-    error: Option<Box<str>>,
-) -> bool {
+fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task, error: Option<Box<str>>) -> bool {
     let (outcome, content) = match task.outcome() {
         Some(Outcome::Value(content)) => (Done::Value, Some(content)),
         Some(Outcome::Error(content)) => (Done::Error, Some(content)),
