@@ -64,7 +64,7 @@ session <- function(file, marks) {
 new_marks <- local({
   seen <- list()
   function(marks) {
-    lines <- if (file.exists(marks)) readLines(marks, warn = FALSE)
+    lines <- if (file.exists(marks)) readLines(marks, warn = FALSE) else character()
     known <- if (is.null(seen[[marks]])) 0L else seen[[marks]]
     seen[[marks]] <<- length(lines)
     fields <- strsplit(lines[seq_along(lines) > known], " ", fixed = TRUE)
