@@ -55,8 +55,8 @@ output_on_host <- function(hosts, code, seconds = 60, frame = parent.frame()) {
   suppressWarnings(system2("ip", args, stdout = TRUE, stderr = TRUE, timeout = seconds))
 }
 
-# Runs R code in a process for which a directory is a file system of its own, in memory, of a size such as "1m". Returns its
-# output. Other processes do not see the file system, which ends with the last process that does.
+# Runs R code in a process for which a directory is a file system of its own, in memory, of a size such as "1m". Returns
+# its output. Other processes do not see the file system, which ends with the last process that does.
 output_with_disk <- function(dir, size, code, seconds = 60, frame = parent.frame()) {
   skip_on_os(c("mac", "windows", "solaris"))
   if (!nzchar(Sys.which("unshare"))) {
