@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Child, Exit, end_of, listen, read_all, read_some};
+use super::platform::{end_of, listen, read_all, read_some};
+use super::{Child, Exit};
 use crate::descriptors;
 use crate::sys::{io_thread, signals};
 
