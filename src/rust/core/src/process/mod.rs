@@ -37,7 +37,7 @@ use tokio::sync::{Notify, watch};
 use crate::descriptors::{self, Held};
 use crate::loss::Loss;
 use crate::sys::Bell;
-use crate::sys::io_thread;
+use crate::sys::{io_thread, signals};
 
 /// The end of what a process wrote to stderr is kept up to this many bytes.
 const KEPT: usize = 16 * 1024;
@@ -283,6 +283,7 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
     // SAFETY: what is called may be called between fork and exec.
     unsafe {
         command.pre_exec(move || {
+            signals::unblock_all();
             limit.inspect(|limit| descriptors::set_limit(*limit));
             umask.inspect(|umask| {
                 libc::umask(*umask as libc::mode_t);
