@@ -33,7 +33,7 @@ static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 static COST: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of values that had gone on to other tasks and were held after the last [`collect`].
 static PASSED_LEFT: AtomicU64 = AtomicU64::new(0);
-/// Below so many milliseconds a collection is cheap.
+/// A collection that takes less than this is cheap. Milliseconds.
 const CHEAP: usize = 100;
 
 /// A vector with this charge has been made.

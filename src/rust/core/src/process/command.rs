@@ -38,6 +38,7 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
+            signals::unblock_all();
             limit.inspect(|limit| descriptors::set_limit(*limit));
             Ok(())
         });

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{Child, Exit, OnExit, Program, line, set_environment};
 use crate::descriptors;
-use crate::sys::io_thread;
+use crate::sys::{io_thread, signals};
 
 /// A process that is no longer wanted is sent SIGINT, upon which the language runtime removes its
 /// files, this often and this many times (it may not hear all of them), and then SIGKILL. It gets more time
@@ -70,6 +70,7 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
     // SAFETY: what is called may be called between fork and exec.
     unsafe {
         command.pre_exec(move || {
+            signals::unblock_all();
             limit.inspect(|limit| descriptors::set_limit(*limit));
             umask.inspect(|umask| {
                 libc::umask(*umask as libc::mode_t);

@@ -41,9 +41,9 @@ fn with_blocked<T>(set: &libc::sigset_t, f: impl FnOnce(&libc::sigset_t) -> T) -
     f(&old.0)
 }
 
-/// For a process just forked: no signal is blocked.
-#[cfg(target_os = "linux")]
-pub(crate) fn restore_defaults() {
+/// Blocks no signal. For a process just forked, also between fork and exec: it inherits the mask of the thread that forks
+/// it. The I/O thread blocks every signal, and what it starts could neither be interrupted nor be asked to end.
+pub(crate) fn unblock_all() {
     let mut none = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
     unsafe {
