@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Connected, Shared, monitor};
+use super::{Connected, Shared, monitor, needs};
 use crate::dispatcher::{Action, Dispatcher, Event, Time, Verdict};
 use crate::loss::Loss;
 use crate::protocol::{Control, Frame, Seq, ToDaemon};
@@ -120,6 +120,7 @@ impl Shared {
         if unserved {
             self.scale();
         }
+        needs::cancel_unwanted();
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use rustc_hash::FxHashMap;
 
 use super::{Endpoint, Host, PeerId, Shared};
-use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskRow, Time};
+use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskId, TaskRow, Time};
 use crate::loss::{LastWords, Loss};
 use crate::sys;
 
@@ -170,6 +170,11 @@ impl Host {
         };
         let rows = self.0.daemon_rows(rows, &self.urls());
         self.0.log(now, rows)
+    }
+
+    /// The message of the error in which a task has just ended.
+    pub fn error_of(&self, id: TaskId) -> Option<Box<str>> {
+        self.0.state.lock().dispatcher.error_of(id)
     }
 
     /// Tasks that are over, counted by how they ended.

@@ -29,6 +29,7 @@ mod this_machine;
 
 pub use endpoints::EndpointStatus;
 pub use log::{DaemonRow, Log};
+pub use needs::cancel_unwanted;
 pub use respawn::{MOST_CRASHES, Respawn};
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -191,6 +192,7 @@ impl Host {
             surroundings: Mutex::default(),
             known: Mutex::default(),
         });
+        needs::register(&shared);
         io_thread::handle().spawn(keep_time(shared.clone()));
         Host(shared)
     }
