@@ -9,7 +9,7 @@ impl<J: Clone> Dispatcher<J> {
     pub(super) fn deal(&mut self, out: &mut Vec<Action<J>>) {
         let mut dealt = 0;
         while let Some(peer) = self.turn.front().copied() {
-            if !self.peers.get(&peer).is_some_and(|p| !p.leaving) {
+            if self.peers.get(&peer).is_none_or(|p| p.leaving) {
                 self.turn.pop_front();
                 continue;
             }
