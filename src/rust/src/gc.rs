@@ -38,7 +38,7 @@ static PASSED_LEFT: AtomicU64 = AtomicU64::new(0);
 static LET_DOWN: AtomicUsize = AtomicUsize::new(0);
 /// When the last [`collect`] has ended, in microseconds since the first time that this was asked.
 static ENDED: AtomicU64 = AtomicU64::new(0);
-/// Below so many milliseconds a collection is cheap.
+/// A collection that takes less than this is cheap. Milliseconds.
 const CHEAP: usize = 100;
 /// After a collection, the next one to find out which tasks nobody wants comes after this many times what it has cost.
 const REST: u64 = 10;

@@ -46,6 +46,11 @@ fn a_role() {
                 worker.leave();
                 end(0);
             }
+            b"mask" => {
+                let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+                let blocked = status.lines().find_map(|l| l.strip_prefix("SigBlk:"));
+                worker.reply(task.seq, blocked.unwrap().trim().as_bytes(), false);
+            }
             body => {
                 let text = String::from_utf8_lossy(body);
                 while text
@@ -118,6 +123,17 @@ fn a_daemon_that_crashes_is_started_again() {
         assert_eq!(host.counts().cumulative, 2);
         host.close(true);
     }
+}
+
+#[test]
+fn a_daemon_that_is_started_again_blocks_no_signals() {
+    let (host, _) = keeping(Respawn::Crashed, &local_url(), Config::default());
+    for _ in 0..2 {
+        // Of the thread that serves the tasks, which has the mask of the thread that made it.
+        assert_eq!(*outcome(&submit(&host, b"mask")), value(vec![b'0'; 16]));
+        reason(&submit(&host, b"kill"));
+    }
+    host.close(true);
 }
 
 #[test]

@@ -49,7 +49,7 @@ const SHARING: usize = 64;
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// From so many mirai on, some hundred megabytes, the heap is trimmed when most of them are gone.
+/// A session that has held this many mirai (some hundred megabytes) trims the heap when most of them are gone.
 const MANY: usize = 100_000;
 
 fn one_more() {

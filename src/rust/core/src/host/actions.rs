@@ -113,7 +113,8 @@ impl Shared {
         if room {
             Bell::get().ring();
         }
-        if after.is_some() && after != before {
+        // A later deadline needs nobody woken: `keep_time` looks again at the earlier one.
+        if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
             self.timer.notify_one();
         }
         monitor::changed();

@@ -494,7 +494,7 @@ impl Shared {
         if let Some(Connected { link, .. }) = connected {
             link.close();
         }
-        self.processes.lock().retain(|_, held| *held != peer);
+        self.forget_process(peer);
         self.life_lost(peer, farewell);
         Bell::get().ring();
     }

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Child, Exit, end_of, listen, read_all, read_some};
+use super::platform::{end_of, listen, read_all, read_some};
+use super::{Child, Exit};
 use crate::descriptors;
 use crate::sys::{io_thread, signals};
 
@@ -37,6 +38,7 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
+            signals::unblock_all();
             limit.inspect(|limit| descriptors::set_limit(*limit));
             Ok(())
         });

@@ -40,7 +40,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::{Child, Exit, OnExit, Program, Surroundings, attend, line, spawn};
+use super::platform::{attend, end_of, spawn};
+use super::{Child, Exit, OnExit, Program, Surroundings, line};
 use crate::descriptors;
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
@@ -156,6 +157,13 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         .process_group(0);
     super::set_environment(&mut command, program);
     command.env(TUNABLES, with_huge_pages(std::env::var_os(TUNABLES)));
+    // SAFETY: sets the mask of signals, which may be done between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            signals::unblock_all();
+            Ok(())
+        });
+    }
     let mut process = command.spawn()?;
     // It holds the server's end of the socket.
     drop(command);
@@ -186,7 +194,7 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         for order in unanswered.chain(unsent.into_iter().map(|(order, _)| order)) {
             start_otherwise(order);
         }
-        super::end_of(&mut process).await;
+        end_of(&mut process).await;
     });
     Ok(())
 }
@@ -619,7 +627,7 @@ fn become_new(request: &Request, [stdout, stderr, line]: [OwnedFd; 3]) {
         // Should it be gone, the process begins where the server did.
         libc::chdir(directory.as_ptr());
     }
-    signals::restore_defaults();
+    signals::unblock_all();
 }
 
 /// Closes what the server had open, such as the file with its own script, but for `kept`.

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::sys::attention::{Attention, Polled};
+
 /// Runs `f` with every signal blocked; threads started in it inherit that.
 pub(crate) fn with_all_blocked<T>(f: impl FnOnce() -> T) -> T {
     let mut all = MaybeUninit::uninit();
@@ -39,45 +41,15 @@ fn with_blocked<T>(set: &libc::sigset_t, f: impl FnOnce(&libc::sigset_t) -> T) -
     f(&old.0)
 }
 
-/// For a process just forked: no signal is blocked.
-#[cfg(target_os = "linux")]
-pub(crate) fn restore_defaults() {
+/// Blocks no signal. For a process just forked, also between fork and exec: it inherits the mask of the thread that forks
+/// it. The I/O thread blocks every signal, and what it starts could neither be interrupted nor be asked to end.
+pub(crate) fn unblock_all() {
     let mut none = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
     unsafe {
         libc::sigemptyset(none.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
     }
-}
-
-/// What ends a wait of the main thread besides the event that it waits for. A closure that tells
-/// whether the user has pressed Ctrl-C is one.
-pub trait Attention {
-    /// Whether the caller wants to stop waiting. Asked with SIGINT blocked.
-    fn is_interrupted(&self) -> bool;
-
-    /// Calls `add` with each descriptor that ends the wait when it becomes readable.
-    fn descriptors(&self, _add: &mut dyn FnMut(RawFd)) {}
-
-    /// When the wait ends at the latest, as if interrupted.
-    fn until(&self) -> Option<Instant> {
-        None
-    }
-}
-
-impl<F: Fn() -> bool> Attention for F {
-    fn is_interrupted(&self) -> bool {
-        self()
-    }
-}
-
-/// How [`poll_in`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Polled {
-    Readable,
-    TimedOut,
-    /// The [`Attention`] said so, one of its descriptors is readable, or its time has come.
-    Interrupted,
 }
 
 /// Waits until `fd` is readable, the time is over, or `attention` ends it.
