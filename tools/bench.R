@@ -335,6 +335,30 @@ for (length in lengths) local({
     ))
 })
 
+## Checkpoints
+group <- "Checkpoints"
+
+# A task of a millisecond of computation.
+for_a_millisecond <- function(x) {
+  end <- proc.time()[["elapsed"]] + 0.001
+  while (proc.time()[["elapsed"]] < end) NULL
+  x
+}
+n <- or_quick(1e5, 5e3)
+row("checkpoint", paste("map of", label(n), "tasks of 1 ms, 2 daemons, into a checkpoint"), "s", rounds = 3L, warm = FALSE,
+  limit = function(results) 1.05 * results$value[results$contender == "without the checkpoint"], list(
+    mirai = function() {
+      our(2L)
+      file <- tempfile()
+      on.exit(unlink(file))
+      seconds(mirai_map(seq_len(n), for_a_millisecond, .checkpoint = file)[])
+    },
+    "without the checkpoint" = function() {
+      our(2L)
+      seconds(mirai_map(seq_len(n), for_a_millisecond)[])
+    }
+  ))
+
 ## Pipelines
 group <- "Pipelines"
 
