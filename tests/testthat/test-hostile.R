@@ -195,6 +195,46 @@ test_that("a hostile daemon's replies are error values, and do not stop the rest
   expect_identical(got[-odd], rep(list("good"), length(bad)))
 })
 
+test_that("a hostile daemon's values are errors in the tasks that need them, on other daemons", {
+  skip_on_cran()
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), environment())
+  daemons(url = "tcp://127.0.0.1:0", .compute = profile)
+  local_test_daemons(1)
+  good <- encode("good")
+  bad <- list(
+    as.raw(1:100),
+    good[1:30],
+    c(good, good),
+    c(charToRaw("B\n"), int(3L, 0L, 0L, -1L), as.raw(rep(0x41, 4000))),
+    stream(rep(int(19L, 1L), 1e6), int(254L))
+  )
+  payloads <- c(list(good), bad, list(good))
+  dir <- local_file("payloads")
+  dir.create(dir)
+  files <- file.path(dir, seq_along(payloads))
+  Map(writeBin, payloads, files)
+  values <- mirai_map(seq_along(files), function(x) x, .compute = profile)
+  each <- mirai_map(values, function(x) x)
+  both <- lapply(values, function(m) mirai(list(x, y), x = m, .args = list(y = values[c(1L, length(values))])))
+  constant <- lapply(values, function(m) mirai_map(1, function(x, y) y, .args = list(y = m)))
+  p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
+  is_good <- c(TRUE, logical(length(bad)), TRUE)
+  for (i in seq_along(files)) {
+    got <- list(each[[i]][], both[[i]][], constant[[i]][][[1L]])
+    if (is_good[[i]]) {
+      expect_identical(got, list("good", list("good", list("good", "good")), "good"))
+    } else {
+      for (x in got) {
+        expect_match(x$message, "cannot be read|nested too deeply")
+      }
+    }
+  }
+  # Of the daemon that has refused them, nothing is lost.
+  expect_identical(task_log()$attempts, rep(1L, 3L * length(files)))
+  expect_identical(nrow(daemon_log()), 1L)
+})
+
 test_that("mutants that a daemon answers with are values or error values", {
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
