@@ -113,8 +113,12 @@ impl Shared {
         }
     }
 
-    /// Makes a link of a peer. `None`: there is no descriptor for it.
+    /// Makes a link of a peer. `None`: there is no descriptor for it, or it is not wanted.
     fn take_in(self: &Arc<Self>, peer: Introduced, endpoint: Endpoint) -> Option<Served> {
+        if let Some(reason) = self.refusal(endpoint) {
+            refuse(&peer.stream, reason);
+            return None;
+        }
         let link = unix::UnixLink::new(peer.stream.into(), peer.control).ok()?;
         let id = self.join(link.clone(), endpoint, peer.hello);
         Some(Served {
@@ -200,10 +204,7 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
         return Err(io::ErrorKind::InvalidData.into());
     };
     if version != VERSION {
-        let reason = super::wrong_version(version);
-        let refused = Frame::bare(&ToDaemon::Refused { reason });
-        // The socket's buffer is empty, so this small frame always fits.
-        let _ = unix::send_all(&stream, &refused.head, &[], None);
+        refuse(&stream, super::wrong_version(version));
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok(Introduced {
@@ -215,4 +216,11 @@ async fn hear(stream: UnixStream) -> io::Result<Introduced> {
             slots,
         },
     })
+}
+
+/// Tells a peer that has introduced itself why it is sent away.
+fn refuse(stream: &UnixStream, reason: String) {
+    let refused = Frame::bare(&ToDaemon::Refused { reason });
+    // The socket's buffer is empty, so this small frame always fits.
+    let _ = unix::send_all(stream, &refused.head, &[], None);
 }

@@ -129,6 +129,11 @@ impl Child {
         !state.connected && state.exit.is_none()
     }
 
+    /// Has a command that runs be ended, without waiting for that: SIGTERM asks it to.
+    pub(crate) fn is_not_wanted(&self) {
+        self.unwanted.notify_one();
+    }
+
     fn is_unwanted(&self) -> bool {
         self.state.lock().unwanted
     }
@@ -299,9 +304,7 @@ fn spawn_program(program: &Program) -> io::Result<(std::process::Child, UnixStre
 
 fn set_environment(command: &mut Command, program: &Program) {
     if let Some(surroundings) = &program.surroundings {
-        command.env_clear();
-        command.envs(surroundings.environment_with(&[]));
-        command.current_dir(&surroundings.directory);
+        surroundings.set(command);
     }
     for (name, value) in &program.env {
         match value {
