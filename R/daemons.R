@@ -79,8 +79,8 @@
 #' A failure is a launch that fails or is given up, or a daemon that crashes before it has finished a task; those that
 #' happen together count once. After a failure there is a pause, of half a second at first. After five failures one
 #' after another, nothing is launched any more. If no daemon is left then, the tasks that wait resolve to error value
-#' 19, whose attribute `"reason"` says why. Launching begins anew when a daemon leaves in good order, when one is lost that has
-#' finished a task, or when you launch one by [launch_remote()].
+#' 19, whose attribute `"reason"` says why. Launching begins anew when a daemon leaves in good order, when one is lost
+#' that has finished a task, or when you launch one by [launch_remote()].
 #'
 #' @details
 #' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the

@@ -57,9 +57,10 @@
 #' * If one of them resolves to an error value, the task is not evaluated. It resolves to a `"miraiError"`, whose
 #'   message is `an argument could not be computed:` with the message of that error value. `$parent` is the error value
 #'   itself: in a chain, that of the first task that failed.
-#' * If you cancel the task with [stop_mirai()], the mirai that it waits for are cancelled, too, if nobody else wants
-#'   their values: there is no other unresolved task that needs it, and no variable or other R object has the mirai.
-#'   [stop_mirai()] has R collect garbage to find that out. A task that times out, or fails, does not cancel others.
+#' * If the task ends without the values, because it is cancelled with [stop_mirai()], times out, or one of them fails,
+#'   the mirai that it waits for are cancelled, too, if nobody else wants their values: no other unresolved task needs
+#'   it, no variable or other R object has the mirai, and its value does not go to a checkpoint. Only R's garbage
+#'   collector knows the second. [stop_mirai()] has R collect garbage, and so has a later wait or reading of a value.
 #' * With `.retry`, another attempt gets the same values.
 #'
 #' Not so the objects of an environment, or a mirai that is deeper within an object: they are sent as they are. With

@@ -124,10 +124,21 @@ wait_for <- function(tasks, seconds) {
 
 # ---- Tasks
 
-kinds <- c("tiny", "busy", "large", "error", "sleep")
+# The last two need the value of another task: of an earlier one, or of one that no variable has.
+kinds <- c("tiny", "busy", "large", "error", "sleep", "pipe", "chain")
 
-# One task: notes that it has started, then does what its kind says. `expected()` is its value.
-submit <- function(i, kind, marks, timeout) {
+# One task: notes that it has started, then does what its kind says. `needed` is the task that a "pipe" needs, `inner` the
+# number that the task notes that a "chain" needs.
+submit <- function(i, kind, marks, timeout, needed, inner) {
+  if (kind == "chain") {
+    needed <- mirai(
+      {
+        cat(paste0(inner, " ", Sys.getpid(), "\n"), file = marks, append = TRUE)
+        i + 0.5
+      },
+      .args = list(i = i, inner = inner, marks = marks)
+    )
+  }
   mirai(
     {
       # In one piece: a cancellation may interrupt cat() between two.
@@ -145,22 +156,38 @@ submit <- function(i, kind, marks, timeout) {
         sleep = {
           Sys.sleep(0.02)
           2 * i
-        }
+        },
+        pipe = ,
+        chain = c(2 * i, length(x), x[[1L]])
       )
     },
-    .args = list(i = i, kind = kind, marks = marks),
+    .args = list(i = i, kind = kind, marks = marks, x = needed),
     .timeout = timeout
   )
 }
 
-is_right <- function(value, i, kind) {
+# `needed`: the value of the task that a "pipe" needs.
+is_right <- function(value, i, kind, needed) {
   switch(
     kind,
     large = identical(value, rep(i, 6e4)),
     error = is_mirai_error(value) && identical(value$message, paste("task", i)),
+    pipe = if (is_error_value(needed)) {
+      # In a chain, the first that failed is the parent of all.
+      is_broken(value) && is_same(value$parent, if (is_broken(needed)) needed$parent else needed)
+    } else {
+      identical(value, c(2 * i, length(needed), needed[[1L]]))
+    },
+    chain = identical(value, c(2 * i, 1, i + 0.5)) || is_broken(value) && value$parent[[1L]] %in% c(7L, 19L),
     identical(value, 2 * i)
   )
 }
+
+# Of error values that are codes, the reasons may have been told at different times.
+is_same <- function(x, y) identical(x, y) || is.integer(x) && is.integer(y) && x[[1L]] == y[[1L]]
+
+# Whether it is the value of a task that has not been started because the one that it needs has failed.
+is_broken <- function(value) is_mirai_error(value) && "mirai_error_pipeline" %in% value$condition.class
 
 read_marks <- function(marks) {
   if (!file.exists(marks)) return(data.frame(id = integer(), pid = integer()))
@@ -184,7 +211,10 @@ run_round <- function(round, seed, n_tasks) {
   did <- c(kill = 0L, stop = 0L, cut = 0L, cancel = 0L, timeout = 0L, reset = 0L)
   stopped <- integer()
   tasks <- vector("list", n_tasks)
-  kind <- sample(kinds, n_tasks, TRUE, c(0.8, 0.1, 0.05, 0.04, 0.01))
+  kind <- sample(kinds, n_tasks, TRUE, c(0.7, 0.1, 0.05, 0.04, 0.01, 0.07, 0.03))
+  # Of a "pipe", one of the tasks before it; the first task needs none.
+  needs <- pmax(seq_len(n_tasks) - sample.int(20L, n_tasks, TRUE), 1L)
+  kind[[1L]] <- "tiny"
   cancelled <- logical(n_tasks)
   i <- 0L
   while (i < n_tasks) {
@@ -193,7 +223,8 @@ run_round <- function(round, seed, n_tasks) {
       i <- i + 1L
       timeout <- if (runif(1L) < 0.01) sample.int(50L, 1L)
       if (!is.null(timeout)) did[["timeout"]] <- did[["timeout"]] + 1L
-      tasks[[i]] <- submit(i, kind[[i]], marks, timeout)
+      needed <- if (kind[[i]] == "pipe") tasks[[needs[[i]]]]
+      tasks[[i]] <- submit(i, kind[[i]], marks, timeout, needed, n_tasks + i)
     }
     fault <- sample(c("none", "wait", "kill", "stop", "cut", "cancel"), 1L, prob = c(2, 3, 2, 1, 2, 2))
     if (fault == "cut" && (is.null(set$port) || !can_cut())) fault <- "kill"
@@ -248,22 +279,28 @@ run_round <- function(round, seed, n_tasks) {
     if (!length(left) || Sys.time() > end) break
     Sys.sleep(0.02)
   }
-  verdict(round, did, tasks, values, kind, resolved, read_marks(marks), left)
+  verdict(round, did, tasks, values, kind, needs, resolved, read_marks(marks), left)
 }
 
-verdict <- function(round, did, tasks, values, kind, resolved, begun, left) {
+verdict <- function(round, did, tasks, values, kind, needs, resolved, begun, left) {
   n <- length(tasks)
-  times <- tabulate(begun$id, n)
+  # Those of the tasks that a "chain" needs come after the others.
+  all_times <- tabulate(begun$id, 2L * n)
+  times <- all_times[seq_len(n)]
   code <- vapply(values, function(v) if (is.integer(v) && is_error_value(v)) as.integer(v) else 0L, 0L)
   ended <- code == 0L & !vapply(values, inherits, NA, "unresolvedValue")
-  right <- vapply(which(ended), function(i) is_right(values[[i]], i, kind[[i]]), NA)
+  right <- vapply(which(ended), function(i) is_right(values[[i]], i, kind[[i]], values[[needs[[i]]]]), NA)
+  broken <- vapply(values, is_broken, NA)
+  lost_inside <- vapply(which(broken), function(i) identical(values[[i]]$parent[[1L]], 19L), NA)
   losses <- did[["kill"]] + did[["cut"]] + did[["stop"]]
   faults <- c(
     if (resolved < n) paste(n - resolved, "never resolved"),
     if (!all(right)) paste(sum(!right), "have a wrong value, the first:", which(ended)[!right][[1L]]),
-    if (round$retry == "once" && any(times > 1L)) paste(sum(times > 1L), "were started twice without retry"),
-    if (round$retry == "retry" && any(times > 1L + losses)) "started more often than daemons were lost",
-    if (any(times[ended] == 0L)) paste(sum(times[ended] == 0L), "have a value but were never started"),
+    if (round$retry == "once" && any(all_times > 1L)) paste(sum(all_times > 1L), "were started twice without retry"),
+    if (round$retry == "retry" && any(all_times > 1L + losses)) "started more often than daemons were lost",
+    if (any(times[ended & !broken] == 0L)) paste(sum(times[ended & !broken] == 0L), "have a value but were never started"),
+    if (any(times[broken] > 0L)) paste(sum(times[broken] > 0L), "were started though they lack a value"),
+    if (round$retry == "retry" && did[["reset"]] == 0L && any(lost_inside)) paste(sum(lost_inside), "lack a value in spite of retry"),
     if (round$retry == "retry" && did[["reset"]] == 0L && any(code == 19L)) paste(sum(code == 19L), "were lost in spite of retry"),
     if (did[["reset"]] == 0L && losses == 0L && any(code == 19L)) paste(sum(code == 19L), "were lost though nothing was broken"),
     if (length(left)) paste("processes left:", toString(left))
@@ -271,8 +308,8 @@ verdict <- function(round, did, tasks, values, kind, resolved, begun, left) {
   list(
     faults = faults,
     text = sprintf(
-      "%d tasks: %d done, %d lost (%d of them never started), %d cancelled, %d timed out; %s",
-      n, sum(ended), sum(code == 19L), sum(code == 19L & times == 0L), sum(code == 20L), sum(code == 5L),
+      "%d tasks: %d done, %d broken, %d lost (%d of them never started), %d cancelled, %d timed out; %s",
+      n, sum(ended & !broken), sum(broken), sum(code == 19L), sum(code == 19L & times == 0L), sum(code == 20L), sum(code == 5L),
       paste(did[did > 0L], names(did)[did > 0L], collapse = ", ")
     )
   )

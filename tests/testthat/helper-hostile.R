@@ -197,3 +197,63 @@ evil_daemon <- function(url, files) {
   "
   )
 }
+
+# A host that speaks the protocol by hand, and the daemon of another process that has connected to it. `send()` sends a
+# task: the bytes of its payload, values that are attached to it, and what is said of their number and sizes. It returns
+# what the daemon answers, or NULL if the daemon closes the connection.
+evil_host <- function(frame = parent.frame()) {
+  port <- free_port()
+  server <- serverSocket(port)
+  defer(function() close(server), frame)
+  daemon <- r_process(paste0("cat(mirai::daemon('tcp://127.0.0.1:", port, "', autoexit = TRUE))"), frame)
+  con <- socketAccept(server, blocking = TRUE, open = "r+b", timeout = 60)
+  defer(function() close(con), frame)
+  number <- function(x) writeBin(as.integer(x), raw(), endian = "little")
+  varint <- function(x) {
+    out <- raw()
+    while (x > 127) {
+      out <- c(out, as.raw(x %% 128 + 128))
+      x <- x %/% 128
+    }
+    c(out, as.raw(x))
+  }
+  # The numbers at the start of bytes.
+  numbers_in <- function(bytes, n) {
+    ends <- which(bytes < 128)[seq_len(n)]
+    starts <- c(1L, ends[-n] + 1L)
+    mapply(function(from, to) sum(as.integer(bytes[from:to]) %% 128 * 128^(0:(to - from))), starts, ends)
+  }
+  frame_out <- function(meta, body = raw()) {
+    writeBin(c(charToRaw("mira"), number(c(length(meta), length(body), 0L)), meta, body), con)
+  }
+  frame_in <- function() {
+    head <- readBin(con, "raw", 16L)
+    if (length(head) < 16L) {
+      return(NULL)
+    }
+    lengths <- readBin(head[5:16], "integer", 2L, endian = "little")
+    list(meta = readBin(con, "raw", lengths[[1L]]), body = readBin(con, "raw", lengths[[2L]]))
+  }
+  expect_identical(frame_in()$meta[[1L]], as.raw(0)) # Hello
+  frame_out(as.raw(c(1, 0))) # Welcome, and no keep-alive
+  sent <- 0
+  size <- function(n) c(number(n), number(0L))
+  send <- function(payload, values = list(), sizes = lengths(values), attached = length(sizes)) {
+    sent <<- sent + 1
+    # A task: its number, kind, no stream, no constants, up to which number they may begin, values attached
+    meta <- c(as.raw(3), varint(sent), as.raw(c(0, 0, 0)), varint(sent), varint(attached))
+    frame_out(meta, c(payload, unlist(values), unlist(lapply(sizes, size))))
+    repeat {
+      answer <- frame_in()
+      if (is.null(answer)) {
+        return(NULL)
+      }
+      if (answer$meta[[1L]] == 3) {
+        # Done: its number, value or error, time, size of notes
+        notes <- numbers_in(answer$meta[-1L], 4L)[[4L]]
+        return(.Call(mirai:::rs_decode, answer$body[seq_len(length(answer$body) - notes)]))
+      }
+    }
+  }
+  list(send = send, daemon = daemon)
+}

@@ -54,3 +54,22 @@ output_on_host <- function(hosts, code, seconds = 60, frame = parent.frame()) {
   args <- c("netns", "exec", hosts$names[[1L]], file.path(R.home("bin"), "Rscript"), r_script(c(given, code), frame))
   suppressWarnings(system2("ip", args, stdout = TRUE, stderr = TRUE, timeout = seconds))
 }
+
+# Runs R code in a process for which a directory is a file system of its own, in memory, of a size such as "1m". Returns its
+# output. Other processes do not see the file system, which ends with the last process that does.
+output_with_disk <- function(dir, size, code, seconds = 60, frame = parent.frame()) {
+  skip_on_os(c("mac", "windows", "solaris"))
+  if (!nzchar(Sys.which("unshare"))) {
+    skip("unshare of util-linux is not installed")
+  }
+  mount <- paste("mount -t tmpfs -o", paste0("size=", size), "tmpfs", shQuote(dir))
+  within <- function(command) c("--mount", "sh", "-c", shQuote(paste(mount, "&&", command)))
+  if (suppressWarnings(system2("unshare", within("true"), stdout = FALSE, stderr = FALSE)) != 0L) {
+    skip("file systems cannot be mounted here")
+  }
+  tmp <- local_file("tmp", frame = frame)
+  dir.create(tmp)
+  local_envvar(TMPDIR = tmp, R_LIBS = paste(.libPaths(), collapse = ":"), frame = frame)
+  rscript <- paste("exec", file.path(R.home("bin"), "Rscript"), r_script(code, frame))
+  suppressWarnings(system2("unshare", within(rscript), stdout = TRUE, stderr = TRUE, timeout = seconds))
+}

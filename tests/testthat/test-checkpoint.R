@@ -164,6 +164,11 @@ test_that("names, matrices, options of collecting, promises and conditions are a
 
 test_that("results are in the file while R is blocked, and after kill -9", {
   check <- local_checkpoint()
+  local_test_daemons(1)
+  # The size of a file with these results.
+  whole <- local_file("whole")
+  mirai_map(1:20, square, .args = list(log = check$log), .checkpoint = whole)[]
+  local_closed(whole)
   code <- session_code(
     check,
     "invisible(daemons(2))",
@@ -171,14 +176,11 @@ test_that("results are in the file while R is blocked, and after kill -9", {
     "Sys.sleep(600)"
   )
   p <- r_process(code)
-  complete <- function() file.exists(check$log) && length(readLines(check$log)) == 20L
-  expect_true(wait_until(complete, 30))
-  # A result is written within a second of its arrival.
-  Sys.sleep(1)
+  # R of that session sleeps, and does nothing for it.
+  expect_true(wait_until(function() isTRUE(file.size(check$file) == file.size(whole)), 30))
   p$kill()
   p$wait(5000)
   check$ran()
-  local_test_daemons(1)
   expect_identical(check$map(1:20)[.flat], (1:20)^2)
   expect_identical(check$ran(), numeric())
 })
@@ -393,6 +395,43 @@ test_that("where no more can be written results arrive all the same, and a warni
   out <- r_output(code)
   expect_match(out[[1L]], "the checkpoint has stopped.*File too large")
   expect_identical(trimws(out[-1L]), c("TRUE", "< mirai map [20/20] >", "36 TRUE"))
+})
+
+test_that("on a full disk results arrive all the same, and once there is room again the rest is stored", {
+  skip_on_cran()
+  check <- local_checkpoint()
+  # A file system of 1 MB, mounted for this session alone.
+  disk <- local_file("disk")
+  dir.create(disk)
+  check$file <- file.path(disk, "checkpoint")
+  code <- session_code(
+    check,
+    "filler <- file.path(dirname(file), 'filler')",
+    "writeBin(raw(6e5), filler)",
+    "invisible(daemons(2))",
+    "large <- function(i) i + numeric(7500)",
+    "environment(large) <- globalenv()",
+    "right <- function(x) identical(x, lapply(1:15, large))",
+    "map <- mirai_map(1:15, large, .checkpoint = file)",
+    "x <- withCallingHandlers(map[], warning = function(w) {",
+    "  cat(conditionMessage(w), '\n')",
+    "  invokeRestart('muffleWarning')",
+    "})",
+    "cat(right(x), file.size(file) > 1e5, '\n')",
+    "unlink(filler)",
+    # Nobody has the file that could not be written to any more.
+    "rm(map)",
+    "invisible(system2('flock', c('--timeout', '20', file, 'true')))",
+    "before <- nrow(task_log())",
+    "cat(right(mirai_map(1:15, large, .checkpoint = file)[]), '\n')",
+    "again <- nrow(task_log()) - before",
+    "cat(again > 0, again < 15, '\n')",
+    "cat(right(mirai_map(1:15, large, .checkpoint = file)[]), nrow(task_log()) - before == again)"
+  )
+  skip_if(!nzchar(Sys.which("flock")), "flock")
+  out <- output_with_disk(disk, "1m", code)
+  expect_match(out[[1L]], "the checkpoint has stopped.*No space left on device")
+  expect_identical(trimws(out[-1L]), c("TRUE TRUE", "TRUE", "TRUE TRUE", "TRUE TRUE"))
 })
 
 test_that("a value of 100 MB is stored as it came, whatever is done to it meanwhile", {

@@ -52,7 +52,7 @@ test_that("cancellation and loss pass through a relay", {
   expect_reset(m[])
 })
 
-test_that("conditions and reports pass through a relay", {
+test_that("conditions, reports and the texts of errors pass through a relay", {
   local_test_daemons(url = loopback("tcp"), dispatcher = FALSE)
   p <- relay_process(nextget("url"), "n = 1")
   expect_true(connected(1))
@@ -66,6 +66,8 @@ test_that("conditions and reports pass through a relay", {
   expect_identical(m[], "value")
   expect_identical(conditionMessage(mirai_conditions(m)[[1L]]), "careful")
   expect_identical(mirai_reports(m), list(1L, 2L))
+  expect_identical(mirai(stop("no luck"))[]$message, "no luck")
+  expect_identical(task_log()$error, c(NA, "no luck"))
 })
 
 test_that("a relay listens for daemons, in TLS on both sides", {

@@ -214,6 +214,84 @@ test_that("mutants that a daemon answers with are values or error values", {
   expect_length(got, 200)
 })
 
+test_that("a task whose values are not where they belong is an error, and the next one is evaluated", {
+  skip_on_cran()
+  host <- evil_host()
+  # What the host of a session sends for mirai(sum(x, y[[2L]]), x = a, .args = list(y = list(b, a))).
+  task <- function(
+    places,
+    expr = quote(sum(x, unlist(y))),
+    globals = list(x = NULL),
+    args = list(y = list(NULL, NULL))
+  ) {
+    encode(list(expr, globals, args, NULL, places))
+  }
+  values <- lapply(list(1, 20), encode)
+  good <- c(1L, 1L, 0L, 1L, 2L, 1L, 1L, 2L, 2L, 1L, 2L, 1L)
+  expect_good <- function() expect_identical(host$send(task(good), values), 22)
+  expect_good()
+  at <- function(i, x) replace(good, i, x)
+  bad <- c(
+    list(as.numeric(good), good[-1L], letters, list(1L, 1L, 0L, 1L), quote(x)),
+    # The list, the argument, the element, the value
+    lapply(c(0L, -1L, 3L, 4L, NA, .Machine$integer.max), function(x) at(1L, x)),
+    lapply(c(0L, -1L, 2L, NA, .Machine$integer.max), function(x) at(2L, x)),
+    lapply(c(1L, -1L, NA, .Machine$integer.max), function(x) at(3L, x)),
+    lapply(c(3L, -1L, NA, .Machine$integer.max), function(x) at(7L, x)),
+    lapply(c(0L, 3L, -1L, NA, .Machine$integer.max), function(x) at(8L, x))
+  )
+  for (places in bad) {
+    expect_match(host$send(task(places), values)$message, "what the host has sent is no task", fixed = TRUE)
+  }
+  for (payload in list(1, list(), list(1, 2), as.list(1:6), list(quote(x), 1, 2, NULL, good), quote(f(x, y, z, a)))) {
+    expect_match(host$send(encode(payload), values)$message, "what the host has sent is no task", fixed = TRUE)
+  }
+  # A map's arguments are the second element of `.args`.
+  for (args in list(list(a = 1), list(a = 1, b = 2), list(a = 1, b = NULL))) {
+    expect_match(host$send(task(c(3L, 1L, 0L, 1L), args = args), values)$message, "no task")
+  }
+  expect_good()
+  # Values that cannot be read
+  deep <- stream(rep(int(19L, 1L), 1e6), int(254L))
+  for (value in list(raw(), values[[1L]][1:20], as.raw(1:100), deep, c(values[[1L]], values[[2L]]))) {
+    message <- host$send(task(good), list(value, values[[2L]]))$message
+    expect_match(message, "cannot be read|nested too deeply|could not be sent")
+  }
+  # The message itself, cut or too long because the sizes are not true
+  expect_match(host$send(task(good), values, lengths(values) + c(0L, 1L))$message, "cannot be read")
+  expect_match(host$send(task(good), values, lengths(values) - c(0L, 1L))$message, "cannot be read")
+  expect_good()
+  # A value in the place of an argument, and in one of its own elements: it would be part of itself.
+  value <- list(encode(list(NULL)))
+  for (places in list(c(1L, 1L, 0L, 1L, 1L, 1L, 1L, 1L), c(1L, 1L, 1L, 1L, 1L, 1L, 0L, 1L))) {
+    x <- host$send(task(places, quote(x), list(x = list(NULL))), value)
+    expect_identical(x, list(NULL))
+  }
+  x <- host$send(task(c(2L, 2L, 1L, 1L, 3L, 1L, 1L, 1L), quote(b), args = list(a = 1, b = list(list(NULL)))), value)
+  expect_identical(x, list(list(NULL)))
+  # The same place many times
+  expect_identical(host$send(task(rep(good, 10000L)), values), 22)
+  expect_good()
+})
+
+test_that("a host that attaches more than it sends is left", {
+  skip_on_cran()
+  payload <- encode(list(quote(x), list(x = NULL), NULL, NULL, c(1L, 1L, 0L, 1L)))
+  value <- list(encode(1))
+  for (send in list(
+    function(host) host$send(payload, value, attached = 2^32 - 1),
+    function(host) host$send(payload, value, sizes = .Machine$integer.max),
+    function(host) host$send(payload, value, sizes = c(.Machine$integer.max, .Machine$integer.max)),
+    function(host) host$send(raw(), attached = 1)
+  )) {
+    host <- evil_host()
+    expect_identical(host$send(payload, value), 1)
+    expect_null(send(host))
+    host$daemon$wait(20000)
+    expect_identical(host$daemon$get_exit_status(), 0L)
+  }
+})
+
 test_that("an interrupted read leaves the mirai to be read again", {
   out <- r_output(
     '

@@ -213,6 +213,53 @@ test_that("the time limit of a task that waits counts from its submission", {
   stop_mirai(first)
 })
 
+test_that("what nobody else wants is cancelled when the task that needs it times out or fails", {
+  local_test_daemons(2)
+  late <- mirai(c(x, y), x = stuck(), y = stuck(), .timeout = 50)
+  expect_identical(late[], structure(5L, class = "errorValue"))
+  # Both daemons are free.
+  expect_identical(mirai_map(1:2, function(x) x)[.flat], 1:2)
+  expect_identical(task_log()$state[1:3], c("cancelled", "cancelled", "timed_out"))
+  kept <- stuck()
+  failed <- mirai(c(x, y, z), x = mirai(stop("no")), y = stuck(), z = kept)
+  expect_identical(failed[]$parent$message, "no")
+  expect_identical(mirai(1)[], 1)
+  expect_true(unresolved(kept))
+  # Once no variable has it, the collector finds that out.
+  kept <- NULL
+  gc()
+  expect_identical(mirai_map(1:2, function(x) x)[.flat], 1:2)
+  map <- mirai_map(1:3, function(x, y) y, .args = list(y = stuck()), .timeout = 50)
+  expect_identical(unique(map[]), list(structure(5L, class = "errorValue")))
+  expect_identical(mirai_map(1:2, function(x) x)[.flat], 1:2)
+  # What has let down nobody goes on: it may be of use by what it does.
+  file <- local_file()
+  mirai(file.create(file), file = file)
+  gc()
+  expect_true(wait_until(function() file.exists(file)))
+})
+
+test_that("what goes to a checkpoint is not cancelled", {
+  local_test_daemons(1)
+  go <- local_file()
+  file <- local_file()
+  slow <- function(x, go) {
+    while (!file.exists(go)) {
+      Sys.sleep(0.005)
+    }
+    x
+  }
+  environment(slow) <- globalenv()
+  submit <- function() mirai_map(1:2, slow, .args = list(go = go), .checkpoint = file)
+  late <- mirai(x, x = submit(), .timeout = 50)
+  expect_identical(late[], structure(5L, class = "errorValue"))
+  gc()
+  file.create(go)
+  expect_true(wait_until(function() info()[["completed"]] == 3L))
+  expect_identical(submit()[.flat], 1:2)
+  expect_identical(task_log()$state, c("done", "done", "timed_out"))
+})
+
 test_that("what waits counts as awaiting, and goes first to where it stood in the queue", {
   local_test_daemons(1)
   file <- local_file()

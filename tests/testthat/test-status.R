@@ -35,14 +35,19 @@ test_that("every mirai that has resolved counts as completed, however it ended",
   local_tmpdir()
   for (dispatcher in c(TRUE, FALSE)) {
     profile <- local_test_daemons(2, dispatcher = dispatcher)
+    go <- local_file()
+    # Without dispatcher, a task that has timed out runs on, and the last one waits behind it.
+    until_go <- quote(while (!file.exists(go)) Sys.sleep(0.01))
     ms <- list(
       mirai("value"),
       mirai(stop("error")),
-      mirai(Sys.sleep(60), .timeout = 50),
+      mirai(until_go, go = go, .timeout = 50),
       mirai(Sys.sleep(60)),
       mirai(tools::pskill(Sys.getpid(), tools::SIGKILL))
     )
     stop_mirai(ms[[4L]])
+    call_mirai(ms[1:4])
+    file.create(go)
     call_mirai(ms)
     expect_identical(info()[c("awaiting", "executing", "completed")], c(awaiting = 0L, executing = 0L, completed = 5L))
     expect_identical(unname(status()$mirai), c(0L, 0L, 5L))

@@ -6,7 +6,8 @@
 //! it may well be garbage.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use mirai_core::{memory, task};
 
@@ -33,8 +34,14 @@ static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 static COST: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of values that had gone on to other tasks and were held after the last [`collect`].
 static PASSED_LEFT: AtomicU64 = AtomicU64::new(0);
-/// Below so many milliseconds a collection is cheap.
+/// [`task::let_down`] at the last [`collect`].
+static LET_DOWN: AtomicUsize = AtomicUsize::new(0);
+/// When the last [`collect`] has ended, in microseconds since the first time that this was asked.
+static ENDED: AtomicU64 = AtomicU64::new(0);
+/// A collection that takes less than this is cheap. Milliseconds.
 const CHEAP: usize = 100;
+/// After a collection, the next one to find out which tasks nobody wants comes after this many times what it has cost.
+const REST: u64 = 10;
 
 /// A vector with this charge has been made.
 pub(crate) fn add(weight: usize) {
@@ -109,7 +116,25 @@ pub(crate) unsafe fn collect() {
         LEFT.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
         PASSED_LEFT.store(task::bytes_passed_on(), Ordering::Relaxed);
         OWN.store(memory::private_bytes().unwrap_or(0), Ordering::Relaxed);
+        LET_DOWN.store(task::let_down(), Ordering::Relaxed);
+        ENDED.store(now(), Ordering::Relaxed);
     }
+}
+
+/// In microseconds.
+fn now() -> u64 {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    ORIGIN.get_or_init(Instant::now).elapsed().as_micros() as u64
+}
+
+/// Whether tasks may still run whose values nobody wants: those that needed them have ended since the last collection,
+/// and only R's collector knows whether somebody can ask for them. Not before `REST` is over.
+pub(crate) fn worth_collecting_let_down() -> bool {
+    if task::let_down() == LET_DOWN.load(Ordering::Relaxed) {
+        return false;
+    }
+    let cost = 1000 * COST.load(Ordering::Relaxed) as u64;
+    now() - ENDED.load(Ordering::Relaxed) >= REST * cost
 }
 
 /// Of this thread. The wall clock would also count how busy other processes are.

@@ -299,23 +299,10 @@ pub(crate) fn configure(configuration: Bytes) {
     });
 }
 
-/// Cancels a task, wherever it is. False if it is too late.
+/// Cancels a task, wherever it is, and what nobody else has needed. False if it is too late.
 pub(crate) fn cancel(task: &Task) -> bool {
     SESSION
         .with_borrow(|session| !forks::is_forked() && session.hosts().any(|host| host.cancel(task)))
-}
-
-/// Cancels those of these tasks that nobody wants any more, then those that these have needed, and so on.
-pub(crate) fn cancel_unwanted(mut tasks: Vec<Arc<Task>>) {
-    while let Some(task) = tasks.pop() {
-        if task.is_wanted() || task.is_resolved() {
-            continue;
-        }
-        let needs = task.needs();
-        if cancel(&task) {
-            tasks.extend(needs);
-        }
-    }
 }
 
 /// The name of the profile in which a task waits and no daemon is, nor one of those that this session has started on its

@@ -7,7 +7,7 @@ const RESERVE: usize = 768 << 10;
 /// R uses no more, whatever the system allows.
 const MOST: usize = 16 << 20;
 
-/// Levels of so many bytes each for which there is room.
+/// How many levels of `size` bytes each the stack still has room for.
 pub(crate) fn levels(size: usize) -> usize {
     let here = 0u8;
     let here = std::ptr::from_ref(&here).addr();

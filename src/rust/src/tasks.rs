@@ -28,6 +28,7 @@ use crate::failures::{
     argument_failure, error_value, failure_of, failure_with, reset_value, unreadable,
 };
 use crate::forks;
+use crate::gc;
 use crate::notes;
 use crate::r::{self, symbols, Constant, R_MakeActiveBinding, Rf_eval, Rf_inherits, Rf_list3};
 use crate::serialize::{self, Unread};
@@ -307,6 +308,10 @@ unsafe fn settle(pointer: SEXP) -> SEXP {
         r::R_removeVarFromFrame(DATA.get(), env);
         Rf_defineVar(DATA.get(), value, env);
         release(pointer);
+        // It may have let down tasks that run on.
+        if gc::worth_collecting_let_down() {
+            gc::collect();
+        }
         Rf_unprotect(2);
         value
     }

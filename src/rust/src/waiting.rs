@@ -150,7 +150,8 @@ impl Wait {
         unsafe {
             static LAST: AtomicU64 = AtomicU64::new(0);
             // Before any task is borrowed: a finalizer may read one of the mirai, and so let its task go.
-            if gc::worth_collecting_when_idle() && each(x).any(|m| is_pending(m)) {
+            let worth = gc::worth_collecting_when_idle() || gc::worth_collecting_let_down();
+            if worth && each(x).any(|m| is_pending(m)) {
                 gc::collect();
             }
             Wait {
@@ -174,7 +175,7 @@ impl Wait {
             let end = timeout.and_then(|t| Instant::now().checked_add(t));
             while self.once(enough, end) == Waited::Interrupted {
                 events::serve();
-                if gc::worth_collecting_passed() {
+                if gc::worth_collecting_passed() || gc::worth_collecting_let_down() {
                     gc::collect();
                 }
                 if self.look.is_some_and(|time| Instant::now() >= time) {
@@ -390,8 +391,7 @@ unsafe fn unresolved(x: SEXP) -> bool {
 
 /// `.Call(cancel, x)`: cancels the mirai in `x`, and what these alone have needed; for each whether that came in time.
 unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the argument; `out` is protected, and has `n` elements. R is
-    // called for reading only while there are `needs`.
+    // SAFETY: R calls it on its main thread and protects the argument; `out` is protected, and has `n` elements.
     unsafe {
         // Whether a mirai can still be asked for its value, only R's collector knows.
         if each(x).any(|m| task_of(m).is_some_and(|task| !task.needs().is_empty())) {
@@ -403,7 +403,6 @@ unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
             1
         };
         let out = Rf_protect(Rf_allocVector(SEXPTYPE::LGLSXP, n));
-        let mut needs = Vec::new();
         // From the last to the first: cancelling the running one first would only have
         // its daemon begin the next, to be cancelled as well.
         for i in (0..n).rev() {
@@ -413,19 +412,9 @@ unsafe extern "C-unwind" fn cancel(x: SEXP) -> SEXP {
                 x
             };
             let task = is_mirai(m).then(|| task_of(m)).flatten();
-            let done = task.is_some_and(|task| {
-                // Before it forgets them.
-                let before = needs.len();
-                needs.extend(task.needs());
-                let done = session::cancel(task);
-                if !done {
-                    needs.truncate(before);
-                }
-                done
-            });
+            let done = task.is_some_and(session::cancel);
             *LOGICAL(out).add(i as usize) = done.into();
         }
-        session::cancel_unwanted(needs);
         Rf_unprotect(1);
         out
     }

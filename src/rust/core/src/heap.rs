@@ -16,7 +16,7 @@ const DELAY: Duration = Duration::from_secs(1);
 /// anywhere, within an allocator's callbacks, too. Does nothing where the allocator is not glibc's.
 pub fn trim_soon(still: fn() -> bool) {
     static PENDING: AtomicBool = AtomicBool::new(false);
-    if !cfg!(target_env = "gnu") || PENDING.swap(true, Ordering::SeqCst) {
+    if !cfg!(all(target_os = "linux", target_env = "gnu")) || PENDING.swap(true, Ordering::SeqCst) {
         return;
     }
     io_thread::handle().spawn(async move {
@@ -29,7 +29,7 @@ pub fn trim_soon(still: fn() -> bool) {
 }
 
 fn trim() {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: may be called at any time from any thread.
     unsafe {
         libc::malloc_trim(0);

@@ -1,12 +1,13 @@
 //! Why a daemon was lost: told by whoever knows, kept for the tasks that were lost with it.
 
-use std::os::fd::OwnedFd;
+#[cfg_attr(windows, path = "loss/no_words.rs")]
+mod words;
+
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{Mode, OFlags};
 
-use crate::descriptors::{Held, out_of_the_way};
+pub(crate) use words::LastWords;
 
 /// Time to wait for the status of a process that the host has started and whose connection has ended. It is known
 /// within milliseconds, unless the process lives on without its connection.
@@ -14,59 +15,6 @@ const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A name of a machine is at most this long, in bytes. What a daemon says beyond that is dropped.
 const MOST_OF_A_NAME: usize = 255;
-
-/// Of what a daemon wrote last, this many lines are told, and this many bytes.
-const MOST_LINES: usize = 20;
-const MOST_OF_WORDS: usize = 2000;
-
-/// What a daemon on this machine has written last: two pipes, which the host reads once the daemon is lost. Until then
-/// the daemon itself keeps them from being full: see [`Output`](crate::worker::output::Output).
-#[derive(Debug)]
-pub(crate) struct LastWords {
-    pipes: [OwnedFd; 2],
-    _held: Held,
-}
-
-impl LastWords {
-    /// Opens the pipes that a process of this user has by these numbers. `None` if that cannot be done, or another process
-    /// has taken its place.
-    pub(crate) fn of(pid: u32, pipes: [u32; 2]) -> Option<LastWords> {
-        let held = Held::if_spare(2)?;
-        let open = |fd: u32| {
-            let path = format!("/proc/{pid}/fd/{fd}");
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-            let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-            let kind = rustix::fs::fstat(&file).ok()?.st_mode;
-            let is_pipe = rustix::fs::FileType::from_raw_mode(kind) == rustix::fs::FileType::Fifo;
-            is_pipe.then(|| out_of_the_way(file))
-        };
-        let pipes = [open(pipes[0])?, open(pipes[1])?];
-        Some(LastWords { pipes, _held: held })
-    }
-
-    /// The last lines. What would disturb a terminal is left out.
-    fn read(self) -> String {
-        let mut bytes = Vec::new();
-        for pipe in &self.pipes {
-            let mut buffer = [0; 4096];
-            // A process that the daemon has left may go on writing: not more than pipes hold is read.
-            while bytes.len() < 256 * 1024 {
-                match rustix::io::read(pipe, &mut buffer) {
-                    Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
-                    _ => break,
-                }
-            }
-        }
-        let end = bytes.len().saturating_sub(MOST_OF_WORDS);
-        let text = String::from_utf8_lossy(&bytes[end..]);
-        let text: String = text
-            .chars()
-            .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-            .collect();
-        let lines: Vec<&str> = text.trim_end().lines().collect();
-        lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
-    }
-}
 
 /// The reason, as long as there is none.
 const UNKNOWN: &str = "was lost: its connection ended";

@@ -173,11 +173,17 @@ impl Relay {
             let (first, up) = (tasks[0].clone(), up.clone());
             task.on_resolved(Box::new(move |_| {
                 if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                    if let Some(relay) = relay.upgrade() {
+                    let relay = relay.upgrade();
+                    if let Some(relay) = &relay {
                         relay.tasks.lock().tasks.remove(&seq);
                     }
+                    // Now, while the log has it for sure.
+                    let failed = matches!(first.outcome(), Some(Outcome::Error(_)));
+                    let error = relay
+                        .filter(|_| failed)
+                        .and_then(|relay| relay.below.error_of(first.id()));
                     // Nobody listens any more: there is no host to tell.
-                    let _ = up.send(News::Done(seq, first));
+                    let _ = up.send(News::Done(seq, first, error));
                 }
             }));
         }
@@ -192,8 +198,8 @@ impl Relay {
 enum News {
     /// It has sent something ahead.
     Report(Seq, Arc<Task>),
-    /// It has resolved.
-    Done(Seq, Arc<Task>),
+    /// It has resolved, to an error with this message for the log.
+    Done(Seq, Arc<Task>, Option<Box<str>>),
 }
 
 /// Sends what comes to the host above, until there is nobody who could send more, or the host is gone.
@@ -201,7 +207,7 @@ fn send_up(above: &dyn worker::Sender, news: &Receiver<News>) {
     // Reports that the host has been sent, of tasks that have not resolved.
     let mut reported: FxHashMap<Seq, u64> = FxHashMap::default();
     for news in news {
-        let (News::Report(seq, task) | News::Done(seq, task)) = &news;
+        let (News::Report(seq, task) | News::Done(seq, task, _)) = &news;
         let sent = reported.entry(*seq).or_default();
         let reports = task.reports().after(*sent);
         *sent = reports.dropped + reports.kept.len() as u64;
@@ -211,17 +217,17 @@ fn send_up(above: &dyn worker::Sender, news: &Receiver<News>) {
                 return;
             }
         }
-        if let News::Done(..) = news {
-            reported.remove(seq);
-            if !send_value(above, *seq, task) {
+        if let News::Done(seq, task, error) = news {
+            reported.remove(&seq);
+            if !send_value(above, seq, &task, error) {
                 return;
             }
         }
     }
 }
 
-/// Sends the value of a task to the host above. False if that is gone.
-fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task) -> bool {
+/// Sends the value of a task to the host above, with the message of an error. False if that is gone.
+fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task, error: Option<Box<str>>) -> bool {
     let (outcome, content) = match task.outcome() {
         Some(Outcome::Value(content)) => (Done::Value, Some(content)),
         Some(Outcome::Error(content)) => (Done::Error, Some(content)),
@@ -239,7 +245,7 @@ fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task) -> bool {
         // Of no use: a relay holds whatever it is sent.
         spent: 0,
         notes: notes.len() as u64,
-        error: None,
+        error,
     };
     above.send(&message, (&*body).into()).is_ok()
 }

@@ -19,7 +19,8 @@ use crate::memory::{Body, Content};
 use crate::protocol::{Kind, Stream};
 
 use needs::Flow;
-pub use needs::{Cause, Constants, bytes_passed_on};
+pub(crate) use needs::take_unwanted;
+pub use needs::{Cause, Constants, bytes_passed_on, let_down};
 use wait::Countdown;
 pub use wait::{Group, Patience, wait_for};
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::*;
 use mirai_core::dispatcher::{Config, Retry};
 use mirai_core::host::{Host, MOST_FAILURES, MakeJob};
-use mirai_core::process::command::Job;
+use mirai_core::process::Job;
 use mirai_core::task::{Outcome, Task};
 use mirai_core::transport::local_url;
 use mirai_core::worker::Next;

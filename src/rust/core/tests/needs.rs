@@ -7,8 +7,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::*;
+use mirai_core::checkpoint::{Checkpoint, Key};
 use mirai_core::dispatcher::{Config, Policy, Retry, Target, TaskState};
-use mirai_core::host::Host;
+use mirai_core::host::{Host, cancel_unwanted};
 use mirai_core::memory::plain;
 use mirai_core::protocol::Kind;
 use mirai_core::relay::{Relay, SLOTS};
@@ -210,6 +211,104 @@ fn what_nobody_can_ask_for_is_wanted_while_others_need_it() {
     assert!(first.is_wanted() && a.needs().is_empty());
     host.cancel(&b);
     assert!(!first.is_wanted());
+    host.close(true);
+}
+
+#[test]
+fn what_nobody_wants_is_cancelled_whatever_has_ended_those_that_needed_it() {
+    let ((one, _), (two, url)) = (local(), local());
+    let timing_out = |needs: &[&Arc<Task>]| {
+        let late = needing(b"late", needs);
+        two.submit(late.clone(), Some(Duration::from_millis(20)), Target::Any);
+        late
+    };
+    // Nobody can ask for it before it is let down.
+    let first = submit(&one, b"first");
+    let late = timing_out(&[&first]);
+    first.abandon();
+    assert_eq!(*outcome(&late), Outcome::TimedOut);
+    assert_eq!(*outcome(&first), Outcome::Canceled);
+    // Nobody can ask for it any more after that.
+    let first = submit(&one, b"first");
+    assert_eq!(*outcome(&timing_out(&[&first])), Outcome::TimedOut);
+    assert!(first.is_wanted() && !first.is_resolved());
+    first.abandon();
+    cancel_unwanted();
+    assert_eq!(*outcome(&first), Outcome::Canceled);
+    // One that has let down nobody is of use by what it does.
+    let useful = submit(&one, b"useful");
+    useful.abandon();
+    cancel_unwanted();
+    // By a failure, and by a host that closes
+    let (fails, other) = (submit(&two, b"fail"), submit(&one, b"other"));
+    let of_two = submit_needing(&two, b"both", &[&fails, &other]);
+    other.abandon();
+    let daemon = joining(dial(&url, None));
+    assert_eq!(cause(&of_two), fails.id());
+    assert_eq!(*outcome(&other), Outcome::Canceled);
+    let first = submit(&one, b"first");
+    let constants = two.constants_needing(b"c".as_slice().into(), vec![first.clone()]);
+    let with_constants = Payload {
+        constants: Some(constants),
+        kind: Kind::Map,
+        stream: None,
+        body: b"element".as_slice().into(),
+    };
+    let element = Arc::new(Task::new(next_task_id(), with_constants));
+    two.submit(element.clone(), None, Target::Any);
+    first.abandon();
+    two.close(true);
+    assert_eq!(*outcome(&element), Outcome::Reset);
+    assert_eq!(*outcome(&first), Outcome::Canceled);
+    daemon.join().unwrap();
+    assert!(!useful.is_resolved());
+    one.close(true);
+}
+
+#[test]
+fn what_goes_to_a_checkpoint_is_wanted() {
+    let (host, _) = local();
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().join("file"), &|| false).unwrap();
+    let first = task(b"first");
+    first.keep_in(checkpoint, Key::default());
+    host.submit(first.clone(), None, Target::Any);
+    let next = submit_needing(&host, b"next", &[&first]);
+    first.abandon();
+    assert!(host.cancel(&next));
+    assert!(first.is_wanted() && !first.is_resolved());
+    host.close(true);
+}
+
+#[test]
+fn a_long_chain_and_many_values_are_cancelled_without_beginning_any() {
+    let (host, url) = local();
+    let mut worker = dial(&url, None);
+    let mut running = submit(&host, b"running");
+    let task = next_finished(&mut worker);
+    // A chain, and its last needs many more.
+    for _ in 0..20_000 {
+        let next = submit_needing(&host, b"never", &[&running]);
+        running.abandon();
+        running = next;
+    }
+    let many: Vec<_> = (0..1000).map(|_| submit(&host, b"never")).collect();
+    let mut refs: Vec<_> = many.iter().collect();
+    refs.push(&running);
+    let last = submit_needing(&host, b"never", &refs);
+    many.iter()
+        .chain([&running])
+        .for_each(|task| task.abandon());
+    assert!(host.cancel(&last));
+    // At once, on this thread.
+    assert!(running.is_resolved() && many.iter().all(|task| task.is_resolved()));
+    let after = submit(&host, b"after");
+    worker.reply(task.seq, b"", false);
+    let task = next_finished(&mut worker);
+    assert_eq!(task.body, b"after");
+    worker.reply(task.seq, b"", false);
+    assert_eq!(*outcome(&after), value(b""));
+    assert_eq!(host.counts().awaiting, 0);
     host.close(true);
 }
 

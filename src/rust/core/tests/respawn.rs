@@ -98,6 +98,11 @@ fn keeping(respawn: Respawn, url: &str, config: Config) -> (Host, Arc<AtomicU32>
     (host, started)
 }
 
+/// Waits until all daemons are over, and none will be started again.
+fn none_is_to_come(host: &Host) {
+    eventually("no daemon lives", || host.daemons_alive() == 0);
+}
+
 fn reason(task: &Task) -> String {
     assert_eq!(*outcome(task), Outcome::Reset);
     task.loss().expect("there is a reason").to_string()
@@ -137,7 +142,7 @@ fn a_daemon_that_leaves_is_started_again_only_where_that_is_wanted() {
     assert_eq!(*outcome(&submit(&host, b"leave")), value(b"left".to_vec()));
     until(|| host.counts().connections == 0);
     let waiting = submit(&host, b"x");
-    std::thread::sleep(Duration::from_millis(300));
+    none_is_to_come(&host);
     assert!(!waiting.is_resolved());
     assert_eq!(started.load(Ordering::SeqCst), 1);
     host.close(true);
@@ -156,7 +161,7 @@ fn one_that_is_not_kept_stays_away() {
     let doomed = submit(&host, b"kill");
     reason(&doomed);
     let waiting = submit(&host, b"x");
-    std::thread::sleep(Duration::from_millis(300));
+    none_is_to_come(&host);
     assert!(!waiting.is_resolved());
     assert_eq!(started.load(Ordering::SeqCst), 1);
     host.close(true);
@@ -278,8 +283,7 @@ fn a_first_launch_that_fails_is_not_tried_again() {
     });
     let child = child.unwrap();
     until(|| child.exit().is_some());
-    // There is no event for what does not happen. A launch after this time would not be seen.
-    std::thread::sleep(Duration::from_millis(200));
+    none_is_to_come(&host);
     host.close(true);
     assert_eq!(launches.load(Ordering::SeqCst), 1);
 }
@@ -426,7 +430,7 @@ fn a_host_that_closes_starts_nothing_again() {
         }
         host.close(true);
         let before = started.load(Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(100));
+        none_is_to_come(&host);
         assert_eq!(started.load(Ordering::SeqCst), before);
     }
 }

@@ -160,8 +160,8 @@ impl<'a> Cursor<'a> {
         self.take(n).map(drop)
     }
 
-    /// Passes so many strings, one after the other, as long as they are of the usual kind. How many
-    /// are left.
+    /// Passes up to `n` strings, one after the other, and stops at one that is not of the usual kind. Returns how
+    /// many are left.
     pub(crate) fn pass_strings(&mut self, n: usize) -> usize {
         let mut left = n;
         while left > 0 {

@@ -10,7 +10,7 @@ const LONGEST_NAME: usize = 10_000;
 /// Longer than the name of any built-in function.
 const LONGEST_BUILTIN: usize = 64;
 const TOO_DEEP: &str = "it is nested too deeply";
-/// Memory for the stack, for references and for lengths is kept up to so many of each.
+/// The most entries of the stack, of references and of lengths whose memory is kept from one scan to the next.
 const KEPT: usize = 4096;
 
 /// What a hook has made of a place in the bytes.

@@ -151,7 +151,7 @@ fn the_header_is_checked() {
         out.int(n).raw(name).nil()
     };
     header(5, b"UTF-8").passes();
-    // R would write so many bytes on its stack as are left.
+    // R takes the length for unsigned, and writes all bytes that are left on its stack.
     header(-1, b"").fails("encoding is too long");
     header(i32::MIN, &[0x41; 500]).fails("encoding is too long");
     header(64, &[b'a'; 64]).fails("encoding is too long");

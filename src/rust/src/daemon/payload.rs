@@ -51,7 +51,7 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
         let payload = Rf_protect(read(common.unwrap_or(own).message()));
         // R does not check an index.
         if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=5).contains(&Rf_xlength(payload)) {
-            r::raise("what the host has sent is no task");
+            no_task();
         }
         if Rf_xlength(payload) == 5 {
             put_in_place(payload, common.unwrap_or(own));
@@ -128,8 +128,13 @@ impl<'a> Body<'a> {
 /// Puts the values that are attached to a payload where its last element says: see `submit/arguments.rs`.
 unsafe fn put_in_place(payload: SEXP, body: Body<'_>) {
     // SAFETY: on R's main thread, where long jumps end. `payload`, which is a list of five, is protected and nobody else's,
-    // and so are its lists; `values` is protected. Indices are below the lengths checked.
+    // and so are its lists; `values` and `lists` are protected. Indices are below the lengths checked.
     unsafe {
+        let places = VECTOR_ELT(payload, 4);
+        let n_places = Rf_xlength(places) / 4;
+        if TYPEOF(places) != SEXPTYPE::INTSXP || Rf_xlength(places) % 4 != 0 {
+            no_task();
+        }
         let n = body.layout.attached();
         let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n as isize));
         for i in 0..n {
@@ -137,37 +142,58 @@ unsafe fn put_in_place(payload: SEXP, body: Body<'_>) {
                 SET_VECTOR_ELT(values, i as isize, read(source));
             }
         }
-        let at = |list: SEXP, i: i32| -> isize {
-            let i = i as isize - 1;
-            let inside = TYPEOF(list) == SEXPTYPE::VECSXP && (0..Rf_xlength(list)).contains(&i);
-            if !inside {
-                r::raise("what the host has sent is no task");
-            }
-            i
-        };
-        let places = VECTOR_ELT(payload, 4);
-        if TYPEOF(places) != SEXPTYPE::INTSXP || Rf_xlength(places) % 4 != 0 {
-            r::raise("what the host has sent is no task");
-        }
-        for i in (0..Rf_xlength(places)).step_by(4) {
-            let number = |j| INTEGER_ELT(places, i + j);
+        // All lists are found before the first value is put anywhere: so none of them is part of a value, and no value
+        // becomes part of itself.
+        let lists = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n_places));
+        for i in 0..n_places {
+            let number = |j| INTEGER_ELT(places, 4 * i + j);
+            let args = VECTOR_ELT(payload, 2);
             let mut list = match number(0) {
                 1 => VECTOR_ELT(payload, 1),
-                2 => VECTOR_ELT(payload, 2),
-                _ => {
-                    let args = VECTOR_ELT(payload, 2);
-                    VECTOR_ELT(args, at(args, 2))
-                }
+                2 => args,
+                3 => VECTOR_ELT(args, index(args, 2)),
+                _ => no_task(),
             };
-            let mut place = at(list, number(1));
+            let argument = index(list, number(1));
             if number(2) != 0 {
-                list = VECTOR_ELT(list, place);
-                place = at(list, number(2));
+                list = VECTOR_ELT(list, argument);
+                index(list, number(2));
             }
-            SET_VECTOR_ELT(list, place, VECTOR_ELT(values, at(values, number(3))));
+            index(values, number(3));
+            SET_VECTOR_ELT(lists, i, list);
         }
-        Rf_unprotect(1);
+        for i in 0..n_places {
+            let number = |j| INTEGER_ELT(places, 4 * i + j);
+            let place = if number(2) != 0 { number(2) } else { number(1) };
+            let value = VECTOR_ELT(values, number(3) as isize - 1);
+            SET_VECTOR_ELT(VECTOR_ELT(lists, i), place as isize - 1, value);
+        }
+        // Now the arguments alone have them, so that they can be changed without a copy.
+        for list in [lists, values] {
+            for i in 0..Rf_xlength(list) {
+                SET_VECTOR_ELT(list, i, R_NilValue);
+            }
+        }
+        Rf_unprotect(2);
     }
+}
+
+/// A place in a list by its number from 1, as an index from 0.
+unsafe fn index(list: SEXP, number: i32) -> isize {
+    // SAFETY: on R's main thread; `list` is protected.
+    unsafe {
+        let i = number as isize - 1;
+        if TYPEOF(list) != SEXPTYPE::VECSXP || !(0..Rf_xlength(list)).contains(&i) {
+            no_task();
+        }
+        i
+    }
+}
+
+/// Raises R's error of a message that no host of ours would send.
+unsafe fn no_task() -> ! {
+    // SAFETY: on R's main thread; nothing here has a destructor, nor do the callers own anything that has.
+    unsafe { r::raise("what the host has sent is no task") }
 }
 
 /// Assigns the elements of a named list, which is empty afterwards.
@@ -177,7 +203,7 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
         let names = Rf_getAttrib(list, R_NamesSymbol);
         let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
         if !is_named && Rf_xlength(list) > 0 {
-            r::raise("what the host has sent is no task");
+            no_task();
         }
         for i in 0..Rf_xlength(list) {
             Rf_defineVar(

@@ -409,8 +409,8 @@ impl Writer {
     }
 
     unsafe fn string(&mut self, string: SEXP) -> bool {
-        // SAFETY: as [`Writer`] demands; `string` has so many bytes. No reference to the buffer is held while R is
-        // called.
+        // SAFETY: as [`Writer`] demands; the slice is all bytes of `string`. No reference to the buffer is held
+        // while R is called.
         unsafe {
             if string == R_NaString {
                 self.integer(SEXPTYPE::CHARSXP as i32);

@@ -9,6 +9,7 @@ use extendr_ffi::{
     SET_VECTOR_ELT, SEXP, SEXPTYPE, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::dispatcher::{Rules, Target};
+use mirai_core::host;
 use mirai_core::protocol::Kind;
 use mirai_core::task::{Constants, Outcome, Payload};
 
@@ -204,6 +205,8 @@ unsafe fn release_common(keeper: SEXP) {
         R_ClearExternalPtr(keeper);
         if !common.is_null() {
             drop(Box::from_raw(common));
+            // All of the map may be over, without what it has needed.
+            host::cancel_unwanted();
         }
     }
 }

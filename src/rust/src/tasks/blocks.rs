@@ -19,6 +19,7 @@ use extendr_ffi::{
     SEXP, SEXPTYPE, TYPEOF,
 };
 use mirai_core::heap;
+use mirai_core::host;
 use mirai_core::task::Task;
 
 use crate::forks;
@@ -48,7 +49,7 @@ const SHARING: usize = 64;
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// From so many mirai on, some hundred megabytes, the heap is trimmed when most of them are gone.
+/// A session that has held this many mirai (some hundred megabytes) trims the heap when most of them are gone.
 const MANY: usize = 100_000;
 
 fn one_more() {
@@ -148,7 +149,7 @@ impl Block {
     }
 }
 
-/// Lets a task go.
+/// Lets a task go. It is cancelled if it was needed by tasks that have ended without it.
 pub(super) unsafe fn empty(slot: &Slot) {
     // SAFETY: a slot holds null or a pointer from `Arc::into_raw`, which is taken out here.
     unsafe {
@@ -156,6 +157,9 @@ pub(super) unsafe fn empty(slot: &Slot) {
         if !task.is_null() {
             let task = Arc::from_raw(task);
             task.abandon();
+            if !forks::is_forked() {
+                host::cancel_unwanted();
+            }
         }
     }
 }

@@ -10,11 +10,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use rustc_hash::FxHashMap;
 
 use super::{Key, OpenError};
+use crate::sys::files::FileExt;
 
 pub(super) const MAGIC: [u8; 8] = *b"miraickp";
 /// Version of this layout, and of what a [`Key`] is made of.

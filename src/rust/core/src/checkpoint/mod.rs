@@ -23,7 +23,6 @@ mod writer;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -34,6 +33,7 @@ use parking_lot::{Condvar, Mutex};
 pub use self::log::Place;
 use self::writer::{Shared, State};
 use crate::memory::Content;
+use crate::sys::files::{self, FileExt, FileId};
 
 /// What a result is stored under: the first half of a SHA-256 of everything that the result depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -92,9 +92,6 @@ pub type Value = Box<dyn AsRef<Content> + Send>;
 /// See the [module documentation](self). Clones are the same checkpoint.
 pub struct Checkpoint(Arc<Shared>);
 
-/// The device and the number of a file.
-type FileId = (u64, u64);
-
 /// The checkpoints of this process that are open. Locked before the state of one of them.
 static OPEN: Mutex<Vec<(FileId, Arc<Shared>)>> = Mutex::new(Vec::new());
 /// To close one that has nothing to write takes no longer.
@@ -113,7 +110,8 @@ impl Checkpoint {
             if !known.is_file() {
                 return Err(OpenError::Foreign);
             }
-            if let Some((_, shared)) = open.iter().find(|(id, _)| *id == id_of(&known)) {
+            let id = files::id_at(path)?;
+            if let Some((_, shared)) = open.iter().find(|(known, _)| *known == id) {
                 let mut state = shared.state.lock();
                 if state.users > 0 || state.failure.is_none() {
                     state.users += 1;
@@ -130,14 +128,9 @@ impl Checkpoint {
             .create(true)
             .truncate(false)
             .open(path)?;
-        let id = id_of(&file.metadata()?);
-        let locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
-        match locked {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(OpenError::Locked(log::holder(&file).unwrap_or(0)));
-            }
-            Err(error) => return Err(OpenError::Io(error.into())),
+        let id = files::id_of(&file)?;
+        if !files::try_lock(&file)? {
+            return Err(OpenError::Locked(log::holder(&file).unwrap_or(0)));
         }
         let file = Arc::new(file);
         let scanned = log::open(&file, stop)?;
@@ -205,10 +198,6 @@ impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Checkpoint").field(&self.0.file).finish()
     }
-}
-
-fn id_of(metadata: &std::fs::Metadata) -> FileId {
-    (metadata.dev(), metadata.ino())
 }
 
 /// See [`Checkpoint::status`].

@@ -271,6 +271,48 @@ fn results(path: &Path, n: u64) -> Result<BTreeMap<u64, Vec<u8>>, OpenError> {
     Ok(found)
 }
 
+#[test]
+fn a_file_that_is_cut_at_any_byte_has_the_results_before() {
+    let values = [vec![1; 5], vec![2; 8]];
+    let (_dir, path) = file_with(&values);
+    let whole = fs::read(&path).unwrap();
+    let mut ends = Vec::new();
+    let mut end = log::HEADER as usize;
+    for value in &values {
+        end += log::HEAD + value.len() + log::TAIL;
+        ends.push(end);
+    }
+    assert_eq!(end, whole.len());
+    for cut in 0..=whole.len() {
+        let kept: Vec<_> = (0u64..)
+            .zip(&values)
+            .zip(&ends)
+            .filter(|(_, end)| **end <= cut)
+            .map(|(result, _)| result)
+            .collect();
+        // What is left of a block that was not written is often zeros.
+        for tail in [&[][..], [&[0][..], &[0; 100], &[0xff; 100]][cut % 3]] {
+            // A header that is cut, with something else behind, is no header.
+            if cut < log::HEADER as usize && !tail.is_empty() {
+                continue;
+            }
+            fs::write(&path, [&whole[..cut], tail].concat()).unwrap();
+            let found = results(&path, 2).unwrap();
+            assert!(
+                found.iter().map(|(i, v)| (*i, v)).eq(kept.iter().copied()),
+                "{cut}"
+            );
+            assert_eq!(
+                fs::metadata(&path).unwrap().len() as usize,
+                match kept.len() {
+                    0 => log::HEADER as usize,
+                    n => ends[n - 1],
+                }
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -11,8 +10,9 @@ use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashMap;
 
 use super::log::{self, HEAD, Place, Scanned, TAIL};
-use super::{CLOSED, DELAY, FileId, Key, OPEN, Value};
+use super::{CLOSED, DELAY, Key, OPEN, Value};
 use crate::memory::Content;
+use crate::sys::files::{self, FileExt, FileId};
 use crate::sys::{Bell, signals};
 
 /// What the users of a checkpoint and its thread share.
@@ -311,7 +311,7 @@ impl Writer {
         }
         open.retain(|(id, _)| *id != self.id);
         // Explicitly, because results that have not been read yet keep the file open.
-        let _ = rustix::fs::flock(&*self.shared.file, rustix::fs::FlockOperation::Unlock);
+        files::unlock(&self.shared.file);
         CLOSED.notify_all();
         true
     }

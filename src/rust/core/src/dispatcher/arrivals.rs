@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::log::Over;
 use super::peer::Peer;
 use super::retry::Failure;
-use super::{Action, Dispatcher, Endpoint, PeerId, Replies, Reply, Target, TaskState, Verdict};
+use super::{
+    Action, Dispatcher, Endpoint, PeerId, Policy, Replies, Reply, Target, TaskState, Verdict,
+};
 use crate::protocol::{Done, Seq};
 
 impl<J: Clone> Dispatcher<J> {
@@ -19,6 +21,7 @@ impl<J: Clone> Dispatcher<J> {
         out: &mut Vec<Action<J>>,
     ) {
         let state = &mut self.endpoints[endpoint];
+        state.peers.insert(id);
         state.counts.online += 1;
         state.counts.instance = state.counts.instance.abs() + 1;
         self.counts.cumulative += 1;
@@ -40,8 +43,10 @@ impl<J: Clone> Dispatcher<J> {
             assigned: VecDeque::new(),
             last_seq: 0,
             leaving: false,
-            idle: false,
-            holds: false,
+            retired: false,
+            idle: None,
+            holds: None,
+            watched: None,
             pace: None,
             since: self.now,
             recalled: None,
@@ -51,7 +56,10 @@ impl<J: Clone> Dispatcher<J> {
             finished: 0,
         };
         self.peers.insert(id, peer);
-        self.turn.push_back(id);
+        self.staying += 1;
+        if self.config.policy == Policy::RoundRobin {
+            self.turn.push_back(id);
+        }
         self.feed(id, out);
     }
 

@@ -79,14 +79,14 @@ impl<J: Clone> Dispatcher<J> {
             ended: Some(self.now),
             ..peer.row(id)
         });
-        self.endpoints[peer.endpoint].counts.online -= 1;
+        let state = &mut self.endpoints[peer.endpoint];
+        state.peers.remove(&id);
+        state.counts.online -= 1;
         self.reuse(peer.endpoint);
     }
 
     pub(super) fn moved(&mut self, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
-        let there = self.peers.iter().filter(|(_, p)| p.endpoint == endpoint);
-        let mut there: Vec<PeerId> = there.map(|(id, _)| *id).collect();
-        there.sort_unstable();
+        let there = self.peers_at(endpoint);
         // None of them shall be given what another one leaves behind.
         for peer in &there {
             self.peer(*peer).leaving = true;

@@ -1,5 +1,6 @@
 //! Which task goes to which daemon, and when.
 
+use super::lists::Holders;
 use super::peer::{AHEAD, Flight};
 use super::{Action, Dispatcher, OVERDUE, PeerId, Policy, Replies, TaskId};
 
@@ -7,13 +8,16 @@ impl<J: Clone> Dispatcher<J> {
     /// Assigns the queue to the peers in turn, if there are any.
     pub(super) fn deal(&mut self, out: &mut Vec<Action<J>>) {
         let mut dealt = 0;
-        while !self.turn.is_empty() {
+        while let Some(peer) = self.turn.front().copied() {
+            if self.peers.get(&peer).is_none_or(|p| p.leaving) {
+                self.turn.pop_front();
+                continue;
+            }
             let Some(task) = self.next_queued() else {
                 break;
             };
             self.queue.pop_front();
             self.turn.rotate_left(1);
-            let peer = *self.turn.back().expect("turn is not empty");
             self.peer(peer).assigned.push_back(task);
             dealt += 1;
         }
@@ -26,7 +30,7 @@ impl<J: Clone> Dispatcher<J> {
 
     pub(super) fn feed_idle(&mut self, out: &mut Vec<Action<J>>) {
         while !self.queue.is_empty() {
-            let Some(id) = self.idle.last().copied() else {
+            let Some(id) = self.idle.last() else {
                 break;
             };
             self.feed(id, out);
@@ -35,7 +39,7 @@ impl<J: Clone> Dispatcher<J> {
 
     /// Sends a peer what it may have, and keeps `idle` and `holders` true about it.
     pub(super) fn feed(&mut self, id: PeerId, out: &mut Vec<Action<J>>) {
-        let share = self.queued / self.turn.len().max(1);
+        let share = self.queued / self.staying.max(1);
         let policy = self.config.policy;
         let now = self.now;
         let peer = self.peer(id);
@@ -60,30 +64,64 @@ impl<J: Clone> Dispatcher<J> {
             let Some(task) = self.next_for(id) else { break };
             self.send(id, task, out);
         }
-        let peer = self.peers.get_mut(&id).expect("peer is connected");
-        let idle = peer.flights.len() < peer.slots;
-        if idle && !peer.idle {
-            self.idle.push(id);
-        } else if !idle && peer.idle {
-            self.idle.retain(|p| *p != id);
-        }
-        peer.idle = idle;
-        let unbegun = peer.flights.back().is_some_and(|f| f.seq > peer.begun);
-        let holds = policy == Policy::Queue && peer.flights.len() > peer.slots && unbegun;
-        if holds && !peer.holds {
-            self.holders.push(id);
-        } else if !holds && peer.holds {
-            self.holders.retain(|p| *p != id);
-        }
-        peer.holds = holds;
+        self.list(id);
+        let peer = self.peer(id);
         let before = peer.granted;
         if peer.replies == Replies::MayBeLost && peer.grant() > before {
             let to = peer.granted;
             out.push(Action::Grant { peer: id, to });
         }
-        if holds && peer.recalled.is_none() {
-            let due = peer.since + OVERDUE;
-            self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
+    }
+
+    /// Has a peer stand in `idle`, `holders` and `since` as what it holds now says.
+    fn list(&mut self, id: PeerId) {
+        let policy = self.config.policy;
+        let peer = self.peers.get_mut(&id).expect("peer is connected");
+        let held = peer.flights.len();
+        match (held < peer.slots, peer.idle) {
+            (true, None) => {
+                let peers = &mut self.peers;
+                let place = self.idle.push(id, |other, place| {
+                    if let Some(other) = peers.get_mut(&other) {
+                        other.idle = Some(place);
+                    }
+                });
+                self.peer(id).idle = Some(place);
+            }
+            (false, Some(place)) => {
+                peer.idle = None;
+                self.idle.remove(place);
+            }
+            _ => {}
+        }
+        let peer = self.peer(id);
+        let unbegun = peer.flights.back().is_some_and(|f| f.seq > peer.begun);
+        let holds = policy == Policy::Queue && held > peer.slots && unbegun;
+        let list = (holds && peer.recalled.is_none()).then(|| Holders::list(held));
+        let before = peer.holds.map(|(list, _)| list);
+        if before != list {
+            self.hold_no_more(id);
+            if let Some(list) = list {
+                let place = self.holders.add(id, list);
+                self.peer(id).holds = Some((list, place));
+            }
+        }
+        let peer = self.peer(id);
+        if list.is_some() && peer.watched != Some(peer.since) {
+            peer.watched = Some(peer.since);
+            let since = peer.since;
+            self.since.add(since, id);
+            self.look_at.get_or_insert(since + OVERDUE);
+        }
+    }
+
+    /// Takes a peer off `holders`.
+    pub(super) fn hold_no_more(&mut self, id: PeerId) {
+        let Some((list, place)) = self.peer(id).holds.take() else {
+            return;
+        };
+        if let Some(moved) = self.holders.remove(list, place) {
+            self.peer(moved).holds = Some((list, place));
         }
     }
 

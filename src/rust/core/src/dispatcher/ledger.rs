@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-/// Gaps are left until there are so many, and more than entries.
+/// Rows of removed entries are dropped once there are `SLACK` more of them than entries that are left.
 const SLACK: usize = 1024;
 
 pub(super) struct Ledger<T> {

@@ -239,6 +239,11 @@ impl Log {
         rows.map(Over::row)
     }
 
+    /// The message of the error in which a task has ended, if that was one of the last [`FAILURES_KEPT`].
+    pub(super) fn error_of(&self, id: TaskId) -> Option<Box<str>> {
+        self.failures().find(|row| row.id == id)?.error
+    }
+
     /// Number of tasks that have ended within `window` before `now`. If more have than the log has rows, as many as
     /// there would be at the rate of these.
     pub(super) fn ended_within(&self, window: Duration, now: Time) -> f64 {

@@ -43,6 +43,7 @@ mod departures;
 mod events;
 mod feed;
 mod ledger;
+mod lists;
 mod log;
 mod peer;
 mod queue;
@@ -68,6 +69,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use self::ledger::Ledger;
+use self::lists::{Holders, Idle, Since};
 use self::log::{Log, Micros, Over};
 use self::peer::Peer;
 use self::queue::Queue;
@@ -76,6 +78,9 @@ use crate::protocol::Seq;
 
 /// A daemon that has not replied for so long is not about to start what else it holds.
 pub const OVERDUE: Duration = Duration::from_millis(5);
+
+/// Peers that have left may stand in `turn` until there are so many, and more than others.
+const STALE_TURNS: usize = 64;
 
 struct Entry<J> {
     job: J,
@@ -106,6 +111,10 @@ struct EndpointState {
     counts: EndpointCounts,
     /// Tasks for the first connection here.
     waiting: VecDeque<TaskId>,
+    /// Tasks for this endpoint that wait for others.
+    needing: BTreeSet<TaskId>,
+    /// The connections here.
+    peers: BTreeSet<PeerId>,
     first: Option<PeerId>,
     abandoned: bool,
     released: bool,
@@ -120,8 +129,10 @@ pub struct Dispatcher<J> {
     peers: FxHashMap<PeerId, Peer>,
     /// Peers with a free slot, which may be given something. The last one was
     /// busy most recently, so its caches are warm; it is the next to be used.
-    idle: Vec<PeerId>,
-    /// Round robin: whose turn it is.
+    idle: Idle,
+    /// Number of peers that are not about to leave.
+    staying: usize,
+    /// Round robin: whose turn it is. Some may have left, or be about to.
     turn: VecDeque<PeerId>,
     /// Tasks for connections to come, by the number of the connection.
     joins: FxHashMap<u64, VecDeque<TaskId>>,
@@ -137,9 +148,10 @@ pub struct Dispatcher<J> {
     now: Time,
     /// Tasks in the common queue that are live.
     queued: usize,
-    /// Peers that hold tasks which they have not started, and when to see whether one of them
-    /// is [`OVERDUE`].
-    holders: Vec<PeerId>,
+    /// Peers that hold tasks which they have not started and have not been asked for, since when they may have
+    /// been at work, and when to see whether one of them is [`OVERDUE`].
+    holders: Holders,
+    since: Since,
     look_at: Option<Time>,
     log: Log,
 }
@@ -152,7 +164,8 @@ impl<J: Clone> Dispatcher<J> {
             tasks: Ledger::new(),
             queue: Queue::default(),
             peers: FxHashMap::default(),
-            idle: Vec::new(),
+            idle: Idle::default(),
+            staying: 0,
             turn: VecDeque::new(),
             joins: FxHashMap::default(),
             endpoints: Vec::new(),
@@ -163,7 +176,8 @@ impl<J: Clone> Dispatcher<J> {
             counts: Counts::default(),
             now: Time::ZERO,
             queued: 0,
-            holders: Vec::new(),
+            holders: Holders::default(),
+            since: Since::default(),
             look_at: None,
             log: Log::default(),
         }
@@ -300,7 +314,9 @@ impl<J: Clone> Dispatcher<J> {
                 };
                 self.tasks.insert(id, entry);
                 self.counts.queued += bytes;
-                if !waits {
+                if waits {
+                    self.waits(id, target);
+                } else {
                     self.place(id, target, out);
                 }
             }
@@ -398,17 +414,30 @@ impl<J: Clone> Dispatcher<J> {
         }
     }
 
-    /// The connections at an endpoint.
+    /// The connections at an endpoint, oldest first.
     pub fn peers_at(&self, endpoint: Endpoint) -> Vec<PeerId> {
-        let there = self.peers.iter().filter(|(_, p)| p.endpoint == endpoint);
-        there.map(|(id, _)| *id).collect()
+        let state = self.endpoints.get(endpoint);
+        state.map_or_else(Vec::new, |state| state.peers.iter().copied().collect())
     }
 
-    /// The peer takes part in no choice any more.
+    /// A peer that is about to leave, or has left, takes part in no choice any more.
     fn retire(&mut self, id: PeerId) {
-        self.idle.retain(|p| *p != id);
-        self.turn.retain(|p| *p != id);
-        self.holders.retain(|p| *p != id);
+        let peer = self.peer(id);
+        if let Some(place) = peer.idle.take() {
+            self.idle.remove(place);
+        }
+        self.hold_no_more(id);
+        let peer = self.peer(id);
+        if std::mem::replace(&mut peer.retired, true) {
+            return;
+        }
+        self.staying -= 1;
+        // `deal` passes it over.
+        if self.turn.len() > 2 * self.staying + STALE_TURNS {
+            let peers = &self.peers;
+            let stays = |id: &PeerId| peers.get(id).is_some_and(|p| !p.leaving);
+            self.turn.retain(stays);
+        }
     }
 
     /// Ends a task without a reply.
@@ -448,6 +477,7 @@ impl<J: Clone> Dispatcher<J> {
             }
             None => {
                 if entry.waits {
+                    self.no_longer_waits(id, entry.target);
                     self.dismiss(entry.target, out);
                 } else if !self.pauses.remove(id) {
                     self.leave_queue(entry.target);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::lists::Place;
 use super::{Endpoint, PeerId, PeerRow, PeerState, Policy, Replies, TaskId, Time};
 use crate::protocol::Seq;
 
@@ -40,9 +41,13 @@ pub(super) struct Peer {
     pub(super) assigned: VecDeque<TaskId>,
     pub(super) last_seq: Seq,
     pub(super) leaving: bool,
-    /// Whether it stands in `idle`, and in `holders`.
-    pub(super) idle: bool,
-    pub(super) holds: bool,
+    /// It takes part in no choice any more.
+    pub(super) retired: bool,
+    /// Where it stands in `idle`, and in which list of `holders` and where.
+    pub(super) idle: Option<Place>,
+    pub(super) holds: Option<(usize, Place)>,
+    /// The `since` of its last entry in the dispatcher's list of these.
+    pub(super) watched: Option<Time>,
     /// Time that its tasks take: see `keep_pace`.
     pub(super) pace: Option<Duration>,
     /// Since when it may have been at work on its first task.

@@ -41,28 +41,41 @@ impl<J: Clone> Dispatcher<J> {
             return;
         }
         self.look_at = None;
-        for id in self.holders.clone() {
-            let peer = &self.peers[&id];
-            let due = peer.since + OVERDUE;
-            if peer.recalled.is_some() {
+        while let Some((since, id)) = self.since.first() {
+            // Also of what is not due: the next look is for the first daemon that has not replied since.
+            if self.drop_stale() {
                 continue;
             }
-            if due <= self.now {
-                self.recall(id, out);
-            } else {
-                self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
+            let due = since + OVERDUE;
+            if due > self.now {
+                self.look_at = Some(due);
+                break;
+            }
+            self.recall(id, out);
+        }
+    }
+
+    /// Drops the first entry of `since` if it says nothing any more: the peer has replied, is gone, or holds nothing that
+    /// it could be asked for.
+    pub(super) fn drop_stale(&mut self) -> bool {
+        let Some((since, id)) = self.since.first() else {
+            return false;
+        };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            if peer.since == since {
+                if peer.holds.is_some() {
+                    return false;
+                }
+                peer.watched = None;
             }
         }
+        self.since.remove_first();
+        true
     }
 
     /// There is a peer with nothing to do: has the one that holds most give it back.
     pub(super) fn recall_for_idle(&mut self, out: &mut Vec<Action<J>>) {
-        let held = |id: &PeerId| {
-            let peer = &self.peers[id];
-            let unasked = peer.recalled.is_none();
-            unasked.then_some((peer.flights.len(), *id))
-        };
-        if let Some((_, most)) = self.holders.iter().filter_map(held).max() {
+        if let Some(most) = self.holders.most() {
             self.recall(most, out);
         }
     }
@@ -72,6 +85,7 @@ impl<J: Clone> Dispatcher<J> {
         // The first one is under way.
         let (from, to) = (peer.flights[1].seq.max(peer.begun + 1), peer.last_seq);
         peer.recalled = Some((from, to));
+        self.hold_no_more(id);
         out.push(Action::Recall { peer: id, from, to });
     }
 }

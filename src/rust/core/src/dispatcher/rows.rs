@@ -1,6 +1,6 @@
 //! The rows of the log: what the dispatcher knows of tasks and daemons, those of now and those of late.
 
-use super::{Dispatcher, Entry, PeerRow, TASKS_KEPT, Tally, TaskRow, TaskState, Time};
+use super::{Dispatcher, Entry, PeerRow, TASKS_KEPT, Tally, TaskId, TaskRow, TaskState, Time};
 
 impl<J: Clone> Dispatcher<J> {
     /// Since when a task may be running; `None` if it has not begun, as far as the host knows.
@@ -48,6 +48,12 @@ impl<J: Clone> Dispatcher<J> {
         let mut rows: Vec<PeerRow> = self.log.peers().cloned().chain(connected).collect();
         rows.sort_unstable_by_key(|row| row.peer);
         rows
+    }
+
+    /// The message of the error in which a task has ended, if it is one of the last that ended
+    /// badly.
+    pub fn error_of(&self, id: TaskId) -> Option<Box<str>> {
+        self.log.error_of(id)
     }
 
     /// Tasks that are over, counted by how they ended.

@@ -1,6 +1,6 @@
 //! Tasks that wait for others before they join a queue.
 
-use super::{Action, Dispatcher, Endpoint, Entry, Policy, Target, TaskId, Verdict};
+use super::{Action, Dispatcher, Endpoint, EndpointState, Policy, Target, TaskId, Verdict};
 
 /// What the log says of a task that is [broken](Verdict::Broken).
 pub(super) const BROKEN: &str = "an argument could not be computed";
@@ -12,9 +12,10 @@ impl<J: Clone> Dispatcher<J> {
             return;
         };
         entry.waits = false;
+        let target = entry.target;
         let before = std::mem::replace(&mut entry.bytes, bytes);
         self.counts.queued = self.counts.queued - before + bytes;
-        let target = entry.target;
+        self.no_longer_waits(id, target);
         if bytes < before && self.config.capacity.is_some() {
             out.push(Action::Room);
         }
@@ -27,20 +28,37 @@ impl<J: Clone> Dispatcher<J> {
 
     /// Whether a task for this endpoint waits for others.
     pub fn is_awaited(&self, endpoint: Endpoint) -> bool {
-        self.waiting_at(endpoint).next().is_some()
+        let state = self.endpoints.get(endpoint);
+        state.is_some_and(|state| !state.needing.is_empty())
     }
 
-    fn waiting_at(&self, endpoint: Endpoint) -> impl Iterator<Item = TaskId> + '_ {
-        let there = Target::Endpoint(endpoint);
-        let waiting = move |entry: &Entry<J>| entry.waits && entry.target == there;
-        let all = self.tasks.iter();
-        all.filter(move |(_, entry)| waiting(entry))
-            .map(|(id, _)| id)
+    /// Notes that a new task waits for others.
+    pub(super) fn waits(&mut self, id: TaskId, target: Target) {
+        if let Some(state) = self.endpoint_of(target) {
+            state.needing.insert(id);
+        }
+    }
+
+    /// Notes that a task does not wait for others any more.
+    pub(super) fn no_longer_waits(&mut self, id: TaskId, target: Target) {
+        if let Some(state) = self.endpoint_of(target) {
+            state.needing.remove(&id);
+        }
+    }
+
+    fn endpoint_of(&mut self, target: Target) -> Option<&mut EndpointState> {
+        match target {
+            Target::Endpoint(endpoint) => self.endpoints.get_mut(endpoint),
+            _ => None,
+        }
     }
 
     /// Nobody will connect at an endpoint: tasks for it need not wait.
     pub(super) fn abandon_waiting(&mut self, endpoint: Endpoint, out: &mut Vec<Action<J>>) {
-        for id in self.waiting_at(endpoint).collect::<Vec<_>>() {
+        let Some(state) = self.endpoints.get_mut(endpoint) else {
+            return;
+        };
+        for id in std::mem::take(&mut state.needing) {
             self.finish(id, Verdict::Reset, false, out);
         }
     }

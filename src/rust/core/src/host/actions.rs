@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Connected, Shared, monitor};
+use super::{Connected, Shared, monitor, needs};
 use crate::dispatcher::{Action, Dispatcher, Event, Time, Verdict};
 use crate::loss::Loss;
 use crate::protocol::{Control, Frame, Seq, ToDaemon};
@@ -113,13 +113,15 @@ impl Shared {
         if room {
             Bell::get().ring();
         }
-        if after.is_some() && after != before {
+        // A later deadline needs nobody woken: `keep_time` looks again at the earlier one.
+        if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
             self.timer.notify_one();
         }
         monitor::changed();
         if unserved {
             self.scale();
         }
+        needs::cancel_unwanted();
     }
 }
 

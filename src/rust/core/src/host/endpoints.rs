@@ -155,7 +155,7 @@ impl Listening {
         let accepting = self.accepting.take();
         if let Some(accepting) = &accepting {
             accepting.abort();
-            crate::transport::unix::unlink(&self.address);
+            crate::transport::local::unlink(&self.address);
         }
         accepting
     }

@@ -4,39 +4,34 @@
 //! `INTRODUCTION_TIMEOUT`. At most `LOCAL_STRANGERS` of them may be open at a time.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::endpoints::Listening;
 use super::{Endpoint, Hello, PeerId, Shared};
-use crate::descriptors::out_of_the_way;
 use crate::memory::Arrival;
 use crate::protocol::{Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::sys::io_thread;
+use crate::transport::local::{Listener, LocalLink, Stranger};
 use crate::transport::strangers::INTRODUCTION_TIMEOUT;
-use crate::transport::{Address, Link, unix};
+use crate::transport::{Address, Link};
 
 /// Limit of connections of one listener that have not yet sent their hello.
 const LOCAL_STRANGERS: usize = 64;
 
 /// What a peer has said of itself.
 struct Introduced {
-    stream: UnixStream,
-    control: OwnedFd,
-    reader: FrameReader<ToHost>,
+    stranger: Stranger,
     hello: Hello,
 }
 
 /// A peer that has joined.
 struct Served {
     id: PeerId,
-    link: Arc<unix::UnixLink>,
+    link: Arc<LocalLink>,
     reader: FrameReader<ToHost>,
 }
 
@@ -48,11 +43,8 @@ impl Shared {
         endpoint: Endpoint,
         once: bool,
     ) -> io::Result<Listening> {
-        let listener: OwnedFd = unix::listen(address)?.into();
-        let listener = std::os::unix::net::UnixListener::from(out_of_the_way(listener));
-        listener.set_nonblocking(true)?;
         let _inside = io_thread::handle().enter();
-        let listener = UnixListener::from_std(listener)?;
+        let listener = Listener::bind(address)?;
         let shared = self.clone();
         let accepting = io_thread::handle().spawn(async move {
             if once {
@@ -70,17 +62,17 @@ impl Shared {
         })
     }
 
-    async fn accept_all(self: Arc<Self>, listener: UnixListener, endpoint: Endpoint) {
+    async fn accept_all(self: Arc<Self>, mut listener: Listener, endpoint: Endpoint) {
         let strangers = Arc::new(Semaphore::new(LOCAL_STRANGERS));
         // They are turned away when this task ends with the URL.
         let mut hearing = JoinSet::new();
         loop {
             let permit = strangers.clone().acquire_owned().await;
-            let stream = next_connection(&listener).await;
+            let stranger = next_connection(&mut listener).await;
             while hearing.try_join_next().is_some() {}
             let shared = self.clone();
             hearing.spawn(async move {
-                let peer = introduced(stream).await;
+                let peer = introduced(stranger).await;
                 drop(permit);
                 if let Some(served) = peer.and_then(|peer| shared.take_in(peer, endpoint)) {
                     tokio::spawn(async move { shared.serve(served).await });
@@ -89,10 +81,10 @@ impl Shared {
         }
     }
 
-    async fn accept_one(self: Arc<Self>, listener: UnixListener, endpoint: Endpoint) {
+    async fn accept_one(self: Arc<Self>, mut listener: Listener, endpoint: Endpoint) {
         loop {
-            let stream = next_connection(&listener).await;
-            let Some(peer) = introduced(stream).await else {
+            let stranger = next_connection(&mut listener).await;
+            let Some(peer) = introduced(stranger).await else {
                 continue;
             };
             // It joins without a pause, in which this task could be ended and the endpoint become another's.
@@ -116,16 +108,13 @@ impl Shared {
     /// Makes a link of a peer. `None`: there is no descriptor for it, or it is not wanted.
     fn take_in(self: &Arc<Self>, peer: Introduced, endpoint: Endpoint) -> Option<Served> {
         if let Some(reason) = self.refusal(endpoint) {
-            refuse(&peer.stream, reason);
+            let refused = Frame::bare(&ToDaemon::Refused { reason });
+            peer.stranger.refuse(&refused);
             return None;
         }
-        let link = unix::UnixLink::new(peer.stream.into(), peer.control).ok()?;
+        let (link, reader) = peer.stranger.into_link().ok()?;
         let id = self.join(link.clone(), endpoint, peer.hello);
-        Some(Served {
-            id,
-            link,
-            reader: peer.reader,
-        })
+        Some(Served { id, link, reader })
     }
 
     /// Serves a link to its end.
@@ -150,10 +139,10 @@ impl Shared {
     }
 }
 
-async fn next_connection(listener: &UnixListener) -> tokio::net::UnixStream {
+async fn next_connection(listener: &mut Listener) -> Stranger {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(stranger) => return stranger,
             // Out of descriptors, most likely: better to be slow than to spin.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
@@ -161,66 +150,31 @@ async fn next_connection(listener: &UnixListener) -> tokio::net::UnixStream {
 }
 
 /// Hears the peer's hello. `None`: it is not one of ours, or took too long.
-async fn introduced(stream: tokio::net::UnixStream) -> Option<Introduced> {
-    let heard = async {
-        let stream = stream.into_std()?;
-        unix::check_peer(&stream)?;
-        hear(stream).await
-    };
-    tokio::time::timeout(INTRODUCTION_TIMEOUT, heard)
-        .await
-        .ok()?
-        .ok()
+async fn introduced(stranger: Stranger) -> Option<Introduced> {
+    let heard = tokio::time::timeout(INTRODUCTION_TIMEOUT, hear(stranger));
+    heard.await.ok()?.ok()
 }
 
-async fn hear(stream: UnixStream) -> io::Result<Introduced> {
-    let mut reader = FrameReader::<ToHost>::new(Limits::HANDSHAKE);
-    let mut control = None;
-    let source = io_thread::register(stream)?;
-    let message = loop {
-        if let Some((message, _)) = reader.next()? {
-            break message;
-        }
-        let mut ready = source.readable().await?;
-        let read =
-            ready.try_io(|s| reader.fill(|room| unix::recv_with_fd(s.as_fd(), room, &mut control)));
-        match read {
-            Ok(Ok((0, _))) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(Ok(_)) | Err(_) => {}
-            Ok(Err(e)) => return Err(e),
-        }
-    };
-    let stream = source.into_inner();
-    let (
-        ToHost::Hello {
-            version,
-            pid,
-            tempdir: _,
-            slots,
-        },
-        Some(control),
-    ) = (message, control)
+async fn hear(mut stranger: Stranger) -> io::Result<Introduced> {
+    let ToHost::Hello {
+        version,
+        pid,
+        tempdir: _,
+        slots,
+    } = stranger.hear().await?
     else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     if version != VERSION {
-        refuse(&stream, super::wrong_version(version));
+        let reason = super::wrong_version(version);
+        stranger.refuse(&Frame::bare(&ToDaemon::Refused { reason }));
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok(Introduced {
-        stream,
-        control,
-        reader,
+        stranger,
         hello: Hello {
             local: Some(pid),
             slots,
         },
     })
-}
-
-/// Tells a peer that has introduced itself why it is sent away.
-fn refuse(stream: &UnixStream, reason: String) {
-    let refused = Frame::bare(&ToDaemon::Refused { reason });
-    // The socket's buffer is empty, so this small frame always fits.
-    let _ = unix::send_all(stream, &refused.head, &[], None);
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use rustc_hash::FxHashMap;
 
 use super::{Endpoint, Host, PeerId, Shared};
-use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskRow, Time};
+use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskId, TaskRow, Time};
 use crate::loss::{LastWords, Loss};
 use crate::sys;
 
@@ -50,7 +50,8 @@ struct Daemon {
     endpoint: Endpoint,
     /// Where it connected. `None`: where the host listens at this endpoint now.
     url: Option<String>,
-    local: bool,
+    /// Its process, if it is on this machine.
+    local: Option<u32>,
     loss: Arc<Loss>,
 }
 
@@ -77,7 +78,7 @@ impl Known {
         let daemon = Daemon {
             endpoint,
             url: None,
-            local: local.is_some(),
+            local,
             loss: loss.clone(),
         };
         self.daemons.insert(peer, daemon);
@@ -97,9 +98,18 @@ impl Known {
 
     /// A daemon across the network says where it is.
     pub(super) fn tells(&self, peer: PeerId, host: &str, pid: u32) {
-        if let Some(daemon) = self.daemons.get(&peer).filter(|daemon| !daemon.local) {
+        if let Some(daemon) = self
+            .daemons
+            .get(&peer)
+            .filter(|daemon| daemon.local.is_none())
+        {
             daemon.loss.is_at(host, pid);
         }
+    }
+
+    /// Process id of a daemon on this machine.
+    pub(super) fn local_process(&self, peer: PeerId) -> Option<u32> {
+        self.daemons.get(&peer)?.local
     }
 
     pub(super) fn loss(&self, peer: PeerId) -> Option<Arc<Loss>> {
@@ -126,12 +136,12 @@ impl Shared {
 
     /// A daemon has said where its last words will be. Of a process, that is believed only if the system has told its id.
     pub(super) fn heard_of_words(&self, peer: PeerId, pipes: [u32; 2]) {
-        let processes = self.processes.lock();
-        let pid = processes.iter().find(|(_, held)| **held == peer);
-        let Some(pid) = pid.map(|(pid, _)| *pid) else {
+        let Some(pid) = self.known.lock().local_process(peer) else {
             return;
         };
-        drop(processes);
+        if self.processes.lock().get(&pid) != Some(&peer) {
+            return;
+        }
         let loss = self.known.lock().loss(peer);
         if let Some((loss, words)) = loss.zip(LastWords::of(pid, pipes)) {
             loss.will_say(words);
@@ -172,6 +182,11 @@ impl Host {
         self.0.log(now, rows)
     }
 
+    /// The message of the error in which a task has just ended.
+    pub fn error_of(&self, id: TaskId) -> Option<Box<str>> {
+        self.0.state.lock().dispatcher.error_of(id)
+    }
+
     /// Tasks that are over, counted by how they ended.
     pub fn tally(&self) -> Tally {
         self.0.state.lock().dispatcher.tally()
@@ -187,7 +202,7 @@ impl Shared {
                 return DaemonRow::unknown(row);
             };
             let (host, pid) = (daemon.loss.host(), daemon.loss.pid());
-            let here = daemon.local && row.ended.is_none();
+            let here = daemon.local.is_some() && row.ended.is_none();
             DaemonRow {
                 url: match &daemon.url {
                     Some(url) => url.clone(),

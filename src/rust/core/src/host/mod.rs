@@ -32,6 +32,7 @@ mod this_machine;
 pub use endpoints::EndpointStatus;
 pub use fleet::{MOST_FAILURES, MakeJob};
 pub use log::{DaemonRow, Log};
+pub use needs::cancel_unwanted;
 pub use respawn::{MOST_CRASHES, Respawn};
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,6 +197,7 @@ impl Host {
             surroundings: Mutex::default(),
             known: Mutex::default(),
         });
+        needs::register(&shared);
         io_thread::handle().spawn(keep_time(shared.clone()));
         Host(shared)
     }
@@ -504,7 +506,7 @@ impl Shared {
         if let Some(Connected { link, .. }) = connected {
             link.close();
         }
-        self.processes.lock().retain(|_, held| *held != peer);
+        self.forget_process(peer);
         self.life_lost(peer, farewell);
         self.fleet_has_changed();
         Bell::get().ring();

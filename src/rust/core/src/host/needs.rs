@@ -4,15 +4,49 @@
 //! waiting task complete, without the dispatcher's lock, and sends it to the queue ([`Event::Ready`]). An error ends it
 //! ([`Event::Broken`]), and with it those that need it, and so on. `in_turn` takes these steps one after the other, not one
 //! within the other: a chain of 20,000 tasks would fill the stack.
+//!
+//! The other way round, a task that ends without the values that it needs (cancelled, timed out, failed, reset) lets down
+//! the tasks that make them. Those whose values nobody else wants are cancelled ([`cancel_unwanted`]), whatever host has
+//! them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
-use super::Shared;
+use parking_lot::Mutex;
+
+use super::{Host, Shared};
 use crate::dispatcher::Event;
-use crate::task::{Cause, Outcome, Task};
+use crate::task::{Cause, Outcome, Task, take_unwanted};
+
+/// The hosts of this process.
+static HOSTS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+
+/// A host whose tasks may be cancelled because nobody wants their values.
+pub(super) fn register(host: &Arc<Shared>) {
+    let mut hosts = HOSTS.lock();
+    hosts.retain(|host| host.strong_count() > 0);
+    hosts.push(Arc::downgrade(host));
+}
+
+fn hosts() -> Vec<Arc<Shared>> {
+    HOSTS.lock().iter().filter_map(Weak::upgrade).collect()
+}
+
+/// Cancels the tasks of which this thread has found that nobody wants their values, then those that these alone have needed,
+/// and so on. To be called under no lock, after [`Task::abandon`]; the host itself calls it after each event.
+pub fn cancel_unwanted() {
+    // The last first: to cancel the running one first would only have its daemon begin the next, to be cancelled as well.
+    for task in take_unwanted().into_iter().rev() {
+        in_turn(move || {
+            // Each may have been cancelled, or be needed again.
+            if !task.is_wanted() {
+                hosts().into_iter().any(|host| Host(host).cancel(&task));
+            }
+        });
+    }
+}
 
 impl Shared {
     /// Has a task that has been handed over hear of what it needs.

@@ -193,6 +193,12 @@ impl Host {
         Ok(child)
     }
 
+    /// Number of daemons that this host has started and that live, or are about to be started again. When a process has
+    /// ended, it is counted until that is decided.
+    pub fn daemons_alive(&self) -> usize {
+        self.0.keeping.lock().alive
+    }
+
     /// Keeps a daemon in reserve: it is started when tasks wait that no daemon can take, and no other daemon is being
     /// started for them. `make` makes its program, as for [`keep`](Self::keep); it should leave when it is idle. Then, and
     /// after a crash, it is in reserve again.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::respawn::{Life, Respawn};
 use super::{Connected, Host, Shared, Started, monitor};
-use crate::dispatcher::{Event, Target};
+use crate::dispatcher::{Event, PeerId, Target};
 use crate::loss::Loss;
 use crate::process::{self, Child, Program};
 use crate::task::Task;
@@ -102,6 +102,16 @@ impl Shared {
             .iter()
             .filter_map(|s| Some((s.child.upgrade()?, s.life.clone())));
         alive.find(|(child, _)| child.pid() == pid)
+    }
+
+    /// A peer is gone. Another connection of its process may have taken its place.
+    pub(super) fn forget_process(&self, peer: PeerId) {
+        let pid = self.known.lock().local_process(peer);
+        let Some(pid) = pid else { return };
+        let mut processes = self.processes.lock();
+        if processes.get(&pid) == Some(&peer) {
+            processes.remove(&pid);
+        }
     }
 
     /// A process that we started is gone; one that was killed has left its

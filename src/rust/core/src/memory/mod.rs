@@ -255,9 +255,9 @@ pub struct Content {
 type Notes = Option<Box<Vec<u8>>>;
 
 impl Content {
-    /// Splits off the last `n` bytes, which are notes beside the value. They stay where they are if there are
-    /// not so many, or if a piece belongs among them: then a peer has lied, and the reader of the value will
-    /// find that out.
+    /// Splits off the last `n` bytes, which are notes beside the value. They stay where they are if
+    /// the message has fewer than `n`, or if a piece belongs among them: then a peer has lied, and the reader of the
+    /// value will find that out.
     pub(crate) fn split_notes(&mut self, n: u64) {
         let Some(at) = usize::try_from(n)
             .ok()

@@ -10,52 +10,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Child, Exit, Surroundings, end_of, listen, read_all, read_some};
+use super::platform::{end_of, listen, read_all, read_some};
+use super::{Child, Exit, Job};
 use crate::descriptors;
 use crate::sys::{io_thread, signals};
-
-/// A command to run.
-#[derive(Clone, Debug, Default)]
-pub struct Job {
-    /// What users know it by.
-    pub name: String,
-    /// The program.
-    pub path: String,
-    /// Its arguments, without its name.
-    pub args: Vec<String>,
-    /// What it reads from its stdin.
-    pub input: Option<String>,
-    /// The address of a web service that it asks. The last line of output is the status of the answer then: from 400 on, the
-    /// command has failed.
-    pub service: Option<String>,
-    /// What it has from the process that starts it. `None`: what that has when it starts it, on its main thread.
-    pub surroundings: Option<Arc<Surroundings>>,
-}
-
-impl Job {
-    /// Why a command that has ended has failed, for the user, with what it has written. `None` if it has not, or runs.
-    pub fn failure(&self, child: &Child) -> Option<String> {
-        let (exit, output) = (child.exit()?, child.stderr());
-        let (said, answer) = match (output.rsplit_once('\n'), &self.service) {
-            (Some((said, status)), Some(service)) => {
-                (said, status.trim().parse::<u32>().ok().zip(Some(service)))
-            }
-            _ => (&output[..], None),
-        };
-        let said = match said.trim() {
-            "" => "(it wrote nothing)",
-            said => said,
-        };
-        let succeeded = matches!(exit, Exit::Status(status) if status.success());
-        match answer {
-            _ if !succeeded => Some(format!("{} ({exit}):\n{said}", self.name)),
-            Some((status, service)) if status >= 400 => Some(format!(
-                "{service} has answered with status {status}:\n{said}"
-            )),
-            _ => None,
-        }
-    }
-}
 
 /// Starts a command. [`Child::stderr`] is the end of what it says on stdout and stderr; the bell rings at its end, after
 /// `on_exit` was called. If it is not wanted any more, it is sent SIGTERM.
@@ -155,6 +113,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Surroundings;
     use super::*;
     use crate::sys::{Bell, Waited};
     use std::time::Duration;

@@ -1,9 +1,12 @@
 //! How a process ended, in words.
 
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use super::oom;
+use super::platform::killed_by;
+
+/// By its number on every system, also those without signals.
+const SIGKILL: i32 = 9;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +23,9 @@ impl Exit {
         let Exit::Status(status) = self else {
             return "ended".into();
         };
-        match (status.code(), status.signal()) {
+        match (status.code(), killed_by(status)) {
             (Some(code), _) => format!("exited with status {code}"),
-            (None, Some(libc::SIGKILL)) if oom::has_killed() => {
+            (None, Some(SIGKILL)) if oom::has_killed() => {
                 "was killed by signal 9; the kernel's out-of-memory killer did it".into()
             }
             (None, Some(signal)) => format!("was killed by signal {signal}"),
@@ -34,7 +37,7 @@ impl Exit {
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Exit::Status(status) => match (status.code(), status.signal()) {
+            Exit::Status(status) => match (status.code(), killed_by(*status)) {
                 (Some(code), _) => write!(f, "exit status {code}"),
                 (None, Some(signal)) => write!(f, "killed by signal {signal}"),
                 (None, None) => f.write_str("ended"),

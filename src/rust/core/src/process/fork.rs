@@ -40,7 +40,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::{Child, Exit, OnExit, Program, Surroundings, attend, line, spawn};
+use super::platform::{attend, end_of, spawn};
+use super::{Child, Exit, OnExit, Program, Surroundings, line};
 use crate::descriptors;
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
@@ -193,7 +194,7 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         for order in unanswered.chain(unsent.into_iter().map(|(order, _)| order)) {
             start_otherwise(order);
         }
-        super::end_of(&mut process).await;
+        end_of(&mut process).await;
     });
     Ok(())
 }

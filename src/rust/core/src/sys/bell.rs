@@ -13,12 +13,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::sys::signals::{Attention, Polled};
+use crate::sys::attention::{Attention, Polled};
 
+#[cfg(not(all(test, mirai_loom)))]
+use self::AtomicBool as Flag;
 #[cfg(all(test, mirai_loom))]
 use self::model::{Flag, Token};
 #[cfg(not(all(test, mirai_loom)))]
-use self::{AtomicBool as Flag, token::Token};
+use super::platform::Token;
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,62 +96,6 @@ impl Bell {
     }
 }
 
-#[cfg(not(all(test, mirai_loom)))]
-mod token {
-    use std::os::fd::{AsFd, OwnedFd};
-    use std::time::Duration;
-
-    use crate::sys::signals::{Attention, Polled, poll_in};
-
-    /// What lies in a descriptor while a ring has not been heard.
-    pub(super) struct Token {
-        /// Read end and write end (the same, for an eventfd).
-        read: OwnedFd,
-        write: OwnedFd,
-    }
-
-    impl Token {
-        pub(super) fn new() -> Token {
-            let (read, write) = wake_pair();
-            Token { read, write }
-        }
-
-        pub(super) fn put(&self) {
-            // One byte or eight: an eventfd wants eight, a pipe takes them.
-            let _ = rustix::io::write(&self.write, &1u64.to_ne_bytes());
-        }
-
-        /// Takes away what is there.
-        pub(super) fn take(&self) {
-            let mut drain = [0u8; 64];
-            let _ = rustix::io::read(&self.read, &mut drain);
-        }
-
-        /// Waits until there is one. A signal, too, counts as that.
-        pub(super) fn wait(&self, timeout: Option<Duration>, attention: &impl Attention) -> Polled {
-            poll_in(self.read.as_fd(), timeout, attention)
-        }
-    }
-
-    #[cfg(target_os = "linux")]
-    fn wake_pair() -> (OwnedFd, OwnedFd) {
-        use rustix::event::{EventfdFlags, eventfd};
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd");
-        let twin = rustix::io::fcntl_dupfd_cloexec(&fd, 0).expect("dup of eventfd");
-        (fd, twin)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn wake_pair() -> (OwnedFd, OwnedFd) {
-        let (read, write) = rustix::pipe::pipe().expect("pipe");
-        for fd in [&read, &write] {
-            rustix::io::ioctl_fionbio(fd, true).expect("non-blocking pipe");
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).expect("close on exec");
-        }
-        (read, write)
-    }
-}
-
 /// The bell's token and flag as loom explores them, with every order in which threads can run:
 ///
 /// ```sh
@@ -164,7 +110,7 @@ mod model {
     pub(super) use loom::sync::atomic::AtomicBool as Flag;
     use loom::sync::{Condvar, Mutex};
 
-    use crate::sys::signals::{Attention, Polled};
+    use crate::sys::attention::{Attention, Polled};
 
     pub(super) struct Token {
         there: Mutex<bool>,

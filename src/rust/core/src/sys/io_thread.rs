@@ -1,13 +1,12 @@
 //! The process's one I/O thread: a single-threaded tokio runtime that lives as
 //! long as the process does.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 
+#[cfg(unix)]
+pub(crate) use super::platform::register;
 use crate::sys::Bell;
 
 /// Handle of the runtime; starts its thread at the first call.
@@ -30,11 +29,4 @@ pub(crate) fn handle() -> &'static Handle {
         });
         handle
     })
-}
-
-/// Has the I/O thread watch a descriptor. Must be called within the runtime.
-pub(crate) fn register<T: AsRawFd + Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `T` owns its descriptor (it can be turned into an `OwnedFd`), so it
-    // stays open and the same until the `AsyncFd` is dropped.
-    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
 }

@@ -1,20 +1,24 @@
 //! What every room stands on: the process's I/O thread, its signals, the bell that wakes its
-//! main thread, and random numbers. Nothing here knows of tasks, hosts or links.
+//! main thread, files, and random numbers. Nothing here knows of tasks, hosts or links.
+//!
+//! What differs between systems is in `unix` and `windows`, two modules with the same functions and types.
 
+mod attention;
 mod bell;
 pub(crate) mod io_thread;
 pub(crate) mod locks;
+#[cfg(unix)]
+#[path = "unix/mod.rs"]
+mod platform;
+#[cfg(windows)]
+#[path = "windows/mod.rs"]
+mod platform;
 mod random;
-pub(crate) mod signals;
 
+pub use attention::Attention;
 pub use bell::{Bell, Waited};
+pub use platform::{Waitable, node_name};
 pub use random::{random, token};
-pub use signals::Attention;
 
-/// The name that this machine has given itself.
-pub fn node_name() -> String {
-    #[cfg(unix)]
-    return rustix::system::uname().nodename().to_string_lossy().into();
-    #[cfg(not(unix))]
-    return std::env::var("COMPUTERNAME").unwrap_or_else(|_| "localhost".into());
-}
+pub(crate) use attention::Polled;
+pub(crate) use platform::{files, signals};

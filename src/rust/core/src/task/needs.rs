@@ -3,6 +3,7 @@
 //! The values go along with the task as they came: see [`Body::attach`]. A task, and what several tasks have in common, keeps
 //! the tasks that it [`Needs`] until it is complete or over. The host has it told when they resolve (`host/needs.rs`).
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -51,7 +52,9 @@ pub(super) struct Flow {
     needs: Mutex<Option<Needs>>,
     /// Those that need it and are not over.
     dependents: AtomicUsize,
-    /// Nobody but these can ask for its value.
+    /// A task that needed it has ended without its value.
+    let_down: AtomicBool,
+    /// Nobody but its dependents can ask for its value.
     abandoned: AtomicBool,
     /// Its value, made ready to go on.
     passed: OnceLock<Held>,
@@ -75,6 +78,26 @@ static HELD: AtomicU64 = AtomicU64::new(0);
 /// has to find that out.
 pub fn bytes_passed_on() -> u64 {
     HELD.load(Ordering::Relaxed)
+}
+
+/// How often a task has been let down that somebody could still ask for its value.
+static LET_DOWN: AtomicUsize = AtomicUsize::new(0);
+
+/// How many tasks have run on although the task that needed them had ended. For a collector, which finds out whether
+/// somebody can ask for their values.
+pub fn let_down() -> usize {
+    LET_DOWN.load(Ordering::Relaxed)
+}
+
+thread_local! {
+    /// See [`take_unwanted`]. Of this thread, because tasks are let down under all kinds of locks.
+    static UNWANTED: RefCell<Vec<Arc<Task>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tasks of which this thread has found that nobody wants their values: those that needed them have ended, and nobody else
+/// can ask. In the order in which they were needed.
+pub(crate) fn take_unwanted() -> Vec<Arc<Task>> {
+    UNWANTED.with_borrow_mut(std::mem::take)
 }
 
 /// Tasks that are needed, each counting this as one that needs it.
@@ -101,7 +124,13 @@ impl Needs {
 impl Drop for Needs {
     fn drop(&mut self) {
         for task in &self.0 {
-            task.flow().dependents.fetch_sub(1, Ordering::SeqCst);
+            let flow = task.flow();
+            if !task.is_resolved() && !flow.let_down.swap(true, Ordering::SeqCst) {
+                LET_DOWN.fetch_add(1, Ordering::Relaxed);
+            }
+            if flow.dependents.fetch_sub(1, Ordering::SeqCst) == 1 {
+                task.note_if_unwanted();
+            }
         }
     }
 }
@@ -177,19 +206,31 @@ impl Task {
         }
     }
 
-    /// Nobody but the tasks that need it can ask for its value any more.
-    pub fn abandon(&self) {
+    /// Nobody but the tasks that need it can ask for its value any more. If these have ended without it, it is cancelled by
+    /// [`cancel_unwanted`](crate::host::cancel_unwanted).
+    pub fn abandon(self: &Arc<Self>) {
         if let Some(flow) = self.flow.get() {
             flow.abandoned.store(true, Ordering::SeqCst);
+            self.note_if_unwanted();
         }
     }
 
-    /// Whether somebody can ask for its value, or a task that needs it is not over. True of tasks that no other has needed.
+    /// Whether its value is of use: to who can ask for it, to a task that needs it and is not over, or for a checkpoint. Also
+    /// true of tasks that have let down no other.
     pub fn is_wanted(&self) -> bool {
-        let flow = self.flow.get();
-        flow.is_none_or(|f| {
-            !f.abandoned.load(Ordering::SeqCst) || f.dependents.load(Ordering::SeqCst) > 0
-        })
+        let in_use = |flow: &Flow| {
+            !flow.abandoned.load(Ordering::SeqCst)
+                || flow.dependents.load(Ordering::SeqCst) > 0
+                || !flow.let_down.load(Ordering::SeqCst)
+        };
+        self.reserved.get().is_some() || self.flow.get().is_none_or(|flow| in_use(flow))
+    }
+
+    fn note_if_unwanted(self: &Arc<Self>) {
+        if !self.is_resolved() && !self.is_wanted() {
+            // Not at the end of a thread, when there is no such list any more.
+            let _ = UNWANTED.try_with(|unwanted| unwanted.borrow_mut().push(self.clone()));
+        }
     }
 
     /// Whether its value is there, and can be read.

@@ -1,17 +1,24 @@
 //! Links between a host and its daemons.
 //!
-//! [`Link`] is what the host needs of a connection, whatever carries it: [`unix`] on the
-//! same machine, [`nng`] across the network. A link only exists once its peer
+//! [`Link`] is what the host needs of a connection, whatever carries it: [`local`] on the
+//! same machine (Unix sockets, or named pipes on Windows), [`nng`] across the network. A link only exists once its peer
 //! has introduced itself: before that there is a bare connection, on which no
 //! task can be sent because it has no `Link`.
 
 pub mod address;
 mod network;
 pub mod nng;
+#[cfg(windows)]
+pub mod pipe;
 pub(crate) mod strangers;
 #[cfg(unix)]
 pub mod unix;
 mod websocket;
+
+#[cfg(windows)]
+pub use pipe as local;
+#[cfg(unix)]
+pub use unix as local;
 
 pub use address::{Address, AddressError, NetworkUrl, Scheme, local_url};
 pub use network::{Listening, listen};

@@ -9,6 +9,7 @@
 
 mod assignment;
 mod gate;
+#[cfg_attr(windows, path = "no_output.rs")]
 pub mod output;
 mod wire;
 
@@ -20,7 +21,7 @@ use rustc_hash::FxHashMap;
 
 use crate::memory::{Arrival, Content, Kept, Layout, Parts};
 use crate::protocol::{Done, MOST_OF_AN_ERROR, Seq, ToDaemon, ToHost};
-use crate::sys::signals::Polled;
+use crate::sys::Polled;
 use crate::sys::{Bell, Waited};
 use crate::tls::Trust;
 use crate::transport::Address;

@@ -9,9 +9,10 @@ use super::gate::Gate;
 use super::{DialError, Options};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Seq, ToDaemon, ToHost};
-use crate::sys::signals::Polled;
+use crate::sys::Polled;
 use crate::transport::Address;
 
+#[cfg_attr(windows, path = "wire/pipe.rs")]
 mod local;
 mod network;
 

@@ -21,8 +21,7 @@ use self::rules::{Departure, FAILURES, Launch, LaunchId, Rules, SlotId};
 use super::{Endpoint, Host, PeerId, Shared};
 use crate::dispatcher::Time;
 use crate::loss::Loss;
-use crate::process::command::{self, Job};
-use crate::process::{Child, Surroundings};
+use crate::process::{Child, Job, Surroundings, command};
 use crate::sys::io_thread;
 
 /// Failures that are kept until they are asked for: the last ones.

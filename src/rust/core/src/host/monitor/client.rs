@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::place;
 use super::snapshot::FORMAT;
-use crate::sys::Attention;
+use super::{Heard, place};
 use crate::sys::io_thread;
-use crate::sys::signals::{Polled, poll_in};
+use crate::sys::signals::poll_in;
+use crate::sys::{Attention, Polled};
 use crate::transport::unix;
 
 /// Limit of a line in bytes. The longest snapshots are a hundredth of it.
@@ -26,21 +26,6 @@ pub struct Monitor {
     process: Option<OwnedFd>,
     /// What has arrived and not been returned.
     buffer: Vec<u8>,
-}
-
-/// What came of waiting for a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// A line of JSON, without its end.
-    Snapshot(String),
-    /// The session does not let us attach: why not.
-    Refused(String),
-    /// The session has ended.
-    Ended,
-    /// The given time was over.
-    TimedOut,
-    /// The caller's [`Attention`] has ended the wait.
-    Interrupted,
 }
 
 /// What each line has, whatever else is in it.

@@ -1,6 +1,6 @@
 //! The monitor: tells other processes of the same user what this session's hosts do.
 //!
-//! The session listens at a Unix socket (see [`place`]) from its first compute profile to its end. The I/O thread answers,
+//! The session listens at a Unix socket (see `place`) from its first compute profile to its end. The I/O thread answers,
 //! so the main thread may be busy, or blocked in a wait. A monitor that attaches gets lines of JSON, a [`Snapshot`] each:
 //! one at once, then one when something has changed, at most every [`INTERVAL`]. A monitor sends nothing: what it sends
 //! ends its connection.
@@ -10,33 +10,28 @@
 //!
 //! Without a monitor, an event costs one relaxed load: see [`changed`].
 
+#[cfg(unix)]
 mod client;
+#[cfg(unix)]
 mod place;
+#[cfg_attr(windows, path = "no_service.rs")]
+mod service;
 mod snapshot;
 
-pub use client::{Heard, Monitor};
-pub use place::{Session, sessions};
+use service::Service;
+pub use service::{Monitor, sessions};
 pub use snapshot::{
     Daemon, FORMAT, Failure, Memory, Past, Profile, Running, Snapshot, Tasks, Throughput,
 };
 
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, watch};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::sync::Notify;
 
-use self::place::Socket;
 use super::{Host, Shared};
-use crate::descriptors::out_of_the_way;
-use crate::sys::io_thread;
-use crate::transport::unix;
 
 /// The shortest time between two snapshots.
 pub const INTERVAL: Duration = Duration::from_millis(250);
@@ -44,17 +39,35 @@ pub const INTERVAL: Duration = Duration::from_millis(250);
 /// Limit of the monitors that are attached at once.
 pub const MOST_MONITORS: usize = 16;
 
-/// How long the next snapshot may wait, without a change, while the throughput of the last is not zero.
-const FADING: Duration = Duration::from_secs(1);
-
-/// Time to rest after a connection could not be accepted, most likely for want of descriptors.
-const CANNOT_ACCEPT: Duration = Duration::from_millis(100);
-
 /// Number of monitors that are attached.
 static ATTACHED: AtomicUsize = AtomicUsize::new(0);
 
 /// Something has changed since the last snapshot. Only told while a monitor is attached.
 static CHANGED: Notify = Notify::const_new();
+
+/// What came of waiting for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A line of JSON, without its end.
+    Snapshot(String),
+    /// The session does not let us attach: why not.
+    Refused(String),
+    /// The session has ended.
+    Ended,
+    /// The given time was over.
+    TimedOut,
+    /// The caller's [`Attention`](crate::sys::Attention) has ended the wait.
+    Interrupted,
+}
+
+/// A session of this user that monitors can attach to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its process id.
+    pub pid: u32,
+    /// Its command line, as far as the system tells; may be empty.
+    pub command: String,
+}
 
 static STATE: Mutex<State> = Mutex::new(State {
     hosts: Vec::new(),
@@ -66,12 +79,6 @@ struct State {
     hosts: Vec<(String, Weak<Shared>)>,
     /// Of the first profile; also if it could not be had.
     service: Option<Result<Service, String>>,
-}
-
-struct Service {
-    /// Removed from the file system when this is dropped.
-    _socket: Socket,
-    serving: JoinHandle<()>,
 }
 
 /// A host has changed. From any thread, under no lock of a host.
@@ -124,74 +131,15 @@ pub fn close() {
     let service = state.service.take();
     drop(state);
     if let Some(Ok(service)) = service {
-        service.serving.abort();
-        let _ = io_thread::handle().block_on(service.serving);
+        service.stop();
     }
 }
 
 /// A process that was started here is gone; it may have been a session, and have left its socket behind.
 pub(super) fn process_gone(pid: u32) {
-    place::remove_stale(pid);
+    service::remove_stale(pid);
     // It may be known now why a daemon was lost.
     changed();
-}
-
-impl Service {
-    fn start() -> io::Result<Service> {
-        let (listener, socket) = place::listen()?;
-        let listener = std::os::unix::net::UnixListener::from(out_of_the_way(listener.into()));
-        listener.set_nonblocking(true)?;
-        let _inside = io_thread::handle().enter();
-        let listener = UnixListener::from_std(listener)?;
-        Ok(Service {
-            _socket: socket,
-            serving: io_thread::handle().spawn(serve(listener)),
-        })
-    }
-}
-
-/// Accepts monitors and makes snapshots for them. They are let go when this ends.
-async fn serve(listener: UnixListener) {
-    let mut monitors = JoinSet::new();
-    let (newest, _) = watch::channel(Bytes::new());
-    let mut last = Instant::now();
-    let mut fading = false;
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    if let Some(monitor) = admit(stream, monitors.len()) {
-                        let newest = newest.subscribe();
-                        ATTACHED.fetch_add(1, Ordering::SeqCst);
-                        monitors.spawn(monitor.attend(newest));
-                        CHANGED.notify_one();
-                    }
-                }
-                Err(_) => tokio::time::sleep(CANNOT_ACCEPT).await,
-            },
-            Some(_) = monitors.join_next(), if !monitors.is_empty() => {
-                if monitors.is_empty() {
-                    newest.send_replace(Bytes::new());
-                }
-            }
-            () = due(last, fading), if !monitors.is_empty() => {
-                let snapshot = Snapshot::take(&hosts());
-                fading = snapshot.is_fading();
-                newest.send_replace(snapshot.to_line());
-                last = Instant::now();
-            }
-        }
-    }
-}
-
-/// Waits until the next snapshot is to be made.
-async fn due(last: Instant, fading: bool) {
-    tokio::time::sleep_until(last + INTERVAL).await;
-    if fading {
-        let _ = tokio::time::timeout_at(last + FADING, CHANGED.notified()).await;
-    } else {
-        CHANGED.notified().await;
-    }
 }
 
 fn hosts() -> Vec<(String, Arc<Shared>)> {
@@ -201,79 +149,4 @@ fn hosts() -> Vec<(String, Arc<Shared>)> {
         .filter_map(|(name, host)| Some((name.clone(), host.upgrade()?)))
         .filter(|(_, host)| !host.is_closed())
         .collect()
-}
-
-/// Takes in a process that has connected, or tells it in one line why not.
-fn admit(stream: UnixStream, attached: usize) -> Option<Attached> {
-    let stream = stream.into_std().ok()?;
-    let refused = match unix::check_peer(&stream) {
-        Err(_) => Some("this session belongs to another user".to_owned()),
-        Ok(()) if attached >= MOST_MONITORS => {
-            Some(format!("{attached} monitors are attached already"))
-        }
-        Ok(()) => None,
-    };
-    if let Some(reason) = refused {
-        // Nothing has been sent yet, so there is room for a line.
-        let _ = unix::send_all(&stream, &snapshot::refusal(&reason), &[], None);
-        return None;
-    }
-    // Dropped also if it fails, and then it is not counted yet.
-    UnixStream::from_std(stream).ok().map(Attached)
-}
-
-/// A monitor. Its connection ends when this is dropped, also if a process forked from this one holds it.
-struct Attached(UnixStream);
-
-impl Attached {
-    async fn attend(self, newest: watch::Receiver<Bytes>) {
-        let _counted = Counted;
-        tokio::select! {
-            () = self.tell(newest) => {}
-            () = self.hear() => {}
-        }
-    }
-
-    /// Sends snapshots until the connection ends.
-    async fn tell(&self, mut newest: watch::Receiver<Bytes>) {
-        while newest.changed().await.is_ok() {
-            let snapshot = newest.borrow_and_update().clone();
-            let mut rest = &snapshot[..];
-            while !rest.is_empty() {
-                if self.0.writable().await.is_err() {
-                    return;
-                }
-                match self.0.try_write(rest) {
-                    Ok(n) => rest = &rest[n..],
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => return,
-                }
-            }
-        }
-    }
-
-    /// Waits until the monitor hangs up, or says something.
-    async fn hear(&self) {
-        while self.0.readable().await.is_ok() {
-            match self.0.try_read(&mut [0]) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                _ => return,
-            }
-        }
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
-    }
-}
-
-/// One of [`ATTACHED`], for as long as this lives.
-struct Counted;
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        ATTACHED.fetch_sub(1, Ordering::SeqCst);
-    }
 }

@@ -15,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use super::Session;
 use crate::transport::{Address, unix};
 
 /// Attempts to make the directory and a socket in it: another session may remove the directory in between, because it is
@@ -33,15 +34,6 @@ impl Drop for Socket {
             let _ = std::fs::remove_dir(directory);
         }
     }
-}
-
-/// A session of this user that monitors can attach to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Its process id.
-    pub pid: u32,
-    /// Its command line, as far as the system tells; may be empty.
-    pub command: String,
 }
 
 fn uid() -> u32 {

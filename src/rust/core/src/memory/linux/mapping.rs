@@ -48,7 +48,7 @@ impl Held {
         Ok(Mapping {
             start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             len: self.len,
-            file: rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_ino),
+            file: self.file(),
             source: None,
             received: None,
             _slot: slot,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -66,6 +66,7 @@ impl Draft {
         Some(Held {
             fd: self.fd,
             len: self.len,
+            file: OnceLock::new(),
             _slot: self.slot,
         })
     }
@@ -82,6 +83,8 @@ pub struct Segment {
 pub(super) struct Held {
     pub(super) fd: OwnedFd,
     pub(super) len: usize,
+    /// See [`file`](Self::file).
+    file: OnceLock<u64>,
     _slot: QuotaSlot,
 }
 
@@ -183,6 +186,12 @@ pub(super) fn refused<T>(what: &str) -> io::Result<T> {
 }
 
 impl Held {
+    /// The number of the file. The system is asked once, not for each mapping.
+    pub(super) fn file(&self) -> u64 {
+        let ask = || rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_ino);
+        *self.file.get_or_init(ask)
+    }
+
     /// Accepts a memfd that a peer has passed; uses at most `most` bytes of it.
     pub(super) fn receive(fd: OwnedFd, most: usize) -> io::Result<Held> {
         if !rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS)) {
@@ -191,7 +200,8 @@ impl Held {
         if libc::c_long::from(rustix::fs::fstatfs(&fd)?.f_type) != TMPFS {
             return refused("a passed descriptor is not ordinary memory");
         }
-        let size = usize::try_from(rustix::fs::fstat(&fd)?.st_size).unwrap_or(0);
+        let stat = rustix::fs::fstat(&fd)?;
+        let size = usize::try_from(stat.st_size).unwrap_or(0);
         let len = size.min(most);
         if len == 0 {
             return refused("a passed segment is shorter than announced");
@@ -200,6 +210,7 @@ impl Held {
         Ok(Held {
             fd,
             len,
+            file: stat.st_ino.into(),
             _slot: slot,
         })
     }

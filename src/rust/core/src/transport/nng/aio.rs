@@ -27,11 +27,14 @@ use crate::sys::io_thread;
 use crate::tls::engine::{self, Failure};
 use crate::tls::{Identity, Trust};
 
-/// Frames that are sent at once, at most. NNG takes eight pieces of memory: two for each frame, and one for the
-/// [`Parcel`]'s prefix.
-pub(super) const BATCH: usize = 3;
+/// Limit of the pieces of memory in one operation of NNG's.
+const PIECES: usize = 8;
+/// Frames of any size that are sent at once, at most: two pieces for each, and one for the [`Parcel`]'s prefix.
+pub(super) const BATCH: usize = (PIECES - 1) / 2;
 /// Pieces up to this number of bytes in all are put together first: TLS makes a record of each.
 const TOGETHER: usize = 16 * 1024;
+/// Bytes of small frames that are sent at once, at most. They are put together with a prefix of less than what is left.
+pub(super) const SMALL_FRAMES: usize = TOGETHER - 1024;
 /// Small frames leave at once. NNG's own default for a stream is Nagle's algorithm (only its sockets of
 /// messages turn that off): a reply would wait for the acknowledgement of the one before, which the other end
 /// delays by 40 ms.
@@ -174,7 +177,7 @@ impl Drop for RawStream {
 pub(super) struct Parcel {
     /// Bytes before the frames: a frame's head of WebSocket's, an answer to a request.
     pub(super) prefix: Vec<u8>,
-    /// At most [`BATCH`].
+    /// At most [`BATCH`], or at most [`SMALL_FRAMES`] bytes.
     pub(super) frames: VecDeque<Frame>,
     /// A copy of all pieces, if they are small.
     together: Vec<u8>,
@@ -208,7 +211,7 @@ impl Parcel {
             .filter(|part| !part.is_empty())
             .collect();
         let size: usize = parts.iter().map(|part| part.len()).sum();
-        if parts.len() > 1 && size <= TOGETHER {
+        if parts.len() > 1 && size <= TOGETHER || parts.len() > PIECES {
             self.together.clear();
             for part in parts {
                 self.together.extend_from_slice(part);

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::super::Channel;
 use super::Connection;
-use super::aio::{BATCH, Parcel};
+use super::aio::{BATCH, Parcel, SMALL_FRAMES};
 use crate::protocol::Frame;
 use crate::protocol::websocket;
 
@@ -207,10 +207,19 @@ impl Connection {
 /// under the lock, as those who have something to post hold the dispatcher's.
 fn take_next(output: &mut MutexGuard<'_, Output>) {
     let next = &mut **output;
+    let mut size = 0;
     for line in [&mut next.control, &mut next.data] {
-        let room = BATCH - next.parcel.frames.len();
-        let now = room.min(line.len());
-        next.parcel.frames.extend(line.drain(..now));
+        while let Some(frame) = line.front() {
+            size = match frame.insets().is_empty() {
+                true => frame.head.len() + frame.body.len() + size,
+                // Nobody knows yet how much that is.
+                false => usize::MAX / 2,
+            };
+            if next.parcel.frames.len() >= BATCH && size > SMALL_FRAMES {
+                break;
+            }
+            next.parcel.frames.extend(line.pop_front());
+        }
     }
     next.done = 0;
     if next

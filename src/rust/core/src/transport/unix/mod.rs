@@ -14,12 +14,14 @@
 
 mod descriptors;
 mod incoming;
+mod listener;
 mod outbox;
 
 #[cfg(target_os = "linux")]
 pub use descriptors::send_some;
 pub use descriptors::{recv, recv_with_fd, recv_with_fds, send_all, send_all_with};
 pub use incoming::Incoming;
+pub use listener::{Listener, Stranger};
 pub use outbox::Outbox;
 
 use std::io;
@@ -185,6 +187,9 @@ pub fn send_message<M: serde::Serialize>(
         let _ = stream.shutdown(std::net::Shutdown::Both);
     })
 }
+
+/// As [`transport::local`](crate::transport::local) calls it.
+pub type LocalLink = UnixLink;
 
 /// The host's end of an established link.
 pub struct UnixLink {

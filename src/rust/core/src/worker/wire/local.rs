@@ -15,7 +15,8 @@ use super::super::{ANSWER_TIMEOUT, DialError, GRACE, Options};
 use super::{Dialling, Gate, Sender, Wire, accepted, cancel};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
-use crate::sys::signals::{self, Polled, poll_in};
+use crate::sys::Polled;
+use crate::sys::signals::{self, poll_in};
 use crate::transport::unix::Incoming;
 use crate::transport::{Address, unix};
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::sys::attention::{Attention, Polled};
+
 /// Runs `f` with every signal blocked; threads started in it inherit that.
 pub(crate) fn with_all_blocked<T>(f: impl FnOnce() -> T) -> T {
     let mut all = MaybeUninit::uninit();
@@ -48,36 +50,6 @@ pub(crate) fn unblock_all() {
         libc::sigemptyset(none.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
     }
-}
-
-/// What ends a wait of the main thread besides the event that it waits for. A closure that tells
-/// whether the user has pressed Ctrl-C is one.
-pub trait Attention {
-    /// Whether the caller wants to stop waiting. Asked with SIGINT blocked.
-    fn is_interrupted(&self) -> bool;
-
-    /// Calls `add` with each descriptor that ends the wait when it becomes readable.
-    fn descriptors(&self, _add: &mut dyn FnMut(RawFd)) {}
-
-    /// When the wait ends at the latest, as if interrupted.
-    fn until(&self) -> Option<Instant> {
-        None
-    }
-}
-
-impl<F: Fn() -> bool> Attention for F {
-    fn is_interrupted(&self) -> bool {
-        self()
-    }
-}
-
-/// How [`poll_in`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Polled {
-    Readable,
-    TimedOut,
-    /// The [`Attention`] said so, one of its descriptors is readable, or its time has come.
-    Interrupted,
 }
 
 /// Waits until `fd` is readable, the time is over, or `attention` ends it.
