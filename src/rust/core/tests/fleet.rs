@@ -1,7 +1,7 @@
 //! Daemons that the host launches by commands as its queue asks.
 //!
-//! As in `respawn.rs`, this program itself is run as the daemon, with [`ROLE`] set to the URL: by a shell that starts it in
-//! the background and ends, as `sbatch` does, or that becomes it, as `srun` does.
+//! As in `respawn.rs`, this program itself is run as the daemon, with [`ROLE`] set to the URL: by a shell that starts
+//! it in the background and ends, as `sbatch` does, or that becomes it, as `srun` does.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -15,8 +15,8 @@ use super::{Child, Exit, Job};
 use crate::descriptors;
 use crate::sys::{io_thread, signals};
 
-/// Starts a command. [`Child::stderr`] is the end of what it says on stdout and stderr; the bell rings at its end, after
-/// `on_exit` was called. If it is not wanted any more, it is sent SIGTERM.
+/// Starts a command. [`Child::stderr`] is the end of what it says on stdout and stderr; the bell rings at its end,
+/// after `on_exit` was called. If it is not wanted any more, it is sent SIGTERM.
 ///
 /// It has a session of its own: it cannot be reached by a Ctrl-C meant for us, outlives our
 /// terminal, and cannot ask there for a password, which it would in vain, being in the
@@ -89,8 +89,8 @@ pub fn run(job: &Job, on_exit: impl FnOnce(&Child) + Send + 'static) -> io::Resu
     Ok(child)
 }
 
-/// Asks a command to end once it is not wanted any more; never returns. To be dropped before the process is reaped: until
-/// then its id is its own.
+/// Asks a command to end once it is not wanted any more; never returns. To be dropped before the process is reaped:
+/// until then its id is its own.
 async fn ask_to_end(child: &Child, pid: u32) {
     child.unwanted.notified().await;
     // SAFETY: no pointers.

@@ -1,4 +1,5 @@
-//! A command that launches a daemon elsewhere, before it is run, and what it has failed of: see [`command`](super::command).
+//! A command that launches a daemon elsewhere, before it is run, and what it has failed of: see
+//! [`command`](super::command).
 
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ pub struct Job {
     pub args: Vec<String>,
     /// What it reads from its stdin.
     pub input: Option<String>,
-    /// The address of a web service that it asks. The last line of output is the status of the answer then: from 400 on, the
-    /// command has failed.
+    /// The address of a web service that it asks. The last line of output is the status of the answer then: from 400
+    /// on, the command has failed.
     pub service: Option<String>,
     /// What it has from the process that starts it. `None`: what that has when it starts it, on its main thread.
     pub surroundings: Option<Arc<Surroundings>>,

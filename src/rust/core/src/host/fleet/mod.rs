@@ -1,9 +1,9 @@
 //! A fleet: daemons elsewhere, which the host launches by commands such as `sbatch` as its queue asks.
 //!
-//! The [`Rules`] decide when to launch. This module tells them what happens: tasks wait, a daemon connects or is gone, a
-//! command ends, a time is over. It runs the commands on the I/O thread, from what the main thread has prepared: the
-//! language runtime may be busy. One lock guards the fleet. It may be held when the dispatcher's is taken, never the other
-//! way round.
+//! The [`Rules`] decide when to launch. This module tells them what happens: tasks wait, a daemon connects or is gone,
+//! a command ends, a time is over. It runs the commands on the I/O thread, from what the main thread has prepared: the
+//! language runtime may be busy. One lock guards the fleet. It may be held when the dispatcher's is taken, never the
+//! other way round.
 
 mod rules;
 
@@ -81,10 +81,10 @@ impl Fleet {
 }
 
 impl Host {
-    /// Has the host launch daemons elsewhere, at most one for each of `jobs`: one for each task that no daemon can take. The
-    /// daemon of the first job connects at the first URL, and so on. A launch whose daemon does not connect within
-    /// `patience` is given up. `jobs` are called on the I/O thread, too. To be called once, on the main thread, before any
-    /// daemon connects.
+    /// Has the host launch daemons elsewhere, at most one for each of `jobs`: one for each task that no daemon can
+    /// take. The daemon of the first job connects at the first URL, and so on. A launch whose daemon does not connect
+    /// within `patience` is given up. `jobs` are called on the I/O thread, too. To be called once, on the main thread,
+    /// before any daemon connects.
     pub fn launch_as_asked(&self, jobs: Vec<MakeJob>, patience: Duration) {
         let surroundings = self.0.surroundings();
         *self.0.fleet.lock() = Some(Fleet {
@@ -100,8 +100,8 @@ impl Host {
         self.0.scales.store(true, Ordering::Relaxed);
     }
 
-    /// Launches a daemon by `job` at a URL, whether or not the queue asks for one. `None`: there is one, or a launch is in
-    /// flight.
+    /// Launches a daemon by `job` at a URL, whether or not the queue asks for one. `None`: there is one, or a launch is
+    /// in flight.
     ///
     /// # Errors
     /// The command cannot be started.
@@ -262,8 +262,8 @@ impl Shared {
         self.fleet_has_changed();
     }
 
-    /// A daemon is lost, which the dispatcher does not know yet: its tasks will wait again, and must not ask for a launch
-    /// as if none had failed. [`fleet_has_changed`](Self::fleet_has_changed) follows when the dispatcher knows.
+    /// A daemon is lost, which the dispatcher does not know yet: its tasks will wait again, and must not ask for a
+    /// launch as if none had failed. [`fleet_has_changed`](Self::fleet_has_changed) follows when the dispatcher knows.
     pub(super) fn fleet_lost(&self, peer: PeerId) {
         let mut guard = self.fleet.lock();
         let Some(fleet) = &mut *guard else { return };

@@ -1,19 +1,20 @@
 //! When to launch another daemon elsewhere, and when to stop: a state machine without I/O, clocks or threads.
 //!
-//! Each of the host's first URLs is a slot, for one daemon at a time. A launch is *in flight* from its beginning until a
-//! daemon connects at the slot's URL, the launch fails, or it is given up. Launches in flight count like daemons. So a
-//! task that waits asks for one launch, however long that takes, and there are never more daemons and launches than slots.
+//! Each of the host's first URLs is a slot, for one daemon at a time. A launch is *in flight* from its beginning until
+//! a daemon connects at the slot's URL, the launch fails, or it is given up. Launches in flight count like daemons. So
+//! a task that waits asks for one launch, however long that takes, and there are never more daemons and launches than
+//! slots.
 //!
 //! # Failures
 //!
-//! These are failures: a launch command that fails, a launch that is given up after the patience of the rules, and a daemon
-//! that is lost without a goodbye before it has finished a task. A launch remembers the number of failures that came one
-//! after another before it. If it fails in turn, that is one more. So ten daemons that are lost together are one failure:
-//! none of them was launched because another had failed.
+//! These are failures: a launch command that fails, a launch that is given up after the patience of the rules, and a
+//! daemon that is lost without a goodbye before it has finished a task. A launch remembers the number of failures that
+//! came one after another before it. If it fails in turn, that is one more. So ten daemons that are lost together are
+//! one failure: none of them was launched because another had failed.
 //!
-//! After a failure there is a pause, which doubles with each failure that follows. After [`MOST_FAILURES`] of them, nothing
-//! is launched any more. Launching begins anew when a daemon leaves with a goodbye, or is lost after it has finished a task,
-//! or when a daemon connects which these launches have not brought.
+//! After a failure there is a pause, which doubles with each failure that follows. After [`MOST_FAILURES`] of them,
+//! nothing is launched any more. Launching begins anew when a daemon leaves with a goodbye, or is lost after it has
+//! finished a task, or when a daemon connects which these launches have not brought.
 
 use std::time::Duration;
 
@@ -210,8 +211,8 @@ impl Rules {
         }
     }
 
-    /// Whether a daemon that is about to connect here comes too late: its launch was given up, and others have taken its
-    /// place. If so, it has to be sent away, and is not [`connected`](Self::connected).
+    /// Whether a daemon that is about to connect here comes too late: its launch was given up, and others have taken
+    /// its place. If so, it has to be sent away, and is not [`connected`](Self::connected).
     pub(super) fn is_too_late(&mut self, slot: SlotId) -> bool {
         let full = self.alive() >= self.slots.len();
         let Some(slot) = self.slots.get_mut(slot) else {
@@ -243,8 +244,8 @@ impl Rules {
         None
     }
 
-    /// A daemon that was [`connected`](Self::connected) is gone. Returns whether that is the failure after which nothing is
-    /// launched any more.
+    /// A daemon that was [`connected`](Self::connected) is gone. Returns whether that is the failure after which
+    /// nothing is launched any more.
     pub(super) fn gone(
         &mut self,
         now: Time,
@@ -278,8 +279,8 @@ impl Rules {
         }
     }
 
-    /// A launch has failed. Returns `None` if it was not in flight any more, otherwise whether that is the failure after
-    /// which nothing is launched any more.
+    /// A launch has failed. Returns `None` if it was not in flight any more, otherwise whether that is the failure
+    /// after which nothing is launched any more.
     pub(super) fn failed(&mut self, now: Time, launch: LaunchId) -> Option<bool> {
         let (_, depth) = self.land(launch)?;
         Some(self.count_failure(now, depth))
@@ -304,8 +305,8 @@ impl Rules {
         }
     }
 
-    /// Gives up launches whose time is over. Returns them, and whether one is the failure after which nothing is launched
-    /// any more.
+    /// Gives up launches whose time is over. Returns them, and whether one is the failure after which nothing is
+    /// launched any more.
     pub(super) fn tick(&mut self, now: Time) -> (Vec<LaunchId>, bool) {
         let overdue: Vec<_> = self
             .in_flight()
