@@ -66,6 +66,22 @@
 #' [everywhere()] has prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30 seconds by
 #' default, and is started again when the queue asks for it. The first `n` daemons stay, whatever `idletime` is.
 #'
+#' With `url` and `remote`, daemons are launched elsewhere in the same way, by that configuration: `n` at first, which
+#' may be 0, and others as the queue asks. There are never more than `m` daemons and launches under way, together. A
+#' daemon that is gone, such as by `scancel`, is replaced when the queue asks for it. The host launches by itself, also
+#' while R is busy, with the environment variables and the working directory of the call of `daemons()`. A single URL is
+#' extended to `m` URLs, one for each daemon.
+#'
+#' A launch is given up if its daemon has not connected within an hour, or within the number of seconds that
+#' `options(mirai.launch_timeout = )` had when `daemons()` was called. If its daemon comes later, and others have taken
+#' its place, it is sent away. [status()] shows failed launches as warnings.
+#'
+#' A failure is a launch that fails or is given up, or a daemon that crashes before it has finished a task; those that
+#' happen together count once. After a failure there is a pause, of half a second at first. After five failures one
+#' after another, nothing is launched any more. If no daemon is left then, the tasks that wait resolve to error value
+#' 19, whose attribute `"reason"` says why. Launching begins anew when a daemon leaves in good order, when one is lost
+#' that has finished a task, or when you launch one by [launch_remote()].
+#'
 #' @details
 #' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the
 #' process wrote to stderr.
@@ -155,6 +171,7 @@ daemons <- function(
   the$globals[[profile]] <- NULL
   the$setup_streams[[profile]] <- NULL
   the$launches[[profile]] <- NULL
+  the$fleets[[profile]] <- NULL
   if (!is.null(serial) || !is.null(the$serial[[profile]])) {
     the$serial[[profile]] <- serial
     update_hooks()
@@ -173,7 +190,8 @@ daemons <- function(
   if (.Call(rs_daemon_state) == 2L && is.null(url)) {
     stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
   }
-  check_max(settings$max, n, dispatcher && is.null(url), call)
+  most <- settings$max
+  check_max(most, if (!missing(n)) n, dispatcher && (is.null(url) || launches(remote)), call)
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
   }
@@ -182,12 +200,17 @@ daemons <- function(
   }
   n <- if (!missing(n)) n
   if (dispatcher) {
-    url <- extend_urls(url, n, call)
+    url <- if (is.null(most)) extend_urls(url, n, call) else extend_urls(url, most, call, "max")
   }
   url <- open_profile(profile, url, dispatcher, settings, seed, memory, call, tls, pass)
   if (launches(remote)) {
     ready <- FALSE
     on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
+    if (!is.null(most)) {
+      launch_fleet(profile, url, as.integer(n), remote, settings, call)
+      ready <- TRUE
+      return(new_daemons(n, profile, are_set = TRUE))
+    }
     if (!dispatcher && !is.null(n)) {
       url <- rep_len(url, max(n, 1L))
     }
@@ -198,24 +221,24 @@ daemons <- function(
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
 }
 
-# The URLs for `n` daemons: `url` itself, or a single URL extended to `n`.
-extend_urls <- function(url, n, call) {
+# The URLs for `n` daemons: `url` itself, or a single URL extended to `n`, which is the argument `name`.
+extend_urls <- function(url, n, call, name = "n") {
   if (is.null(n) || n == length(url)) {
     return(url)
   }
   if (length(url) > 1L) {
-    stop_argument("url", "a single URL, or one for each of 'n' daemons", call)
+    stop_argument("url", paste0("a single URL, or one for each of '", name, "' daemons"), call)
   }
   with_call(.Call(rs_extend_url, url, as.integer(n)), call)
 }
 
 # Notes that `n` daemons are set, and returns the value of daemons().
-new_daemons <- function(n, profile, value = n) {
+new_daemons <- function(n, profile, value = n, are_set = n > 0L) {
   the$numbers[[profile]] <- as.integer(n)
   if (edition() == 1L) {
     return(structure(value, class = c("miraiDaemons", profile)))
   }
-  invisible(structure(n > 0L, class = c("miraiDaemons", profile)))
+  invisible(structure(are_set, class = c("miraiDaemons", profile)))
 }
 
 as_seed <- function(seed) if (!is.null(seed)) as.integer(seed)
@@ -231,13 +254,16 @@ as_dispatcher <- function(x, call) {
   x != "none"
 }
 
-# Checks the option `max`: daemons are added on this machine only, and for the queue of the dispatcher.
+# Checks the option `max`: daemons are added where the host can launch some, and for the queue of the dispatcher.
 check_max <- function(max, n, possible, call) {
   if (is.null(max)) {
     return()
   }
   if (!possible) {
-    stop_argument("max", "left out with 'url' and without dispatcher", call)
+    stop_argument("max", "left out without dispatcher, and with 'url' unless 'remote' launches daemons", call)
+  }
+  if (is.null(n)) {
+    stop_argument("n", "the number of daemons to begin with, where there is 'max'", call)
   }
   if (max < n) stop_argument("max", "'n' or greater", call)
 }
@@ -251,20 +277,13 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_
   ready <- FALSE
   on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
   urls <- rep_len(urls, most)
-  base <- settings
-  if (most > n) {
-    # Only the others leave when they are idle.
-    base$daemon$idletime <- NULL
-  }
+  base <- if (most > n) settings_to_stay(settings) else settings
   for (url in urls[seq_len(n)]) {
     launch_daemon(profile, url, base, call, awaited = TRUE)
   }
   ready <- wait_connected(profile, n, call)
-  if (most > n && is.null(settings$daemon$idletime)) {
-    settings$daemon$idletime <- 30000
-  }
   for (url in urls[-seq_len(n)]) {
-    launch_daemon(profile, url, settings, call, in_reserve = TRUE)
+    launch_daemon(profile, url, settings_in_reserve(settings), call, in_reserve = TRUE)
   }
   new_daemons(n, profile)
 }

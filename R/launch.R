@@ -117,34 +117,36 @@ launch_commands <- function(profile, urls, remote, settings, tls, call) {
   dialled <- remote_urls(remote, urls, call)
   commands <- vapply(
     dialled,
-    function(url) {
-      rs <- launch_stream(profile)
-      code <- daemon_call(url, settings$daemon, rs, daemon_tls(url, tls, profile))
-      paste(remote$rscript, "-e", sh_quote(code))
-    },
+    function(url) daemon_command(url, remote, settings, launch_stream(profile), daemon_tls(url, tls, profile)),
     "",
     USE.NAMES = FALSE
   )
   jobs <- with_call(remote_jobs(remote, commands, urls, dialled), call)
   if (length(jobs)) {
-    run_jobs(profile, jobs, length(commands), remote$patience, call)
+    run <- function(i) .Call(rs_run_command, jobs[[i]])
+    running <- run_jobs(profile, length(jobs), run, length(commands), remote$patience, call)
+    the$launches[[profile]] <- c(the$launches[[profile]], running)
   }
   structure(commands, class = "miraiLaunchCmd")
 }
 
-# Runs launch commands. Each job is a list: `name`, `path`, `args`, `input` for its stdin (or NULL), and `failure`, a
-# function that returns the error text of a command that has ended (NULL for the exit status). Waits until all have
-# ended, until `n` more daemons have connected, or for `seconds` (NULL for no limit). It is an error if a command fails.
-run_jobs <- function(profile, jobs, n, seconds, call) {
+# The shell command of a daemon that dials `url`.
+daemon_command <- function(url, remote, settings, rs, tls) {
+  paste(remote$rscript, "-e", sh_quote(daemon_call(url, settings$daemon, rs, tls)))
+}
+
+# Runs `jobs` launch commands: `run` starts the one with the index that it is given. Waits until all have ended, until
+# `n` more daemons have connected, or for `seconds` (NULL for no limit). It is an error if a command fails. Returns
+# those that still run.
+run_jobs <- function(profile, jobs, run, n, seconds, call) {
   before <- .Call(rs_profile_status, profile)$cumulative
   # NULL: the daemons are for another host, so this session does not see them connect.
   enough <- if (is.null(before)) Inf else as.double(before + n)
   running <- list()
   settled <- FALSE
   on.exit(if (!settled) end_commands(running))
-  for (job in jobs) {
-    command <- with_call(.Call(rs_run_command, job$path, job$args, job$input), call)
-    running <- c(running, list(command))
+  for (i in seq_len(jobs)) {
+    running <- c(running, list(with_call(run(i), call)))
   }
   now <- function() proc.time()[["elapsed"]]
   start <- now()
@@ -156,25 +158,13 @@ run_jobs <- function(profile, jobs, n, seconds, call) {
     .Call(rs_serve_events)
   }
   states <- lapply(running, function(command) .Call(rs_command_state, command))
-  for (i in seq_along(jobs)) {
-    state <- states[[i]]
-    failure <- jobs[[i]]$failure
-    text <- if (!state$running && !is.null(failure)) failure(state) else describe_failure(jobs[[i]]$name, state)
-    if (!is.null(text)) stop_error(paste0("the launch of daemons has failed: ", text), call, "mirai_error_launch")
+  for (state in states) {
+    if (!is.null(state$failure)) {
+      stop_error(paste0("the launch of daemons has failed: ", state$failure), call, "mirai_error_launch")
+    }
   }
   settled <- TRUE
-  stay <- vapply(states, function(state) state$running, NA)
-  launches <- Map(function(job, command) list(name = job$name, command = command), jobs[stay], running[stay])
-  the$launches[[profile]] <- c(the$launches[[profile]], launches)
-}
-
-# The error text of a command that has failed, otherwise NULL.
-describe_failure <- function(name, state) {
-  if (!state$failed) {
-    return(NULL)
-  }
-  said <- trimws(state$output)
-  paste0(name, " (", state$how, "):\n", if (nzchar(said)) said else "(it wrote nothing)")
+  running[vapply(states, function(state) state$running, NA)]
 }
 
 end_commands <- function(commands) {
@@ -187,8 +177,8 @@ end_commands <- function(commands) {
 # Called from waiting.rs if a wait lasts and no daemon is there: tells the user, unless a launch command is still
 # running. Returns whether that was told.
 tell_deserted <- function(profile) {
-  for (launch in the$launches[[profile]]) {
-    if (.Call(rs_command_state, launch$command)$running) {
+  for (command in the$launches[[profile]]) {
+    if (.Call(rs_command_state, command)$running) {
       return(FALSE)
     }
   }
@@ -202,18 +192,23 @@ tell_deserted <- function(profile) {
   TRUE
 }
 
-# For status(): warns of launch commands that have failed since the last call, and forgets those that have ended.
+# For status(): warns of launches that have failed since the last call, and forgets commands that have ended.
 warn_failed_launches <- function(profile, call) {
   waiting <- list()
-  for (launch in the$launches[[profile]]) {
-    state <- .Call(rs_command_state, launch$command)
+  failed <- character()
+  for (command in the$launches[[profile]]) {
+    state <- .Call(rs_command_state, command)
     if (state$running) {
-      waiting <- c(waiting, list(launch))
+      waiting <- c(waiting, list(command))
     }
-    text <- describe_failure(launch$name, state)
-    if (!is.null(text)) warning(simpleWarning(paste0("a launch of daemons has failed: ", text), call))
+    if (!is.null(state$failure)) {
+      failed <- c(failed, paste0("a launch of daemons has failed: ", state$failure))
+    }
   }
   the$launches[[profile]] <- waiting
+  for (text in c(failed, .Call(rs_launch_reports, profile))) {
+    warning(simpleWarning(text, call))
+  }
 }
 
 check_tls <- function(tls, call) {

@@ -35,6 +35,8 @@ the$globals <- list()
 the$setup_streams <- list()
 # By profile: the launch commands that were still running when they were last checked. status() warns if one fails.
 the$launches <- list()
+# By profile: how daemons are launched as the queue asks, a list of `remote` and `settings`. See fleet.R.
+the$fleets <- list()
 
 # By profile: the value of serial_config() that daemons() was given as `serial`.
 the$serial <- list()

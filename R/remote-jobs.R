@@ -37,7 +37,7 @@ shell_job <- function(command, args, input = NULL) {
     stop_error(text, class = "mirai_error_launch")
   }
   line <- paste(c("exec", if (found) sh_quote(command) else command, args), collapse = " ")
-  list(name = basename(name), path = "/bin/sh", args = c("-c", line), input = input)
+  list(name = basename(name), path = "/bin/sh", args = c("-c", line), input = input, service = NULL)
 }
 
 # Matches "ssh://user@host:port", and captures the three parts. User and host do not begin with "-", which would make
@@ -103,11 +103,11 @@ http_job <- function(remote, command) {
     list("write-out" = "\n%{http_code}")
   )
   list(
-    name = paste("curl", remote$url),
+    name = "curl",
     path = Sys.which("curl")[[1L]],
     args = c("--config", "-"),
     input = paste(unlist(Map(curl_option, names(options), options)), collapse = "\n"),
-    failure = function(state) http_failure(remote$url, state)
+    service = remote$url
   )
 }
 
@@ -134,13 +134,4 @@ json_escape <- function(text) {
     text <- gsub(escapes[[i]], names(escapes)[[i]], text, fixed = TRUE)
   }
   text
-}
-
-http_failure <- function(url, state) {
-  status <- as.integer(sub("^.*\n", "", state$output))
-  said <- trimws(sub("\n[0-9]*$", "", state$output))
-  if (state$failed) {
-    return(paste0("curl (", state$how, "):\n", said))
-  }
-  if (status >= 400L) paste0(url, " has answered with status ", status, ":\n", if (nzchar(said)) said else "(nothing)")
 }

@@ -26,6 +26,9 @@
 #' that, a job that still waits in a queue goes on waiting in the background.
 #'
 #' Commands run in the background and cannot ask for a password.
+#'
+#' With the option `max` of [daemons()], a configuration also launches daemons as the queue asks: see section *Scaling*
+#' there.
 #' @seealso [launch_remote()], [daemons()]; `vignette("distributed", "mirai")`.
 #' @examples
 #' # Slurm: two daemons, started by srun
@@ -138,6 +141,15 @@ ssh_config <- function(remotes, tunnel = FALSE, timeout = 10, command = "ssh", r
 #'     options = "#SBATCH --job-name=mirai
 #'                #SBATCH --mem=512"
 #'   )
+#' )
+#'
+#' # No job at first, and up to 20 as the queue asks. A job ends when it has been idle for a minute
+#' daemons(
+#'   n = 0,
+#'   max = 20,
+#'   idletime = 60000,
+#'   url = host_url(ws = TRUE),
+#'   remote = cluster_config()
 #' )
 #' }
 #' @rdname remote_config

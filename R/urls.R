@@ -89,5 +89,9 @@ saisei <- function(i, force = FALSE, .compute = NULL) {
   if (i < 1 || i > .Machine$integer.max) {
     return(NULL)
   }
-  with_call(.Call(rs_renew_url, profile, as.integer(i), force), sys.call())
+  url <- with_call(.Call(rs_renew_url, profile, as.integer(i), force), sys.call())
+  if (!is.null(url)) {
+    renew_fleet_job(profile, as.integer(i), sys.call())
+  }
+  url
 }

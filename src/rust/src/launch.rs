@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use extendr_api::prelude::*;
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP, VECTOR_ELT};
-use mirai_core::host::Respawn;
-use mirai_core::process::{self, command, Child, Exit, Program};
+use mirai_core::host::{Host, MakeJob, Respawn};
+use mirai_core::process::{self, command, Child, Job, Program};
 use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::Task;
 use mirai_core::transport::Address;
@@ -236,20 +236,104 @@ fn wait_connected(name: &str, n: i32) -> Result<Robj> {
 }
 
 /// A command that is running, or has ended.
-struct Launched(Arc<Child>);
-
-fn is_failure(exit: Exit) -> bool {
-    !matches!(exit, Exit::Status(status) if status.success())
+struct Launched {
+    job: Job,
+    child: Arc<Child>,
 }
 
-/// Starts a command, with `input` to read from its stdin.
-fn run_command(path: &str, args: Vec<String>, input: Nullable<String>) -> Result<Robj> {
+impl Launched {
+    fn has_failed(&self) -> bool {
+        self.job.failure(&self.child).is_some()
+    }
+}
+
+/// A job of `remote_jobs()` in R/remote-jobs.R: a list of `name`, `path`, `args`, `input` (or `NULL`) and `service` (or
+/// `NULL`).
+fn job(job: &List) -> Result<Job> {
+    let text = |name| job.dollar(name).and_then(String::try_from);
+    let option = |name| {
+        let text = job.dollar(name).and_then(Nullable::<String>::try_from);
+        text.map(Nullable::into_option)
+    };
+    Ok(Job {
+        name: text("name")?,
+        path: text("path")?,
+        args: job.dollar("args").and_then(Vec::try_from)?,
+        input: option("input")?,
+        service: option("service")?,
+        surroundings: None,
+    })
+}
+
+/// The same, for a launch after `before` others: the daemon's stream is another part of that of the first.
+fn again(job: &Job, before: u32) -> Job {
+    let again = |text: &String| with_substream(text, before);
+    Job {
+        args: job.args.iter().map(again).collect(),
+        input: job.input.as_ref().map(again),
+        ..job.clone()
+    }
+}
+
+fn cannot_be_started(path: &str) -> impl Fn(std::io::Error) -> Error + '_ {
+    move |e| Error::launch(format!("'{path}' cannot be started: {e}"))
+}
+
+/// Starts a command: see [`job`].
+fn run_command(command: List) -> Result<Robj> {
     if forks::is_forked() {
         return Err(forks::error());
     }
-    let child = command::run(path, &args, input.into_option())
-        .map_err(|e| Error::launch(format!("'{path}' cannot be started: {e}")))?;
-    Ok(ExternalPtr::new(Launched(child)).into())
+    let job = job(&command)?;
+    let child = command::run(&job, |_| {}).map_err(cannot_be_started(&job.path))?;
+    Ok(ExternalPtr::new(Launched { job, child }).into())
+}
+
+/// Has a profile launch daemons by these commands as its queue asks, one command for each of its URLs. A launch is given
+/// up after `seconds`.
+fn launch_as_asked(profile: &str, commands: List, seconds: f64) -> Result<()> {
+    let jobs = commands
+        .values()
+        .map(|command| Ok(remade(job(&List::try_from(command)?)?)))
+        .collect::<Result<Vec<_>>>()?;
+    with_session(|session| {
+        let patience = Duration::from_secs_f64(seconds);
+        session.host(profile)?.launch_as_asked(jobs, patience);
+        Ok(())
+    })
+}
+
+fn remade(job: Job) -> MakeJob {
+    Box::new(move |before| again(&job, before))
+}
+
+/// Replaces the command of the `i`th URL, from 1, which has changed.
+fn change_command(profile: &str, i: i32, command: List) -> Result<()> {
+    let job = remade(job(&command)?);
+    with_session(|session| {
+        session.host(profile)?.change_job(i as usize - 1, job);
+        Ok(())
+    })
+}
+
+/// Starts a command that launches a daemon at the `i`th URL, from 1, of a profile that launches as its queue asks.
+fn launch_now(profile: &str, i: i32, command: List) -> Result<Robj> {
+    let job = job(&command)?;
+    let child = with_session(|session| {
+        let host = session.host(profile)?;
+        host.launch_at(i as usize - 1, job.clone())
+            .map_err(cannot_be_started(&job.path))
+    })?;
+    let child = child.ok_or_else(|| Error::launch("a daemon is being launched already"))?;
+    Ok(ExternalPtr::new(Launched { job, child }).into())
+}
+
+/// What a user is to be told of launches, as the queue asked for them, that have failed since the last call.
+fn launch_reports(profile: &str) -> Result<Vec<String>> {
+    with_session(|session| {
+        let host = session.find(profile).and_then(Profile::host);
+        Ok(host.map(Host::launch_reports).unwrap_or_default())
+    })
 }
 
 /// Waits until all commands have ended, one of them has failed, `cumulative` daemons have
@@ -280,23 +364,21 @@ fn wait_commands(
         }
     };
     let settled = || {
-        commands.iter().any(|c| c.0.exit().is_some_and(is_failure))
-            || commands.iter().all(|c| c.0.exit().is_some())
+        commands.iter().any(|c| c.has_failed())
+            || commands.iter().all(|c| c.child.exit().is_some())
             || connected()
     };
     let timeout = seconds.into_option().map(Duration::from_secs_f64);
     Ok(Bell::get().wait(timeout, Events::new(), settled) != Waited::Interrupted)
 }
 
-/// The state of a command.
+/// The state of a command. `failure`: why it has failed, for the user, or `NULL`.
 fn command_state(command: ExternalPtr<Launched>) -> Result<List> {
-    let exit = command.0.exit();
+    let failure = command.job.failure(&command.child);
     Ok(list!(
-        running = exit.is_none(),
-        failed = exit.is_some_and(is_failure),
-        how = exit.map(|exit| exit.to_string()).unwrap_or_default(),
-        output = command.0.stderr(),
-        pid = command.0.pid() as i32
+        running = command.child.exit().is_none(),
+        failure = failure.map_or(Nullable::Null, Nullable::NotNull),
+        pid = command.child.pid() as i32
     ))
 }
 
@@ -305,7 +387,11 @@ functions! {
     fn has_fork_server();
     fn launch(name, path, args, output, code, awaited, respawn);
     fn wait_connected(name, n);
-    fn run_command(path, args, input);
+    fn run_command(command);
+    fn launch_as_asked(profile, commands, seconds);
+    fn change_command(profile, i, command);
+    fn launch_now(profile, i, command);
+    fn launch_reports(profile);
     fn wait_commands(profile, commands, cumulative, seconds);
     fn command_state(command);
 }

@@ -30,6 +30,8 @@ pub struct Loss {
 struct State {
     /// Number of its connection; 0 if it never connected.
     number: u32,
+    /// It was not even started.
+    not_launched: bool,
     /// Its machine and its process there; empty and 0 if it has not said so.
     host: String,
     pid: u32,
@@ -49,6 +51,18 @@ impl Loss {
             number,
             host,
             pid,
+            ..State::default()
+        };
+        Loss {
+            state: Mutex::new(state),
+            told: Condvar::new(),
+        }
+    }
+
+    /// A daemon elsewhere that was not launched.
+    pub(crate) fn of_launch() -> Loss {
+        let state = State {
+            not_launched: true,
             ..State::default()
         };
         Loss {
@@ -113,6 +127,11 @@ impl Loss {
         self.state.lock().pid
     }
 
+    /// Why it was lost, or that this is not known.
+    pub(crate) fn reason_or_unknown(&self) -> String {
+        self.reason().unwrap_or_else(|| UNKNOWN.into())
+    }
+
     /// Why it was lost, as far as that is known now.
     pub fn reason(&self) -> Option<String> {
         self.state.lock().reason.clone()
@@ -132,6 +151,7 @@ impl std::fmt::Display for Loss {
             }
         }
         match state.number {
+            0 if state.not_launched => f.write_str("the last launch of a daemon")?,
             0 => f.write_str("its process")?,
             number => write!(f, "daemon {number}")?,
         }
@@ -170,6 +190,9 @@ mod tests {
         assert!(loss.to_string().ends_with("signal 9; no more"));
         loss.is_at(&"\u{e9}".repeat(1000), 7);
         assert!(loss.host().len() <= MOST_OF_A_NAME);
+        let loss = Loss::of_launch();
+        loss.tell("has failed");
+        assert_eq!(loss.to_string(), "the last launch of a daemon has failed");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod command;
 mod exit;
 #[cfg(target_os = "linux")]
 pub mod fork;
+mod job;
 #[cfg_attr(windows, path = "process/windows/line.rs")]
 pub mod line;
 mod oom;
@@ -20,10 +21,10 @@ mod owner;
 mod platform;
 mod surroundings;
 
-pub use surroundings::Surroundings;
-
 pub use exit::Exit;
+pub use job::Job;
 pub use owner::Owner;
+pub use surroundings::Surroundings;
 
 use std::ffi::OsString;
 use std::io;
@@ -123,6 +124,11 @@ impl Child {
     pub fn is_on_its_way(&self) -> bool {
         let state = self.state.lock();
         !state.connected && state.exit.is_none()
+    }
+
+    /// Has a command that runs be ended, without waiting for that.
+    pub(crate) fn is_not_wanted(&self) {
+        self.unwanted.notify_one();
     }
 
     fn is_unwanted(&self) -> bool {
@@ -237,9 +243,7 @@ pub fn start(
 
 fn set_environment(command: &mut Command, program: &Program) {
     if let Some(surroundings) = &program.surroundings {
-        command.env_clear();
-        command.envs(surroundings.environment_with(&[]));
-        command.current_dir(&surroundings.directory);
+        surroundings.set(command);
     }
     for (name, value) in &program.env {
         match value {

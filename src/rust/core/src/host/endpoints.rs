@@ -111,6 +111,7 @@ impl Host {
         for link in links {
             link.close();
         }
+        shared.fleet_moved(endpoint);
         let address = match &base {
             Address::Abstract(_) => Address::Abstract(crate::sys::token()),
             _ => base.with_path(&crate::sys::token()),

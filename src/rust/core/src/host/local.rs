@@ -105,8 +105,13 @@ impl Shared {
         }
     }
 
-    /// Makes a link of a peer. `None`: there is no descriptor for it.
+    /// Makes a link of a peer. `None`: there is no descriptor for it, or it is not wanted.
     fn take_in(self: &Arc<Self>, peer: Introduced, endpoint: Endpoint) -> Option<Served> {
+        if let Some(reason) = self.refusal(endpoint) {
+            let refused = Frame::bare(&ToDaemon::Refused { reason });
+            peer.stranger.refuse(&refused);
+            return None;
+        }
         let (link, reader) = peer.stranger.into_link().ok()?;
         let id = self.join(link.clone(), endpoint, peer.hello);
         Some(Served { id, link, reader })

@@ -6,6 +6,7 @@
 //! - `submit`: takes tasks; `needs` has them wait for those that they need; `setups` keeps those of set-up for daemons that
 //!   come later.
 //! - `this_machine`: processes that the host has started; `respawn` starts them again.
+//! - `fleet`: launches daemons elsewhere as the queue asks.
 //! - `monitor`: tells other processes of this user what the hosts do.
 //!
 //! One lock guards the dispatcher and the table of links. A thread that has an event (the
@@ -17,6 +18,7 @@
 
 mod actions;
 mod endpoints;
+mod fleet;
 mod local;
 mod log;
 pub mod monitor;
@@ -28,6 +30,7 @@ mod submit;
 mod this_machine;
 
 pub use endpoints::EndpointStatus;
+pub use fleet::{MOST_FAILURES, MakeJob};
 pub use log::{DaemonRow, Log};
 pub use needs::cancel_unwanted;
 pub use respawn::{MOST_CRASHES, Respawn};
@@ -101,8 +104,9 @@ struct Shared {
     /// Processes that were started here, and some that have ended.
     children: Mutex<Vec<Started>>,
     keeping: Mutex<respawn::Keeping>,
-    /// Whether there are daemons in reserve.
+    /// Whether there are daemons in reserve, or a fleet.
     scales: AtomicBool,
+    fleet: Mutex<Option<fleet::Fleet>>,
     setups: Mutex<setups::Setups>,
     /// Held while a daemon is started again, and by `close`.
     starting: Mutex<()>,
@@ -187,6 +191,7 @@ impl Host {
             children: Mutex::default(),
             keeping: Mutex::default(),
             scales: AtomicBool::new(false),
+            fleet: Mutex::default(),
             setups: Mutex::default(),
             starting: Mutex::default(),
             surroundings: Mutex::default(),
@@ -232,14 +237,14 @@ impl Host {
         self.0.state.lock().dispatcher.has_room(bytes)
     }
 
-    /// Whether a task of this host's cannot begin: no daemon is connected, and no process that this host has started is
-    /// on its way to be one.
+    /// Whether a task of this host's cannot begin: no daemon is connected, no process that this host has started is on its
+    /// way to be one, and none is launched as the queue asks.
     pub fn is_deserted(&self, task: &Task) -> bool {
         let deserted = {
             let dispatcher = &self.0.state.lock().dispatcher;
             dispatcher.counts().connections == 0 && dispatcher.holds(task.id())
         };
-        deserted && !self.0.is_expecting()
+        deserted && !self.0.is_expecting() && !self.0.fleet_is_expecting()
     }
 
     /// A task has failed before it could be submitted.
@@ -312,7 +317,8 @@ impl Host {
         // A daemon that is being started again is among the children then.
         drop(shared.starting.lock());
         let children = std::mem::take(&mut *shared.children.lock());
-        let children: Vec<_> = children.iter().filter_map(|c| c.child.upgrade()).collect();
+        let mut children: Vec<_> = children.iter().filter_map(|c| c.child.upgrade()).collect();
+        children.extend(shared.fleet_commands());
         process::end_unconnected(&children);
     }
 }
@@ -321,14 +327,18 @@ impl Host {
 async fn keep_time(shared: Arc<Shared>) {
     while !shared.is_closed() {
         shared.forget_dropped();
-        let next = shared.state.lock().dispatcher.next_deadline();
-        let Some(at) = next else {
+        let of_tasks = shared.state.lock().dispatcher.next_deadline();
+        let next = [of_tasks, shared.fleet_deadline()].into_iter().flatten();
+        let Some(at) = next.min() else {
             shared.timer.notified().await;
             continue;
         };
         let at = shared.origin + at;
         tokio::select! {
-            () = tokio::time::sleep_until(at.into()) => shared.handle(Event::Tick, None),
+            () = tokio::time::sleep_until(at.into()) => {
+                shared.handle(Event::Tick, None);
+                shared.fleet_tick();
+            }
             () = shared.timer.notified() => {}
         }
     }
@@ -399,7 +409,7 @@ impl Shared {
                 life = its;
             }
         }
-        let late = life.as_ref().is_some_and(|life| life.is_late());
+        let late = life.as_ref().is_some_and(|life| life.is_late()) || self.has_fleet();
         self.life_connected(life, peer);
         let joined = Event::Joined {
             peer,
@@ -413,6 +423,7 @@ impl Shared {
             }
             dispatcher.handle(now, joined, out);
         });
+        self.fleet_joined(endpoint, peer);
         link.flush();
         if self.is_closed() {
             link.close();
@@ -484,7 +495,8 @@ impl Shared {
         if let Some(loss) = &loss {
             loss.hear_last_words();
         }
-        // First: a task that is sent to a peer without a link would count as begun.
+        self.fleet_lost(peer);
+        // Before the link is removed: a task that is sent to a peer without a link would count as begun.
         let mut farewell = None;
         self.act(None, loss, |dispatcher, now, out| {
             farewell = dispatcher.farewell(peer);
@@ -496,6 +508,7 @@ impl Shared {
         }
         self.forget_process(peer);
         self.life_lost(peer, farewell);
+        self.fleet_has_changed();
         Bell::get().ring();
     }
 }

@@ -261,6 +261,9 @@ impl Visitor {
         let Some(host) = self.host.upgrade() else {
             return Ok(Stage::Over);
         };
+        if let Some(reason) = host.refusal(self.endpoint) {
+            return Ok(self.refuse(reason));
+        }
         host.network.strangers.forget(&self.connection);
         self.connection.begin_keep_alive(host.patience);
         let link = NngLink::new(self.connection.clone());

@@ -218,7 +218,7 @@ impl Host {
 
 impl Shared {
     /// What a daemon has from this process that is started later. To be called on the main thread.
-    fn surroundings(&self) -> Option<Arc<Surroundings>> {
+    pub(super) fn surroundings(&self) -> Option<Arc<Surroundings>> {
         self.want_setups();
         // Without a working directory, there are none to keep.
         let now = Surroundings::now().ok();
@@ -231,10 +231,12 @@ impl Shared {
     }
 
     /// Starts daemons of the reserve, one for each task that no daemon can take now, less those that are being started.
+    /// The same for the fleet.
     pub(super) fn scale(self: &Arc<Self>) {
         if !self.scales.load(Ordering::Relaxed) || self.is_closed() {
             return;
         }
+        self.scale_fleet();
         let unserved = self.state.lock().dispatcher.unserved();
         let called: Vec<_> = {
             let mut keeping = self.keeping.lock();
@@ -370,11 +372,16 @@ impl Shared {
     }
 
     /// If the last daemon has been given up, nobody would ever take the tasks that wait: they are resolved.
-    fn look_whether_none_is_left(self: &Arc<Self>) {
+    pub(super) fn look_whether_none_is_left(self: &Arc<Self>) {
+        let given_up_elsewhere = self.fleet_given_up();
+        if given_up_elsewhere.is_none() && self.fleet_is_expecting() {
+            return;
+        }
         let loss = {
             let keeping = self.keeping.lock();
             let none = keeping.alive == 0 && keeping.resting.is_empty();
-            keeping.given_up.clone().filter(|_| none)
+            let given_up = given_up_elsewhere.or_else(|| keeping.given_up.clone());
+            given_up.filter(|_| none)
         };
         if loss.is_some() {
             self.act(None, loss, |dispatcher, now, out| {

@@ -20,13 +20,20 @@ pub(super) struct Setups {
     /// Whether there are daemons that will be started again.
     wanted: bool,
     last: u64,
-    /// With their numbers, the oldest first.
-    kept: Vec<(u64, Payload)>,
+    /// The oldest first.
+    kept: Vec<Setup>,
+}
+
+struct Setup {
+    number: u64,
+    payload: Payload,
+    /// Connections up to this number have a task of their own for it.
+    up_to: u64,
 }
 
 impl Setups {
     /// Returns its number, if it is kept.
-    fn keep(&mut self, payload: Payload) -> Option<u64> {
+    fn keep(&mut self, payload: Payload, up_to: u64) -> Option<u64> {
         if !self.wanted || payload.body.size() > MOST_BYTES {
             return None;
         }
@@ -35,12 +42,16 @@ impl Setups {
                 && payload.body.insets().is_empty()
                 && body.bytes == payload.body.bytes
         };
-        self.kept.retain(|(_, other)| !same(&other.body));
+        self.kept.retain(|other| !same(&other.payload.body));
         if self.kept.len() == MOST_SETUPS {
             self.kept.remove(0);
         }
         self.last += 1;
-        self.kept.push((self.last, payload));
+        self.kept.push(Setup {
+            number: self.last,
+            payload,
+            up_to,
+        });
         Some(self.last)
     }
 }
@@ -51,12 +62,13 @@ impl Shared {
         self.setups.lock().wanted = true;
     }
 
-    /// Keeps what these tasks do, one for each daemon, unless one of them fails.
-    pub(super) fn keep_setup(self: &Arc<Self>, tasks: &[Arc<Task>]) {
+    /// Keeps what these tasks do, one for each daemon, unless one of them fails. Connections up to the number `up_to` have
+    /// one of these tasks.
+    pub(super) fn keep_setup(self: &Arc<Self>, tasks: &[Arc<Task>], up_to: u64) {
         let Some(payload) = tasks.first().and_then(|task| task.payload()) else {
             return;
         };
-        let Some(number) = self.setups.lock().keep(payload) else {
+        let Some(number) = self.setups.lock().keep(payload, up_to) else {
             return;
         };
         for task in tasks {
@@ -67,7 +79,7 @@ impl Shared {
                 }
                 if let Some(shared) = shared.upgrade() {
                     let kept = &mut shared.setups.lock().kept;
-                    kept.retain(|(other, _)| *other != number);
+                    kept.retain(|other| other.number != number);
                 }
             }));
         }
@@ -80,8 +92,10 @@ impl Shared {
         now: Time,
         out: &mut Vec<Action<Arc<Task>>>,
     ) {
-        for (_, payload) in &self.setups.lock().kept {
-            let task = Arc::new(Task::new(next_task_id(), payload.clone()));
+        let next = dispatcher.counts().cumulative + 1;
+        let setups = self.setups.lock();
+        for setup in setups.kept.iter().filter(|setup| setup.up_to < next) {
+            let task = Arc::new(Task::new(next_task_id(), setup.payload.clone()));
             dispatcher.handle(now, submission(task, Target::Join(0), None, None), out);
         }
     }

@@ -80,7 +80,9 @@ impl Host {
                 submitted = Err(n);
                 return;
             };
-            self.0.keep_setup(&tasks);
+            let up_to =
+                dispatcher.counts().cumulative + tasks.len().saturating_sub(peers.len()) as u64;
+            self.0.keep_setup(&tasks, up_to);
             let targets = peers
                 .into_iter()
                 .map(Target::Peer)

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::platform::{end_of, listen, read_all, read_some};
-use super::{Child, Exit};
+use super::{Child, Exit, Job};
 use crate::descriptors;
 use crate::sys::{io_thread, signals};
 
-/// Starts a command, with `input` to read. [`Child::stderr`] is the end of what it says on
-/// stdout and stderr; the bell rings at its end.
+/// Starts a command. [`Child::stderr`] is the end of what it says on stdout and stderr; the bell rings at its end,
+/// after `on_exit` was called. If it is not wanted any more, it is sent SIGTERM.
 ///
 /// It has a session of its own: it cannot be reached by a Ctrl-C meant for us, outlives our
 /// terminal, and cannot ask there for a password, which it would in vain, being in the
@@ -24,11 +24,17 @@ use crate::sys::{io_thread, signals};
 ///
 /// # Errors
 /// The command cannot be started.
-pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc<Child>> {
+pub fn run(job: &Job, on_exit: impl FnOnce(&Child) + Send + 'static) -> io::Result<Arc<Child>> {
     let (read, write) = pipe()?;
-    let mut command = Command::new(path);
+    let mut command = Command::new(&job.path);
+    let mut umask = None;
+    if let Some(surroundings) = &job.surroundings {
+        surroundings.set(&mut command);
+        umask = surroundings.umask;
+    }
+    let input = job.input.clone();
     command
-        .args(args)
+        .args(&job.args)
         .env_remove("R_TESTS")
         .stdin(input.as_ref().map_or_else(Stdio::null, |_| Stdio::piped()))
         .stdout(write.try_clone()?)
@@ -39,6 +45,9 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
         command.pre_exec(move || {
             libc::setsid();
             signals::unblock_all();
+            umask.inspect(|umask| {
+                libc::umask(*umask as libc::mode_t);
+            });
             limit.inspect(|limit| descriptors::set_limit(*limit));
             Ok(())
         });
@@ -53,7 +62,8 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
         })?;
     }
     let child = Arc::new(Child::default());
-    child.pid.store(spawned.id(), Ordering::SeqCst);
+    let pid = spawned.id();
+    child.pid.store(pid, Ordering::SeqCst);
     let of_task = child.clone();
     io_thread::handle().spawn(async move {
         let child = of_task;
@@ -65,17 +75,27 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
             biased;
             exit = end_of(&mut spawned) => exit,
             () = listen(&child, output.as_ref()) => unreachable!("listens for ever"),
+            () = ask_to_end(&child, pid) => unreachable!("waits for ever"),
         };
         if let Some(output) = &output {
             while read_some(&child, output.get_ref()).is_ok_and(|n| n > 0) {}
         }
-        child.ended(Exit::Status(exit), Box::new(|_| {}));
+        child.ended(Exit::Status(exit), Box::new(on_exit));
         // Whoever it has left behind shall not die of a broken pipe.
         if let Some(output) = &output {
             read_all(&child, output).await;
         }
     });
     Ok(child)
+}
+
+/// Asks a command to end once it is not wanted any more; never returns. To be dropped before the process is reaped:
+/// until then its id is its own.
+async fn ask_to_end(child: &Child, pid: u32) {
+    child.unwanted.notified().await;
+    // SAFETY: no pointers.
+    unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) };
+    std::future::pending().await
 }
 
 /// A pipe whose ends are closed in programs that are started. `std::io::pipe` came with Rust 1.87.
@@ -93,13 +113,23 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Surroundings;
     use super::*;
     use crate::sys::{Bell, Waited};
     use std::time::Duration;
 
+    fn sh(script: &str, input: Option<&str>) -> Job {
+        Job {
+            name: "it".into(),
+            path: "/bin/sh".into(),
+            args: ["-c", script].map(String::from).into(),
+            input: input.map(String::from),
+            ..Job::default()
+        }
+    }
+
     fn shell(script: &str, input: Option<&str>) -> Arc<Child> {
-        let args = ["-c".to_owned(), script.to_owned()];
-        run("/bin/sh", &args, input.map(String::from)).unwrap()
+        run(&sh(script, input), |_| {}).unwrap()
     }
 
     fn wait(ready: impl FnMut() -> bool) {
@@ -143,6 +173,78 @@ mod tests {
 
     #[test]
     fn a_missing_command_is_an_error() {
-        assert!(run("/nowhere/to/be/found", &[], None).is_err());
+        let job = Job {
+            path: "/nowhere/to/be/found".into(),
+            ..Job::default()
+        };
+        assert!(run(&job, |_| {}).is_err());
+    }
+
+    #[test]
+    fn what_a_job_has_failed_of_is_told() {
+        let answer = |status: &str| format!("printf 'some\nbody\n{status}'");
+        for (script, asks, failure) in [
+            ("echo yes".to_owned(), false, None),
+            ("echo 500".into(), false, None),
+            (
+                "echo no; exit 3".into(),
+                false,
+                Some("it (exit status 3):\nno"),
+            ),
+            (
+                "kill -9 $$".into(),
+                false,
+                Some("it (killed by signal 9):\n(it wrote nothing)"),
+            ),
+            (answer("399"), true, None),
+            (
+                answer("503"),
+                true,
+                Some("http://here has answered with status 503:\nsome\nbody"),
+            ),
+            (
+                format!("{}; exit 7", answer("000")),
+                true,
+                Some("it (exit status 7):\nsome\nbody"),
+            ),
+        ] {
+            let job = Job {
+                service: asks.then(|| "http://here".into()),
+                ..sh(&script, None)
+            };
+            let child = run(&job, |_| {}).unwrap();
+            wait(|| child.exit().is_some());
+            assert_eq!(job.failure(&child).as_deref(), failure, "{script}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_not_wanted_is_asked_to_end() {
+        let child = shell("exec sleep 1000", None);
+        super::super::end_unconnected(std::slice::from_ref(&child));
+        wait(|| child.exit().is_some());
+        assert_eq!(child.exit().unwrap().to_string(), "killed by signal 15");
+        // One that has brought its daemon goes on.
+        let child = shell("read line; exit $line", Some("7\n"));
+        child.has_connected();
+        super::super::end_unconnected(std::slice::from_ref(&child));
+        wait(|| child.exit().is_some());
+        assert_eq!(child.exit().unwrap().to_string(), "exit status 7");
+    }
+
+    #[test]
+    fn it_has_the_surroundings_that_were_noted() {
+        let surroundings = Surroundings {
+            environment: vec![("NOTED".into(), "before".into())],
+            directory: "/".into(),
+            umask: Some(0o27),
+        };
+        let job = Job {
+            surroundings: Some(Arc::new(surroundings)),
+            ..sh("echo $NOTED-$HOME-; pwd; umask", None)
+        };
+        let child = run(&job, |_| {}).unwrap();
+        wait(|| child.exit().is_some());
+        assert_eq!(child.stderr(), "before--\n/\n0027\n");
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// What this process has at one moment, for one that is started later. The variables must not be read while another thread
 /// may change them, so a thread that is not the main one starts processes with what was noted before.
@@ -25,6 +26,13 @@ impl Surroundings {
             directory: std::env::current_dir()?,
             umask: umask(),
         })
+    }
+
+    /// Gives a command the variables and the working directory.
+    pub(super) fn set(&self, command: &mut Command) {
+        command.env_clear();
+        command.envs(self.environment_with(&[]));
+        command.current_dir(&self.directory);
     }
 
     /// The variables, with those that `changes` sets or removes.

@@ -12,22 +12,26 @@ use std::sync::atomic::Ordering;
 use windows_sys::Win32::System::Threading::CREATE_NO_WINDOW;
 
 use super::platform::{end_of, pair, read_all};
-use super::{Child, Exit};
+use super::{Child, Exit, Job};
 use crate::sys::io_thread;
 
-/// Starts a command, with `input` to read. [`Child::stderr`] is the end of what it says on
-/// stdout and stderr; the bell rings at its end.
+/// Starts a command. [`Child::stderr`] is the end of what it says on stdout and stderr; the bell rings at its end, after
+/// `on_exit` was called. If it is not wanted any more, it is terminated.
 ///
 /// It has a console of its own that nobody sees: it cannot be reached by a Ctrl-C meant for us, and cannot ask for a
 /// password there. It may outlive this process.
 ///
 /// # Errors
 /// The command cannot be started.
-pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc<Child>> {
+pub fn run(job: &Job, on_exit: impl FnOnce(&Child) + Send + 'static) -> io::Result<Arc<Child>> {
     let (output, writer) = pair()?;
-    let mut command = Command::new(path);
+    let mut command = Command::new(&job.path);
+    if let Some(surroundings) = &job.surroundings {
+        surroundings.set(&mut command);
+    }
+    let input = job.input.clone();
     command
-        .args(args)
+        .args(&job.args)
         .env_remove("R_TESTS")
         .stdin(input.as_ref().map_or_else(Stdio::null, |_| Stdio::piped()))
         .stdout(writer.try_clone()?)
@@ -46,7 +50,7 @@ pub fn run(path: &str, args: &[String], input: Option<String>) -> io::Result<Arc
     io_thread::handle().spawn(async move {
         let child = of_task;
         let exit = end_of(&child, &mut spawned, &output).await;
-        child.ended(Exit::Status(exit), Box::new(|_| {}));
+        child.ended(Exit::Status(exit), Box::new(on_exit));
         // Whoever it has left behind shall not die of a broken pipe.
         read_all(&child, &output).await;
     });

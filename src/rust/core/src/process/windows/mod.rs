@@ -176,6 +176,11 @@ pub(super) async fn end_of(
         biased;
         () = ended.wait() => {}
         () = listen(child, Some(output)) => unreachable!("listens for ever"),
+        () = child.unwanted.notified() => {
+            // It may have ended by itself meanwhile.
+            let _ = process.kill();
+            ended.wait().await;
+        }
     }
     drop(ended);
     let _ = tokio::time::timeout(LAST_WORDS, read_all(child, output)).await;
