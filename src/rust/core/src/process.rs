@@ -249,5 +249,5 @@ fn set_environment(command: &mut Command, program: &Program) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;

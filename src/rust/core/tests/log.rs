@@ -121,6 +121,7 @@ fn more_reports_than_are_kept_drop_the_oldest() {
     });
 }
 
+#[cfg(unix)]
 /// A process that is given a task of its own and ends without a word to the host.
 fn alone(script: &str) -> String {
     let host = Host::new(Config::default());
@@ -139,6 +140,7 @@ fn alone(script: &str) -> String {
     said
 }
 
+#[cfg(unix)]
 #[test]
 fn a_process_that_ends_before_it_connects_says_why() {
     let said = alone("echo no such thing >&2; exit 3");
