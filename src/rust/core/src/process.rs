@@ -125,6 +125,7 @@ impl Child {
         !state.connected && state.exit.is_none()
     }
 
+    #[cfg(target_os = "linux")]
     fn is_unwanted(&self) -> bool {
         self.state.lock().unwanted
     }

@@ -4,7 +4,7 @@
 //! Over 500 lines: one module for all test files, because each of them is compiled with it anyhow.
 #![allow(dead_code, unreachable_pub, unused_imports)] // each of them uses some
 
-#[cfg(unix)]
+#[cfg_attr(windows, path = "usage_windows.rs")]
 mod usage;
 
 use std::io::{self, Read, Write};
@@ -26,7 +26,6 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
-#[cfg(unix)]
 pub use usage::*;
 
 /// Beyond this something hangs.

@@ -1,6 +1,6 @@
 //! Strangers on the socket, and what the system shows of it.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
