@@ -131,6 +131,7 @@ impl Child {
         self.unwanted.notify_one();
     }
 
+    #[cfg(target_os = "linux")]
     fn is_unwanted(&self) -> bool {
         self.state.lock().unwanted
     }
@@ -253,5 +254,5 @@ fn set_environment(command: &mut Command, program: &Program) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;

@@ -7,7 +7,6 @@ use std::thread;
 use common::*;
 use mirai_core::dispatcher::{Config, PeerState, TaskState};
 use mirai_core::host::Host;
-use mirai_core::process::Program;
 use mirai_core::protocol::Done;
 use mirai_core::task::{MOST_REPORTS, Outcome};
 use mirai_core::tls::Trust;
@@ -121,13 +120,14 @@ fn more_reports_than_are_kept_drop_the_oldest() {
     });
 }
 
+#[cfg(unix)]
 /// A process that is given a task of its own and ends without a word to the host.
 fn alone(script: &str) -> String {
     let host = Host::new(Config::default());
-    let program = Program {
+    let program = mirai_core::process::Program {
         path: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
-        ..Program::default()
+        ..mirai_core::process::Program::default()
     };
     let task = task(b"");
     let address = local_url().parse().unwrap();
@@ -139,6 +139,7 @@ fn alone(script: &str) -> String {
     said
 }
 
+#[cfg(unix)]
 #[test]
 fn a_process_that_ends_before_it_connects_says_why() {
     let said = alone("echo no such thing >&2; exit 3");

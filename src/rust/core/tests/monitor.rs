@@ -1,4 +1,5 @@
 //! Monitors that attach to this process: what they are told, and what they may do.
+#![cfg(unix)]
 
 mod common;
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
 use mirai_core::checkpoint::{Checkpoint, Key};
@@ -444,6 +444,7 @@ mod memory {
     use mirai_core::protocol::{Done, ToDaemon};
     use mirai_core::transport::unix;
     use std::io::Read;
+    use std::time::Instant;
 
     #[test]
     fn a_large_value_goes_on_as_the_same_memory_whoever_reads_or_changes_it() {

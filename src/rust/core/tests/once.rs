@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use mirai_core::dispatcher::{Config, MOST_AHEAD, Policy, Retry};
-use mirai_core::host::Host;
-use mirai_core::protocol::frame::{encode_head, encode_head_with};
+use mirai_core::protocol::frame::encode_head;
 use mirai_core::protocol::{Control, Done, FrameReader, Kind, Limits, Seq, ToDaemon, ToHost};
 use mirai_core::task::Outcome;
 use mirai_core::transport::nng;
@@ -301,8 +300,10 @@ fn a_daemon_that_leaves_gives_back_what_waits_to_be_granted() {
 fn on_one_machine_what_has_been_written_is_heard() {
     use std::os::fd::AsFd;
 
+    use mirai_core::host::Host;
     use mirai_core::memory::{Inset, Parts, Segment};
     use mirai_core::protocol::VERSION;
+    use mirai_core::protocol::frame::encode_head_with;
     use mirai_core::transport::{Address, local_url, unix};
 
     let config = Config {
@@ -368,6 +369,7 @@ fn on_one_machine_what_has_been_written_is_heard() {
 fn what_a_link_held_that_the_host_has_ended_does_not_run_again() {
     use std::os::fd::AsFd;
 
+    use mirai_core::host::Host;
     use mirai_core::protocol::VERSION;
     use mirai_core::transport::{Address, local_url, unix};
 

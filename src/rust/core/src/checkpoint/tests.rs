@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tempfile::TempDir;
 use super::{Checkpoint, Hasher, Key, OpenError, Stored, finish, log};
 use crate::memory::Content;
 use crate::protocol::Kind;
+use crate::sys::files::{self, FileExt};
 use crate::task::{Outcome, Payload, Task};
 
 struct Owned(Content);
@@ -104,8 +104,7 @@ fn the_same_process_shares_a_file_and_another_is_refused_until_it_is_closed() {
     store(&second, 1, b"one");
     // Another open file is what another process has.
     let other = fs::File::open(&path).unwrap();
-    let lock = || rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive);
-    assert!(lock().is_err());
+    assert!(!files::try_lock(&other).unwrap());
     let found = |checkpoint: &Checkpoint| loop {
         if let Some(found) = checkpoint.find(&key(1)) {
             return found;
@@ -114,7 +113,7 @@ fn the_same_process_shares_a_file_and_another_is_refused_until_it_is_closed() {
     };
     let stored = found(&second);
     close(second);
-    lock().unwrap();
+    assert!(files::try_lock(&other).unwrap());
     assert!(matches!(open(&path), Err(OpenError::Locked(pid)) if pid == std::process::id()));
     // It needs no lock.
     assert_eq!(stored.content().unwrap().bytes, b"one");
@@ -209,6 +208,7 @@ fn tasks_leave_their_values_but_no_failures() {
     assert!((1..4).all(|i| checkpoint.find(&key(i)).is_none()));
 }
 
+#[cfg(unix)]
 #[test]
 fn where_nothing_more_can_be_written_the_checkpoint_stops_and_keeps_what_it_has() {
     let (_dir, path) = new_path();

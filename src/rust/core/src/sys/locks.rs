@@ -3,7 +3,8 @@
 
 #[cfg(not(all(test, mirai_loom)))]
 pub(crate) use parking_lot::{Condvar, Mutex};
-#[cfg(not(all(test, mirai_loom)))]
+// Windows' outbox has no model, and uses tokio's own.
+#[cfg(all(unix, not(all(test, mirai_loom))))]
 pub(crate) use tokio::sync::Notify;
 
 #[cfg(all(test, mirai_loom))]

@@ -17,8 +17,12 @@ mod random;
 
 pub use attention::Attention;
 pub use bell::{Bell, Waited};
+#[cfg(windows)]
+pub use platform::signals::nudge;
 pub use platform::{Waitable, node_name};
 pub use random::{random, token};
 
 pub(crate) use attention::Polled;
+#[cfg(windows)]
+pub(crate) use platform::handles;
 pub(crate) use platform::{files, signals};

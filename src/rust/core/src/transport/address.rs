@@ -7,9 +7,9 @@ use std::str::FromStr;
 /// A parsed URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// `abstract://name`: a Unix socket in Linux's abstract name space.
+    /// `abstract://name`: a Unix socket in Linux's abstract name space, or a named pipe on Windows.
     Abstract(String),
-    /// `ipc://path`: a Unix socket in the file system.
+    /// `ipc://path`: a Unix socket in the file system, or a named pipe on Windows.
     Ipc(PathBuf),
     /// A URL across the network.
     Network(NetworkUrl),
@@ -282,10 +282,10 @@ impl Address {
 }
 
 /// A fresh URL on this machine that nobody can guess: an abstract name on
-/// Linux, a socket in the temporary directory elsewhere.
+/// Linux and Windows, a socket in the temporary directory elsewhere.
 pub fn local_url() -> String {
     let token = crate::sys::token();
-    if cfg!(target_os = "linux") {
+    if cfg!(any(target_os = "linux", windows)) {
         format!("abstract://{token}")
     } else {
         let path = std::env::temp_dir().join(token);

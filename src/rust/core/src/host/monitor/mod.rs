@@ -16,6 +16,7 @@ mod client;
 mod place;
 #[cfg_attr(windows, path = "no_service.rs")]
 mod service;
+#[cfg_attr(windows, allow(dead_code))] // nothing makes snapshots there
 mod snapshot;
 
 use service::Service;
@@ -140,13 +141,4 @@ pub(super) fn process_gone(pid: u32) {
     service::remove_stale(pid);
     // It may be known now why a daemon was lost.
     changed();
-}
-
-fn hosts() -> Vec<(String, Arc<Shared>)> {
-    let state = STATE.lock();
-    let hosts = state.hosts.iter();
-    hosts
-        .filter_map(|(name, host)| Some((name.clone(), host.upgrade()?)))
-        .filter(|(_, host)| !host.is_closed())
-        .collect()
 }

@@ -1,6 +1,7 @@
 //! Answers monitors, on the I/O thread.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::super::Shared;
 pub use super::client::Monitor;
 pub(super) use super::place::remove_stale;
 pub use super::place::sessions;
 use super::place::{self, Socket};
 use super::snapshot::{self, Snapshot};
-use super::{ATTACHED, CHANGED, INTERVAL, MOST_MONITORS, hosts};
+use super::{ATTACHED, CHANGED, INTERVAL, MOST_MONITORS, STATE};
 use crate::descriptors::out_of_the_way;
 use crate::sys::io_thread;
 use crate::transport::unix;
@@ -94,6 +96,15 @@ async fn due(last: Instant, fading: bool) {
     } else {
         CHANGED.notified().await;
     }
+}
+
+fn hosts() -> Vec<(String, Arc<Shared>)> {
+    let state = STATE.lock();
+    let hosts = state.hosts.iter();
+    hosts
+        .filter_map(|(name, host)| Some((name.clone(), host.upgrade()?)))
+        .filter(|(_, host)| !host.is_closed())
+        .collect()
 }
 
 /// Takes in a process that has connected, or tells it in one line why not.

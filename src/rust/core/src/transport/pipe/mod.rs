@@ -3,8 +3,8 @@
 //! A link has one pipe. Control messages go along with the rest, ahead of what has not begun to be sent, as they do across
 //! the network. A thread of the daemon reads it, so that it hears them while R is busy.
 //!
-//! `abstract://NAME` and `ipc://NAME` are the pipe `\\.\pipe\NAME`, where a slash in the name is a backslash. Only processes of
-//! this user may connect to it, and a daemon connects only to a pipe that a process of this user has made (`security`).
+//! `abstract://NAME` and `ipc://NAME` are the pipe `\\.\pipe\NAME`. A backslash, which a name cannot have, becomes a slash: that of
+//! a path, in a URL such as `ipc://C:\Temp\mirai`. Only processes of this user may connect to it, and a daemon connects only to a pipe that a process of this user has made (`security`).
 //!
 //! Large vectors are copied through the pipe.
 
@@ -33,7 +33,7 @@ fn name(address: &Address) -> io::Result<String> {
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
     };
-    Ok(format!(r"\\.\pipe\{}", name.replace('/', r"\")))
+    Ok(format!(r"\\.\pipe\{}", name.replace('\\', "/")))
 }
 
 /// A pipe leaves nothing in the file system.

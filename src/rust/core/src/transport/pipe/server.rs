@@ -1,6 +1,7 @@
 //! The host's end, from a bare connection to a link.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,13 +122,24 @@ async fn fill<M: serde::de::DeserializeOwned>(
 ) -> io::Result<bool> {
     loop {
         pipe.readable().await?;
-        match reader.fill(|mut room| pipe.try_read_buf(&mut room)) {
+        match reader.fill(|room| try_read(pipe, room)) {
             Ok((0, _)) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Reads once, without waiting. What is read has been in a buffer of mio's, which is no larger than this one.
+fn try_read(pipe: &NamedPipeServer, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let mut bytes = [0; 4096];
+    let most = room.len().min(bytes.len());
+    let got = pipe.try_read(&mut bytes[..most])?;
+    for (slot, byte) in room.iter_mut().zip(&bytes[..got]) {
+        slot.write(*byte);
+    }
+    Ok(got)
 }
 
 /// The host's end of an established link.
