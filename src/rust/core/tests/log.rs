@@ -151,3 +151,25 @@ fn a_process_that_ends_before_it_connects_says_why() {
     let said = alone("kill -9 $$");
     assert!(said.ends_with(" was killed by signal 9"), "{said}");
 }
+
+#[test]
+fn a_log_that_is_made_while_tasks_end_has_each_task_once() {
+    let host = Host::new(Config::default());
+    let address = local_url();
+    host.listen(&address.parse().unwrap()).unwrap();
+    let daemons: Vec<_> = (0..2).map(|_| echoing(dial(&address, None))).collect();
+    let mut ids = Vec::new();
+    for _ in 0..30 {
+        ids.extend((0..500).map(|_| submit(&host, b"x").id()));
+        let rows = host.task_log(usize::MAX).rows;
+        assert!(rows.iter().map(|row| row.id).eq(ids.iter().copied()));
+    }
+    until(|| host.counts().completed == ids.len() as u64);
+    let rows = host.task_log(usize::MAX).rows;
+    assert!(rows.iter().all(|row| row.state == TaskState::Done));
+    assert_eq!(host.task_log(7).rows, rows[rows.len() - 7..]);
+    host.close(true);
+    for daemon in daemons {
+        daemon.join().unwrap();
+    }
+}

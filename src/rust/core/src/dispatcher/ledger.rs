@@ -81,6 +81,14 @@ impl<T> Ledger<T> {
             .filter_map(|(id, entry)| Some((*id, entry.as_ref()?)))
     }
 
+    /// Those with larger ids, in order of ids; all if there is none to be larger than.
+    pub(super) fn iter_after(&self, id: Option<u64>) -> impl Iterator<Item = (u64, &T)> + '_ {
+        let from = id.map_or(0, |id| self.rows.partition_point(|(other, _)| *other <= id));
+        self.rows
+            .range(from..)
+            .filter_map(|(id, entry)| Some((*id, entry.as_ref()?)))
+    }
+
     /// In order.
     pub(super) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
         self.iter().map(|(id, _)| id)

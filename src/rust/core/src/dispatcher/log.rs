@@ -5,6 +5,7 @@
 //! of it. The memory is bounded: [`TASKS_KEPT`] tasks and [`PEERS_KEPT`] daemons that are gone.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::{Endpoint, PeerId, TaskId, Time};
@@ -227,6 +228,20 @@ impl Log {
     /// Those that are over, in the order in which they ended.
     pub(super) fn tasks(&self) -> impl DoubleEndedIterator<Item = TaskRow> + '_ {
         self.tasks.iter().map(Over::row)
+    }
+
+    /// Which of the tasks that have ended it has, by how many had ended before.
+    pub(super) fn ended(&self) -> Range<u64> {
+        let end = self.tally.total();
+        end - self.tasks.len() as u64..end
+    }
+
+    /// The rows of some of these.
+    pub(super) fn rows(&self, ended: Range<u64>) -> impl Iterator<Item = TaskRow> + '_ {
+        let first = self.ended().start;
+        let at = |count: u64| (count.max(first) - first) as usize;
+        let to = at(ended.end).min(self.tasks.len());
+        self.tasks.range(at(ended.start).min(to)..to).map(Over::row)
     }
 
     /// Those that failed, timed out or were lost, the last of them first.

@@ -61,6 +61,7 @@ pub use log::{Label, PEERS_KEPT, PeerRow, PeerState, TASKS_KEPT, Tally, TaskRow,
 pub use peer::{AHEAD, MOST_AHEAD};
 pub use queue::Priority;
 pub use retry::{Backoff, Retry, Rules, jitter};
+pub use rows::Parts;
 pub use view::{Running, SHOWN, SHOWN_LATELY, View};
 
 use std::collections::{BTreeSet, VecDeque};

@@ -6,9 +6,12 @@ use std::time::SystemTime;
 use rustc_hash::FxHashMap;
 
 use super::{Endpoint, Host, PeerId, Shared};
-use crate::dispatcher::{PEERS_KEPT, PeerRow, Tally, TaskId, TaskRow, Time};
+use crate::dispatcher::{PEERS_KEPT, Parts, PeerRow, Tally, TaskId, TaskRow, Time};
 use crate::loss::{LastWords, Loss};
 use crate::sys;
+
+/// Rows of the log that are made under the dispatcher's lock at once: some ten microseconds.
+const ROWS_AT_ONCE: usize = 256;
 
 /// The log at one moment. The times in it count from `origin`.
 #[derive(Clone, Debug)]
@@ -165,11 +168,20 @@ impl DaemonRow {
 impl Host {
     /// Tasks, the last `n` submitted: see [`Dispatcher::task_rows`](crate::dispatcher::Dispatcher::task_rows).
     pub fn task_log(&self, n: usize) -> Log<TaskRow> {
-        let state = self.0.state.lock();
-        // Under the lock, so that nothing in the log is later than `now`.
-        let now = self.0.origin.elapsed();
-        let rows = state.dispatcher.task_rows(n);
-        self.0.log(now, rows)
+        let mut parts = Parts::default();
+        let mut now = None;
+        loop {
+            let state = self.0.state.lock();
+            if parts.is_at_end() {
+                // Under the lock, so that nothing in the log is later than `now`.
+                now.get_or_insert_with(|| self.0.origin.elapsed());
+            }
+            if !state.dispatcher.next_part(&mut parts, ROWS_AT_ONCE) {
+                break;
+            }
+        }
+        let now = now.unwrap_or_else(|| self.0.origin.elapsed());
+        self.0.log(now, parts.rows(n))
     }
 
     /// Daemons that are connected, and the last that were.
