@@ -1,5 +1,5 @@
-# Before testthat loads processx, whose handler of SIGCHLD would keep parallel from hearing that its children have ended:
-# at the end of the session, parallel would complain that it cannot terminate them.
+# Before testthat loads processx, whose handler of SIGCHLD would keep parallel from hearing that its children have
+# ended: at the end of the session, parallel would complain that it cannot terminate them.
 Sys.setenv(PROCESSX_NOTIFY_OLD_SIGCHLD = "true")
 
 library(testthat)
