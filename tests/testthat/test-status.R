@@ -37,7 +37,11 @@ test_that("every mirai that has resolved counts as completed, however it ended",
     profile <- local_test_daemons(2, dispatcher = dispatcher)
     go <- local_file()
     # Without dispatcher, a task that has timed out runs on, and the last one waits behind it.
-    until_go <- quote(while (!file.exists(go)) Sys.sleep(0.01))
+    until_go <- quote(
+      while (!file.exists(go)) {
+        Sys.sleep(0.01)
+      }
+    )
     ms <- list(
       mirai("value"),
       mirai(stop("error")),
