@@ -36,8 +36,8 @@ work <- function(i, marks) {
   i^2
 }
 
-# Two daemons by Slurm at first, and four here. Slurm has room for two at a time. If one is gone, another is launched when
-# the queue asks for it.
+# Two daemons by Slurm at first, and four here. Slurm has room for two at a time. If one is gone, another is launched
+# when the queue asks for it.
 script <- function(file, marks, options) {
   c(
     "library(mirai)",
