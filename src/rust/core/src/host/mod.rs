@@ -417,6 +417,7 @@ impl Shared {
             slots,
             replies,
         };
+        self.fleet_joins(endpoint, peer);
         self.act(None, None, |dispatcher, now, out| {
             if late {
                 self.set_up_next(dispatcher, now, out);

@@ -243,20 +243,26 @@ impl Shared {
         self.fleet.lock().is_some()
     }
 
+    /// A daemon is about to join: the dispatcher does not know it yet.
+    pub(super) fn fleet_joins(&self, endpoint: Endpoint, peer: PeerId) {
+        let mut guard = self.fleet.lock();
+        let Some(fleet) = &mut *guard else { return };
+        if let Some(launch) = fleet.rules.arrives(endpoint, peer) {
+            // The command is the daemon's now.
+            if let Some(child) = fleet.running.remove(&launch) {
+                child.has_connected();
+            }
+            fleet.names.remove(&launch);
+        }
+    }
+
     /// A daemon has joined.
     pub(super) fn fleet_joined(self: &Arc<Self>, endpoint: Endpoint, peer: PeerId) {
         {
             let mut guard = self.fleet.lock();
             let Some(fleet) = &mut *guard else { return };
-            match fleet.rules.connected(endpoint, peer) {
-                Some(launch) => {
-                    // The command is the daemon's now.
-                    if let Some(child) = fleet.running.remove(&launch) {
-                        child.has_connected();
-                    }
-                    fleet.names.remove(&launch);
-                }
-                None => fleet.given_up = None,
+            if !fleet.rules.connected(endpoint, peer) {
+                fleet.given_up = None;
             }
         }
         self.fleet_has_changed();

@@ -73,6 +73,11 @@ enum Occupant {
         due: Time,
         depth: Depth,
     },
+    /// Its daemon is joining, and may be given a task any moment. Counts as in flight until it has that.
+    Arriving {
+        peer: PeerId,
+        depth: Depth,
+    },
     Daemon {
         peer: PeerId,
         depth: Depth,
@@ -226,22 +231,35 @@ impl Rules {
         true
     }
 
-    /// A daemon has connected at a URL. Returns the launch that has brought it, if it is one in flight.
-    pub(super) fn connected(&mut self, endpoint: SlotId, peer: PeerId) -> Option<LaunchId> {
-        let slot = self.slots.get_mut(endpoint);
-        if let Some(slot) = slot {
-            if let Occupant::InFlight { id, depth, .. } = slot.occupant {
-                slot.occupant = Occupant::Daemon { peer, depth };
-                self.in_flight -= 1;
-                self.daemons += 1;
-                return Some(id);
+    /// A daemon is about to join at a URL, before it can be given a task: with its first task it may end, and its launch
+    /// command with it, which is no failure of the launch any more. Returns the launch that has brought it, if it is one
+    /// in flight.
+    pub(super) fn arrives(&mut self, endpoint: SlotId, peer: PeerId) -> Option<LaunchId> {
+        let slot = self.slots.get_mut(endpoint)?;
+        let Occupant::InFlight { id, depth, .. } = slot.occupant else {
+            return None;
+        };
+        slot.occupant = Occupant::Arriving { peer, depth };
+        Some(id)
+    }
+
+    /// A daemon has joined at a URL, and has been given what it can take. Returns whether a launch has brought it.
+    pub(super) fn connected(&mut self, endpoint: SlotId, peer: PeerId) -> bool {
+        if let Some(slot) = self.slots.get_mut(endpoint) {
+            match slot.occupant {
+                Occupant::Arriving { peer: its, depth } if its == peer => {
+                    slot.occupant = Occupant::Daemon { peer, depth };
+                    self.in_flight -= 1;
+                    self.daemons += 1;
+                    return true;
+                }
+                _ => slot.late = slot.late.saturating_sub(1),
             }
-            slot.late = slot.late.saturating_sub(1);
         }
         self.others.insert(peer);
         // It came although no launch was in flight for it: another launch may succeed, too.
         self.succeed();
-        None
+        false
     }
 
     /// A daemon that was [`connected`](Self::connected) is gone. Returns whether that is the failure after which

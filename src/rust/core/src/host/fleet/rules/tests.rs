@@ -30,6 +30,13 @@ fn next(rules: &mut Rules) -> Launch {
     launches[0]
 }
 
+/// A daemon joins. Returns the launch that has brought it.
+fn joins(rules: &mut Rules, endpoint: SlotId, peer: PeerId) -> Option<LaunchId> {
+    let launch = rules.arrives(endpoint, peer);
+    assert_eq!(rules.connected(endpoint, peer), launch.is_some());
+    launch
+}
+
 #[test]
 fn one_launch_for_each_task_that_waits_less_those_in_flight_and_no_more_than_slots() {
     let mut rules = four();
@@ -39,7 +46,7 @@ fn one_launch_for_each_task_that_waits_less_those_in_flight_and_no_more_than_slo
     assert!(rules.ask(at(1.0), 2).is_empty());
     assert_eq!(slots(&rules.ask(at(2.0), 100)), [2, 3]);
     assert!(rules.ask(at(3.0), 100).is_empty());
-    assert!(rules.connected(0, 1).is_some());
+    assert!(joins(&mut rules, 0, 1).is_some());
     assert!(rules.ask(at(4.0), 100).is_empty());
     // It leaves: there is room again.
     assert!(!rules.gone(at(5.0), 0, 1, Departure::Well));
@@ -55,13 +62,28 @@ fn daemons_that_came_otherwise_count_and_slots_are_used_in_turn() {
     assert_eq!(rules.begin(at(0.0), 4), None);
     // At a slot without a launch, at a taken one, and at a URL beyond the slots.
     for (endpoint, peer) in [(0, 1), (0, 2), (9, 3)] {
-        assert_eq!(rules.connected(endpoint, peer), None);
+        assert_eq!(joins(&mut rules, endpoint, peer), None);
     }
     assert!(rules.ask(at(0.0), 10).is_empty());
     rules.gone(at(1.0), 9, 3, Departure::Failed);
     // The slot that has been used least.
     assert_eq!(slots(&rules.ask(at(1.0), 10)), [0]);
     assert_eq!(rules.failures, 0, "others do not count as failures");
+}
+
+#[test]
+fn a_daemon_that_ends_with_its_first_task_is_one_failure_whoever_is_told_first() {
+    let mut rules = four();
+    let launch = rules.ask(at(0.0), 1)[0];
+    assert_eq!(rules.arrives(0, 1), Some(launch.id));
+    // It has been given the task, and its command has ended with it, before it counts as connected.
+    assert_eq!(rules.failed(at(1.0), launch.id), None);
+    assert!(rules.ask(at(1.0), 1).is_empty(), "it is still in flight");
+    assert_eq!(rules.tick(at(0.0) + PATIENCE), (vec![], false));
+    assert!(rules.connected(0, 1));
+    assert!(!rules.gone(at(1.0), 0, 1, Departure::Failed));
+    assert_eq!((rules.failures, rules.alive()), (1, 0));
+    next(&mut rules);
 }
 
 #[test]
@@ -89,7 +111,7 @@ fn a_daemon_that_comes_too_late_is_sent_away_if_there_are_enough() {
     let second = next(&mut rules);
     // It is taken for the second one, which is in flight.
     assert!(!rules.is_too_late(0));
-    assert_eq!(rules.connected(0, 1), Some(second.id));
+    assert_eq!(joins(&mut rules, 0, 1), Some(second.id));
     // This is the second one; only one was given up.
     assert!(rules.is_too_late(0));
     assert!(!rules.is_too_late(0));
@@ -98,7 +120,7 @@ fn a_daemon_that_comes_too_late_is_sent_away_if_there_are_enough() {
     rules.ask(at(700.0), 1);
     rules.tick(at(1300.0));
     assert!(!rules.is_too_late(0));
-    assert_eq!(rules.connected(0, 2), None);
+    assert_eq!(joins(&mut rules, 0, 2), None);
     assert_eq!((rules.failures, rules.slots[0].late), (0, 0));
 }
 
@@ -107,7 +129,7 @@ fn a_daemon_that_is_lost_is_replaced_as_the_queue_asks() {
     let mut rules = four();
     for slot in 0..4 {
         rules.begin(at(0.0), slot);
-        assert!(rules.connected(slot, slot as PeerId + 1).is_some());
+        assert!(joins(&mut rules, slot, slot as PeerId + 1).is_some());
     }
     // As by scancel: all at once, in the middle of their first task.
     for slot in 0..4 {
@@ -122,7 +144,7 @@ fn a_daemon_that_is_lost_is_replaced_as_the_queue_asks() {
     assert_eq!(rules.deadline(), Some(at(9.5)));
     assert_eq!(rules.ask(at(9.5), 3).len(), 3);
     // One of them finishes a task before it is lost: no pause.
-    rules.connected(0, 5);
+    joins(&mut rules, 0, 5);
     rules.gone(at(10.0), 0, 5, Departure::Well);
     assert_eq!(rules.ask(at(10.0), 3).len(), 1);
 }
@@ -138,7 +160,7 @@ fn failures_one_after_another_have_an_end() {
         now = rules.pause;
         let last = failure == MOST_FAILURES;
         if failure % 2 == 0 {
-            rules.connected(launch.slot, failure);
+            joins(&mut rules, launch.slot, failure);
             let over = rules.gone(now, launch.slot, failure, Departure::Failed);
             assert_eq!(over, last);
         } else {
@@ -150,7 +172,7 @@ fn failures_one_after_another_have_an_end() {
     assert!(rules.ask(at(1e6), 100).is_empty());
     assert_eq!(rules.deadline(), None);
     // The user starts a daemon by hand, or one comes late.
-    rules.connected(0, 9);
+    joins(&mut rules, 0, 9);
     assert!(!rules.has_stopped());
     assert_eq!(rules.ask(at(1e6), 100).len(), 3);
 }
@@ -170,7 +192,7 @@ fn failures_of_launches_together_are_one_and_a_success_begins_the_count_anew() {
     // Two of the next round: one succeeds, one fails thereafter.
     let now = rules.pause;
     let launches = rules.ask(now, 2);
-    rules.connected(launches[0].slot, 1);
+    joins(&mut rules, launches[0].slot, 1);
     rules.gone(now, launches[0].slot, 1, Departure::Well);
     assert_eq!(rules.failures, 0);
     assert_eq!(rules.failed(now, launches[1].id), Some(false));
@@ -182,7 +204,7 @@ fn where_a_quota_ends_launches_goes_on_when_a_daemon_has_left() {
     let mut rules = four();
     let two = rules.ask(at(0.0), 2);
     for launch in &two {
-        rules.connected(launch.slot, launch.slot as PeerId + 1);
+        joins(&mut rules, launch.slot, launch.slot as PeerId + 1);
     }
     for _ in 0..MOST_FAILURES {
         let launch = next(&mut rules);
@@ -203,7 +225,7 @@ fn a_slot_whose_url_changes_forgets_its_launch() {
     assert_eq!((rules.failures, rules.in_flight), (0, 0));
     assert_eq!(rules.ask(at(0.0), 1)[0].slot, 1);
     // Its daemon, if there is one, has been sent away.
-    rules.connected(1, 1);
+    joins(&mut rules, 1, 1);
     assert!(!rules.gone(at(0.0), 1, 1, Departure::SentAway));
     assert_eq!((rules.failures, rules.alive()), (0, 0));
     assert_eq!(rules.ask(at(0.0), 9).len(), 3);
@@ -265,7 +287,7 @@ proptest! {
                     let launch: Launch = flying.remove(n % flying.len());
                     last += 1;
                     prop_assert!(!rules.is_too_late(launch.slot));
-                    prop_assert_eq!(rules.connected(launch.slot, last), Some(launch.id));
+                    prop_assert_eq!(joins(&mut rules, launch.slot, last), Some(launch.id));
                     there.push((launch.slot, last));
                 }
                 Step::Comes(n) if !late.is_empty() => {
@@ -273,7 +295,7 @@ proptest! {
                     last += 1;
                     if !rules.is_too_late(launch.slot) {
                         // In place of another, which may still come.
-                        if let Some(id) = rules.connected(launch.slot, last) {
+                        if let Some(id) = joins(&mut rules, launch.slot, last) {
                             let at = flying.iter().position(|l| l.id == id).unwrap();
                             late.push(flying.remove(at));
                         }
