@@ -13,7 +13,7 @@ use std::time::Instant;
 use common::*;
 use mirai_core::dispatcher::Config;
 use mirai_core::host::{Host, Respawn};
-use mirai_core::process::{Program, command};
+use mirai_core::process::{Job, Program, command};
 use mirai_core::task::{Outcome, Task};
 use mirai_core::transport::local_url;
 use mirai_core::worker::Next;
@@ -181,8 +181,15 @@ fn is_over(call: &mut TcpStream) {
 
 #[test]
 fn a_command_reads_and_its_output_is_kept_in_order() {
-    let args = ["/c", "findstr x& echo oh>&2& exit 3"].map(String::from);
-    let child = command::run("cmd.exe", &args, Some("read x\n".into())).unwrap();
+    let job = Job {
+        path: "cmd.exe".into(),
+        args: ["/c", "findstr x& echo oh>&2& exit 3"]
+            .map(String::from)
+            .into(),
+        input: Some("read x\n".into()),
+        ..Job::default()
+    };
+    let child = command::run(&job, |_| {}).unwrap();
     until(|| child.exit().is_some());
     let said = child.stderr().replace('\r', "");
     assert!(said.ends_with("oh\n"), "{said:?}");
