@@ -37,7 +37,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::descriptors::Held;
+use crate::descriptors::{self, Held};
 use crate::loss::Loss;
 use crate::sys::Bell;
 use crate::sys::io_thread;
@@ -224,9 +224,7 @@ pub fn start(
     program: &Program,
     on_exit: impl FnOnce(&Child) + Send + 'static,
 ) -> io::Result<Arc<Child>> {
-    let held = Held::if_spare(DESCRIPTORS).ok_or_else(|| {
-        io::Error::other("this session is about to have too many open files: see 'ulimit -n'")
-    })?;
+    let held = Held::if_spare(DESCRIPTORS).ok_or_else(too_many_files)?;
     oom::begin_counting();
     let child = Arc::new(Child::default());
     let on_exit: OnExit = Box::new(move |child: &Child| {
@@ -238,8 +236,21 @@ pub fn start(
         Ok(()) => return Ok(child),
         Err(on_exit) => on_exit,
     };
-    platform::spawn(&child, program, on_exit).map_err(|(e, _)| e)?;
+    platform::spawn(&child, program, on_exit).map_err(|(e, _)| explained(e))?;
     Ok(child)
+}
+
+fn too_many_files() -> io::Error {
+    io::Error::other("this session is about to have too many open files: see 'ulimit -n'")
+}
+
+/// Why no process could be started, for the user. Other parts of this process may have taken the descriptors that
+/// [`start`] has counted as spare.
+fn explained(e: io::Error) -> io::Error {
+    match descriptors::are_exhausted(&e) {
+        true => too_many_files(),
+        false => e,
+    }
 }
 
 fn set_environment(command: &mut Command, program: &Program) {

@@ -341,6 +341,17 @@ fn a_host_has_all_descriptors_that_it_may_and_what_it_starts_the_users_limit() {
 }
 
 #[test]
+fn a_process_for_which_others_have_left_no_descriptors_is_an_error_that_says_so() {
+    set_limit(200, Some(200));
+    let host = Host::new(Config::default());
+    let held: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let failure = host.launch(&program("linger", 0)).err();
+    assert!(failure.unwrap().to_string().contains("ulimit -n"));
+    drop(held);
+    host.close(false);
+}
+
+#[test]
 fn more_processes_than_there_are_descriptors_for_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("notes");

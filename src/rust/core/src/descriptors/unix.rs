@@ -101,6 +101,11 @@ impl Drop for Held {
     }
 }
 
+/// Whether the system has refused a descriptor because this process has as many as it may have.
+pub(crate) fn are_exhausted(e: &std::io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EMFILE)
+}
+
 /// Moves a descriptor to a number of which the rest of the process has no use, if there are such.
 pub(crate) fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     if limit() < 2 * BEYOND_SELECT as usize {

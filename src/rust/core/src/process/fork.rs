@@ -291,7 +291,7 @@ impl Counter {
             let opened = match Opened::new(&order.program) {
                 Ok(opened) => opened,
                 Err(e) => {
-                    fail(order, &e);
+                    fail(order, e);
                     continue;
                 }
             };
@@ -442,18 +442,19 @@ fn start_otherwise(order: Order) {
             program,
             on_exit,
         };
-        fail(order, &e);
+        fail(order, e);
     }
 }
 
 /// There is no process, as if it had said why and ended at once.
-fn fail(order: Order, e: &io::Error) {
+fn fail(order: Order, e: io::Error) {
     let Order {
         child,
         program,
         on_exit,
     } = order;
     let path = program.path.display();
+    let e = super::explained(e);
     child.keep(format!("'{path}' cannot be started: {e}").as_bytes());
     child.ended(Exit::Unknown, on_exit);
 }
@@ -485,7 +486,7 @@ fn follow(sent: Sent, pid: u32, orders: Arc<Orders>) {
     let process = match process {
         Ok(process) => process,
         // By the line's end it ends.
-        Err(e) => return fail(order, &e),
+        Err(e) => return fail(order, e),
     };
     let Order { child, on_exit, .. } = order;
     child.pid.store(pid, Ordering::SeqCst);
