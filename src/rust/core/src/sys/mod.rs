@@ -23,6 +23,6 @@ pub use platform::{Waitable, node_name};
 pub use random::{random, token};
 
 pub(crate) use attention::Polled;
-#[cfg(windows)]
-pub(crate) use platform::handles;
 pub(crate) use platform::{files, signals};
+#[cfg(windows)]
+pub(crate) use platform::{handles, security};
