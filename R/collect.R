@@ -53,8 +53,10 @@ subset_map <- function(x, index, call) {
 #' Options for the brackets of a mirai map: `x[.flat]` returns a vector, `x[.progress]` shows progress, `x[.stop]`
 #' stops at the first failure, and `x[.done]` does not wait. [mirai_map()] describes them.
 #'
-#' @details `.relay` signals the warnings and messages of the evaluations again: see [mirai_conditions()]. It works in
-#' the brackets of a mirai, too.
+#' @details `.relay` signals the warnings and messages of the evaluations again: see [mirai_conditions()].
+#'
+#' Three of them also work in the brackets of a single mirai: `m[.relay]`, `m[.done]`, which is `NULL` while `m` is
+#' unresolved, and `m[.stop]`, which raises the error if the value is an error value. The others have no effect there.
 #' @format Each is a character string: its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
@@ -184,7 +186,7 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
-    stop(map_error(x, i, value_condition(x[[i]]$data), call))
+    stop(map_error(x, i, value_condition(.Call(rs_collect, x[[i]])), call))
   }
   if (is.null(done)) {
     values <- .Call(rs_collect_list, x)

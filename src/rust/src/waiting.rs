@@ -15,7 +15,7 @@ use mirai_core::task::{Group, Task};
 use crate::events::{self, Events};
 use crate::forks;
 use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
-use crate::tasks::{is_mirai, task_of, value_of, DATA};
+use crate::tasks::{is_mirai, read_value, task_of, value_of};
 use crate::{gc, session};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
@@ -277,14 +277,11 @@ impl Wait {
 
 /// Whether a mirai has resolved to an error value.
 unsafe fn has_failed(mirai: SEXP) -> bool {
-    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    // SAFETY: on R's main thread; `mirai` is protected.
     unsafe {
         match task_of(mirai) {
             Some(task) => task.has_failed(),
-            None => {
-                let value = r::get_var_in_frame(DATA.get(), mirai);
-                Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
-            }
+            None => Rf_inherits(read_value(mirai), c"errorValue".as_ptr()) == Rboolean::TRUE,
         }
     }
 }
@@ -312,7 +309,7 @@ unsafe extern "C-unwind" fn collect_list(x: SEXP) -> SEXP {
 /// `.Call(first_failure, x)`: index of the first mirai in the list that has resolved to an
 /// error value, 0 if there is none.
 unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the argument, a list of mirai.
+    // SAFETY: R calls it on its main thread and protects the argument, a list.
     unsafe {
         let first = (0..Rf_xlength(x)).find(|i| has_failed(VECTOR_ELT(x, *i)));
         Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
@@ -321,7 +318,7 @@ unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
 
 /// `.Call(failures, x)`: number of mirai in the list that have resolved to an error value.
 unsafe extern "C-unwind" fn failures(x: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the argument, a list of mirai.
+    // SAFETY: R calls it on its main thread and protects the argument, a list.
     unsafe {
         let failed = (0..Rf_xlength(x)).filter(|i| has_failed(VECTOR_ELT(x, *i)));
         Rf_ScalarInteger(failed.count() as i32)
