@@ -3,9 +3,9 @@
 #' Waits until a mirai, or each of a list of mirai, has resolved, and returns the values.
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
-#' @param options collection options, if `x` is a list: a character vector of any of `".done"`, `".flat"`,
-#'   `".progress"`, `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as
-#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()] for what they do.
+#' @param options collection options: a character vector of any of `".done"`, `".flat"`, `".progress"`,
+#'   `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as
+#'   `list(.stop = TRUE, .progress = "Fitting")`. See [collection-options] for what they do.
 #' @returns For a mirai, its value. For a list, a list of the values, with the names of `x`.
 #' @seealso [call_mirai()] to wait without collecting; [mirai_map()]; [collection-options].
 #' @examples
@@ -15,7 +15,7 @@
 collect_mirai <- function(x, options = NULL) {
   check_waitable(x)
   if (is.environment(x)) {
-    return(.Call(rs_collect, x))
+    return(collect_one(x, options, sys.call()))
   }
   collect_list(x, options)
 }
@@ -29,13 +29,15 @@ collect_mirai <- function(x, options = NULL) {
   collect_list(x, given, sys.call())
 }
 
-# Whether what is in the brackets of a map chooses elements: numbers, logical values, or names that are no options.
+# Whether what is in the brackets of a map chooses elements: numbers, logical values, or names that are no options. Other
+# strings that begin with a dot are misspelt options.
 is_index <- function(given, names) {
   if (!length(given) || !is.null(names(given))) {
     return(FALSE)
   }
+  is_name <- function(i) i %in% names & !i %in% collection_options | !startsWith(i, ".")
   all(vapply(given, function(i) is.numeric(i) || is.logical(i), NA)) ||
-    all(vapply(given, function(i) is.character(i) && all(i %in% names & !i %in% collection_options), NA))
+    all(vapply(given, function(i) is.character(i) && all(is_name(i)), NA))
 }
 
 # The map of some elements.
@@ -164,6 +166,30 @@ check_progress <- function(name, value, call) {
   if (!label && !(is.list(value) && all_named(value))) {
     stop_argument(name, "TRUE, FALSE, a label, or a list of arguments for cli::cli_progress_bar()", call)
   }
+}
+
+# Waits for a mirai and returns its value, as `options` ask. Those for several values have no effect.
+collect_one <- function(x, options = NULL, call = NULL) {
+  if (is.null(options)) {
+    value <- .Call(rs_collect, x)
+    # Looked for first: most mirai have no notes, and this takes less time than an option.
+    if (!is.null(.subset2(x, ".notes")) && relays()) {
+      relay(x)
+    }
+    return(value)
+  }
+  options <- check_options(options, call)
+  if (!is.null(options$.done) && .Call(rs_pending, x)) {
+    return(NULL)
+  }
+  value <- .Call(rs_collect, x)
+  if (!is.null(options$.relay) || relays()) {
+    relay(x)
+  }
+  if (!is.null(options$.stop) && is_error_value(value)) {
+    stop(value_condition(value, call))
+  }
+  value
 }
 
 # Waits for a list of mirai and returns their values, as `options` ask.
