@@ -91,14 +91,20 @@ print.miraiInterrupt <- function(x, ...) {
   grep(pattern, setdiff(names(attributes(x)), "class"), value = TRUE)
 }
 
-# An error value as one line of text, with the reason if there is one.
+# An integer error value, or an interrupt, as one line of text, with the reason if there is one.
 error_reason <- function(code) {
+  if (is_mirai_interrupt(code)) {
+    return("the evaluation was interrupted")
+  }
   reason <- attr(code, "reason", exact = TRUE)
   paste(c(error_text(code), reason), collapse = ": ")
 }
 
 #' @export
 conditionMessage.errorValue <- function(c) error_reason(c)
+
+#' @export
+conditionCall.errorValue <- function(c) NULL
 
 #' @export
 conditionMessage.miraiError <- function(c) attr(c, "message", exact = TRUE)
@@ -201,6 +207,5 @@ value_condition <- function(value, call = NULL) {
     bare$message <- own
     return(if (identical(condition_text(bare), own)) cnd else bare)
   }
-  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_reason(value)
-  simpleError(text, call)
+  simpleError(error_reason(value), call)
 }

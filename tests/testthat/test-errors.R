@@ -173,6 +173,8 @@ test_that("an interrupted daemon's task is a miraiInterrupt", {
   expect_true(is_mirai_interrupt(m$data))
   expect_identical(class(m$data), c("miraiInterrupt", "errorValue", "try-error"))
   expect_identical(as.vector(unclass(m$data)), "")
+  expect_identical(conditionMessage(m$data), "the evaluation was interrupted")
+  expect_null(conditionCall(m$data))
   # an interrupt does nothing to an idle daemon
   tools::pskill(pid, tools::SIGINT)
   expect_identical(mirai(Sys.getpid())[], pid)
