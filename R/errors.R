@@ -124,6 +124,7 @@ new_mirai_error <- function(cnd, calls) {
   } else {
     paste0("Error in ", deparse(call, nlines = 1L)[1L], ": ", message)
   }
+  call <- small_call(call)
   # Fields with these names would change what the character vector is.
   fields <- unclass(cnd)
   reserved <- c("", "names", "dim", "dimnames", "tsp", "class", "levels", "comment", "row.names")

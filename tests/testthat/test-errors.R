@@ -66,6 +66,16 @@ test_that("an R error keeps its message, call and stack", {
   expect_identical(utils:::.DollarNames(m$data, "^st"), "stack.trace")
 })
 
+test_that("data that do.call() puts into a call does not come back with the error", {
+  local_test_daemons(1)
+  f <- function(x) stop("positive")
+  environment(f) <- globalenv()
+  e <- mirai(do.call(f, list(numeric(1e5))), f = f)[]
+  expect_match(e, "^Error in \\(function .*: positive$")
+  expect_identical(as.list(e$call)[-1L], list(quote(...)))
+  expect_lt(as.numeric(object.size(e)), 1e5)
+})
+
 test_that("the call is left out when there is none or it is the evaluator's", {
   local_test_daemons(1)
   expect_snapshot({
