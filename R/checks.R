@@ -82,7 +82,8 @@ named_args <- function(args, call = sys.call(-1L)) {
   if (is.environment(args)) {
     return(environment_objects(args))
   }
-  if (!is.list(args)) {
+  # A pairlist is a list to R, but not to the glue.
+  if (!is.vector(args, "list")) {
     args <- as.list(args)
   }
   if (!all_named(args)) {
