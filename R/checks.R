@@ -44,6 +44,7 @@ check_urls <- function(x, call = sys.call(-1L)) {
   if (!is.character(x) || !length(x) || anyNA(x) || !all(nzchar(x))) {
     stop_argument("url", "a character vector of one or more URLs", call)
   }
+  with_call(.Call(rs_check_urls, x), call)
 }
 
 # For the host's side of TLS: its certificate and key. check_tls() is for the daemon's side.
