@@ -182,6 +182,7 @@ test_that("a daemon does not launch daemons from within a map", {
   expect_identical(vapply(out, conditionMessage, ""), rep(message, 2))
   out <- suppressWarnings(mirai_map(1, function(i) mirai::mirai_map(1:2, sqrt)))[]
   expect_identical(conditionMessage(out[[1]]), message)
+  expect_identical(conditionCall(out[[1]]), quote(mirai::mirai_map(1:2, sqrt)))
   expect_identical(mirai_map(1:2, function(i) mirai::mirai(i, i = i)[])[], list(1L, 2L))
   # outside of a map it may
   expect_identical(
