@@ -29,8 +29,8 @@ collect_mirai <- function(x, options = NULL) {
   collect_list(x, given, sys.call())
 }
 
-# Whether what is in the brackets of a map chooses elements: numbers, logical values, or names that are no options. Other
-# strings that begin with a dot are misspelt options.
+# Whether what is in the brackets of a map chooses elements: numbers, logical values, or names that are no options.
+# Other strings that begin with a dot are misspelt options.
 is_index <- function(given, names) {
   if (!length(given) || !is.null(names(given))) {
     return(FALSE)
@@ -225,6 +225,8 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
 }
 
 wait_with_progress <- function(x, stop_early, bar) {
+  # First, so that an interrupt while cli is loaded leaves no bar to end.
+  force(bar)
   on.exit(bar$done())
   .Call(rs_wait_showing, x, stop_early, bar$set, bar$step)
 }
