@@ -216,7 +216,8 @@ daemons <- function(
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
 }
 
-# The URLs at which daemons(n, url = , max = most) listens. NULL for local daemons. An error if the arguments do not fit.
+# The URLs at which daemons(n, url = , max = most) listens. NULL for local daemons. An error if the arguments do not
+# fit.
 urls_to_open <- function(url, n, most, dispatcher, call) {
   if (is.null(url)) {
     if (.Call(rs_daemon_state) == 2L) {
