@@ -19,7 +19,7 @@ pub use attention::Attention;
 pub use bell::{Bell, Waited};
 #[cfg(windows)]
 pub use platform::signals::nudge;
-pub use platform::{Waitable, node_name};
+pub use platform::{Waitable, node_name, terminal_size};
 pub use random::{random, token};
 
 pub(crate) use attention::Polled;

@@ -32,6 +32,12 @@ pub(crate) fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
+/// Rows and columns of the terminal to which this process writes. `None` if there is none.
+pub fn terminal_size() -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
+    Some((size.ws_row, size.ws_col))
+}
+
 /// Has the I/O thread watch a descriptor. Must be called within the runtime.
 pub(crate) fn register<T: AsRawFd + Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<T>> {
     register_for(fd, Interest::READABLE | Interest::WRITABLE)
