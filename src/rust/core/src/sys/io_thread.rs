@@ -7,6 +7,8 @@ use tokio::runtime::{Builder, Handle};
 
 #[cfg(unix)]
 pub(crate) use super::platform::register;
+#[cfg(target_os = "linux")]
+pub(crate) use super::platform::register_for;
 use crate::sys::Bell;
 
 /// Handle of the runtime; starts its thread at the first call.

@@ -25,4 +25,6 @@ pub use random::{random, token};
 pub(crate) use attention::Polled;
 #[cfg(windows)]
 pub(crate) use platform::handles;
+#[cfg(target_os = "linux")]
+pub(crate) use platform::readers;
 pub(crate) use platform::{files, signals};

@@ -7,7 +7,7 @@ mod token;
 
 use std::os::windows::io::RawHandle;
 
-pub(super) use token::Token;
+pub(super) use token::{Token, lead, leads};
 
 /// What a wait can look at: the handle of something that can be signalled.
 pub type Waitable = RawHandle;
