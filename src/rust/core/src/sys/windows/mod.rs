@@ -12,7 +12,7 @@ use windows_sys::Win32::System::Console::{
     CONSOLE_SCREEN_BUFFER_INFO, GetConsoleScreenBufferInfo, GetStdHandle, STD_OUTPUT_HANDLE,
 };
 
-pub(super) use token::Token;
+pub(super) use token::{Token, lead, leads};
 
 /// What a wait can look at: the handle of something that can be signalled.
 pub type Waitable = RawHandle;
