@@ -183,22 +183,9 @@ print.mirai <- function(x, ...) {
 #' @export
 `[.mirai` <- function(x, ...) {
   if (missing(..1)) {
-    value <- .Call(rs_collect, x)
-    # Looked for first: most mirai have no notes, and this takes less time than an option.
-    if (!is.null(.subset2(x, ".notes")) && relays()) {
-      relay(x)
-    }
-    return(value)
+    return(collect_one(x))
   }
-  options <- check_options(collection_arguments(substitute(list(...)), parent.frame()), sys.call())
-  if (!is.null(options$.done) && .Call(rs_pending, x)) {
-    return(NULL)
-  }
-  value <- .Call(rs_collect, x)
-  if (!is.null(options$.relay) || relays()) {
-    relay(x)
-  }
-  value
+  collect_one(x, collection_arguments(substitute(list(...)), parent.frame()), sys.call())
 }
 
 #' @export

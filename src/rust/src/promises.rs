@@ -19,7 +19,7 @@ use extendr_ffi::{
 
 use crate::forks;
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
-use crate::tasks::{task_of, DATA};
+use crate::tasks::{read_value, task_of};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -340,7 +340,7 @@ unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEX
                     }));
                 }
                 None => {
-                    let value = r::get_var_in_frame(DATA.get(), mirai);
+                    let value = read_value(mirai);
                     let failed = Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE;
                     watch.tick(index, event == Event::Failure && failed);
                 }

@@ -22,9 +22,15 @@ use crate::sys::{end_of_process, io_thread, signals};
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 const INTERRUPTS: u32 = 10;
 const INTERRUPTS_WITHOUT_DIRECTORY: u32 = 50;
+
 /// The signal that has killed a process.
 pub(super) fn killed_by(status: ExitStatus) -> Option<i32> {
     status.signal()
+}
+
+/// A status as users know it.
+pub(super) fn status_text(code: i32) -> String {
+    code.to_string()
 }
 
 /// Starts a program in a process group of its own, so that a Ctrl-C meant for us

@@ -2,6 +2,7 @@
 
 pub(crate) mod files;
 pub(crate) mod handles;
+pub(crate) mod security;
 pub(crate) mod signals;
 mod token;
 
