@@ -85,6 +85,7 @@ debian_is_updated() { [ -n "$(find /var/lib/apt/lists/partial -maxdepth 0 -mmin 
 debian_install() {
   local package missing=()
   for package in "$@"; do debian_has "$package" || missing+=("$package"); done
+  [ ${#missing[@]} -gt 0 ] || return 0
   [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "Please have an administrator install: ${missing[*]}"
   say "Installing ${missing[*]}"
   { { debian_is_updated || debian_update; } &&

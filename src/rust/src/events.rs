@@ -17,11 +17,10 @@ use std::cell::Cell;
 #[cfg(all(unix, r_4_5))]
 use std::ffi::c_int;
 use std::ffi::c_void;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP};
-use mirai_core::sys::Attention;
+use mirai_core::sys::{Attention, Waitable};
 
 use crate::{promises, r};
 
@@ -96,7 +95,7 @@ impl Attention for Events {
         r::interrupted() || promises::has_reports()
     }
 
-    fn descriptors(&self, add: &mut dyn FnMut(RawFd)) {
+    fn descriptors(&self, add: &mut dyn FnMut(Waitable)) {
         if self.input {
             each_input(|_, fd| add(fd));
         }
@@ -130,7 +129,7 @@ unsafe extern "C-unwind" fn serve_events() -> SEXP {
 }
 
 #[cfg(not(all(unix, r_4_5)))]
-fn each_input(_f: impl FnMut(*mut c_void, RawFd)) {}
+fn each_input(_f: impl FnMut(*mut c_void, Waitable)) {}
 
 #[cfg(not(unix))]
 unsafe fn run_input_handlers() {}
@@ -167,7 +166,7 @@ unsafe extern "C" fn sleep(_: *mut c_void) -> SEXP {
 
 /// Calls `f`, which must not change the list, with each input handler and its descriptor.
 #[cfg(all(unix, r_4_5))]
-fn each_input(mut f: impl FnMut(*mut InputHandler, RawFd)) {
+fn each_input(mut f: impl FnMut(*mut InputHandler, Waitable)) {
     // SAFETY: R's list, which only its main thread reads and changes.
     unsafe {
         let mut at = R_InputHandlers;
@@ -244,7 +243,7 @@ unsafe extern "C" fn end_handler(_: *mut c_void) {
 
 /// Also true of one that has been closed: its handler shall see to that.
 #[cfg(all(unix, r_4_5))]
-fn is_readable(fd: RawFd) -> bool {
+fn is_readable(fd: Waitable) -> bool {
     let mut poll = libc::pollfd {
         fd,
         events: libc::POLLIN,

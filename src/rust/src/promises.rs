@@ -6,10 +6,10 @@
 //! What shall happen is R's business: functions, which are [kept](Kept) until they have been called.
 //! Other threads know them by a [`Key`] only.
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extendr_ffi::{
     R_CallMethodDef, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean, Rf_allocVector,
@@ -43,33 +43,41 @@ fn exec_later() -> MutexGuard<'static, Option<ExecLater>> {
     EXEC_LATER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own lock at
-/// that moment, and the child would wait for it for ever as soon as it used later.
-struct HeldByFork(UnsafeCell<Option<MutexGuard<'static, Option<ExecLater>>>>);
+#[cfg(unix)]
+mod during_forks {
+    use std::cell::UnsafeCell;
+    use std::sync::{MutexGuard, Once};
 
-// SAFETY: only used by the handlers below, of which fork(3) runs one after the other on the thread that forks.
-unsafe impl Sync for HeldByFork {}
+    use super::{exec_later, ExecLater};
 
-static HELD_BY_FORK: HeldByFork = HeldByFork(UnsafeCell::new(None));
+    /// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own lock at
+    /// that moment, and the child would wait for it for ever as soon as it used later.
+    struct HeldByFork(UnsafeCell<Option<MutexGuard<'static, Option<ExecLater>>>>);
 
-fn hold_during_forks() {
-    static ONCE: Once = Once::new();
-    unsafe extern "C" fn before() {
-        // SAFETY: `fork(3)` runs the handlers on one thread, so nobody else uses the cell.
-        unsafe {
-            *HELD_BY_FORK.0.get() = Some(exec_later());
+    // SAFETY: only used by the handlers below, of which fork(3) runs one after the other on the thread that forks.
+    unsafe impl Sync for HeldByFork {}
+
+    static HELD_BY_FORK: HeldByFork = HeldByFork(UnsafeCell::new(None));
+
+    pub(super) fn hold_during_forks() {
+        static ONCE: Once = Once::new();
+        unsafe extern "C" fn before() {
+            // SAFETY: `fork(3)` runs the handlers on one thread, so nobody else uses the cell.
+            unsafe {
+                *HELD_BY_FORK.0.get() = Some(exec_later());
+            }
         }
-    }
-    unsafe extern "C" fn after() {
-        // SAFETY: as in `before`.
-        unsafe {
-            *HELD_BY_FORK.0.get() = None;
+        unsafe extern "C" fn after() {
+            // SAFETY: as in `before`.
+            unsafe {
+                *HELD_BY_FORK.0.get() = None;
+            }
         }
+        // SAFETY: the handlers call nothing that may not be called around a fork.
+        ONCE.call_once(|| unsafe {
+            libc::pthread_atfork(Some(before), Some(after), Some(after));
+        });
     }
-    // SAFETY: the handlers call nothing that may not be called around a fork.
-    ONCE.call_once(|| unsafe {
-        libc::pthread_atfork(Some(before), Some(after), Some(after));
-    });
 }
 
 /// From now on nothing is scheduled.
@@ -334,7 +342,7 @@ unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
             forks::error().raise();
         }
         #[cfg(unix)]
-        hold_during_forks();
+        during_forks::hold_during_forks();
         R_NilValue
     }
 }

@@ -1,6 +1,6 @@
 //! Why a daemon was lost: told by whoever knows, kept for the tasks that were lost with it.
 
-#[cfg_attr(windows, path = "loss/no_words.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "loss/no_words.rs")]
 mod words;
 
 use std::time::{Duration, Instant};
@@ -15,6 +15,10 @@ const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A name of a machine is at most this long, in bytes. What a daemon says beyond that is dropped.
 const MOST_OF_A_NAME: usize = 255;
+
+/// Of what a daemon wrote last, this many lines are told, and this many bytes.
+const MOST_LINES: usize = 20;
+const MOST_OF_WORDS: usize = 2000;
 
 /// The reason, as long as there is none.
 const UNKNOWN: &str = "was lost: its connection ended";
@@ -102,6 +106,15 @@ impl Loss {
         }
     }
 
+    /// The process has ended, having written this to the stderr that the host reads.
+    pub(crate) fn has_written(&self, said: &str) {
+        let said = words::of_stderr(said);
+        let words = &mut self.state.lock().words;
+        if words.is_empty() {
+            *words = said;
+        }
+    }
+
     /// What has happened to the daemon, as the rest of a sentence. The first call counts.
     pub(crate) fn tell(&self, reason: impl Into<String>) {
         let mut state = self.state.lock();
@@ -167,6 +180,18 @@ impl std::fmt::Display for Loss {
             _ => write!(f, ". The last that it wrote:\n{}", state.words),
         }
     }
+}
+
+/// The end of what was written, as far as it is told. What would disturb a terminal is left out.
+fn last_lines(written: &[u8]) -> String {
+    let end = written.len().saturating_sub(MOST_OF_WORDS);
+    let text = String::from_utf8_lossy(&written[end..]);
+    let text: String = text
+        .chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect();
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
 }
 
 #[cfg(test)]

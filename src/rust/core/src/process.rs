@@ -141,7 +141,10 @@ impl Child {
         // Held until `loss` is in place, so that `ended` finds it there if it comes next.
         let state = self.state.lock();
         match state.exit {
-            Some(exit) => loss.tell(exit.to_reason()),
+            Some(exit) => {
+                loss.has_written(&String::from_utf8_lossy(&state.stderr));
+                loss.tell(exit.to_reason());
+            }
             None => {
                 loss.will_be_told();
                 *self.loss.lock() = Some(loss);
@@ -156,7 +159,10 @@ impl Child {
 
     fn ended(&self, exit: Exit, on_exit: OnExit) {
         self.state.lock().exit = Some(exit);
-        if let Some(loss) = self.loss.lock().take() {
+        // `tells` locks both, the other one first.
+        let loss = self.loss.lock().take();
+        if let Some(loss) = loss {
+            loss.has_written(&self.stderr());
             loss.tell(exit.to_reason());
         }
         on_exit(self);

@@ -1,4 +1,7 @@
-//! Systems on which a daemon does not keep what it has written last.
+//! Windows: a daemon does not keep what it has written last. Of one that the host has started, that is what it wrote to its
+//! stderr.
+
+use super::last_lines;
 
 /// Has no values here.
 #[derive(Debug)]
@@ -13,4 +16,9 @@ impl LastWords {
     pub(super) fn read(self) -> String {
         match self {}
     }
+}
+
+/// Of what a process has written to the stderr that the host reads, what is told if it is lost.
+pub(super) fn of_stderr(said: &str) -> String {
+    last_lines(said.as_bytes())
 }

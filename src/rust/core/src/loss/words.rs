@@ -4,11 +4,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::last_lines;
 use crate::descriptors::{Held, out_of_the_way};
-
-/// Of what a daemon wrote last, this many lines are told, and this many bytes.
-const MOST_LINES: usize = 20;
-const MOST_OF_WORDS: usize = 2000;
 
 /// What a daemon on this machine has written last: two pipes, which the host reads once the daemon is lost. Until then
 /// the daemon itself keeps them from being full: see [`Output`](crate::worker::output::Output).
@@ -35,26 +32,28 @@ impl LastWords {
         Some(LastWords { pipes, _held: held })
     }
 
-    /// The last lines. What would disturb a terminal is left out.
+    /// The last lines.
     pub(super) fn read(self) -> String {
         let mut bytes = Vec::new();
         for pipe in &self.pipes {
             let mut buffer = [0; 4096];
-            // A process that the daemon has left may go on writing: not more than pipes hold is read.
-            while bytes.len() < 256 * 1024 {
+            // A process that the daemon has left may go on writing: no more than the pipe holds is read.
+            let mut left = rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(64 * 1024);
+            while left > 0 {
                 match rustix::io::read(pipe, &mut buffer) {
-                    Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
+                    Ok(n) if n > 0 => {
+                        bytes.extend_from_slice(&buffer[..n]);
+                        left = left.saturating_sub(n);
+                    }
                     _ => break,
                 }
             }
         }
-        let end = bytes.len().saturating_sub(MOST_OF_WORDS);
-        let text = String::from_utf8_lossy(&bytes[end..]);
-        let text: String = text
-            .chars()
-            .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-            .collect();
-        let lines: Vec<&str> = text.trim_end().lines().collect();
-        lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
+        last_lines(&bytes)
     }
+}
+
+/// Nothing: the daemon keeps what it writes, from the time on at which it has connected.
+pub(super) fn of_stderr(_: &str) -> String {
+    String::new()
 }

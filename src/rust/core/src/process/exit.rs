@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 
 use super::oom;
-use super::platform::killed_by;
+use super::platform::{killed_by, status_text};
 
 /// By its number on every system, also those without signals.
 const SIGKILL: i32 = 9;
@@ -24,7 +24,7 @@ impl Exit {
             return "ended".into();
         };
         match (status.code(), killed_by(status)) {
-            (Some(code), _) => format!("exited with status {code}"),
+            (Some(code), _) => format!("exited with status {}", status_text(code)),
             (None, Some(SIGKILL)) if oom::has_killed() => {
                 "was killed by signal 9; the kernel's out-of-memory killer did it".into()
             }
@@ -38,7 +38,7 @@ impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Exit::Status(status) => match (status.code(), killed_by(*status)) {
-                (Some(code), _) => write!(f, "exit status {code}"),
+                (Some(code), _) => write!(f, "exit status {}", status_text(code)),
                 (None, Some(signal)) => write!(f, "killed by signal {signal}"),
                 (None, None) => f.write_str("ended"),
             },

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use windows_sys::Win32::System::Threading::CREATE_NO_WINDOW;
 
-use super::platform::{end_of, pair, read_all};
+use super::platform::{Spawned, pair, read_all};
 use super::{Child, Exit, Job};
 use crate::sys::io_thread;
 
@@ -37,22 +37,24 @@ pub fn run(job: &Job, on_exit: impl FnOnce(&Child) + Send + 'static) -> io::Resu
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .creation_flags(CREATE_NO_WINDOW);
-    let mut spawned = command.spawn()?;
+    let mut spawned = Spawned::new(command.spawn()?, Some(output))?;
     // Its ends of the pipe are closed, so that we learn when the last one is.
     drop(command);
-    if let (Some(mut stdin), Some(input)) = (spawned.stdin.take(), input) {
+    if let (Some(mut stdin), Some(input)) = (spawned.process.stdin.take(), input) {
         // A thread, because it may not read.
         std::thread::Builder::new().spawn(move || stdin.write_all(input.as_bytes()))?;
     }
     let child = Arc::new(Child::default());
-    child.pid.store(spawned.id(), Ordering::SeqCst);
+    child.pid.store(spawned.process.id(), Ordering::SeqCst);
     let of_task = child.clone();
     io_thread::handle().spawn(async move {
         let child = of_task;
-        let exit = end_of(&child, &mut spawned, &output).await;
+        let exit = spawned.attend(&child).await;
         child.ended(Exit::Status(exit), Box::new(on_exit));
         // Whoever it has left behind shall not die of a broken pipe.
-        read_all(&child, &output).await;
+        if let Some(output) = &spawned.output {
+            read_all(&child, output).await;
+        }
     });
     Ok(child)
 }

@@ -106,7 +106,7 @@ enum Woken {
     Signal,
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(not(target_vendor = "apple"))]
 fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
     let mut fds: SmallVec<[libc::pollfd; 8]> = fds
         .iter()
@@ -127,29 +127,41 @@ fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::s
     }
 }
 
-/// Where there is no ppoll. Descriptors beyond FD_SETSIZE do not fit into a
-/// set; ours is opened early and is small, and others beyond it are left out.
-#[cfg(not(target_os = "linux"))]
+/// macOS has no ppoll. This variant of its pselect takes descriptors beyond `FD_SETSIZE`, and changes the mask in the same
+/// system call as it waits.
+#[cfg(target_vendor = "apple")]
 fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
-    let fits = |fd: &RawFd| *fd >= 0 && (*fd as usize) < libc::FD_SETSIZE;
-    assert!(fits(&fds[0]), "descriptor too large");
-    let most = fds.iter().copied().filter(fits).max().unwrap_or_default();
-    let mut set = MaybeUninit::uninit();
+    unsafe extern "C" {
+        #[link_name = "pselect$DARWIN_EXTSN"]
+        fn pselect(
+            nfds: libc::c_int,
+            readable: *mut u32,
+            writable: *mut u32,
+            failed: *mut u32,
+            timeout: *const libc::timespec,
+            mask: *const libc::sigset_t,
+        ) -> libc::c_int;
+    }
+    // A set of descriptors has a bit for each, in words of 32.
+    let place = |fd: RawFd| (fd as usize / 32, 1 << (fd as usize % 32));
+    let valid = || fds.iter().copied().filter(|fd| *fd >= 0);
+    let most = valid().max().unwrap_or_default();
+    let mut set = vec![0u32; most as usize / 32 + 1];
+    for (word, bit) in valid().map(place) {
+        set[word] |= bit;
+    }
+    let none = std::ptr::null_mut();
     let timeout = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: FD_ZERO initialises the set, the descriptors are within it, and the other
-    // pointers are valid or null where that is allowed.
-    unsafe {
-        libc::FD_ZERO(set.as_mut_ptr());
-        let mut set = set.assume_init();
-        for fd in fds.iter().filter(|fd| fits(fd)) {
-            libc::FD_SET(*fd, &mut set);
+    // SAFETY: the set has bits for all descriptors up to `most`. The other pointers are valid, or null where that is allowed.
+    match unsafe { pselect(most + 1, set.as_mut_ptr(), none, none, timeout, mask) } {
+        0 => Woken::Timeout,
+        1.. => {
+            let (word, bit) = place(fds[0]);
+            match set[word] & bit {
+                0 => Woken::Other,
+                _ => Woken::First,
+            }
         }
-        let none = std::ptr::null_mut();
-        match libc::pselect(most + 1, &mut set, none, none, timeout, mask) {
-            0 => Woken::Timeout,
-            1.. if libc::FD_ISSET(fds[0], &set) => Woken::First,
-            1.. => Woken::Other,
-            _ => Woken::Signal,
-        }
+        _ => Woken::Signal,
     }
 }

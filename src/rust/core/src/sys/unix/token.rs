@@ -50,10 +50,9 @@ fn wake_pair() -> (OwnedFd, OwnedFd) {
 
 #[cfg(not(target_os = "linux"))]
 fn wake_pair() -> (OwnedFd, OwnedFd) {
-    let (read, write) = rustix::pipe::pipe().expect("pipe");
+    let (read, write) = super::pipe().expect("pipe");
     for fd in [&read, &write] {
         rustix::io::ioctl_fionbio(fd, true).expect("non-blocking pipe");
-        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).expect("close on exec");
     }
     (read, write)
 }

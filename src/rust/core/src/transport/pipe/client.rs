@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::windows::io::{AsRawHandle, OwnedHandle};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use windows_sys::Win32::Foundation::{
@@ -16,12 +17,14 @@ use windows_sys::Win32::Storage::FileSystem::{
 use windows_sys::Win32::System::IO::{CancelIoEx, GetOverlappedResult, OVERLAPPED};
 use windows_sys::Win32::System::Pipes::WaitNamedPipeW;
 
-use super::{BUFFER, name, security};
+use super::{BUFFER, name};
 use crate::sys::handles::{Event, check, owned, wait_any};
+use crate::sys::security::check_owner;
 use crate::transport::Address;
 
-/// Milliseconds to wait for the host to make another instance of its pipe, which it does when one has connected.
-const BUSY: u32 = 10_000;
+/// How long to wait for a host that has no instance of its pipe to spare. It makes the next one as soon as one has
+/// connected, unless too many peers have connected and said nothing yet.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// A pipe to a host.
 #[derive(Debug)]
@@ -42,8 +45,9 @@ impl Client {
     /// Connects to a host of this user.
     ///
     /// # Errors
-    /// Nobody listens there, or it is another user.
+    /// Nobody listens there, or it is another user; all instances of the pipe were taken for [`BUSY`].
     pub fn connect(address: &Address) -> io::Result<Client> {
+        let until = Instant::now() + BUSY;
         let name: Vec<u16> = format!("{}\0", name(address)?).encode_utf16().collect();
         let pipe = loop {
             // SAFETY: the name ends in 0; null pointers stand for what is usual. The host may learn who connects, and not
@@ -61,19 +65,31 @@ impl Client {
             });
             match opened {
                 Err(e) if e.raw_os_error() == Some(ERROR_PIPE_BUSY as i32) => {
+                    // Another peer may take the instance that this has waited for, and so on.
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    // 0 would stand for the time that the host has set.
+                    let millis = (left.as_millis() as u32).max(1);
                     // SAFETY: the name ends in 0.
-                    check(unsafe { WaitNamedPipeW(name.as_ptr(), BUSY) })?;
+                    check(unsafe { WaitNamedPipeW(name.as_ptr(), millis) })?;
                 }
                 opened => break opened?,
             }
         };
-        security::check_server(&pipe)?;
+        check_owner(&pipe)?;
         Ok(Client {
             pipe,
             reading: Mutex::new(Event::new()?),
             writing: Mutex::new(Event::new()?),
             stop: Event::new()?,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn pipe(&self) -> &OwnedHandle {
+        &self.pipe
     }
 
     /// Reads once, for [`FrameReader::fill`](crate::protocol::FrameReader::fill). 0 at the end.

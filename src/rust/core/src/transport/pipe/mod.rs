@@ -4,13 +4,13 @@
 //! the network. A thread of the daemon reads it, so that it hears them while R is busy.
 //!
 //! `abstract://NAME` and `ipc://NAME` are the pipe `\\.\pipe\NAME`. A backslash, which a name cannot have, becomes a slash: that of
-//! a path, in a URL such as `ipc://C:\Temp\mirai`. Only processes of this user may connect to it, and a daemon connects only to a pipe that a process of this user has made (`security`).
+//! a path, in a URL such as `ipc://C:\Temp\mirai`. Only processes of this user may connect to it, and a daemon connects only
+//! to a pipe that this user owns (`sys/windows/security.rs`).
 //!
 //! Large vectors are copied through the pipe.
 
 mod client;
 mod outbox;
-mod security;
 mod server;
 
 pub use client::Client;
@@ -38,3 +38,6 @@ fn name(address: &Address) -> io::Result<String> {
 
 /// A pipe leaves nothing in the file system.
 pub fn unlink(_: &Address) {}
+
+#[cfg(test)]
+mod tests;

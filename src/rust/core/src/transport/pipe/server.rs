@@ -10,10 +10,10 @@ use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
 use tokio::sync::Notify;
 
 use super::outbox::Outbox;
-use super::security::OnlyUs;
 use super::{BUFFER, name};
 use crate::memory::Arrival;
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost};
+use crate::sys::security::OnlyUs;
 use crate::transport::{Address, Channel, Link};
 
 /// Time for what was posted before the end of a link to be sent.
@@ -57,6 +57,11 @@ impl Listener {
             only_us,
             waiting,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> &NamedPipeServer {
+        &self.waiting
     }
 
     /// The next connection.

@@ -31,11 +31,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
+use rustix::process::Pid;
+
 use self::descriptors::{SCARCE, descriptors, is_crowded};
 use super::{Address, Link};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::frame::encode_head_with;
 use crate::protocol::{Control, Frame, FrameReader};
+use crate::sys::{end_of_process, no_sigpipe};
 
 /// Retries, each after `SCARCE`, when this process has no room for descriptors that were passed to it.
 const CROWDED_TRIES: u32 = 3000;
@@ -122,17 +125,28 @@ fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     }
 }
 
-/// The process at the other end, as a descriptor that is readable once it is gone.
-#[cfg(target_os = "linux")]
+/// The process at the other end, as a descriptor that is readable once it is gone; `None` if the system has none.
 pub fn peer_process(stream: &UnixStream) -> Option<OwnedFd> {
-    use rustix::process::{PidfdFlags, pidfd_open};
-    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+    end_of_process(peer_pid(stream)?).ok()
+}
+
+#[cfg(target_os = "linux")]
+fn peer_pid(stream: &UnixStream) -> Option<Pid> {
+    Some(rustix::net::sockopt::socket_peercred(stream).ok()?.pid)
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn peer_process(_: &UnixStream) -> Option<OwnedFd> {
-    None
+fn peer_pid(stream: &UnixStream) -> Option<Pid> {
+    let (mut pid, mut len) = (
+        0 as libc::pid_t,
+        size_of::<libc::pid_t>() as libc::socklen_t,
+    );
+    // SAFETY: the descriptor is open, and there is room for as many bytes as `len` says.
+    let got = unsafe {
+        let (fd, into) = (stream.as_raw_fd(), (&raw mut pid).cast());
+        libc::getsockopt(fd, libc::SOL_LOCAL, libc::LOCAL_PEERPID, into, &raw mut len)
+    };
+    Pid::from_raw(pid).filter(|_| got == 0)
 }
 
 /// Waits until there is something to read. False if there is nothing and the peer's process is
@@ -147,16 +161,9 @@ pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
         PollFd::new(peer, PollFlags::IN),
     ];
     while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-    !fds[0].revents().is_empty()
+    // If the process cannot be waited for, the caller's read waits.
+    !fds[0].revents().is_empty() || !fds[1].revents().contains(PollFlags::IN)
 }
-
-#[cfg(target_os = "macos")]
-fn no_sigpipe(stream: &UnixStream) {
-    let _ = rustix::net::sockopt::set_socket_nosigpipe(stream, true);
-}
-
-#[cfg(not(target_os = "macos"))]
-fn no_sigpipe(_: &UnixStream) {}
 
 /// A connected pair for the control channel, closed on exec.
 pub fn control_pair() -> io::Result<(UnixStream, UnixStream)> {
