@@ -3,6 +3,7 @@
 //! R has no event loop of its own there. So a wait ends, as if interrupted, when
 //!
 //! - the user presses Ctrl-C,
+//! - a task has sent a value ahead, for a function given as `.on_report`,
 //! - from R 4.5 on, a descriptor of R's input handlers is readable (those of packages later and httpgd,
 //!   X11 windows and the like: see `R_ext/eventloop.h`),
 //! - [`PERIOD`] is over: for `setTimeLimit()`, for input handlers before R 4.5, and for handlers that R polls (`R_PolledEvents`, such
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP};
 use mirai_core::sys::{Attention, Waitable};
 
-use crate::r;
+use crate::{promises, r};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"serve_events", serve_events as *const (), 0)]
@@ -91,7 +92,7 @@ impl Events {
 
 impl Attention for Events {
     fn is_interrupted(&self) -> bool {
-        r::interrupted()
+        r::interrupted() || promises::has_reports()
     }
 
     fn descriptors(&self, add: &mut dyn FnMut(Waitable)) {
@@ -105,7 +106,7 @@ impl Attention for Events {
     }
 }
 
-/// Lets R act on Ctrl-C, its time limits, polled events and input handlers. Often does not return.
+/// Lets R act on Ctrl-C, its time limits, polled events, input handlers and reports. Often does not return.
 ///
 /// # Safety
 /// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
@@ -114,6 +115,7 @@ pub(crate) unsafe fn serve() {
     unsafe {
         r::obey_interrupt();
         run_input_handlers();
+        promises::tell_reports();
     }
 }
 

@@ -17,6 +17,8 @@ use extendr_ffi::{
     TYPEOF, VECTOR_ELT,
 };
 
+use mirai_core::sys::Bell;
+
 use crate::forks;
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
 use crate::tasks::{read_value, task_of};
@@ -244,6 +246,84 @@ impl Watch {
     }
 }
 
+/// A task that has sent values ahead of which R has not been told yet. package later calls nothing while R code runs, so
+/// waits tell R themselves: see [`tell_reports`].
+struct Report {
+    key: Key,
+    index: i32,
+    /// True while it is in the queue: there is one for each task at most.
+    queued: Arc<AtomicBool>,
+}
+
+/// Those that are to be told.
+static REPORTS: Mutex<Vec<Report>> = Mutex::new(Vec::new());
+
+/// Whether there are any, for those who ask often.
+static REPORTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether R is being told: a function that waits itself is not interrupted by others.
+static TELLING: AtomicBool = AtomicBool::new(false);
+
+fn reports() -> MutexGuard<'static, Vec<Report>> {
+    REPORTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Report {
+    /// From any thread.
+    fn queue(key: Key, index: i32, queued: &Arc<AtomicBool>) {
+        if !queued.swap(true, Ordering::SeqCst) {
+            let queued = queued.clone();
+            reports().push(Report { key, index, queued });
+            REPORTED.store(true, Ordering::SeqCst);
+            Bell::get().ring();
+        }
+    }
+
+    /// Forgets those whose functions have been called for the last time, by package later. On R's main thread.
+    fn forget_old() {
+        let mut reports = reports();
+        if reports.len() == reports.capacity() {
+            // SAFETY: on R's main thread.
+            reports.retain(|report| unsafe { Kept::get(report.key).is_some() });
+            let more = reports.len().max(FIRST);
+            reports.reserve(more);
+        }
+    }
+}
+
+/// Whether a wait should end to [`tell_reports`]. On R's main thread.
+pub(crate) fn has_reports() -> bool {
+    REPORTED.load(Ordering::Relaxed) && !TELLING.load(Ordering::Relaxed) && !forks::is_forked()
+}
+
+/// Calls the functions of those that have asked for reports, which package later would do once R is idle. Afterwards it
+/// calls them for nothing.
+///
+/// # Safety
+/// On R's main thread. May run any R code; long jumps end here.
+pub(crate) unsafe fn tell_reports() {
+    if !has_reports() {
+        return;
+    }
+    TELLING.store(true, Ordering::Relaxed);
+    REPORTED.store(false, Ordering::SeqCst);
+    let told = std::mem::take(&mut *reports());
+    for Report { key, index, queued } in told {
+        queued.store(false, Ordering::SeqCst);
+        let due = Due {
+            key,
+            index,
+            scheduled: None,
+        };
+        let due = std::ptr::from_ref(&due).cast_mut().cast();
+        // SAFETY: on R's main thread; `due` outlives the call.
+        unsafe {
+            r::without_interrupts(|| r::R_ToplevelExec(Some(settle), due));
+        }
+    }
+    TELLING.store(false, Ordering::Relaxed);
+}
+
 /// What R is to be told: which task has failed or reported, or 0 when all have resolved.
 struct Due {
     key: Key,
@@ -321,6 +401,9 @@ unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEX
     // SAFETY: on R's main thread; the arguments are protected.
     unsafe {
         find_exec_later();
+        if event == Event::Report {
+            Report::forget_old();
+        }
         let list = TYPEOF(x) == SEXPTYPE::VECSXP;
         let n = if list { Rf_xlength(x) } else { 1 };
         let watch = Arc::new(Watch {
@@ -338,8 +421,10 @@ unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEX
                 Some(task) => {
                     if event == Event::Report {
                         let (watch, scheduled) = (watch.clone(), Arc::new(AtomicBool::new(false)));
+                        let queued = Arc::new(AtomicBool::new(false));
                         task.on_report(Arc::new(move || {
                             watch.schedule_once(index, Some(scheduled.clone()));
+                            Report::queue(watch.key, index, &queued);
                         }));
                     }
                     let watch = watch.clone();
