@@ -44,6 +44,7 @@ check_urls <- function(x, call = sys.call(-1L)) {
   if (!is.character(x) || !length(x) || anyNA(x) || !all(nzchar(x))) {
     stop_argument("url", "a character vector of one or more URLs", call)
   }
+  with_call(.Call(rs_check_urls, x), call)
 }
 
 # For the host's side of TLS: its certificate and key. check_tls() is for the daemon's side.
@@ -82,7 +83,8 @@ named_args <- function(args, call = sys.call(-1L)) {
   if (is.environment(args)) {
     return(environment_objects(args))
   }
-  if (!is.list(args)) {
+  # A pairlist is a list to R, but not to the glue.
+  if (!is.vector(args, "list")) {
     args <- as.list(args)
   }
   if (!all_named(args)) {

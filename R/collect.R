@@ -3,9 +3,9 @@
 #' Waits until a mirai, or each of a list of mirai, has resolved, and returns the values.
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
-#' @param options collection options, if `x` is a list: a character vector of any of `".done"`, `".flat"`,
-#'   `".progress"`, `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as
-#'   `list(.stop = TRUE, .progress = "Fitting")`. See [mirai_map()] for what they do.
+#' @param options collection options: a character vector of any of `".done"`, `".flat"`, `".progress"`,
+#'   `".progress_cli"`, `".relay"` and `".stop"`; or a named list, such as
+#'   `list(.stop = TRUE, .progress = "Fitting")`. See [collection-options] for what they do.
 #' @returns For a mirai, its value. For a list, a list of the values, with the names of `x`.
 #' @seealso [call_mirai()] to wait without collecting; [mirai_map()]; [collection-options].
 #' @examples
@@ -15,7 +15,7 @@
 collect_mirai <- function(x, options = NULL) {
   check_waitable(x)
   if (is.environment(x)) {
-    return(.Call(rs_collect, x))
+    return(collect_one(x, options, sys.call()))
   }
   collect_list(x, options)
 }
@@ -30,12 +30,14 @@ collect_mirai <- function(x, options = NULL) {
 }
 
 # Whether what is in the brackets of a map chooses elements: numbers, logical values, or names that are no options.
+# Other strings that begin with a dot are misspelt options.
 is_index <- function(given, names) {
   if (!length(given) || !is.null(names(given))) {
     return(FALSE)
   }
+  is_name <- function(i) i %in% names & !i %in% collection_options | !startsWith(i, ".")
   all(vapply(given, function(i) is.numeric(i) || is.logical(i), NA)) ||
-    all(vapply(given, function(i) is.character(i) && all(i %in% names & !i %in% collection_options), NA))
+    all(vapply(given, function(i) is.character(i) && all(is_name(i)), NA))
 }
 
 # The map of some elements.
@@ -53,8 +55,10 @@ subset_map <- function(x, index, call) {
 #' Options for the brackets of a mirai map: `x[.flat]` returns a vector, `x[.progress]` shows progress, `x[.stop]`
 #' stops at the first failure, and `x[.done]` does not wait. [mirai_map()] describes them.
 #'
-#' @details `.relay` signals the warnings and messages of the evaluations again: see [mirai_conditions()]. It works in
-#' the brackets of a mirai, too.
+#' @details `.relay` signals the warnings and messages of the evaluations again: see [mirai_conditions()].
+#'
+#' Three of them also work in the brackets of a single mirai: `m[.relay]`, `m[.done]`, which is `NULL` while `m` is
+#' unresolved, and `m[.stop]`, which raises the error if the value is an error value. The others have no effect there.
 #' @format Each is a character string: its own name.
 #' @seealso [mirai_map()], [collect_mirai()].
 #' @name collection-options
@@ -164,6 +168,30 @@ check_progress <- function(name, value, call) {
   }
 }
 
+# Waits for a mirai and returns its value, as `options` ask. Those for several values have no effect.
+collect_one <- function(x, options = NULL, call = NULL) {
+  if (is.null(options)) {
+    value <- .Call(rs_collect, x)
+    # Looked for first: most mirai have no notes, and this takes less time than an option.
+    if (!is.null(.subset2(x, ".notes")) && relays()) {
+      relay(x)
+    }
+    return(value)
+  }
+  options <- check_options(options, call)
+  if (!is.null(options$.done) && .Call(rs_pending, x)) {
+    return(NULL)
+  }
+  value <- .Call(rs_collect, x)
+  if (!is.null(options$.relay) || relays()) {
+    relay(x)
+  }
+  if (!is.null(options$.stop) && is_error_value(value)) {
+    stop(value_condition(value, call))
+  }
+  value
+}
+
 # Waits for a list of mirai and returns their values, as `options` ask.
 collect_list <- function(x, options, call = sys.call(-1L)) {
   options <- check_options(options, call)
@@ -184,7 +212,7 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
   }
   if (stop_early && (i <- .Call(rs_first_failure, x)) > 0L) {
     .Call(rs_cancel, x)
-    stop(map_error(x, i, value_condition(x[[i]]$data), call))
+    stop(map_error(x, i, value_condition(.Call(rs_collect, x[[i]])), call))
   }
   if (is.null(done)) {
     values <- .Call(rs_collect_list, x)
@@ -197,6 +225,8 @@ collect_list <- function(x, options, call = sys.call(-1L)) {
 }
 
 wait_with_progress <- function(x, stop_early, bar) {
+  # First, so that an interrupt while cli is loaded leaves no bar to end.
+  force(bar)
   on.exit(bar$done())
   .Call(rs_wait_showing, x, stop_early, bar$set, bar$step)
 }

@@ -33,7 +33,7 @@
 #'
 #'   An unknown option, or a value of the wrong type, is ignored with a warning.
 #' @param sync `TRUE` to evaluate each task in this process, when `mirai()` is called. For debugging with [browser()],
-#'   and for tests.
+#'   and for tests. Timeouts, retries and priorities have no effect then.
 #' @param seed an integer that makes random numbers reproducible. Each task has its own L'Ecuyer-CMRG stream, in the
 #'   order of submission. So results do not depend on the number of daemons, nor on which daemon evaluates what.
 #'   `NULL`: each daemon has its own stream, from a random start.
@@ -132,13 +132,14 @@ daemons <- function(
     return(status(profile))
   }
   call <- sys.call()
-  if (!missing(n) && !is.null(n)) {
+  n <- if (!missing(n)) n
+  if (!is.null(n)) {
     check_count(n, "n")
   }
   if (!is.null(url)) {
     check_urls(url)
   }
-  if (!is.null(seed) && !(is_number(seed) && seed == trunc(seed))) {
+  if (!is.null(seed) && !(is_number(seed) && is_count(abs(seed)))) {
     stop_argument("seed", "a single whole number, or NULL", call)
   }
   if (!is.null(memory)) {
@@ -160,7 +161,13 @@ daemons <- function(
   if (!resets && !settings$force && daemons_set(profile)) {
     return(new_daemons(the$numbers[[profile]], profile))
   }
+  most <- settings$max
+  if (!resets && !sync) {
+    check_max(most, n, dispatcher && (is.null(url) || launches(remote)), call)
+    url <- urls_to_open(url, n, most, dispatcher, call)
+  }
 
+  # From here on, the earlier settings are replaced.
   find_tracer()
   the$daemons_spans[[profile]] <- local_span(
     "daemons",
@@ -187,20 +194,8 @@ daemons <- function(
     .Call(rs_close_profile, profile, is.null(n))
     return(new_daemons(0L, profile))
   }
-  if (.Call(rs_daemon_state) == 2L && is.null(url)) {
-    stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
-  }
-  most <- settings$max
-  check_max(most, if (!missing(n)) n, dispatcher && (is.null(url) || launches(remote)), call)
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
-  }
-  if (!dispatcher && length(url) != 1L) {
-    stop_argument("url", "a single URL without dispatcher", call)
-  }
-  n <- if (!missing(n)) n
-  if (dispatcher) {
-    url <- if (is.null(most)) extend_urls(url, n, call) else extend_urls(url, most, call, "max")
   }
   url <- open_profile(profile, url, dispatcher, settings, seed, memory, call, tls, pass)
   if (launches(remote)) {
@@ -212,13 +207,34 @@ daemons <- function(
       return(new_daemons(n, profile, are_set = TRUE))
     }
     if (!dispatcher && !is.null(n)) {
-      url <- rep_len(url, max(n, 1L))
+      url <- rep_len(url, n)
     }
     launched <- launch_remotes(profile, url, remote, settings, NULL, call)
     ready <- TRUE
     return(new_daemons(launched, profile))
   }
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
+}
+
+# The URLs at which daemons(n, url = , max = most) listens. NULL for local daemons. An error if the arguments do not
+# fit.
+urls_to_open <- function(url, n, most, dispatcher, call) {
+  if (is.null(url)) {
+    if (.Call(rs_daemon_state) == 2L) {
+      stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
+    }
+    return(NULL)
+  }
+  if (!dispatcher && length(url) != 1L) {
+    stop_argument("url", "a single URL without dispatcher", call)
+  }
+  if (is.null(most) && !is.null(n) && n == 0L) {
+    stop_argument("n", "one or greater where there is 'url', unless there is 'max'", call)
+  }
+  if (!dispatcher) {
+    return(url)
+  }
+  if (is.null(most)) extend_urls(url, n, call) else extend_urls(url, most, call, "max")
 }
 
 # The URLs for `n` daemons: `url` itself, or a single URL extended to `n`, which is the argument `name`.
@@ -289,7 +305,7 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_
 }
 
 open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call, tls = NULL, pass = NULL) {
-  memory <- as_double(memory)
+  memory <- as_limit(memory)
   urls <- with_call(
     {
       if (settings$token) {
@@ -318,7 +334,7 @@ patience <- function() {
   min(as.double(given), 1e9)
 }
 
-as_double <- function(x) if (!is.null(x)) as.double(x)
+as_limit <- function(x) if (!is.null(x) && is.finite(x)) as.double(x)
 
 wait_connected <- function(profile, n, call) {
   repeat {

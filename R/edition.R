@@ -89,7 +89,9 @@ edition_trace <- function(trace) {
 
 # A call as a stack trace contains it: without its source reference, which would bring the whole file along, and without
 # its arguments if they are large.
-trace_call <- function(call) {
-  call <- utils::removeSource(call)
-  if (utils::object.size(call) > 1e5) as.call(list(call[[1L]], quote(...))) else call
+trace_call <- function(call) small_call(utils::removeSource(call))
+
+# A call without its arguments, if they are large, such as data that do.call() has put there.
+small_call <- function(call) {
+  if (is.call(call) && utils::object.size(call) > 1e5) as.call(list(call[[1L]], quote(...))) else call
 }

@@ -91,14 +91,20 @@ print.miraiInterrupt <- function(x, ...) {
   grep(pattern, setdiff(names(attributes(x)), "class"), value = TRUE)
 }
 
-# An error value as one line of text, with the reason if there is one.
+# An integer error value, or an interrupt, as one line of text, with the reason if there is one.
 error_reason <- function(code) {
+  if (is_mirai_interrupt(code)) {
+    return("the evaluation was interrupted")
+  }
   reason <- attr(code, "reason", exact = TRUE)
   paste(c(error_text(code), reason), collapse = ": ")
 }
 
 #' @export
 conditionMessage.errorValue <- function(c) error_reason(c)
+
+#' @export
+conditionCall.errorValue <- function(c) NULL
 
 #' @export
 conditionMessage.miraiError <- function(c) attr(c, "message", exact = TRUE)
@@ -118,6 +124,7 @@ new_mirai_error <- function(cnd, calls) {
   } else {
     paste0("Error in ", deparse(call, nlines = 1L)[1L], ": ", message)
   }
+  call <- small_call(call)
   # Fields with these names would change what the character vector is.
   fields <- unclass(cnd)
   reserved <- c("", "names", "dim", "dimnames", "tsp", "class", "levels", "comment", "row.names")
@@ -201,6 +208,5 @@ value_condition <- function(value, call = NULL) {
     bare$message <- own
     return(if (identical(condition_text(bare), own)) cnd else bare)
   }
-  text <- if (is_mirai_interrupt(value)) "the evaluation was interrupted" else error_reason(value)
-  simpleError(text, call)
+  simpleError(error_reason(value), call)
 }

@@ -293,7 +293,7 @@ launch_stream <- function(profile) {
 }
 
 indexed_urls <- function(i, urls, call) {
-  if (!is.numeric(i) || !length(i) || anyNA(i) || any(i < 1 | i > length(urls))) {
+  if (!is.numeric(i) || !length(i) || anyNA(i) || any(i < 1 | i > length(urls) | i != trunc(i))) {
     stop_argument("url", paste0("URLs, or indices from 1 to ", length(urls)), call)
   }
   urls[i]

@@ -132,6 +132,10 @@ plot.mirai_task_log <- function(x, bins = 1000L, ...) {
   if (!is_count(bins) || bins < 1) {
     stop_argument("bins", "a whole number of at least 1", sys.call())
   }
+  used <- c("state", "daemon", "started", "ended")
+  if (!all(used %in% names(x))) {
+    stop_argument("x", paste("a task log with the columns", toString(used)), sys.call())
+  }
   begun <- x[!is.na(x$started) & !is.na(x$daemon), , drop = FALSE]
   if (!nrow(begun)) {
     graphics::plot.new()

@@ -150,7 +150,7 @@ mirai_map <- function(
       stop_no_daemons(profile, call)
     }
     warning("launching one local daemon as none previously set")
-    daemons(1L, dispatcher = FALSE, .compute = profile)
+    with_call(daemons(1L, dispatcher = FALSE, .compute = profile), call)
   }
   args <- list(.f = .f, .args = .args)
   sent <- expr

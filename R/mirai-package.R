@@ -9,6 +9,16 @@
 #'
 #' Arguments that are times are in milliseconds, unless their help says otherwise.
 #'
+#' @section Options: These are set by [options()]:
+#'
+#' | option | default | what it does |
+#' |---|---|---|
+#' | `mirai.edition` | 1 | 2 for the interface of the 2.x releases: see [mirai-edition] |
+#' | `mirai.relay` | `FALSE` | `TRUE` is `.relay` in all brackets: see [mirai_conditions()] |
+#' | `mirai.keepalive` | 30000 | ms of silence after which a peer across the network is given up; read by [daemons()] |
+#' | `mirai.launch_timeout` | 3600 | seconds until a launch is given up: see section *Scaling* of [daemons()] |
+#' | `mirai.fork_server` | `TRUE` | `FALSE` starts every process by `Rscript`, also on Linux: see [daemons()] |
+#'
 #' @seealso [mirai()], [daemons()], [mirai_map()], [make_cluster()], [as.promise()][as.promise.mirai].
 #' @examples
 #' m <- mirai(x + 1, x = 41)

@@ -46,7 +46,8 @@ fresh <- function(f, ...) {
   as.numeric(strsplit(trimws(out[length(out)]), " +")[[1L]])
 }
 
-raw_us <- function() as.numeric(system2(file.path(programs, "ping_pong"), stdout = TRUE))
+# A ping-pong without R and without mirai, in microseconds: see examples/ping_pong.rs.
+raw_us <- function(way = character()) as.numeric(system2(file.path(programs, "ping_pong"), way, stdout = TRUE))
 
 ## Processes, kept from one row to the next
 

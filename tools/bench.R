@@ -54,13 +54,17 @@ with_forks <- if (.Platform$OS.type == "unix") identity else function(f) NULL
 ## One task
 group <- "One task"
 
-n <- or_quick(5000, 1000)
-row("roundtrip", "mirai(1)[], one daemon", "us", budget = 4.5, of_raw = TRUE, cran = 227, rounds = 9L, list(
-  mirai = function() {
-    our(1L)
-    for (i in 1:200) mirai(1)[]
-    seconds(for (i in seq_len(n)) mirai(1)[]) / n * 1e6
-  },
+trips <- or_quick(5000, 1000)
+round_trips <- function() {
+  our(1L)
+  for (i in 1:200) mirai(1)[]
+  seconds(for (i in seq_len(trips)) mirai(1)[]) / trips * 1e6
+}
+row("roundtrip", "mirai(1)[], one daemon", "us", budget = 1.2, of_raw = TRUE, cran = 296, rounds = 9L, list(
+  mirai = round_trips,
+  "Unix socket by hand" = raw_us,
+  "Unix socket, spinning, by hand" = function() raw_us("spin"),
+  "TCP by hand" = function() raw_us("tcp"),
   "parallel clusterCall" = function() {
     cl <- psock(1L)
     seconds(for (i in 1:500) parallel::clusterCall(cl, one)) / 500 * 1e6
@@ -75,17 +79,32 @@ row("roundtrip", "mirai(1)[], one daemon", "us", budget = 4.5, of_raw = TRUE, cr
   })
 ))
 
-row("submit", "mirai(1), submission only", "us", budget = 8, cran = 27, rounds = 9L, function() {
+# All processors but one have something else to do.
+while_busy <- function(f) function() {
+  cores <- parallel::detectCores()
+  pids <- vapply(seq_len(cores - 1L), function(i) {
+    as.integer(system("sh -c 'while :; do :; done' >/dev/null & echo $!", intern = TRUE))
+  }, 0L)
+  on.exit(tools::pskill(pids, tools::SIGKILL))
+  f()
+}
+row("roundtrip-busy", "the same, with all processors but one busy", "us", rounds = 5L,
+  limit = function(results) 4 * results$value[results$name == "roundtrip-busy" & startsWith(results$contender, "Unix")], list(
+    mirai = with_forks(while_busy(round_trips)),
+    "Unix socket by hand" = with_forks(while_busy(raw_us))
+  ))
+
+row("submit", "mirai(1), submission only", "us", budget = 3, cran = 46, rounds = 9L, function() {
   our(1L)
-  x <- vector("list", n)
+  x <- vector("list", trips)
   busy <- mirai(Sys.sleep(60))
-  time <- seconds(for (i in seq_len(n)) x[[i]] <- mirai(1)) / n * 1e6
+  time <- seconds(for (i in seq_len(trips)) x[[i]] <- mirai(1)) / trips * 1e6
   stop_mirai(c(list(busy), x))
   call_mirai(mirai(1))
   time
 })
 
-row("oneoff", "mirai(1)[] with no daemons", "ms", budget = 15, cran = 227, list(
+row("oneoff", "mirai(1)[] with no daemons", "ms", budget = 5, cran = 169, list(
   mirai = function() {
     our(0L)
     ms(mirai(1)[])
@@ -101,7 +120,7 @@ for (workers in 1:2) local({
   workers <- workers
   n <- or_quick(10000L, 2000L)
   row(paste0("map-", workers), paste0("mirai_map(1:", n, ", f), trivial f, ", workers, " daemon", if (workers > 1L) "s"),
-    "tasks/s", budget = c(50000, 60000)[workers], cran = c(4100, 5100)[workers], more = TRUE, list(
+    "tasks/s", budget = c(3e5, 5e5)[workers], cran = c(3900, 6500)[workers], more = TRUE, list(
       mirai = function() {
         our(workers)
         n / seconds(mirai_map(seq_len(n), itself)[])
@@ -130,7 +149,7 @@ row("progress", "the same with .progress, 2 daemons", "tasks/s", more = TRUE, fu
 })
 
 constant <- stats::runif(1.25e6)
-row("constant", "200 map tasks with a 10 MB constant, 2 daemons", "ms", budget = 40, cran = 2107, list(
+row("constant", "200 map tasks with a 10 MB constant, 2 daemons", "ms", budget = 5, cran = 1722, list(
   mirai = function() {
     our(2L)
     ms(mirai_map(1:200, element, .args = list(constant))[])
@@ -243,9 +262,38 @@ vector_contenders <- function(i, f, argument = large) {
     })
   )
 }
-row("vector-in", "100 MB vector: in and summed", "ms", budget = 60, cran = 326, vector_contenders(1L, total))
-row("vector-out", "100 MB vector: made there and sent out", "ms", budget = 120, cran = 255, vector_contenders(2L, zeros, function() 1.25e7))
-row("vector-both", "100 MB vector: in, changed, out", "ms", budget = 150, cran = 490, vector_contenders(3L, changed))
+# Within a tenth of what it takes by hand.
+near_the_hand <- function(name) function(results) 1.1 * results$value[results$name == name & grepl("by hand$", results$contender)]
+row("vector-in", "100 MB vector: in and summed", "ms", limit = near_the_hand("vector-in"), cran = 391, vector_contenders(1L, total))
+row("vector-out", "100 MB vector: made there and sent out", "ms", limit = near_the_hand("vector-out"), cran = 231,
+  vector_contenders(2L, zeros, function() 1.25e7))
+row("vector-both", "100 MB vector: in, changed, out", "ms", limit = near_the_hand("vector-both"), cran = 418,
+  vector_contenders(3L, changed))
+
+many_strings <- NULL   # made when first needed
+strings <- function() {
+  if (is.null(many_strings)) {
+    many_strings <<- stats::setNames(as.list(paste("value", seq_len(or_quick(2e5, 2e4)))), paste("name", seq_len(or_quick(2e5, 2e4))))
+  }
+  many_strings
+}
+row("strings", paste("list of", format(or_quick(2e5, 2e4), big.mark = ",", scientific = FALSE), "named strings: in"), "ms",
+  budget = or_quick(12, 1.2), cran = or_quick(51, NA), rounds = 9L, list(
+    mirai = function() {
+      our(1L)
+      x <- strings()
+      ms(mirai(length(x), x = x)[])
+    },
+    "serialize(), unserialize() by hand" = function() {
+      x <- strings()
+      ms(unserialize(serialize(x, NULL, xdr = FALSE)))
+    },
+    "parallel clusterCall" = function() {
+      x <- strings()
+      cl <- psock(1L)
+      ms(parallel::clusterCall(cl, length, x))
+    }
+  ))
 
 # The process has the vector and then one that came back: how much more did it need in between?
 peak <- function(kind) {
@@ -297,9 +345,9 @@ queue_figure <- function(n, i) {
   runs[[length(turn)]][i]
 }
 if (!quick) {
-  row("queue-time", "100,000 tasks queued behind one: time", "s", budget = 0.8, cran = 7.2, rounds = 3L, warm = FALSE,
+  row("queue-time", "100,000 tasks queued behind one: time", "s", budget = 0.3, cran = 4.6, rounds = 3L, warm = FALSE,
     function() queue_figure(1e5, 1L))
-  row("queue-memory", "100,000 tasks queued behind one: host memory", "MB", budget = 150, cran = 812, rounds = 3L,
+  row("queue-memory", "100,000 tasks queued behind one: host memory", "MB", budget = 100, cran = 950, rounds = 3L,
     warm = FALSE, function() queue_figure(1e5, 2L))
 }
 
@@ -344,18 +392,18 @@ for_a_millisecond <- function(x) {
   while (proc.time()[["elapsed"]] < end) NULL
   x
 }
-n <- or_quick(1e5, 5e3)
-row("checkpoint", paste("map of", label(n), "tasks of 1 ms, 2 daemons, into a checkpoint"), "s", rounds = 3L, warm = FALSE,
+checkpointed <- or_quick(1e5, 5e3)
+row("checkpoint", paste("map of", label(checkpointed), "tasks of 1 ms, 2 daemons, into a checkpoint"), "s", rounds = 3L, warm = FALSE,
   limit = function(results) 1.05 * results$value[results$contender == "without the checkpoint"], list(
     mirai = function() {
       our(2L)
       file <- tempfile()
       on.exit(unlink(file))
-      seconds(mirai_map(seq_len(n), for_a_millisecond, .checkpoint = file)[])
+      seconds(mirai_map(seq_len(checkpointed), for_a_millisecond, .checkpoint = file)[])
     },
     "without the checkpoint" = function() {
       our(2L)
-      seconds(mirai_map(seq_len(n), for_a_millisecond)[])
+      seconds(mirai_map(seq_len(checkpointed), for_a_millisecond)[])
     }
   ))
 
@@ -373,25 +421,25 @@ chain <- function(n, x, f, pass) {
 by_value <- function(m) m[]
 gathered <- function(xs) sum(unlist(xs))
 
-n <- or_quick(1000L, 200L)
-row("chain", paste(label(n), "steps one after the other, 1 daemon: each"), "us", list(
+steps <- or_quick(1000L, 200L)
+row("chain", paste(label(steps), "steps one after the other, 1 daemon: each"), "us", list(
   mirai = function() {
     our(1L)
-    seconds(chain(n, 1, itself, itself)) / n * 1e6
+    seconds(chain(steps, 1, itself, itself)) / steps * 1e6
   },
   "m[] and pass on" = function() {
     our(1L)
-    seconds(chain(n, 1, itself, by_value)) / n * 1e6
+    seconds(chain(steps, 1, itself, by_value)) / steps * 1e6
   }
 ))
-row("fan-in", paste(label(n), "tasks and one that needs them all, 2 daemons"), "ms", list(
+row("fan-in", paste(label(steps), "tasks and one that needs them all, 2 daemons"), "ms", list(
   mirai = function() {
     our(2L)
-    ms(mirai(gathered(xs), gathered = gathered, xs = mirai_map(seq_len(n), itself))[])
+    ms(mirai(gathered(xs), gathered = gathered, xs = mirai_map(seq_len(steps), itself))[])
   },
   "m[] and pass on" = function() {
     our(2L)
-    ms(mirai(gathered(xs), gathered = gathered, xs = mirai_map(seq_len(n), itself)[])[])
+    ms(mirai(gathered(xs), gathered = gathered, xs = mirai_map(seq_len(steps), itself)[])[])
   }
 ))
 for (count in c(1L, 10L)) local({
@@ -443,7 +491,7 @@ again <- function(first_task) {
   pools$mirai <- 4L
   time
 }
-row("ready-first", "daemons(4) ready, first time", "ms", budget = 250, cran = 361, warm = FALSE, list(
+row("ready-first", "daemons(4) ready, first time", "ms", cran = 354, warm = FALSE, list(
   mirai = function() fresh(ready, "ready"),
   "R itself, which the first daemon takes" = function() ms(system2(file.path(R.home("bin"), "Rscript"), c("--no-init-file", "-e", "1"), stdout = FALSE)),
   "parallel makeCluster" = function() {
@@ -465,9 +513,41 @@ row("ready-first", "daemons(4) ready, first time", "ms", budget = 250, cran = 36
     time
   })
 ))
-row("ready-again", "daemons(4) ready, again", "ms", budget = 40, function() again(FALSE))
+row("ready-again", "daemons(4) ready, again", "ms", budget = 6, function() again(FALSE))
 row("task-first", "daemons(4) and the first task's value, first time", "ms", warm = FALSE, function() fresh(ready, "task"))
 row("task-again", "daemons(4) and the first task's value, again", "ms", function() again(TRUE))
+from_nothing <- function() ms({library(mirai); mirai(1)[]})
+row("library", "library(mirai) and mirai(1)[] in a new session, without R's own start", "ms", budget = 60, cran = 199, warm = FALSE,
+  function() fresh(from_nothing))
+
+# Starts so many: seconds until the last one has done a task, MB of PSS of each.
+crowd <- function(n) {
+  library(mirai)
+  time <- seconds({
+    daemons(n)
+    pids <- unlist(everywhere(Sys.getpid())[])
+  })
+  pss <- vapply(file.path("/proc", pids, "smaps_rollup"), function(file) {
+    as.numeric(gsub("[^0-9]", "", grep("^Pss:", readLines(file), value = TRUE))) * 1024 / 1e6
+  }, 0)
+  daemons(0)
+  c(time, mean(pss))
+}
+# Two rows from one run.
+crowds <- new.env()
+crowd_figure <- function(i) {
+  if (is.null(crowds$figures)) crowds$figures <- fresh(crowd, or_quick(500, 50))
+  crowds$figures[i]
+}
+if (file.exists("/proc/self/smaps_rollup")) {
+  row("crowd-time", paste("daemons(", or_quick(500, 50), ") and a task on each", sep = ""), "s", budget = or_quick(5, 0.5), rounds = 1L,
+    warm = FALSE, function() crowd_figure(1L))
+  row("crowd-memory", paste("PSS of each of", or_quick(500, 50), "daemons"), "MB", budget = 12, rounds = 1L, warm = FALSE,
+    function() crowd_figure(2L))
+}
+row("installed", "the installed package", "MB", budget = 4, rounds = 1L, warm = FALSE, function() {
+  sum(file.size(list.files(find.package("mirai"), full.names = TRUE, recursive = TRUE, all.files = TRUE))) / 1e6
+})
 row("idle", paste("idle for", or_quick(10, 2), "s: CPU of host and 4 daemons"), "ms", budget = 0, rounds = 3L, warm = FALSE, function() {
   our(4L)
   pids <- c(Sys.getpid(), unlist(everywhere(Sys.getpid())[]))
@@ -559,9 +639,36 @@ over_network <- function(scheme) function() {
   profile <- networked(scheme)
   seconds(for (i in 1:1000) mirai(1, .compute = profile)[]) / 1000 * 1e6
 }
-for (scheme in c("tcp", "tls+tcp")) {
-  row(paste0("roundtrip-", scheme), paste0("mirai(1)[], one daemon at ", scheme, "://"), "us", over_network(scheme))
-}
+# With TLS, 20 us more.
+for (scheme in c("tcp", "tls+tcp")) local({
+  name <- paste0("roundtrip-", scheme)
+  more <- if (scheme == "tcp") 0 else 20
+  row(name, paste0("mirai(1)[], one daemon at ", scheme, "://"), "us", cran = if (scheme == "tcp") 314 else NA,
+    limit = function(results) 2.5 * results$value[results$name == name & startsWith(results$contender, "TCP")] + more,
+    list(mirai = over_network(scheme), "TCP by hand" = function() raw_us("tcp")))
+})
+for (length in c(10L, 2000L, 10000L)) local({
+  n <- length
+  times <- max(1, 2000 / n)
+  row(paste0("map-tcp-", n), paste0("mirai_map(1:", n, ", f), trivial f, one daemon at tcp://"), "ms",
+    budget = c("10" = 1, "2000" = 40, "10000" = 150)[[as.character(n)]], cran = if (n == 2000L) 525 else NA, rounds = 9L, function() {
+      profile <- networked("tcp")
+      ms(for (i in seq_len(times)) mirai_map(seq_len(n), itself, .compute = profile)[]) / times
+    })
+})
+# The median of so many times, and the worst of them.
+for (scheme in c("tcp", "tls+tcp")) local({
+  name <- paste0("10mb-", scheme)
+  goal <- c(tcp = 15, "tls+tcp" = 30)[[scheme]]
+  what <- paste0("10 MB there and back by ", scheme, "://")
+  once <- function() {
+    profile <- networked(scheme)
+    x <- of_size(1e7)
+    ms(mirai(x, x = x, .compute = profile)[])
+  }
+  row(name, what, "ms", budget = goal, cran = if (scheme == "tcp") 20 else NA, rounds = 15L, once)
+  row(paste0(name, "-worst"), paste0(what, ", the slowest of 50"), "ms", budget = 2 * goal, rounds = 3L, function() max(replicate(50L, once())))
+})
 row("rate-tls", "100 MB there and back by tls+tcp://", "MB/s", budget = 400, more = TRUE, rounds = 3L,
   if (!quick) list(mirai = function() 200 / there_and_back(1e8, networked("tls+tcp")) * 1e3))
 

@@ -61,6 +61,31 @@ test_that("options can be given as a list by name, with values", {
   }))
 })
 
+test_that("options work for a single mirai, too", {
+  local_test_daemons(1)
+  m <- mirai({
+    warning("odd")
+    1
+  })
+  call_mirai(m)
+  expect_warning(expect_identical(collect_mirai(m, ".relay"), 1), "odd")
+  expect_identical(collect_mirai(m, c(".flat", ".stop")), 1)
+  expect_identical(collect_mirai(m, list(.relay = FALSE)), 1)
+  local({
+    local_options(mirai.relay = TRUE)
+    expect_warning(expect_identical(collect_mirai(m), 1), "odd")
+  })
+  pending <- mirai(Sys.sleep(60))
+  expect_null(collect_mirai(pending, ".done"))
+  stop_mirai(pending)
+  failed <- mirai(stop(errorCondition("no such", class = "lookup_error", id = 7)))
+  expect_true(is_mirai_error(collect_mirai(failed)))
+  expect_identical(expect_error(collect_mirai(failed, ".stop"), class = "lookup_error")$id, 7)
+  expect_identical(expect_error(failed[.stop], "no such", fixed = TRUE)$id, 7)
+  expect_error(pending[.stop], "Operation canceled", fixed = TRUE)
+  expect_error(collect_mirai(m, "flat"), class = "mirai_error_argument")
+})
+
 test_that("the value of .progress is a label, or configures cli's bar", {
   out <- r_output(c(
     "ns <- asNamespace('mirai')",

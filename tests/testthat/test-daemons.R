@@ -52,6 +52,25 @@ test_that("new settings replace the old ones, whose pending mirai become 19", {
   expect_identical(m[], "value")
 })
 
+test_that("a call with bad arguments changes nothing", {
+  profile <- local_test_daemons(sync = TRUE)
+  everywhere(kept <<- 1)
+  wrong <- function(...) expect_error(daemons(..., .compute = profile), class = "mirai_error")
+  wrong(2, max = 1)
+  wrong(1, max = 2, dispatcher = FALSE)
+  wrong(url = c(local_url(), local_url()), dispatcher = FALSE)
+  wrong(3, url = c(local_url(), local_url()))
+  wrong(url = "nonsense")
+  wrong(0, url = local_url())
+  wrong(0, url = local_url(), dispatcher = FALSE)
+  expect_identical(mirai(kept)[], 1)
+})
+
+test_that("memory = Inf is no limit", {
+  local_test_daemons(1, memory = Inf)
+  expect_identical(status()$memory[["capacity"]], Inf)
+})
+
 test_that("tasks are first in, first out, and go to a free daemon", {
   local_test_daemons(1)
   everywhere(taken <<- integer())
@@ -361,6 +380,8 @@ test_that("bad arguments are errors", {
       daemons(1, sync = NA)
       daemons(1, seed = "a")
       daemons(1, seed = 1.5)
+      daemons(1, seed = 1e10)
+      daemons(1, seed = -Inf)
       daemons(1, seed = 1:2)
       daemons(1, memory = "a")
       daemons(1, memory = 0)

@@ -66,6 +66,16 @@ test_that("an R error keeps its message, call and stack", {
   expect_identical(utils:::.DollarNames(m$data, "^st"), "stack.trace")
 })
 
+test_that("data that do.call() puts into a call does not come back with the error", {
+  local_test_daemons(1)
+  f <- function(x) stop("positive")
+  environment(f) <- globalenv()
+  e <- mirai(do.call(f, list(numeric(1e5))), f = f)[]
+  expect_match(e, "^Error in \\(function .*: positive$")
+  expect_identical(as.list(e$call)[-1L], list(quote(...)))
+  expect_lt(as.numeric(object.size(e)), 1e5)
+})
+
 test_that("the call is left out when there is none or it is the evaluator's", {
   local_test_daemons(1)
   expect_snapshot({
@@ -173,6 +183,8 @@ test_that("an interrupted daemon's task is a miraiInterrupt", {
   expect_true(is_mirai_interrupt(m$data))
   expect_identical(class(m$data), c("miraiInterrupt", "errorValue", "try-error"))
   expect_identical(as.vector(unclass(m$data)), "")
+  expect_identical(conditionMessage(m$data), "the evaluation was interrupted")
+  expect_null(conditionCall(m$data))
   # an interrupt does nothing to an idle daemon
   tools::pskill(pid, tools::SIGINT)
   expect_identical(mirai(Sys.getpid())[], pid)

@@ -46,6 +46,12 @@ test_that("bad arguments are errors", {
     launch_local(1, tls = "a", tlscert = "b")
     launch_remote(n = "a")
   }))
+  local_test_daemons(url = c(local_url(), local_url()))
+  expect_error(launch_remote(1.5), "'url' must be URLs, or indices from 1 to 2", fixed = TRUE)
+  for (launch in list(launch_local, launch_remote)) {
+    expect_error(launch(c(local_url(), "nonsense")), "'nonsense' is not a valid URL", fixed = TRUE)
+    expect_error(launch("tcp://no-port", .compute = "not set"), class = "mirai_error_connect")
+  }
 })
 
 test_that("without daemons set, they can be launched for another host by its URL", {

@@ -103,6 +103,7 @@ test_that("the timeline is drawn from few tasks and from very many, in bounded t
   mirai_map(1:3, function(i) if (i == 2) stop("no") else i)[]
   expect_silent(draw(task_log()))
   expect_error(draw(task_log(), bins = 0), class = "mirai_error_argument")
+  expect_error(draw(task_log()[c("id", "state")]), "'x' must be a task log with the columns", fixed = TRUE)
   # 100,000 tasks on 400 daemons, one of them long, one of them failed
   n <- 100000L
   log <- as.list(task_log()[rep(1L, n), ])

@@ -182,6 +182,7 @@ test_that("a daemon does not launch daemons from within a map", {
   expect_identical(vapply(out, conditionMessage, ""), rep(message, 2))
   out <- suppressWarnings(mirai_map(1, function(i) mirai::mirai_map(1:2, sqrt)))[]
   expect_identical(conditionMessage(out[[1]]), message)
+  expect_identical(conditionCall(out[[1]]), quote(mirai::mirai_map(1:2, sqrt)))
   expect_identical(mirai_map(1:2, function(i) mirai::mirai(i, i = i)[])[], list(1L, 2L))
   # outside of a map it may
   expect_identical(
@@ -266,6 +267,27 @@ test_that("some elements of a map are a map", {
   # The names of options are options.
   y <- mirai_map(c(.flat = 1, b = 2), identity)
   expect_identical(y[".flat"], c(.flat = 1, b = 2))
+  expect_error(x[c("a", "d")], "'x' must be indexed by numbers from 1 to 3, logical values or names", fixed = TRUE)
+  expect_error(x[".fat"], "'options' must be", fixed = TRUE)
+})
+
+test_that("an element that was replaced by another object is its own value", {
+  local_test_daemons(1)
+  x <- mirai_map(c(a = 1, b = 2, c = 3), function(i) if (i == 2) stop("no") else i)
+  x[[2]] <- 20
+  x$d <- new.env()
+  call_mirai(x)
+  expect_identical(capture.output(x), "< mirai map [4/4] >")
+  expect_identical(x[1:3][.flat], c(a = 1, b = 20, c = 3))
+  expect_identical(x[.done, .stop, .relay], list(a = 1, b = 20, c = 3, d = x$d))
+  x[[3]] <- mirai(stop("yes"))[]
+  expect_identical(capture.output(x), "< mirai map [4/4, 1 failed] >")
+  expect_identical(expect_error(x[.stop], class = "mirai_error_map")$location, 3L)
+  # What a user has done to a mirai does not crash R.
+  m <- mirai(1)
+  assign(".task", 5, m)
+  expect_identical(as.integer(m[]), 7L)
+  expect_null(structure(new.env(), class = "mirai")[])
 })
 
 test_that("x[.done] collects what has resolved, and does not wait", {

@@ -156,6 +156,7 @@ test_that(".args takes what coerces to a named list", {
   local_test_daemons(1)
   expect_identical(mirai(a + b, .args = c(a = 1, b = 2))[], 3)
   expect_identical(mirai(a, .args = data.frame(a = 1:2))[], 1:2)
+  expect_identical(mirai(a, .args = pairlist(a = 1))[], 1)
   expect_identical(mirai(1, .args = NULL)[], 1)
 })
 
@@ -253,13 +254,14 @@ test_that("a timeout removes a queued task and interrupts a running one", {
       Sys.sleep(60)
     },
     file = file,
-    .timeout = 300
+    .timeout = 1000
   )
   queued <- mirai(cat("never", file = file), file = file, .timeout = 100)
   later <- mirai(Sys.getpid())
-  expect_snapshot(queued[])
+  call_mirai(queued)
   expect_true(unresolved(running))
   expect_identical(info()[["awaiting"]], 1L)
+  expect_snapshot(queued[])
   expect_snapshot(running[])
   expect_identical(later[], pid)
   expect_identical(readLines(file, warn = FALSE), "interrupted")

@@ -61,6 +61,9 @@ test_that("an evaluation is a child of the mirai or map that submitted it, acros
   expect_true("simpleError" %in% failed$exception)
   id <- as.integer(sub("id ", "", grep("^id", said, value = TRUE)))
   expect_identical(submitted[[2L]]$attributes$mirai.id, id)
+  # There is no `n`.
+  said <- r_output("library(mirai)\nx <- daemons(url = local_url())\nx <- daemons(sync = TRUE)\ncat(mirai(1)[])")
+  expect_identical(said, "1")
 })
 
 test_that("nothing is traced, and otel not loaded, where it is not set up", {

@@ -371,4 +371,18 @@ test_that("a long wait in vain is told once, and ends when a daemon comes", {
   expect_true(is.integer(m[]))
   # A daemon is there, and busy.
   expect_silent(mirai(Sys.sleep(4))[])
+  # mirai() waits for room in the queue.
+  local_test_daemons(url = local_url(), memory = 0.001)
+  full <- mirai(length(x), x = numeric(1000))
+  told <- character()
+  m <- withCallingHandlers(
+    mirai("room"),
+    message = function(cnd) {
+      told <<- c(told, conditionMessage(cnd))
+      launch_local(1)
+      invokeRestart("muffleMessage")
+    }
+  )
+  expect_length(told, 1L)
+  expect_identical(m[], "room")
 })

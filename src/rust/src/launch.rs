@@ -99,7 +99,10 @@ fn start_fork_server(path: &str, args: Vec<String>) -> Result<bool> {
             process::fork::start_server(&program).is_ok()
         };
         #[cfg(not(target_os = "linux"))]
-        let started = false;
+        let started = {
+            let _ = (path, args);
+            false
+        };
         Ok(started)
     })
 }

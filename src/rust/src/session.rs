@@ -318,6 +318,22 @@ pub(crate) fn deserted_profile(task: &Task) -> Option<String> {
     })
 }
 
+/// The name of this profile, if it has no daemons, nor one of those that this session has started on its way.
+///
+/// # Safety
+/// As [`find`].
+pub(crate) unsafe fn deserted(name: SEXP) -> Option<String> {
+    // SAFETY: as this function demands.
+    SESSION.with_borrow(|session| unsafe {
+        let profile = session.get(name)?;
+        profile.host()?.lacks_daemons().then_some(())?;
+        let mut profiles = session.profiles.iter();
+        profiles
+            .find(|(_, other)| std::ptr::eq(*other, profile))
+            .map(|(name, _)| name.to_string())
+    })
+}
+
 /// The name of the profile that `.compute = NULL` stands for.
 fn current_profile() -> Result<String> {
     Ok(SESSION.with_borrow(|session| session.current.clone()))

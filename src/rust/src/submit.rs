@@ -26,6 +26,7 @@ use crate::rules;
 use crate::serialize::{self, buffer};
 use crate::session::{self, Found};
 use crate::tasks::{new_pending, new_task, new_task_needing, DATA, TASK};
+use crate::waiting::Lookout;
 
 use self::arguments::Arguments;
 
@@ -245,8 +246,10 @@ unsafe fn wait_for_room(profile: SEXP) -> bool {
                     .is_none_or(|h| h.has_room(size))
             })
         };
+        let mut lookout = Lookout::new();
         while Bell::get().wait(None, Events::new(), has_room) == Waited::Interrupted {
             events::serve();
+            lookout.look(|| session::deserted(profile));
             if serialize::uses() != uses {
                 return false;
             }

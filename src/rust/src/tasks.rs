@@ -192,11 +192,14 @@ unsafe fn held<'a>(pointer: SEXP) -> Option<&'a Task> {
     unsafe { slot(pointer)?.get().as_ref() }
 }
 
-/// The task of a mirai, or `None` if it has been let go: the value is there.
-/// Borrowed for as long as the mirai is reachable and its value is not read.
+/// The task of a mirai, or `None` if it has been let go: the value is there. So there is for another object, which a user
+/// may have put into a map. Borrowed for as long as the mirai is reachable and its value is not read.
 pub(crate) unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
-    // SAFETY: on R's main thread; `mirai` is an environment and protected.
+    // SAFETY: on R's main thread; `mirai` is protected.
     unsafe {
+        if TYPEOF(mirai) != SEXPTYPE::ENVSXP {
+            return None;
+        }
         let pointer = r::get_var_in_frame(TASK.get(), mirai);
         if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
             return None;
@@ -274,6 +277,9 @@ unsafe extern "C-unwind" fn resolved(value: SEXP) -> SEXP {
 unsafe extern "C-unwind" fn data(pointer: SEXP) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the argument.
     unsafe {
+        if TYPEOF(pointer) != SEXPTYPE::EXTPTRSXP {
+            return error_value(7);
+        }
         match held(pointer) {
             Some(task) if task.is_resolved() => settle(pointer),
             Some(_) => UNRESOLVED.get(),
@@ -399,23 +405,27 @@ unsafe extern "C" fn drop_task(task: *mut c_void) {
     }
 }
 
-/// The value of a mirai without a task: it was read before, or the mirai is a copy that came through serialization.
+/// The value of a mirai without a task: it was read before, or the mirai is a copy that came through serialization. An
+/// object that is no mirai is its own value.
 pub(crate) unsafe fn read_value(mirai: SEXP) -> SEXP {
-    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    // SAFETY: on R's main thread; `mirai` is protected.
     unsafe {
+        if !is_mirai(mirai) {
+            return mirai;
+        }
         // A binding that is still active finds no task.
         r::get_var_in_frame(DATA.get(), mirai)
     }
 }
 
-/// The value of a mirai that has resolved.
+/// The value of a mirai that has resolved, or of an object that is no mirai.
 pub(crate) unsafe fn value_of(mirai: SEXP) -> SEXP {
-    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    // SAFETY: on R's main thread; `mirai` is protected.
     unsafe {
         if task_of(mirai).is_some() {
             settle(r::get_var_in_frame(TASK.get(), mirai))
         } else {
-            r::get_var_in_frame(DATA.get(), mirai)
+            read_value(mirai)
         }
     }
 }

@@ -13,6 +13,12 @@ pub(crate) fn addresses(urls: &[String]) -> std::result::Result<Vec<Address>, Ad
     urls.iter().map(|url| url.parse()).collect()
 }
 
+/// Checks URLs.
+fn check_urls(urls: Vec<String>) -> Result<()> {
+    addresses(&urls).map_err(Error::connect)?;
+    Ok(())
+}
+
 fn texts(addresses: &[Address]) -> Vec<String> {
     addresses.iter().map(ToString::to_string).collect()
 }
@@ -42,6 +48,7 @@ fn fresh_local_url() -> Result<String> {
 }
 
 functions! {
+    fn check_urls(urls);
     fn extend_url(url, n);
     fn with_tokens(urls);
     fn node_name();

@@ -15,8 +15,8 @@ use mirai_core::task::{Group, Task};
 use crate::events::{self, Events};
 use crate::forks;
 use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
-use crate::tasks::{is_mirai, task_of, value_of, DATA};
-use crate::{gc, session};
+use crate::tasks::{is_mirai, read_value, task_of, value_of};
+use crate::{gc, promises, session};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -124,9 +124,7 @@ struct Wait {
     resolved: usize,
     /// Whether there was nothing more to wait for at the last look.
     over: bool,
-    /// When to look next whether there is a daemon that could evaluate the tasks. `None` once the user was told that there
-    /// is none.
-    look: Option<Instant>,
+    lookout: Lookout,
 }
 
 /// A wait of this time without any daemon is worth a message.
@@ -136,6 +134,42 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 r::symbols! {
     TELL_DESERTED = c"tell_deserted";
+}
+
+/// When to look next whether there is a daemon that could evaluate what is waited for. `None` once the user was told that
+/// there is none.
+pub(crate) struct Lookout(Option<Instant>);
+
+impl Lookout {
+    pub(crate) fn new() -> Lookout {
+        Lookout(Instant::now().checked_add(SILENCE))
+    }
+
+    /// If it is time, asks for the name of the profile that has no daemons, and has R tell the user, once.
+    ///
+    /// # Safety
+    /// On R's main thread. May leave by a long jump: no Rust value that owns anything may be alive in the callers' frames.
+    pub(crate) unsafe fn look(&mut self, deserted: impl FnOnce() -> Option<String>) {
+        // SAFETY: as this function demands. The name is dropped before R may run code.
+        unsafe {
+            if self.0.is_none_or(|time| Instant::now() < time) {
+                return;
+            }
+            self.0 = Instant::now().checked_add(LOOK_AGAIN);
+            let name = {
+                let Some(name) = deserted() else {
+                    return;
+                };
+                Rf_protect(r::string(&name))
+            };
+            let call = Rf_protect(Rf_lang2(TELL_DESERTED.get(), name));
+            let told = Rf_protect(Rf_eval(call, r::NAMESPACE.get()));
+            if r::as_flag(told) == Some(true) {
+                self.0 = None;
+            }
+            Rf_unprotect(3);
+        }
+    }
 }
 
 thread_local! {
@@ -162,7 +196,7 @@ impl Wait {
                 read: 0,
                 resolved: 0,
                 over: false,
-                look: Instant::now().checked_add(SILENCE),
+                lookout: Lookout::new(),
             }
         }
     }
@@ -178,33 +212,16 @@ impl Wait {
                 if gc::worth_collecting_passed() || gc::worth_collecting_let_down() {
                     gc::collect();
                 }
-                if self.look.is_some_and(|time| Instant::now() >= time) {
-                    self.look = Instant::now().checked_add(LOOK_AGAIN);
-                    self.tell_if_deserted();
-                }
+                let x = self.x;
+                self.lookout.look(|| {
+                    let waiting = each(x).filter_map(|m| task_of(m));
+                    let task = { waiting }.find(|task| !task.is_resolved());
+                    task.and_then(session::deserted_profile)
+                });
             }
+            // Those that came with the last result.
+            promises::tell_reports();
             self.over
-        }
-    }
-
-    /// Has R say, once, that nobody is there to evaluate the tasks.
-    unsafe fn tell_if_deserted(&mut self) {
-        // SAFETY: on R's main thread; nothing is owned when R is called. Reading a task calls R for that only.
-        unsafe {
-            let name = {
-                let waiting = each(self.x).filter_map(|m| task_of(m));
-                let task = { waiting }.find(|task| !task.is_resolved());
-                let Some(name) = task.and_then(session::deserted_profile) else {
-                    return;
-                };
-                Rf_protect(r::string(&name))
-            };
-            let call = Rf_protect(Rf_lang2(TELL_DESERTED.get(), name));
-            let told = Rf_protect(Rf_eval(call, r::NAMESPACE.get()));
-            if r::as_flag(told) == Some(true) {
-                self.look = None;
-            }
-            Rf_unprotect(3);
         }
     }
 
@@ -277,14 +294,11 @@ impl Wait {
 
 /// Whether a mirai has resolved to an error value.
 unsafe fn has_failed(mirai: SEXP) -> bool {
-    // SAFETY: on R's main thread; `mirai` is a mirai and protected.
+    // SAFETY: on R's main thread; `mirai` is protected.
     unsafe {
         match task_of(mirai) {
             Some(task) => task.has_failed(),
-            None => {
-                let value = r::get_var_in_frame(DATA.get(), mirai);
-                Rf_inherits(value, c"errorValue".as_ptr()) == Rboolean::TRUE
-            }
+            None => Rf_inherits(read_value(mirai), c"errorValue".as_ptr()) == Rboolean::TRUE,
         }
     }
 }
@@ -312,7 +326,7 @@ unsafe extern "C-unwind" fn collect_list(x: SEXP) -> SEXP {
 /// `.Call(first_failure, x)`: index of the first mirai in the list that has resolved to an
 /// error value, 0 if there is none.
 unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the argument, a list of mirai.
+    // SAFETY: R calls it on its main thread and protects the argument, a list.
     unsafe {
         let first = (0..Rf_xlength(x)).find(|i| has_failed(VECTOR_ELT(x, *i)));
         Rf_ScalarInteger(first.map_or(0, |i| i as i32 + 1))
@@ -321,7 +335,7 @@ unsafe extern "C-unwind" fn first_failure(x: SEXP) -> SEXP {
 
 /// `.Call(failures, x)`: number of mirai in the list that have resolved to an error value.
 unsafe extern "C-unwind" fn failures(x: SEXP) -> SEXP {
-    // SAFETY: R calls it on its main thread and protects the argument, a list of mirai.
+    // SAFETY: R calls it on its main thread and protects the argument, a list.
     unsafe {
         let failed = (0..Rf_xlength(x)).filter(|i| has_failed(VECTOR_ELT(x, *i)));
         Rf_ScalarInteger(failed.count() as i32)

@@ -1,6 +1,6 @@
 //! Why a daemon was lost: told by whoever knows, kept for the tasks that were lost with it.
 
-#[cfg_attr(windows, path = "loss/no_words.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "loss/no_words.rs")]
 mod words;
 
 use std::time::{Duration, Instant};

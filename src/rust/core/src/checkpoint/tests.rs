@@ -220,6 +220,12 @@ fn where_nothing_more_can_be_written_the_checkpoint_stops_and_keeps_what_it_has(
     };
     // SAFETY: a valid structure.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+    // It is sent to the process there, and not only to the thread that writes, which blocks it.
+    #[cfg(target_os = "macos")]
+    // SAFETY: no handler.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
+    };
     let status = checkpoint.status();
     for i in 0..20 {
         store(&checkpoint, i, &[1; 1000]);

@@ -8,6 +8,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// No more are asked for.
 const MOST: u64 = 65_536;
+/// `OPEN_MAX` of macOS: as many it always allows, and more on some machines.
+const MOST_ANYWHERE: u64 = 10_240;
 /// The first number that `select()` does not take.
 const BEYOND_SELECT: i32 = 1024;
 /// As many are enough for whatever comes and goes.
@@ -23,12 +25,15 @@ pub(crate) fn raise_limit() {
     RAISED.get_or_init(|| {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let given = current?;
-        let most = maximum.map_or(MOST, |maximum| maximum.min(MOST));
-        let raised = Rlimit {
-            current: Some(most),
-            maximum,
+        let raise = |most: u64| {
+            let most = maximum.map_or(most, |maximum| maximum.min(most));
+            let raised = Rlimit {
+                current: Some(most),
+                maximum,
+            };
+            (given < most && setrlimit(Resource::Nofile, raised).is_ok()).then_some((given, most))
         };
-        (given < most && setrlimit(Resource::Nofile, raised).is_ok()).then_some((given, most))
+        raise(MOST).or_else(|| raise(MOST_ANYWHERE))
     });
     ask_limit();
 }

@@ -243,11 +243,26 @@ pub(super) fn resident(pid: u32) -> Option<u64> {
     {
         let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
         let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-        // SAFETY: no memory is passed.
-        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        Some(pages * u64::try_from(page).ok()?)
+        Some(pages * crate::sys::page_size() as u64)
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_os = "macos")]
+    {
+        let mut info = std::mem::MaybeUninit::<libc::proc_taskinfo>::zeroed();
+        let (kind, size) = (libc::PROC_PIDTASKINFO, size_of_val(&info) as libc::c_int);
+        // SAFETY: there is room for `size` bytes; all zeros are a `proc_taskinfo`, too.
+        let info = unsafe {
+            let got = libc::proc_pidinfo(
+                pid.try_into().ok()?,
+                kind,
+                0,
+                info.as_mut_ptr().cast(),
+                size,
+            );
+            (got == size).then_some(info.assume_init())?
+        };
+        Some(info.pti_resident_size)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
     {
         let _ = pid;
         None

@@ -237,14 +237,17 @@ impl Host {
         self.0.state.lock().dispatcher.has_room(bytes)
     }
 
-    /// Whether a task of this host's cannot begin: no daemon is connected, no process that this host has started is on its
-    /// way to be one, and none is launched as the queue asks.
+    /// Whether this is a task of this host's that cannot begin for want of daemons.
     pub fn is_deserted(&self, task: &Task) -> bool {
-        let deserted = {
-            let dispatcher = &self.0.state.lock().dispatcher;
-            dispatcher.counts().connections == 0 && dispatcher.holds(task.id())
-        };
-        deserted && !self.0.is_expecting() && !self.0.fleet_is_expecting()
+        let holds = self.0.state.lock().dispatcher.holds(task.id());
+        holds && self.lacks_daemons()
+    }
+
+    /// Whether no daemon is connected, no process that this host has started is on its way to be one, and none is launched
+    /// as the queue asks.
+    pub fn lacks_daemons(&self) -> bool {
+        let connections = self.0.state.lock().dispatcher.counts().connections;
+        connections == 0 && !self.0.is_expecting() && !self.0.fleet_is_expecting()
     }
 
     /// A task has failed before it could be submitted.

@@ -37,10 +37,14 @@ impl LastWords {
         let mut bytes = Vec::new();
         for pipe in &self.pipes {
             let mut buffer = [0; 4096];
-            // A process that the daemon has left may go on writing: not more than pipes hold is read.
-            while bytes.len() < 256 * 1024 {
+            // A process that the daemon has left may go on writing: no more than the pipe holds is read.
+            let mut left = rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(64 * 1024);
+            while left > 0 {
                 match rustix::io::read(pipe, &mut buffer) {
-                    Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
+                    Ok(n) if n > 0 => {
+                        bytes.extend_from_slice(&buffer[..n]);
+                        left = left.saturating_sub(n);
+                    }
                     _ => break,
                 }
             }

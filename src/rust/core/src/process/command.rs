@@ -4,7 +4,6 @@
 //! write to it.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use std::sync::atomic::Ordering;
 use super::platform::{end_of, listen, read_all, read_some};
 use super::{Child, Exit, Job};
 use crate::descriptors;
-use crate::sys::{io_thread, signals};
+use crate::sys::{io_thread, no_sigpipe, pipe, signals};
 
 /// Starts a command. [`Child::stderr`] is the end of what it says on stdout and stderr; the bell rings at its end,
 /// after `on_exit` was called. If it is not wanted any more, it is sent SIGTERM.
@@ -57,6 +56,7 @@ pub fn run(job: &Job, on_exit: impl FnOnce(&Child) + Send + 'static) -> io::Resu
     drop(command);
     if let (Some(mut stdin), Some(input)) = (spawned.stdin.take(), input) {
         // A thread, because it may not read. One without signals, because it may be gone.
+        no_sigpipe(&stdin);
         signals::with_all_blocked(|| {
             std::thread::Builder::new().spawn(move || stdin.write_all(input.as_bytes()))
         })?;
@@ -96,19 +96,6 @@ async fn ask_to_end(child: &Child, pid: u32) {
     // SAFETY: no pointers.
     unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) };
     std::future::pending().await
-}
-
-/// A pipe whose ends are closed in programs that are started. `std::io::pipe` came with Rust 1.87.
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    #[cfg(not(target_vendor = "apple"))]
-    let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    #[cfg(target_vendor = "apple")]
-    let ends = rustix::pipe::pipe()?;
-    #[cfg(target_vendor = "apple")]
-    for end in [&ends.0, &ends.1] {
-        rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
-    }
-    Ok(ends)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! started as a program finds the number of the descriptor in the environment, see [`VARIABLE`].
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -143,7 +143,7 @@ pub(super) fn wait_until_wanted() -> bool {
     };
     let mut word = [0];
     loop {
-        match rustix::io::read(line.as_fd(), &mut word) {
+        match rustix::io::read(&line, &mut word) {
             Ok(n) => return n > 0,
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,

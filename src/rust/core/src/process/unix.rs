@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tokio::io::unix::AsyncFd;
 
 use super::{Child, Exit, OnExit, Program, line, set_environment};
 use crate::descriptors;
-use crate::sys::{io_thread, signals};
+use crate::sys::{end_of_process, io_thread, signals};
 
 /// A process that is no longer wanted is sent SIGINT, upon which the language runtime removes its
 /// files, this often and this many times (it may not hear all of them), and then SIGKILL. It gets more time
@@ -218,27 +219,17 @@ pub(super) fn read_some(child: &Child, stderr: &OwnedFd) -> io::Result<usize> {
 }
 
 /// Waits for the end and reaps the process.
-#[cfg(target_os = "linux")]
 pub(super) async fn end_of(child: &mut std::process::Child) -> ExitStatus {
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-    let pid = Pid::from_child(child);
-    let end = pidfd_open(pid, PidfdFlags::empty())
+    let end = end_of_process(Pid::from_child(child))
         .map(descriptors::out_of_the_way)
-        .map_err(io::Error::from)
-        .and_then(io_thread::register);
+        .and_then(io_thread::register_readable);
     match end {
         Ok(end) => {
             let _ = end.readable().await;
             reap(child)
         }
-        // Kernels before 5.3.
         Err(_) => end_by_thread(child).await,
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) async fn end_of(child: &mut std::process::Child) -> ExitStatus {
-    end_by_thread(child).await
 }
 
 /// Where a process is not a descriptor: a thread that waits for it, without

@@ -5,8 +5,10 @@ use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle};
 
+#[cfg(target_os = "linux")]
+pub(crate) use super::platform::register_for;
 #[cfg(unix)]
-pub(crate) use super::platform::register;
+pub(crate) use super::platform::{register, register_readable};
 use crate::sys::Bell;
 
 /// Handle of the runtime; starts its thread at the first call.

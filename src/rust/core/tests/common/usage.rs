@@ -17,6 +17,7 @@ pub fn processor() -> Duration {
 }
 
 /// Memory of this process, in bytes.
+#[cfg(target_os = "linux")]
 pub fn memory() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
@@ -25,7 +26,41 @@ pub fn memory() -> i64 {
 }
 
 /// Descriptors and threads of this process.
+#[cfg(target_os = "linux")]
 pub fn held() -> (usize, usize) {
     let count = |dir: &str| std::fs::read_dir(dir).unwrap().count();
     (count("/proc/self/fd") - 1, count("/proc/self/task"))
+}
+
+/// Memory of this process, in bytes.
+#[cfg(target_os = "macos")]
+pub fn memory() -> i64 {
+    task_info().pti_resident_size as i64
+}
+
+/// Descriptors and threads of this process.
+#[cfg(target_os = "macos")]
+pub fn held() -> (usize, usize) {
+    let mut fds = [const { std::mem::MaybeUninit::<libc::proc_fdinfo>::uninit() }; 4096];
+    let bytes = ask(libc::PROC_PIDLISTFDS, &mut fds);
+    let descriptors = bytes / size_of::<libc::proc_fdinfo>();
+    (descriptors, task_info().pti_threadnum as usize)
+}
+
+#[cfg(target_os = "macos")]
+fn task_info() -> libc::proc_taskinfo {
+    let mut info = [std::mem::MaybeUninit::zeroed()];
+    assert_eq!(ask(libc::PROC_PIDTASKINFO, &mut info), size_of_val(&info));
+    // SAFETY: the system has filled it in.
+    unsafe { info[0].assume_init() }
+}
+
+/// Returns the number of bytes that the system has filled in.
+#[cfg(target_os = "macos")]
+fn ask<T>(kind: libc::c_int, into: &mut [std::mem::MaybeUninit<T>]) -> usize {
+    let (pid, size) = (std::process::id() as libc::c_int, size_of_val(into));
+    // SAFETY: there is room for `size` bytes.
+    let got =
+        unsafe { libc::proc_pidinfo(pid, kind, 0, into.as_mut_ptr().cast(), size as libc::c_int) };
+    usize::try_from(got).unwrap()
 }

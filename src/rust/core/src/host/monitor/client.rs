@@ -92,7 +92,7 @@ impl Monitor {
         let process = self.process.as_ref().map(OwnedFd::try_clone).transpose()?;
         let _inside = io_thread::handle().enter();
         let stream = io_thread::register(stream)?;
-        let process = process.map(io_thread::register).transpose()?;
+        let process = process.map(io_thread::register_readable).transpose()?;
         io_thread::handle().spawn(async move {
             let gone = async {
                 match &process {

@@ -104,7 +104,6 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::super::Segment;
-    use super::super::mapping::WORTH_KEEPING;
     use super::super::segment::tests::{content, large};
     use super::*;
 
@@ -123,10 +122,10 @@ mod tests {
             Segment::receive(fd(&segment), segment.len(), Some(fd(&changes)))
                 .map(|s| content(&s).len())
         };
-        let end = WORTH_KEEPING as u64;
+        let end = segment.len() as u64;
         assert_eq!(
             attempt(&[(0, 4), (end - 4, end), (0, 0)], 8).unwrap(),
-            WORTH_KEEPING
+            segment.len()
         );
         for (runs, bytes) in [
             (&[(0, 4), (0, 0)][..], 5),

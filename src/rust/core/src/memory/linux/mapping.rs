@@ -11,6 +11,7 @@ use super::changes::{Changes, FEW, MOST_RUNS};
 use super::pages;
 use super::quota::{MAPPINGS, MOST_MAPPINGS, QuotaSlot};
 use super::segment::{Held, Segment};
+use crate::sys::page_size;
 
 /// From this size on a mapping keeps the descriptor of its memfd, to send that again.
 pub(super) const WORTH_KEEPING: usize = 1 << 20;
@@ -162,7 +163,7 @@ impl Mapping {
     }
 
     fn changed_pages(&self) -> Option<Vec<Range<usize>>> {
-        let page = pages::size();
+        let page = page_size();
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut changed = 0;
         let mut start = 0;
@@ -199,8 +200,6 @@ mod tests {
     use super::super::segment::tests::{content, large};
     use super::*;
 
-    const PAGE: usize = 4096;
-
     /// As it arrives at a peer.
     fn passed(segment: &Segment) -> io::Result<Segment> {
         let mut fds = segment
@@ -212,6 +211,7 @@ mod tests {
     #[test]
     fn what_is_mapped_goes_on_with_its_changes_and_nothing_else() {
         let (mut bytes, first) = large();
+        let page = page_size();
         let mapping = first.map().unwrap();
         let write = |bytes: &mut Vec<u8>, mapping: &Mapping, at: usize| {
             bytes[at] ^= 0xff;
@@ -224,12 +224,12 @@ mod tests {
         assert_eq!(unchanged.weight(), 1);
         assert_eq!(unsafe { copy.bytes() }, bytes);
         // Two neighbours, one apart from them, the last one; what has only been read counts for nothing.
-        for at in [3 * PAGE, 4 * PAGE + 1, 9 * PAGE, WORTH_KEEPING - 1] {
+        for at in [3 * page, 4 * page + 1, 9 * page, first.len() - 1] {
             write(&mut bytes, &mapping, at);
         }
         assert_eq!(mapping.changed().unwrap().len(), 3);
         let changed = unsafe { mapping.segment().unwrap() };
-        assert_eq!((changed.weight(), changed.len()), (2, WORTH_KEEPING));
+        assert_eq!((changed.weight(), changed.len()), (2, first.len()));
         let arrived = passed(&changed).unwrap();
         assert!(content(&arrived) == bytes);
         // What is written now is nobody else's, on neither side.
@@ -240,10 +240,10 @@ mod tests {
         assert!(content(&unchanged) == content(&first) && content(&first) != before);
         // It can go on from there, and be duplicated.
         let mut further = before.clone();
-        write(&mut further, &there, 20 * PAGE);
+        write(&mut further, &there, 20 * page);
         let copy = unsafe { there.duplicate().unwrap() };
         let back = passed(&unsafe { there.segment().unwrap() }).unwrap();
-        write(&mut further.clone(), &there, 21 * PAGE);
+        write(&mut further.clone(), &there, 21 * page);
         assert!(content(&back) == further && unsafe { copy.bytes() } == further);
     }
 
@@ -256,11 +256,12 @@ mod tests {
         // SAFETY: nobody writes meanwhile.
         assert!(unsafe { small.segment().is_none() && small.duplicate().is_none() });
         let mut mapping = large().1.map().unwrap();
+        let most = mapping.len() / FEW;
         // SAFETY: it is nobody else's.
-        unsafe { mapping.bytes_mut()[..WORTH_KEEPING / FEW].fill(1) };
+        unsafe { mapping.bytes_mut()[..most].fill(1) };
         assert!(mapping.changed().is_some());
         // SAFETY: as above.
-        unsafe { mapping.bytes_mut()[..=WORTH_KEEPING / FEW].fill(1) };
+        unsafe { mapping.bytes_mut()[..=most].fill(1) };
         assert!(mapping.changed().is_none());
     }
 }

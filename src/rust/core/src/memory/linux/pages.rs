@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 
 use super::Segment;
+use crate::sys::page_size;
 
 /// Huge pages are worth asking for from this size on.
 const WORTH_HUGE: usize = 4 << 20;
@@ -31,7 +32,7 @@ pub fn private_bytes() -> Option<usize> {
     let fields = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut fields = fields.split(' ').skip(1).map(str::parse::<usize>);
     let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
-    Some(resident.saturating_sub(shared) * size())
+    Some(resident.saturating_sub(shared) * page_size())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +43,6 @@ pub(super) enum State {
     Shared,
     /// Has been written to.
     Own,
-}
-
-/// Bytes of a page.
-pub(super) fn size() -> usize {
-    // Not by rustix, which under valgrind looks for it in memory that is not there.
-    // SAFETY: no pointers.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).unwrap_or(4096)
 }
 
 /// Calls `each` for `pages` pages from `address` on, in order, while it returns true. `None`: it returned false, or
@@ -65,7 +58,7 @@ pub(super) fn look(
     // Not kept open: in a forked process it would tell of its parent's memory.
     let map = File::open("/proc/self/pagemap").ok()?;
     let mut entries = [0; 8 * 1024];
-    let first = address / size();
+    let first = address / page_size();
     let mut at = 0;
     while at < pages {
         let now = &mut entries[..8 * (pages - at).min(1024)];
@@ -88,7 +81,7 @@ pub(super) fn look(
 
 /// Tests whether the kernel reports page states correctly: an emulator may not.
 pub(super) fn tell() -> Option<bool> {
-    let size = size();
+    let size = page_size();
     let mapping = Segment::copy_of(&vec![1; 3 * size])?.map().ok()?;
     // SAFETY: within the mapping, which nobody else has.
     unsafe {

@@ -220,8 +220,10 @@ impl Held {
 pub(super) mod tests {
     use super::*;
 
+    /// Of at least 256 pages, whatever their size.
     pub(in super::super) fn large() -> (Vec<u8>, Segment) {
-        let bytes: Vec<u8> = (0..WORTH_KEEPING / 2)
+        let len = WORTH_KEEPING.max(256 * crate::sys::page_size());
+        let bytes: Vec<u8> = (0..len / 2)
             .flat_map(|i| (i as u16).to_le_bytes())
             .collect();
         let segment = Segment::copy_of(&bytes).unwrap();

@@ -61,6 +61,16 @@ pub(crate) fn poll_in(
     timeout: Option<Duration>,
     attention: &impl Attention,
 ) -> Polled {
+    poll_in_either(fd, None, timeout, attention).unwrap_or(Polled::Readable)
+}
+
+/// As [`poll_in`]. `None`: not `fd` is readable, but `beside`.
+pub(crate) fn poll_in_either(
+    fd: BorrowedFd<'_>,
+    beside: Option<BorrowedFd<'_>>,
+    timeout: Option<Duration>,
+    attention: &impl Attention,
+) -> Option<Polled> {
     let mut sigint = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
     let sigint = unsafe {
@@ -70,9 +80,10 @@ pub(crate) fn poll_in(
     };
     with_blocked(&sigint, |outer| {
         if attention.is_interrupted() {
-            return Polled::Interrupted;
+            return Some(Polled::Interrupted);
         }
         let mut fds = Descriptors::from_slice(&[fd.as_raw_fd()]);
+        fds.extend(beside.map(|fd| fd.as_raw_fd()));
         attention.descriptors(&mut |fd| fds.push(fd));
         let due = attention
             .until()
@@ -82,31 +93,31 @@ pub(crate) fn poll_in(
             tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: t.subsec_nanos() as _,
         });
-        match wait_readable(&fds, timeout.as_ref(), outer) {
-            Woken::First => Polled::Readable,
-            Woken::Other => Polled::Interrupted,
+        Some(match wait_readable(&fds, timeout.as_ref(), outer) {
+            Woken::By(0) => Polled::Readable,
+            Woken::By(1) if beside.is_some() => return None,
+            Woken::By(_) => Polled::Interrupted,
             Woken::Timeout if due.is_some() => Polled::Interrupted,
             Woken::Timeout => Polled::TimedOut,
             Woken::Signal if attention.is_interrupted() => Polled::Interrupted,
             // The caller looks again at what it waits for.
             Woken::Signal => Polled::Readable,
-        }
+        })
     })
 }
 
-/// The descriptor that is waited for, then those of the [`Attention`].
+/// The descriptor that is waited for, that beside it, then those of the [`Attention`].
 type Descriptors = SmallVec<[RawFd; 8]>;
 
 /// How a wait for several descriptors has ended.
 enum Woken {
-    /// The first one is readable, whatever the others are.
-    First,
-    Other,
+    /// The first one that is readable.
+    By(usize),
     Timeout,
     Signal,
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(not(target_vendor = "apple"))]
 fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
     let mut fds: SmallVec<[libc::pollfd; 8]> = fds
         .iter()
@@ -121,35 +132,50 @@ fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::s
     let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, mask) };
     match n {
         0 => Woken::Timeout,
-        1.. if fds[0].revents != 0 => Woken::First,
-        1.. => Woken::Other,
+        1.. => Woken::By(
+            fds.iter()
+                .position(|fd| fd.revents != 0)
+                .unwrap_or_default(),
+        ),
         _ => Woken::Signal,
     }
 }
 
-/// Where there is no ppoll. Descriptors beyond FD_SETSIZE do not fit into a
-/// set; ours is opened early and is small, and others beyond it are left out.
-#[cfg(not(target_os = "linux"))]
+/// macOS has no ppoll. This variant of its pselect takes descriptors beyond `FD_SETSIZE`, and changes the mask in the same
+/// system call as it waits.
+#[cfg(target_vendor = "apple")]
 fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
-    let fits = |fd: &RawFd| *fd >= 0 && (*fd as usize) < libc::FD_SETSIZE;
-    assert!(fits(&fds[0]), "descriptor too large");
-    let most = fds.iter().copied().filter(fits).max().unwrap_or_default();
-    let mut set = MaybeUninit::uninit();
+    unsafe extern "C" {
+        #[link_name = "pselect$DARWIN_EXTSN"]
+        fn pselect(
+            nfds: libc::c_int,
+            readable: *mut u32,
+            writable: *mut u32,
+            failed: *mut u32,
+            timeout: *const libc::timespec,
+            mask: *const libc::sigset_t,
+        ) -> libc::c_int;
+    }
+    // A set of descriptors has a bit for each, in words of 32.
+    let place = |fd: RawFd| (fd as usize / 32, 1 << (fd as usize % 32));
+    let valid = || fds.iter().copied().filter(|fd| *fd >= 0);
+    let most = valid().max().unwrap_or_default();
+    let mut set = vec![0u32; most as usize / 32 + 1];
+    for (word, bit) in valid().map(place) {
+        set[word] |= bit;
+    }
+    let none = std::ptr::null_mut();
     let timeout = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: FD_ZERO initialises the set, the descriptors are within it, and the other
-    // pointers are valid or null where that is allowed.
-    unsafe {
-        libc::FD_ZERO(set.as_mut_ptr());
-        let mut set = set.assume_init();
-        for fd in fds.iter().filter(|fd| fits(fd)) {
-            libc::FD_SET(*fd, &mut set);
+    // SAFETY: the set has bits for all descriptors up to `most`. The other pointers are valid, or null where that is allowed.
+    match unsafe { pselect(most + 1, set.as_mut_ptr(), none, none, timeout, mask) } {
+        0 => Woken::Timeout,
+        1.. => {
+            let is_set = |fd: &RawFd| {
+                let (word, bit) = place(*fd);
+                *fd >= 0 && set[word] & bit != 0
+            };
+            Woken::By(fds.iter().position(is_set).unwrap_or_default())
         }
-        let none = std::ptr::null_mut();
-        match libc::pselect(most + 1, &mut set, none, none, timeout, mask) {
-            0 => Woken::Timeout,
-            1.. if libc::FD_ISSET(fds[0], &set) => Woken::First,
-            1.. => Woken::Other,
-            _ => Woken::Signal,
-        }
+        _ => Woken::Signal,
     }
 }

@@ -27,7 +27,7 @@ pub(super) const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))
 #[cfg(target_os = "linux")]
 pub(super) const SEND: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(not(target_os = "linux"))]
-pub(super) const SEND: SendFlags = SendFlags::empty(); // no_sigpipe() sets SO_NOSIGPIPE instead
+pub(super) const SEND: SendFlags = SendFlags::empty(); // see no_sigpipe()
 
 /// Reads once without an intermediate copy, for [`FrameReader::fill`](crate::protocol::FrameReader::fill).
 pub fn recv(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
@@ -74,6 +74,11 @@ pub fn recv_with_fds(
         _ => None,
     };
     let fds: Vec<OwnedFd> = control.drain().filter_map(rights).flatten().collect();
+    // A program that is started would keep the peer's channel open.
+    #[cfg(not(target_os = "linux"))]
+    for fd in &fds {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+    }
     if lost || !fds.is_empty() {
         passed.push_back(fds);
     }

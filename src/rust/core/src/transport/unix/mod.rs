@@ -16,6 +16,11 @@ mod descriptors;
 mod incoming;
 mod listener;
 mod outbox;
+#[cfg(target_os = "linux")]
+mod reading;
+#[cfg(not(target_os = "linux"))]
+#[path = "reading_alone.rs"]
+mod reading;
 
 #[cfg(target_os = "linux")]
 pub use descriptors::send_some;
@@ -27,15 +32,18 @@ pub use outbox::Outbox;
 use std::io;
 #[cfg(not(target_os = "linux"))]
 use std::os::fd::AsRawFd;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use self::descriptors::{SCARCE, descriptors, is_crowded};
+use rustix::process::Pid;
+
+use self::descriptors::descriptors;
 use super::{Address, Link};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::frame::encode_head_with;
 use crate::protocol::{Control, Frame, FrameReader};
+use crate::sys::{end_of_process, no_sigpipe};
 
 /// Retries, each after `SCARCE`, when this process has no room for descriptors that were passed to it.
 const CROWDED_TRIES: u32 = 3000;
@@ -122,17 +130,28 @@ fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     }
 }
 
-/// The process at the other end, as a descriptor that is readable once it is gone.
-#[cfg(target_os = "linux")]
+/// The process at the other end, as a descriptor that is readable once it is gone; `None` if the system has none.
 pub fn peer_process(stream: &UnixStream) -> Option<OwnedFd> {
-    use rustix::process::{PidfdFlags, pidfd_open};
-    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+    end_of_process(peer_pid(stream)?).ok()
+}
+
+#[cfg(target_os = "linux")]
+fn peer_pid(stream: &UnixStream) -> Option<Pid> {
+    Some(rustix::net::sockopt::socket_peercred(stream).ok()?.pid)
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn peer_process(_: &UnixStream) -> Option<OwnedFd> {
-    None
+fn peer_pid(stream: &UnixStream) -> Option<Pid> {
+    let (mut pid, mut len) = (
+        0 as libc::pid_t,
+        size_of::<libc::pid_t>() as libc::socklen_t,
+    );
+    // SAFETY: the descriptor is open, and there is room for as many bytes as `len` says.
+    let got = unsafe {
+        let (fd, into) = (stream.as_raw_fd(), (&raw mut pid).cast());
+        libc::getsockopt(fd, libc::SOL_LOCAL, libc::LOCAL_PEERPID, into, &raw mut len)
+    };
+    Pid::from_raw(pid).filter(|_| got == 0)
 }
 
 /// Waits until there is something to read. False if there is nothing and the peer's process is
@@ -147,16 +166,9 @@ pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
         PollFd::new(peer, PollFlags::IN),
     ];
     while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-    !fds[0].revents().is_empty()
+    // If the process cannot be waited for, the caller's read waits.
+    !fds[0].revents().is_empty() || !fds[1].revents().contains(PollFlags::IN)
 }
-
-#[cfg(target_os = "macos")]
-fn no_sigpipe(stream: &UnixStream) {
-    let _ = rustix::net::sockopt::set_socket_nosigpipe(stream, true);
-}
-
-#[cfg(not(target_os = "macos"))]
-fn no_sigpipe(_: &UnixStream) {}
 
 /// A connected pair for the control channel, closed on exec.
 pub fn control_pair() -> io::Result<(UnixStream, UnixStream)> {
@@ -209,43 +221,13 @@ impl UnixLink {
 
     /// Reads frames and hands them to `on_frame` until the peer is gone or says
     /// something that is not in the protocol. Runs on the I/O thread, together
-    /// with what else the link needs there.
-    pub async fn serve<M: serde::de::DeserializeOwned>(
-        &self,
+    /// with what else the link needs there; `on_frame` may be called on the main thread while that waits.
+    pub async fn serve<M: serde::de::DeserializeOwned + Send + 'static>(
+        self: &Arc<Self>,
         reader: FrameReader<M>,
-        mut on_frame: impl FnMut(M, Arrival),
+        on_frame: impl FnMut(M, Arrival) + Send + 'static,
     ) -> io::Result<()> {
-        let mut incoming = Incoming::new(reader);
-        incoming.one_of_many = true;
-        let reading = async {
-            let mut tries = 0;
-            loop {
-                // First: bytes may have come along with the handshake.
-                while let Some((message, body)) = incoming.next_frame()? {
-                    on_frame(message, body);
-                }
-                let mut ready = self.data.sink.readable().await?;
-                let filled = ready.try_io(|fd| incoming.fill(fd.as_fd()));
-                let crowded = matches!(&filled, Ok(Err(e)) if is_crowded(e));
-                if crowded && tries < CROWDED_TRIES {
-                    // What other links have passed makes room once it is mapped; nobody tells.
-                    tries += 1;
-                    tokio::time::sleep(SCARCE).await;
-                    continue;
-                }
-                tries = 0;
-                match filled {
-                    Ok(Ok((0, _))) => return Ok(()),
-                    // A short read has emptied the socket; asking again would
-                    // only cost a system call to hear so.
-                    Ok(Ok((_, true))) => ready.clear_ready(),
-                    Ok(Ok((_, false))) => {}
-                    Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Ok(Err(e)) => return Err(e),
-                    Err(_would_block) => {}
-                }
-            }
-        };
+        let reading = reading::read(self.clone(), reader, on_frame);
         tokio::select! {
             biased;
             end = reading => end,
@@ -277,6 +259,8 @@ impl Link for UnixLink {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
     use crate::protocol::{Limits, ToHost};
 
