@@ -234,7 +234,10 @@ pub fn start(
     oom::begin_counting();
     let child = Arc::new(Child::default());
     let on_exit: OnExit = Box::new(move |child: &Child| {
-        drop(held);
+        // Given back first: `on_exit` may start another process.
+        {
+            let _held = held;
+        }
         on_exit(child);
     });
     #[cfg(target_os = "linux")]
