@@ -21,8 +21,8 @@
 #' @param .priority a number: of the tasks that wait in the dispatcher's queue, those of higher priority go first, and
 #'   those of the same priority in the order of submission. See section *Priority*.
 #' @param .on_report a function of one or two arguments. It is called with each value that [mirai_report()] sends ahead,
-#'   and with the index of the element: 1 for a single mirai. Package later calls it: at an idle prompt, while the
-#'   session waits for mirai, and in Shiny.
+#'   and with the index of the element: 1 for a single mirai. It is called while the session waits for mirai, and by
+#'   package later at an idle prompt and in Shiny.
 #'
 #' @returns A mirai, invisibly: an environment of class `"mirai"`. `m$data` is the value. It never waits: until the
 #'   mirai has resolved, it is an *unresolved value*, a logical `NA` of class `"unresolvedValue"`. `m[]` and

@@ -361,10 +361,7 @@ test_that(".on_report is called with each report and its index, in order, while 
     .on_report = function(value, i) seen <<- c(seen, list(c(i, value)))
   )
   expect_identical(x[], list(a = 10, b = 20))
-  # What arrived with the last result is told by the event loop.
-  while (length(seen) < 6L) {
-    later::run_now(Inf)
-  }
+  expect_length(seen, 6L)
   at <- vapply(seen, `[`, 0, 1L)
   values <- vapply(seen, `[`, 0, 2L)
   expect_identical(values[at == 1], c(11, 12, 13))
@@ -408,6 +405,49 @@ test_that("a report is told before its task is over, and an error in .on_report 
   expect_identical(said, rep("Warning: '.on_report' failed: bad handler", 2L))
   expect_identical(told, c("waiting", "going"))
   expect_identical(m[], "value")
+})
+
+test_that(".on_report is called during every wait, and may itself wait", {
+  skip_if_not_installed("later")
+  local_test_daemons(2)
+  go <- local_file()
+  work <- function(i, go) {
+    mirai::mirai_report(i)
+    while (!file.exists(go)) {
+      Sys.sleep(0.01)
+    }
+    i
+  }
+  told <- integer()
+  # The wait would not end if this were not called meanwhile.
+  release <- function(value) {
+    told <<- c(told, value, mirai(10L * value, value = value, .compute = other)[])
+    file.create(go)
+  }
+  other <- test_profile()
+  daemons(1, .compute = other)
+  defer(function() daemons(0, .compute = other), environment())
+  for (wait in list(
+    function(m) m[],
+    call_mirai,
+    race_mirai,
+    collect_mirai,
+    function(m) list(m)[[1L]][.progress],
+    function(m) everywhere(x, x = m)[],
+    function(m) mirai_map(list(m), identity)[.flat]
+  )) {
+    unlink(go)
+    told <- integer()
+    m <- mirai(work(1L, go), work = work, go = go, .on_report = release)
+    wait(m)
+    expect_identical(told, c(1L, 10L))
+  }
+  x <- mirai_map(1:2, work, .args = list(go = local_file()), .on_report = function(value) stop_mirai(x))
+  expect_true(all(vapply(x[], function(value) identical(as.integer(value), 20L), NA)))
+  while (.Call(rs_promises_kept) > 0L) {
+    later::run_now(Inf)
+  }
+  expect_identical(told, c(1L, 10L))
 })
 
 test_that(".on_report of a flood is told the newest, and never the same twice", {

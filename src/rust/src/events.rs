@@ -3,6 +3,7 @@
 //! R has no event loop of its own there. So a wait ends, as if interrupted, when
 //!
 //! - the user presses Ctrl-C,
+//! - a task has sent a value ahead, for a function given as `.on_report`,
 //! - from R 4.5 on, a descriptor of R's input handlers is readable (those of packages later and httpgd,
 //!   X11 windows and the like: see `R_ext/eventloop.h`),
 //! - [`PERIOD`] is over: for `setTimeLimit()`, for input handlers before R 4.5, and for handlers that R polls (`R_PolledEvents`, such
@@ -16,13 +17,12 @@ use std::cell::Cell;
 #[cfg(all(unix, r_4_5))]
 use std::ffi::c_int;
 use std::ffi::c_void;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP};
-use mirai_core::sys::Attention;
+use mirai_core::sys::{Attention, Waitable};
 
-use crate::r;
+use crate::{promises, r};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"serve_events", serve_events as *const (), 0)]
@@ -92,10 +92,10 @@ impl Events {
 
 impl Attention for Events {
     fn is_interrupted(&self) -> bool {
-        r::interrupted()
+        r::interrupted() || promises::has_reports()
     }
 
-    fn descriptors(&self, add: &mut dyn FnMut(RawFd)) {
+    fn descriptors(&self, add: &mut dyn FnMut(Waitable)) {
         if self.input {
             each_input(|_, fd| add(fd));
         }
@@ -106,7 +106,7 @@ impl Attention for Events {
     }
 }
 
-/// Lets R act on Ctrl-C, its time limits, polled events and input handlers. Often does not return.
+/// Lets R act on Ctrl-C, its time limits, polled events, input handlers and reports. Often does not return.
 ///
 /// # Safety
 /// On R's main thread. No Rust value that owns anything may be alive in the callers' frames.
@@ -115,6 +115,7 @@ pub(crate) unsafe fn serve() {
     unsafe {
         r::obey_interrupt();
         run_input_handlers();
+        promises::tell_reports();
     }
 }
 
@@ -128,7 +129,7 @@ unsafe extern "C-unwind" fn serve_events() -> SEXP {
 }
 
 #[cfg(not(all(unix, r_4_5)))]
-fn each_input(_f: impl FnMut(*mut c_void, RawFd)) {}
+fn each_input(_f: impl FnMut(*mut c_void, Waitable)) {}
 
 #[cfg(not(unix))]
 unsafe fn run_input_handlers() {}
@@ -165,7 +166,7 @@ unsafe extern "C" fn sleep(_: *mut c_void) -> SEXP {
 
 /// Calls `f`, which must not change the list, with each input handler and its descriptor.
 #[cfg(all(unix, r_4_5))]
-fn each_input(mut f: impl FnMut(*mut InputHandler, RawFd)) {
+fn each_input(mut f: impl FnMut(*mut InputHandler, Waitable)) {
     // SAFETY: R's list, which only its main thread reads and changes.
     unsafe {
         let mut at = R_InputHandlers;
@@ -242,7 +243,7 @@ unsafe extern "C" fn end_handler(_: *mut c_void) {
 
 /// Also true of one that has been closed: its handler shall see to that.
 #[cfg(all(unix, r_4_5))]
-fn is_readable(fd: RawFd) -> bool {
+fn is_readable(fd: Waitable) -> bool {
     let mut poll = libc::pollfd {
         fd,
         events: libc::POLLIN,

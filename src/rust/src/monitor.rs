@@ -233,13 +233,8 @@ fn monitor_token() -> Result<String> {
 
 /// Rows and columns of the terminal to which this process writes; 0 if there is none.
 fn terminal_size() -> Result<Vec<i32>> {
-    // SAFETY: a structure of numbers, which the call fills in.
-    let size = unsafe {
-        let mut size: libc::winsize = std::mem::zeroed();
-        libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size);
-        size
-    };
-    Ok(vec![size.ws_row.into(), size.ws_col.into()])
+    let (rows, columns) = mirai_core::sys::terminal_size().unwrap_or_default();
+    Ok(vec![rows.into(), columns.into()])
 }
 
 functions! {

@@ -6,16 +6,18 @@
 //! What shall happen is R's business: functions, which are [kept](Kept) until they have been called.
 //! Other threads know them by a [`Key`] only.
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use extendr_ffi::{
     R_CallMethodDef, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean, Rf_allocVector,
     Rf_install, Rf_protect, Rf_unprotect, Rf_xlength, LOGICAL, SET_VECTOR_ELT, SEXP, SEXPTYPE,
     TYPEOF, VECTOR_ELT,
 };
+
+use mirai_core::sys::Bell;
 
 use crate::forks;
 use crate::r::{self, R_GetCCallable, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang3};
@@ -41,33 +43,41 @@ fn exec_later() -> MutexGuard<'static, Option<ExecLater>> {
     EXEC_LATER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own lock at
-/// that moment, and the child would wait for it for ever as soon as it used later.
-struct HeldByFork(UnsafeCell<Option<MutexGuard<'static, Option<ExecLater>>>>);
+#[cfg(unix)]
+mod during_forks {
+    use std::cell::UnsafeCell;
+    use std::sync::{MutexGuard, Once};
 
-// SAFETY: only used by the handlers below, of which fork(3) runs one after the other on the thread that forks.
-unsafe impl Sync for HeldByFork {}
+    use super::{exec_later, ExecLater};
 
-static HELD_BY_FORK: HeldByFork = HeldByFork(UnsafeCell::new(None));
+    /// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own lock at
+    /// that moment, and the child would wait for it for ever as soon as it used later.
+    struct HeldByFork(UnsafeCell<Option<MutexGuard<'static, Option<ExecLater>>>>);
 
-fn hold_during_forks() {
-    static ONCE: Once = Once::new();
-    unsafe extern "C" fn before() {
-        // SAFETY: `fork(3)` runs the handlers on one thread, so nobody else uses the cell.
-        unsafe {
-            *HELD_BY_FORK.0.get() = Some(exec_later());
+    // SAFETY: only used by the handlers below, of which fork(3) runs one after the other on the thread that forks.
+    unsafe impl Sync for HeldByFork {}
+
+    static HELD_BY_FORK: HeldByFork = HeldByFork(UnsafeCell::new(None));
+
+    pub(super) fn hold_during_forks() {
+        static ONCE: Once = Once::new();
+        unsafe extern "C" fn before() {
+            // SAFETY: `fork(3)` runs the handlers on one thread, so nobody else uses the cell.
+            unsafe {
+                *HELD_BY_FORK.0.get() = Some(exec_later());
+            }
         }
-    }
-    unsafe extern "C" fn after() {
-        // SAFETY: as in `before`.
-        unsafe {
-            *HELD_BY_FORK.0.get() = None;
+        unsafe extern "C" fn after() {
+            // SAFETY: as in `before`.
+            unsafe {
+                *HELD_BY_FORK.0.get() = None;
+            }
         }
+        // SAFETY: the handlers call nothing that may not be called around a fork.
+        ONCE.call_once(|| unsafe {
+            libc::pthread_atfork(Some(before), Some(after), Some(after));
+        });
     }
-    // SAFETY: the handlers call nothing that may not be called around a fork.
-    ONCE.call_once(|| unsafe {
-        libc::pthread_atfork(Some(before), Some(after), Some(after));
-    });
 }
 
 /// From now on nothing is scheduled.
@@ -236,6 +246,84 @@ impl Watch {
     }
 }
 
+/// A task that has sent values ahead of which R has not been told yet. package later calls nothing while R code runs, so
+/// waits tell R themselves: see [`tell_reports`].
+struct Report {
+    key: Key,
+    index: i32,
+    /// True while it is in the queue: there is one for each task at most.
+    queued: Arc<AtomicBool>,
+}
+
+/// Those that are to be told.
+static REPORTS: Mutex<Vec<Report>> = Mutex::new(Vec::new());
+
+/// Whether there are any, for those who ask often.
+static REPORTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether R is being told: a function that waits itself is not interrupted by others.
+static TELLING: AtomicBool = AtomicBool::new(false);
+
+fn reports() -> MutexGuard<'static, Vec<Report>> {
+    REPORTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Report {
+    /// From any thread.
+    fn queue(key: Key, index: i32, queued: &Arc<AtomicBool>) {
+        if !queued.swap(true, Ordering::SeqCst) {
+            let queued = queued.clone();
+            reports().push(Report { key, index, queued });
+            REPORTED.store(true, Ordering::SeqCst);
+            Bell::get().ring();
+        }
+    }
+
+    /// Forgets those whose functions have been called for the last time, by package later. On R's main thread.
+    fn forget_old() {
+        let mut reports = reports();
+        if reports.len() == reports.capacity() {
+            // SAFETY: on R's main thread.
+            reports.retain(|report| unsafe { Kept::get(report.key).is_some() });
+            let more = reports.len().max(FIRST);
+            reports.reserve(more);
+        }
+    }
+}
+
+/// Whether a wait should end to [`tell_reports`]. On R's main thread.
+pub(crate) fn has_reports() -> bool {
+    REPORTED.load(Ordering::Relaxed) && !TELLING.load(Ordering::Relaxed) && !forks::is_forked()
+}
+
+/// Calls the functions of those that have asked for reports, which package later would do once R is idle. Afterwards it
+/// calls them for nothing.
+///
+/// # Safety
+/// On R's main thread. May run any R code; long jumps end here.
+pub(crate) unsafe fn tell_reports() {
+    if !has_reports() {
+        return;
+    }
+    TELLING.store(true, Ordering::Relaxed);
+    REPORTED.store(false, Ordering::SeqCst);
+    let told = std::mem::take(&mut *reports());
+    for Report { key, index, queued } in told {
+        queued.store(false, Ordering::SeqCst);
+        let due = Due {
+            key,
+            index,
+            scheduled: None,
+        };
+        let due = std::ptr::from_ref(&due).cast_mut().cast();
+        // SAFETY: on R's main thread; `due` outlives the call.
+        unsafe {
+            r::without_interrupts(|| r::R_ToplevelExec(Some(settle), due));
+        }
+    }
+    TELLING.store(false, Ordering::Relaxed);
+}
+
 /// What R is to be told: which task has failed or reported, or 0 when all have resolved.
 struct Due {
     key: Key,
@@ -254,7 +342,7 @@ unsafe extern "C-unwind" fn prepare_promise() -> SEXP {
             forks::error().raise();
         }
         #[cfg(unix)]
-        hold_during_forks();
+        during_forks::hold_during_forks();
         R_NilValue
     }
 }
@@ -313,6 +401,9 @@ unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEX
     // SAFETY: on R's main thread; the arguments are protected.
     unsafe {
         find_exec_later();
+        if event == Event::Report {
+            Report::forget_old();
+        }
         let list = TYPEOF(x) == SEXPTYPE::VECSXP;
         let n = if list { Rf_xlength(x) } else { 1 };
         let watch = Arc::new(Watch {
@@ -330,8 +421,10 @@ unsafe fn watch(x: SEXP, functions: SEXP, event_loop: SEXP, event: Event) -> SEX
                 Some(task) => {
                     if event == Event::Report {
                         let (watch, scheduled) = (watch.clone(), Arc::new(AtomicBool::new(false)));
+                        let queued = Arc::new(AtomicBool::new(false));
                         task.on_report(Arc::new(move || {
                             watch.schedule_once(index, Some(scheduled.clone()));
+                            Report::queue(watch.key, index, &queued);
                         }));
                     }
                     let watch = watch.clone();

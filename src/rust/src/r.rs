@@ -69,6 +69,7 @@ extern "C" {
     pub(crate) fn Rf_list3(a: SEXP, b: SEXP, c: SEXP) -> SEXP;
     pub(crate) fn Rf_ScalarInteger(x: c_int) -> SEXP;
     pub(crate) fn Rf_ScalarLogical(x: c_int) -> SEXP;
+    #[cfg(unix)]
     pub(crate) fn Rf_ScalarReal(x: f64) -> SEXP;
     pub(crate) fn R_GetCCallable(
         package: *const c_char,
@@ -76,6 +77,13 @@ extern "C" {
     ) -> extendr_ffi::DL_FUNC;
     fn R_CheckUserInterrupt();
     fn R_FindNamespace(info: SEXP) -> SEXP;
+}
+
+#[cfg(windows)]
+extern "C" {
+    /// Upon Ctrl-C, R's handler sets it, in a thread of the system's. `R_ProcessEvents()` clears it and interrupts; that is
+    /// called by `R_CheckUserInterrupt()`, and also by `Sys.sleep()`, which does not look at `R_interrupts_pending`.
+    static mut UserBreak: c_int;
 }
 
 /// The text of an error, on the stack, where a long jump may leave it. Cut if it is long.
@@ -160,20 +168,35 @@ pub(crate) fn interrupted() -> bool {
 
 /// Whether R has noted an interrupt and not yet acted upon it. From any thread.
 pub(crate) fn interrupt_is_pending() -> bool {
-    // SAFETY: R's own variable; a signal handler may write it at any time.
-    unsafe { std::ptr::addr_of!(R_interrupts_pending).read_volatile() != 0 }
+    // SAFETY: R's own variables; a signal handler may write the first at any time, and another thread the second.
+    unsafe {
+        #[cfg(windows)]
+        if std::ptr::addr_of!(UserBreak).read_volatile() != 0 {
+            return true;
+        }
+        std::ptr::addr_of!(R_interrupts_pending).read_volatile() != 0
+    }
 }
 
-/// What R's handler does upon Ctrl-C. From a signal handler.
+/// What R's handler does upon Ctrl-C. From a signal handler; on Windows, from any thread.
 pub(crate) fn set_interrupt() {
     // SAFETY: as above.
-    unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(1) }
+    unsafe {
+        #[cfg(windows)]
+        std::ptr::addr_of_mut!(UserBreak).write_volatile(1);
+        #[cfg(not(windows))]
+        std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(1);
+    }
 }
 
 /// Forgets a pending Ctrl-C.
 pub(crate) fn clear_interrupt() {
     // SAFETY: as above.
-    unsafe { std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(0) }
+    unsafe {
+        #[cfg(windows)]
+        std::ptr::addr_of_mut!(UserBreak).write_volatile(0);
+        std::ptr::addr_of_mut!(R_interrupts_pending).write_volatile(0);
+    }
 }
 
 /// Puts off Ctrl-C until `f` has returned, out of which no long jump may lead.

@@ -57,7 +57,20 @@ fn bounds() -> Option<(usize, usize)> {
     Some((top.checked_sub(size)?, size))
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+/// What is reserved; the system commits it page by page as it is used.
+#[cfg(windows)]
+fn bounds() -> Option<(usize, usize)> {
+    #[link(name = "kernel32")]
+    extern "system" {
+        fn GetCurrentThreadStackLimits(low: *mut usize, high: *mut usize);
+    }
+    let (mut low, mut high) = (0, 0);
+    // SAFETY: of this thread, into variables of ours.
+    unsafe { GetCurrentThreadStackLimits(&raw mut low, &raw mut high) };
+    Some((low, high.checked_sub(low)?))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 fn bounds() -> Option<(usize, usize)> {
     None
 }

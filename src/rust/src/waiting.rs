@@ -16,7 +16,7 @@ use crate::events::{self, Events};
 use crate::forks;
 use crate::r::{self, Rf_ScalarInteger, Rf_eval, Rf_inherits, Rf_lang2};
 use crate::tasks::{is_mirai, read_value, task_of, value_of};
-use crate::{gc, session};
+use crate::{gc, promises, session};
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![
@@ -219,6 +219,8 @@ impl Wait {
                     task.and_then(session::deserted_profile)
                 });
             }
+            // Those that came with the last result.
+            promises::tell_reports();
             self.over
         }
     }

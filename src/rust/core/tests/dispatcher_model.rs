@@ -1718,6 +1718,54 @@ fn what_stands_behind_a_task_that_turns_out_long_goes_to_another_daemon_in_its_t
     assert_eq!(world.held(two), ids[1..2]);
 }
 
+/// Found by `the_rules_hold_through_any_history`.
+#[test]
+fn a_daemon_that_gave_back_only_a_part_is_looked_at_again_in_time() {
+    let submit = |times| Step::Submit {
+        target: RandomTarget::Any,
+        times,
+        bytes: 0,
+        timeout: None,
+        rules: Rules::default(),
+        waits: false,
+    };
+    let join = || Step::Join(0, 1, false);
+    let reply = |daemon, task, spent, done| Step::Reply(daemon, task, spent, done);
+    let mut world = queue();
+    let steps = [
+        join(),
+        join(),
+        join(),
+        submit(1),
+        Step::Lose(0, 0, false),
+        submit(1),
+        submit(3),
+        Step::Lose(0, 0, false),
+        join(),
+        Step::Lose(0, 0, false),
+        reply(0, 0, 0, Done::Value),
+        Step::Pass(0),
+        Step::Hear(0, 1),
+        submit(4),
+        submit(10),
+        join(),
+        Step::Pass(5),
+        join(),
+        reply(3057474260351972727, 0, 0, Done::Value),
+        join(),
+        join(),
+        Step::Hear(8064083895220143270, 1),
+        reply(15495947677450279435, 24657227040713286, 31, Done::Value),
+        reply(5944547083993567431, 4460556790299853850, 87, Done::Error),
+        Step::Pass(1),
+        Step::Hear(15635070144137351301, 2),
+    ];
+    for step in steps {
+        live_through(&mut world, step);
+    }
+    world.end();
+}
+
 #[test]
 fn a_daemon_that_falls_idle_gets_what_another_holds_unstarted() {
     let mut world = queue();

@@ -376,12 +376,14 @@ fn a_relay_passes_values_on() {
 fn a_task_that_comes_while_its_constants_are_completed_is_sent() {
     let (host, url) = local();
     let daemon = joining(dial(&url, None));
-    for _ in 0..100 {
+    // Under wine, a task may take milliseconds there and back.
+    for _ in 0..if cfg!(windows) { 20 } else { 100 } {
         let first = submit(&host, b"first");
         let needs = vec![first.clone()];
         let constants = host.constants_needing(b"common".as_slice().into(), needs);
         let mut tasks = Vec::new();
-        while !first.is_resolved() || tasks.len() < 10 {
+        // No more than the daemon can do soon, should it be a while before the first one is done.
+        while tasks.len() < 10 || !first.is_resolved() && tasks.len() < 100 {
             let payload = Payload {
                 constants: Some(constants.clone()),
                 kind: Kind::Map,

@@ -145,7 +145,9 @@ fn a_daemon_that_announces_too_much_is_lost() {
 fn a_crowd_of_idle_ones_keeps_no_daemon_out_and_has_to_go() {
     everywhere_with(1, |place| {
         let before = memory();
-        let crowd: Vec<_> = (0..1000).map(|_| place.stranger(Depth::Socket)).collect();
+        // More than may be strangers, which is 256. Under wine it takes the hosts as long to accept 1000 as a daemon waits.
+        let size = if cfg!(windows) { 400 } else { 1000 };
+        let crowd: Vec<_> = (0..size).map(|_| place.stranger(Depth::Socket)).collect();
         echoing(dial(&place.url, place.trust.clone()));
         place.goes_on();
         let grown = memory() - before;

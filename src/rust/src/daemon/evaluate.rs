@@ -438,7 +438,10 @@ fn finish(worker: &Worker) {
         // The signal has been sent, but it is delivered at the latest upon return
         // from a system call.
         // SAFETY: no arguments.
-        unsafe { libc::sched_yield() };
+        #[cfg(unix)]
+        unsafe {
+            libc::sched_yield()
+        };
     }
     r::clear_interrupt();
 }

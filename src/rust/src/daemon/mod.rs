@@ -5,6 +5,7 @@ mod evaluate;
 mod limits;
 mod payload;
 mod settings;
+#[cfg_attr(windows, path = "watched_windows.rs")]
 mod watched;
 
 use std::sync::Arc;

@@ -111,7 +111,9 @@ impl<J: Clone> Dispatcher<J> {
             peer.watched = Some(peer.since);
             let since = peer.since;
             self.since.add(since, id);
-            self.look_at.get_or_insert(since + OVERDUE);
+            // One that has given back only a part has been watched before, and may be due earlier.
+            let due = since + OVERDUE;
+            self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
         }
     }
 

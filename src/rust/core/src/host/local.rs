@@ -119,7 +119,8 @@ impl Shared {
 
     /// Serves a link to its end.
     async fn serve(self: &Arc<Self>, Served { id, link, reader }: Served) {
-        let receive = |message, body: Arrival| self.receive(id, message, body.into());
+        let shared = self.clone();
+        let receive = move |message, body: Arrival| shared.receive(id, message, body.into());
         let served = link.serve(reader.into_stage(Limits::LINK), receive).await;
         // However it ends, the daemon is lost to us. By its own end, all that it had written has been read; by
         // a fault that we found, or had, there may be replies which have not.

@@ -5,6 +5,9 @@
 //! bell when it happens; the waiter then looks again at its own condition. The
 //! bell makes no system call unless somebody is waiting.
 //!
+//! While the main thread waits, it reads what comes from the daemons of this machine itself, where the system allows it
+//! (`unix/readers.rs`): an answer then wakes no thread but the one that wants it.
+//!
 //! While the main thread waits, its runtime may want to be called (R: time limits, input
 //! handlers). An [`Attention`] says when; the wait then ends as interrupted, and the caller
 //! waits again after it has served its runtime.
@@ -18,9 +21,9 @@ use crate::sys::attention::{Attention, Polled};
 #[cfg(not(all(test, mirai_loom)))]
 use self::AtomicBool as Flag;
 #[cfg(all(test, mirai_loom))]
-use self::model::{Flag, Token};
+use self::model::{Flag, Token, lead, leads};
 #[cfg(not(all(test, mirai_loom)))]
-use super::platform::Token;
+use super::platform::{Token, lead, leads};
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +40,18 @@ pub enum Waited {
 pub struct Bell {
     token: Token,
     waiting: Flag,
+    /// Whether its waiter reads in the I/O thread's place.
+    leads: bool,
 }
 
 impl Bell {
     /// The process's bell.
     pub fn get() -> &'static Bell {
         static BELL: OnceLock<Bell> = OnceLock::new();
-        BELL.get_or_init(Bell::new)
+        BELL.get_or_init(|| Bell {
+            leads: true,
+            ..Bell::new()
+        })
     }
 
     /// One for a wait of its own.
@@ -51,6 +59,7 @@ impl Bell {
         Bell {
             token: Token::new(),
             waiting: Flag::new(false),
+            leads: false,
         }
     }
 
@@ -58,7 +67,11 @@ impl Bell {
     pub fn ring(&self) {
         // Pairs with the swap in `wait`: either this sees that somebody waits, or
         // they see what was done before ringing.
-        if self.waiting.swap(false, Ordering::SeqCst) {
+        if !self.waiting.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        // A waiter that rings for itself looks again when it has read.
+        if !(self.leads && leads()) {
             self.token.put();
         }
     }
@@ -73,16 +86,20 @@ impl Bell {
         mut ready: impl FnMut() -> bool,
     ) -> Waited {
         let end = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut leading = None;
         let waited = loop {
             self.waiting.swap(true, Ordering::SeqCst);
             if ready() {
                 break Waited::Ready;
             }
+            if self.leads && leading.is_none() {
+                leading = Some(lead());
+            }
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            match self.token.wait(left, &attention) {
-                // Always taken: it may be one that was put after the last wait had ended, of
-                // which `waiting` tells nothing. `ready` is asked again after this.
-                Polled::Readable => self.token.take(),
+            match self.token.wait(left, &attention, leading.as_ref()) {
+                // The token may be one that was put after the last wait had ended, of which `waiting`
+                // tells nothing. `ready` is asked again after this.
+                Polled::Readable => {}
                 Polled::TimedOut => break Waited::TimedOut,
                 Polled::Interrupted => break Waited::Interrupted,
             }
@@ -112,6 +129,13 @@ mod model {
 
     use crate::sys::attention::{Attention, Polled};
 
+    /// There is nothing to read.
+    pub(super) fn lead() {}
+
+    pub(super) fn leads() -> bool {
+        false
+    }
+
     pub(super) struct Token {
         there: Mutex<bool>,
         put: Condvar,
@@ -135,7 +159,12 @@ mod model {
         }
 
         /// There is no time here: a wait that may end by itself has ended.
-        pub(super) fn wait(&self, timeout: Option<Duration>, attention: &impl Attention) -> Polled {
+        pub(super) fn wait(
+            &self,
+            timeout: Option<Duration>,
+            attention: &impl Attention,
+            _: Option<&()>,
+        ) -> Polled {
             if attention.is_interrupted() {
                 return Polled::Interrupted;
             }
@@ -146,6 +175,7 @@ mod model {
             while !*there {
                 there = self.put.wait(there).unwrap();
             }
+            *there = false;
             Polled::Readable
         }
     }

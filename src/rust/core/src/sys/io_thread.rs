@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle};
 
+#[cfg(target_os = "linux")]
+pub(crate) use super::platform::register_for;
 #[cfg(unix)]
 pub(crate) use super::platform::{register, register_readable};
 use crate::sys::Bell;

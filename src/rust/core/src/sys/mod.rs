@@ -19,14 +19,14 @@ pub use attention::Attention;
 pub use bell::{Bell, Waited};
 #[cfg(windows)]
 pub use platform::signals::nudge;
-pub use platform::{Waitable, node_name};
+pub use platform::{Waitable, node_name, terminal_size};
 pub use random::{random, token};
 
 pub(crate) use attention::Polled;
-#[cfg(target_os = "linux")]
-pub(crate) use platform::page_size;
 #[cfg(unix)]
 pub(crate) use platform::{end_of_process, no_sigpipe, pipe};
 pub(crate) use platform::{files, signals};
 #[cfg(windows)]
 pub(crate) use platform::{handles, security};
+#[cfg(target_os = "linux")]
+pub(crate) use platform::{page_size, readers};

@@ -212,16 +212,24 @@ fn fifty_megabytes_come_back_as_they_went() {
         let (daemon, failure) = dial(&host.url(), &trust, "127.0.0.1");
         let daemon = daemon.unwrap_or_else(|e| panic!("{scheme}: {e}: {:?}", failure.get()));
         let bytes: Vec<u8> = (0..50_000_000u32).map(|i| (i ^ i >> 11) as u8).collect();
-        for message in [&bytes[..0], &bytes[..1], &bytes[..4096], &bytes[..]] {
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
+        let messages = [&bytes[..0], &bytes[..1], &bytes[..4096], &bytes[..]];
+        let (over, until_over) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let daemon = &daemon;
+            // One thread, which stays to the end: see `Operation::begin`.
+            scope.spawn(move || {
+                for message in messages {
                     let m = daemon.recv(HEAD + message.len()).unwrap();
                     daemon.send(&m[HEAD..]);
-                });
+                }
+                let _ = until_over.recv();
+            });
+            for message in messages {
                 send(&host.connection(), message);
                 assert!(host.recv(message.len()) == message, "{scheme}");
-            });
-        }
+            }
+            drop(over);
+        });
     }
 }
 
@@ -233,14 +241,25 @@ fn large_messages_may_cross() {
         let daemon = dial(&host.url(), &trust, "127.0.0.1").0.unwrap();
         let connection = host.connection();
         let message = |byte: u8| vec![byte; 5_000_000];
+        // Both threads stay until all has arrived: see `Operation::begin`.
+        let (over, until_over) = mpsc::channel::<()>();
+        let until_over = Mutex::new(until_over);
         std::thread::scope(|scope| {
-            scope.spawn(|| (10..14).for_each(|byte| send(&connection, &message(byte))));
-            scope.spawn(|| (20..24).for_each(|byte| daemon.send(&message(byte))));
+            let (connection, daemon, until_over) = (&connection, &daemon, &until_over);
+            scope.spawn(move || {
+                (10..14).for_each(|byte| send(connection, &message(byte)));
+                let _ = until_over.lock().recv();
+            });
+            scope.spawn(move || {
+                (20..24).for_each(|byte| daemon.send(&message(byte)));
+                let _ = until_over.lock().recv();
+            });
             for i in 0..4 {
                 assert!(host.recv(5_000_000) == message(20 + i), "{scheme}");
                 let got = daemon.recv(HEAD + 5_000_000).unwrap();
                 assert!(got[HEAD..] == message(10 + i), "{scheme}");
             }
+            drop(over);
         });
     }
 }

@@ -1,6 +1,11 @@
 //! Linux, macOS and their like.
 
 pub(crate) mod files;
+#[cfg(target_os = "linux")]
+pub(crate) mod readers;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_readers.rs"]
+mod readers;
 pub(crate) mod signals;
 #[cfg(not(all(test, mirai_loom)))]
 mod token;
@@ -13,7 +18,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 #[cfg(not(all(test, mirai_loom)))]
-pub(super) use token::Token;
+pub(super) use {
+    readers::{lead, leads},
+    token::Token,
+};
 
 /// What a wait can look at: a descriptor.
 pub type Waitable = RawFd;
@@ -32,19 +40,26 @@ pub(crate) fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
+/// Rows and columns of the terminal to which this process writes. `None` if there is none.
+pub fn terminal_size() -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
+    Some((size.ws_row, size.ws_col))
+}
+
 /// Has the I/O thread watch a descriptor. Must be called within the runtime.
-pub(crate) fn register<T: AsRawFd + Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<T>> {
+pub(crate) fn register<T: AsRawFd + AsFd>(fd: T) -> io::Result<AsyncFd<T>> {
     register_for(fd, Interest::READABLE | Interest::WRITABLE)
 }
 
 /// As [`register`], for a descriptor that can only be waited for until it is readable, as that of [`end_of_process`].
-pub(crate) fn register_readable<T: AsRawFd + Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<T>> {
+pub(crate) fn register_readable<T: AsRawFd + AsFd>(fd: T) -> io::Result<AsyncFd<T>> {
     register_for(fd, Interest::READABLE)
 }
 
-fn register_for<T: AsRawFd + Into<OwnedFd>>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `T` owns its descriptor (it can be turned into an `OwnedFd`), so it
-    // stays open and the same until the `AsyncFd` is dropped.
+/// As [`register`], for one kind of readiness.
+pub(crate) fn register_for<T: AsRawFd + AsFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what a `T` lends stays open and the same as long as it is owned or borrowed, so
+    // until the `AsyncFd` is dropped.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 

@@ -61,6 +61,16 @@ pub(crate) fn poll_in(
     timeout: Option<Duration>,
     attention: &impl Attention,
 ) -> Polled {
+    poll_in_either(fd, None, timeout, attention).unwrap_or(Polled::Readable)
+}
+
+/// As [`poll_in`]. `None`: not `fd` is readable, but `beside`.
+pub(crate) fn poll_in_either(
+    fd: BorrowedFd<'_>,
+    beside: Option<BorrowedFd<'_>>,
+    timeout: Option<Duration>,
+    attention: &impl Attention,
+) -> Option<Polled> {
     let mut sigint = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
     let sigint = unsafe {
@@ -70,9 +80,10 @@ pub(crate) fn poll_in(
     };
     with_blocked(&sigint, |outer| {
         if attention.is_interrupted() {
-            return Polled::Interrupted;
+            return Some(Polled::Interrupted);
         }
         let mut fds = Descriptors::from_slice(&[fd.as_raw_fd()]);
+        fds.extend(beside.map(|fd| fd.as_raw_fd()));
         attention.descriptors(&mut |fd| fds.push(fd));
         let due = attention
             .until()
@@ -82,26 +93,26 @@ pub(crate) fn poll_in(
             tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: t.subsec_nanos() as _,
         });
-        match wait_readable(&fds, timeout.as_ref(), outer) {
-            Woken::First => Polled::Readable,
-            Woken::Other => Polled::Interrupted,
+        Some(match wait_readable(&fds, timeout.as_ref(), outer) {
+            Woken::By(0) => Polled::Readable,
+            Woken::By(1) if beside.is_some() => return None,
+            Woken::By(_) => Polled::Interrupted,
             Woken::Timeout if due.is_some() => Polled::Interrupted,
             Woken::Timeout => Polled::TimedOut,
             Woken::Signal if attention.is_interrupted() => Polled::Interrupted,
             // The caller looks again at what it waits for.
             Woken::Signal => Polled::Readable,
-        }
+        })
     })
 }
 
-/// The descriptor that is waited for, then those of the [`Attention`].
+/// The descriptor that is waited for, that beside it, then those of the [`Attention`].
 type Descriptors = SmallVec<[RawFd; 8]>;
 
 /// How a wait for several descriptors has ended.
 enum Woken {
-    /// The first one is readable, whatever the others are.
-    First,
-    Other,
+    /// The first one that is readable.
+    By(usize),
     Timeout,
     Signal,
 }
@@ -121,8 +132,11 @@ fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::s
     let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, mask) };
     match n {
         0 => Woken::Timeout,
-        1.. if fds[0].revents != 0 => Woken::First,
-        1.. => Woken::Other,
+        1.. => Woken::By(
+            fds.iter()
+                .position(|fd| fd.revents != 0)
+                .unwrap_or_default(),
+        ),
         _ => Woken::Signal,
     }
 }
@@ -156,11 +170,11 @@ fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::s
     match unsafe { pselect(most + 1, set.as_mut_ptr(), none, none, timeout, mask) } {
         0 => Woken::Timeout,
         1.. => {
-            let (word, bit) = place(fds[0]);
-            match set[word] & bit {
-                0 => Woken::Other,
-                _ => Woken::First,
-            }
+            let is_set = |fd: &RawFd| {
+                let (word, bit) = place(*fd);
+                *fd >= 0 && set[word] & bit != 0
+            };
+            Woken::By(fds.iter().position(is_set).unwrap_or_default())
         }
         _ => Woken::Signal,
     }

@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use super::signals::poll_in;
+use super::readers::Lead;
+use super::signals::poll_in_either;
 use crate::sys::attention::{Attention, Polled};
 
 /// What lies in a descriptor while a ring has not been heard.
@@ -30,13 +31,21 @@ impl Token {
         let _ = rustix::io::read(&self.read, &mut drain);
     }
 
-    /// Waits until there is one. A signal, too, counts as that.
+    /// Waits until there is one, and takes it, or has read something as the leader. A signal, too, counts as that.
     pub(in crate::sys) fn wait(
         &self,
         timeout: Option<Duration>,
         attention: &impl Attention,
+        lead: Option<&Lead>,
     ) -> Polled {
-        poll_in(self.read.as_fd(), timeout, attention)
+        let set = lead.and_then(Lead::set);
+        let polled = poll_in_either(self.read.as_fd(), set, timeout, attention);
+        match (polled, lead) {
+            (None, Some(lead)) => lead.read(),
+            (Some(Polled::Readable), _) => self.take(),
+            _ => {}
+        }
+        polled.unwrap_or(Polled::Readable)
     }
 }
 

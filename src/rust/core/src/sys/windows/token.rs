@@ -6,6 +6,17 @@ use super::handles::Event;
 use super::signals::poll_in;
 use crate::sys::attention::{Attention, Polled};
 
+/// The waiter of the bell does not read.
+pub(in crate::sys) struct Lead;
+
+pub(in crate::sys) fn lead() -> Lead {
+    Lead
+}
+
+pub(in crate::sys) fn leads() -> bool {
+    false
+}
+
 /// An event that is set while a ring has not been heard.
 pub(in crate::sys) struct Token(Event);
 
@@ -23,12 +34,17 @@ impl Token {
         self.0.reset();
     }
 
-    /// Waits until there is one. A nudge, too, counts as that.
+    /// Waits until there is one, and takes it. A nudge, too, counts as that.
     pub(in crate::sys) fn wait(
         &self,
         timeout: Option<Duration>,
         attention: &impl Attention,
+        _: Option<&Lead>,
     ) -> Polled {
-        poll_in(self.0.borrow(), timeout, attention)
+        let polled = poll_in(self.0.borrow(), timeout, attention);
+        if polled == Polled::Readable {
+            self.take();
+        }
+        polled
     }
 }

@@ -136,15 +136,14 @@ async fn fill<M: serde::de::DeserializeOwned>(
     }
 }
 
-/// Reads once, without waiting. What is read has been in a buffer of mio's, which is no larger than this one.
+/// Reads once, without waiting: as much as mio reads ahead, at most, which is what the pipe holds.
 fn try_read(pipe: &NamedPipeServer, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-    let mut bytes = [0; 4096];
-    let most = room.len().min(bytes.len());
-    let got = pipe.try_read(&mut bytes[..most])?;
-    for (slot, byte) in room.iter_mut().zip(&bytes[..got]) {
-        slot.write(*byte);
-    }
-    Ok(got)
+    let most = room.len().min(BUFFER as usize);
+    let room = &mut room[..most];
+    room.fill(MaybeUninit::new(0));
+    // SAFETY: all of it has just been set.
+    let room = unsafe { &mut *(std::ptr::from_mut(room) as *mut [u8]) };
+    pipe.try_read(room)
 }
 
 /// The host's end of an established link.

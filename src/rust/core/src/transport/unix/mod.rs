@@ -16,6 +16,11 @@ mod descriptors;
 mod incoming;
 mod listener;
 mod outbox;
+#[cfg(target_os = "linux")]
+mod reading;
+#[cfg(not(target_os = "linux"))]
+#[path = "reading_alone.rs"]
+mod reading;
 
 #[cfg(target_os = "linux")]
 pub use descriptors::send_some;
@@ -27,13 +32,13 @@ pub use outbox::Outbox;
 use std::io;
 #[cfg(not(target_os = "linux"))]
 use std::os::fd::AsRawFd;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use rustix::process::Pid;
 
-use self::descriptors::{SCARCE, descriptors, is_crowded};
+use self::descriptors::descriptors;
 use super::{Address, Link};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::frame::encode_head_with;
@@ -216,43 +221,13 @@ impl UnixLink {
 
     /// Reads frames and hands them to `on_frame` until the peer is gone or says
     /// something that is not in the protocol. Runs on the I/O thread, together
-    /// with what else the link needs there.
-    pub async fn serve<M: serde::de::DeserializeOwned>(
-        &self,
+    /// with what else the link needs there; `on_frame` may be called on the main thread while that waits.
+    pub async fn serve<M: serde::de::DeserializeOwned + Send + 'static>(
+        self: &Arc<Self>,
         reader: FrameReader<M>,
-        mut on_frame: impl FnMut(M, Arrival),
+        on_frame: impl FnMut(M, Arrival) + Send + 'static,
     ) -> io::Result<()> {
-        let mut incoming = Incoming::new(reader);
-        incoming.one_of_many = true;
-        let reading = async {
-            let mut tries = 0;
-            loop {
-                // First: bytes may have come along with the handshake.
-                while let Some((message, body)) = incoming.next_frame()? {
-                    on_frame(message, body);
-                }
-                let mut ready = self.data.sink.readable().await?;
-                let filled = ready.try_io(|fd| incoming.fill(fd.as_fd()));
-                let crowded = matches!(&filled, Ok(Err(e)) if is_crowded(e));
-                if crowded && tries < CROWDED_TRIES {
-                    // What other links have passed makes room once it is mapped; nobody tells.
-                    tries += 1;
-                    tokio::time::sleep(SCARCE).await;
-                    continue;
-                }
-                tries = 0;
-                match filled {
-                    Ok(Ok((0, _))) => return Ok(()),
-                    // A short read has emptied the socket; asking again would
-                    // only cost a system call to hear so.
-                    Ok(Ok((_, true))) => ready.clear_ready(),
-                    Ok(Ok((_, false))) => {}
-                    Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Ok(Err(e)) => return Err(e),
-                    Err(_would_block) => {}
-                }
-            }
-        };
+        let reading = reading::read(self.clone(), reader, on_frame);
         tokio::select! {
             biased;
             end = reading => end,
@@ -284,6 +259,8 @@ impl Link for UnixLink {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
     use crate::protocol::{Limits, ToHost};
 

@@ -4,17 +4,22 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use smallvec::SmallVec;
 use tokio::io::Interest;
+#[cfg(not(target_os = "linux"))]
 use tokio::io::unix::AsyncFd;
 
 use super::descriptors::{SCARCE, SEND, SPACE, TRIES, descriptors, is_scarcity};
 use crate::descriptors::out_of_the_way;
 use crate::protocol::Frame;
+#[cfg(target_os = "linux")]
+use crate::sys::io_thread::register_for;
 use crate::sys::locks::{Mutex, Notify};
 
 /// Limit of frames in one system call.
@@ -38,7 +43,25 @@ pub trait Sink: Sync {
     ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-impl Sink for AsyncFd<OwnedFd> {
+/// A socket. On Linux, the I/O thread watches it only while it is full: each message that the peer has read would make it
+/// writable again, and wake that thread for nothing.
+#[cfg(target_os = "linux")]
+pub(super) type Socket = OwnedFd;
+/// A socket, which the I/O thread watches.
+#[cfg(not(target_os = "linux"))]
+pub(super) type Socket = AsyncFd<OwnedFd>;
+
+#[cfg(target_os = "linux")]
+fn socket(fd: OwnedFd) -> io::Result<Socket> {
+    Ok(fd)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn socket(fd: OwnedFd) -> io::Result<Socket> {
+    crate::sys::io_thread::register(fd)
+}
+
+impl Sink for Socket {
     fn send_batch(&self, queue: &Queue) -> Result<usize, Errno> {
         let mut iov = [IoSlice::new(&[]); 2 * BATCH];
         let mut used = 0;
@@ -74,12 +97,16 @@ impl Sink for AsyncFd<OwnedFd> {
         &self,
         mut write: impl FnMut() -> io::Result<()> + Send,
     ) -> io::Result<()> {
-        self.async_io(Interest::WRITABLE, |_| write()).await
+        #[cfg(target_os = "linux")]
+        let watched = &register_for(self.as_fd(), Interest::WRITABLE)?;
+        #[cfg(not(target_os = "linux"))]
+        let watched = self;
+        watched.async_io(Interest::WRITABLE, |_| write()).await
     }
 }
 
 /// Frames that wait for their socket, which may not take them all at once.
-pub struct Outbox<S = AsyncFd<OwnedFd>> {
+pub struct Outbox<S = Socket> {
     pub(super) sink: S,
     queue: Mutex<Queue>,
     /// Set when the socket was full: see [`drain_when_writable`](Outbox::drain_when_writable).
@@ -90,8 +117,7 @@ impl Outbox {
     /// Must be called within the I/O runtime.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Outbox> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        let sink = crate::sys::io_thread::register(out_of_the_way(fd))?;
-        Ok(Outbox::to(sink))
+        socket(out_of_the_way(fd)).map(Outbox::to)
     }
 }
 
