@@ -65,6 +65,10 @@ wait_until <- function(condition, seconds = 10) {
 }
 
 is_alive <- function(pid) {
+  # Windows has no signal 0. Package ps comes with testthat.
+  if (.Platform$OS.type == "windows") {
+    return(pid %in% ps::ps_pids())
+  }
   if (!dir.exists("/proc/self")) {
     return(tools::pskill(pid, 0L))
   }

@@ -166,6 +166,7 @@ test_that("stack traces are innermost first, with the text of the source", {
 })
 
 test_that("an interrupted daemon's task is a miraiInterrupt", {
+  skip_on_os("windows") # pskill() has no SIGINT there
   local_test_daemons(1)
   pid <- mirai(Sys.getpid())[]
   file <- local_file()
