@@ -10,7 +10,7 @@ settled <- function(promise, loop = later::current_loop()) {
   out
 }
 
-run_until <- function(condition, loop = later::current_loop(), seconds = 30) {
+run_until <- function(condition, loop = later::current_loop(), seconds = 120) {
   deadline <- Sys.time() + seconds
   while (!condition()) {
     left <- as.double(deadline - Sys.time(), units = "secs")

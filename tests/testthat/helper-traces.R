@@ -73,8 +73,11 @@ new_span <- function(name, attributes, links, options) {
       if (!ended) {
         ended <<- TRUE
         record$pid <- Sys.getpid()
-        cat(paste(deparse(record, width.cutoff = 500L), collapse = " "), "\\n", sep = "",
-          file = Sys.getenv("SPANRECORDER_FILE"), append = TRUE)
+        line <- paste0(paste(deparse(record, width.cutoff = 500L), collapse = " "), "\\n")
+        # At once: other processes append to the file, too.
+        file <- file(Sys.getenv("SPANRECORDER_FILE"), "ab")
+        writeBin(charToRaw(line), file)
+        close(file)
       }
       invisible(self)
     },
