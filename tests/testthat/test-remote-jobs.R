@@ -39,7 +39,7 @@ test_that("a service is sent the command", {
     headers = c("X-Secret" = "a \"quoted\" secret"),
     data = "{\"run\": [\"%s\"], \"also\": \"%s\"}"
   )
-  url <- "tcp://it's \"nasty\" \\ %d %s\nline"
+  url <- "abstract://it's \"nasty\" \\ %d %s\nline"
   cmd <- launch_remote(url, remote)
   wait_for_line(http$process, "POST /jobs HTTP/1.1")
   wait_for_line(http$process, "X-Secret: a \"quoted\" secret")
