@@ -269,6 +269,10 @@ unsafe extern "C-unwind" fn close_checkpoint(checkpoint: SEXP) -> SEXP {
 const WRITING: Duration = Duration::from_secs(10);
 
 unsafe fn wait_until_written(checkpoint: SEXP) {
+    // A forked process has no thread that writes.
+    if forks::is_forked() {
+        return;
+    }
     // SAFETY: on R's main thread; `checkpoint` is protected. No map is borrowed while R is called.
     unsafe {
         let end = Instant::now() + WRITING;

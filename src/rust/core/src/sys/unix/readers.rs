@@ -7,6 +7,9 @@
 //! stand in its list of what has happened. So the I/O thread empties that list before it looks at the set, and the door is
 //! edge-triggered: it does not put back what has been told.
 //!
+//! What the main thread reads it also carries out, deaf to Ctrl-C until it looks at the set again: so it takes no more than
+//! `BATCH` readers at a time.
+//!
 //! Both may read at once for a moment, if the I/O thread was at it when the main thread began to wait: so a [`Reader`] has
 //! a lock.
 
@@ -26,7 +29,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Limit of descriptors that one look at the set tells of.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 
 /// What the door tells of.
 const OPEN: EventFlags = EventFlags::IN.union(EventFlags::ET);
@@ -70,6 +73,8 @@ struct Readers {
     set: OwnedFd,
     door: AsyncFd<OwnedFd>,
     all: Mutex<FxHashMap<u64, Entry>>,
+    /// The process that reads. One that is forked from it has the same set, and must leave it alone.
+    pid: u32,
     last_id: AtomicU64,
 }
 
@@ -91,7 +96,8 @@ thread_local! {
 
 /// Begins to lead. For the main thread only.
 pub(in crate::sys) fn lead() -> Lead {
-    let lead = Lead(READERS.get());
+    let ours = |readers: &&Readers| readers.pid == std::process::id();
+    let lead = Lead(READERS.get().filter(ours));
     lead.door(SHUT);
     lead
 }
@@ -187,8 +193,9 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.readers.all.lock().remove(&self.id);
-        // It may have paused.
+        let gone = self.readers.all.lock().remove(&self.id);
+        drop(gone);
+        // It may have paused. Not left to the end of the descriptor: a forked process may hold a copy.
         let _ = epoll::delete(&self.readers.set, self.fd());
     }
 }
@@ -203,6 +210,7 @@ impl Readers {
             set,
             door: super::register_for(door, Interest::READABLE)?,
             all: Mutex::default(),
+            pid: std::process::id(),
             last_id: AtomicU64::new(0),
         })
     }
@@ -267,6 +275,8 @@ mod tests {
 
     use super::*;
 
+    // There is one set for a process, and nextest has one process for a test.
+
     const LONG: Duration = Duration::from_secs(20);
 
     /// Tells by whom each byte was read.
@@ -281,9 +291,13 @@ mod tests {
             let mut bytes = [0; 2];
             match (&self.stream).read(&mut bytes) {
                 Ok(0) => Progress::Paused,
-                Ok(_) => {
+                Ok(got) => {
                     read.send((bytes[0], thread::current().id())).unwrap();
-                    Progress::Drained
+                    if got == bytes.len() {
+                        Progress::More
+                    } else {
+                        Progress::Drained
+                    }
                 }
                 Err(_) => Progress::Drained,
             }
@@ -379,5 +393,47 @@ mod tests {
         assert!(told.try_recv().is_err());
         registration.resume().unwrap();
         assert_eq!(told.recv_timeout(LONG).unwrap().0, 0);
+    }
+
+    #[test]
+    fn what_never_ends_does_not_keep_a_wait_from_ending() {
+        use crate::sys::{Bell, Waited};
+
+        let (mut theirs, _registration, told) = teller();
+        theirs.write_all(&[1]).unwrap();
+        told.recv_timeout(LONG).unwrap();
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let writer = {
+            let stop = stop.clone();
+            thread::spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    theirs.write_all(&[1; 64]).unwrap();
+                }
+            })
+        };
+        let waited = Bell::get().wait(Some(Duration::from_millis(50)), || false, || false);
+        assert_eq!(waited, Waited::TimedOut);
+        stop.store(true, Ordering::SeqCst);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_forked_process_leaves_its_parents_descriptors_alone() {
+        let (mut theirs, _registration, told) = teller();
+        // SAFETY: the child calls nothing but `lead`, which makes system calls only.
+        let child = match unsafe { libc::fork() } {
+            0 => {
+                let leads = lead().set().is_some();
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(leads.into()) }
+            }
+            child => child,
+        };
+        let mut status = -1;
+        // SAFETY: `status` can be written to.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
+        theirs.write_all(&[1]).unwrap();
+        assert_eq!(told.recv_timeout(LONG).unwrap().0, 1);
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn poll_in(
     poll_in_either(fd, None, timeout, attention).unwrap_or(Polled::Readable)
 }
 
-/// As [`poll_in`]. `None`: not `fd` is readable, but `beside`.
+/// As [`poll_in`]. `None`: nothing else has happened, but `beside` is readable.
 pub(crate) fn poll_in_either(
     fd: BorrowedFd<'_>,
     beside: Option<BorrowedFd<'_>>,
@@ -83,19 +83,29 @@ pub(crate) fn poll_in_either(
             return Some(Polled::Interrupted);
         }
         let mut fds = Descriptors::from_slice(&[fd.as_raw_fd()]);
-        fds.extend(beside.map(|fd| fd.as_raw_fd()));
         attention.descriptors(&mut |fd| fds.push(fd));
+        // Last, and not if the time is over: what never ends must not keep the wait from ending.
+        let beside = beside.map(|fd| {
+            fds.push(fd.as_raw_fd());
+            fds.len() - 1
+        });
         let due = attention
             .until()
             .map(|until| until.saturating_duration_since(Instant::now()))
             .filter(|due| timeout.is_none_or(|timeout| *due < timeout));
-        let timeout = due.or(timeout).map(|t| libc::timespec {
+        let timeout = due.or(timeout);
+        let over = timeout.is_some_and(|timeout| timeout.is_zero());
+        let timeout = timeout.map(|t| libc::timespec {
             tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: t.subsec_nanos() as _,
         });
         Some(match wait_readable(&fds, timeout.as_ref(), outer) {
             Woken::By(0) => Polled::Readable,
-            Woken::By(1) if beside.is_some() => return None,
+            Woken::By(at) if Some(at) == beside && over => match due {
+                Some(_) => Polled::Interrupted,
+                None => Polled::TimedOut,
+            },
+            Woken::By(at) if Some(at) == beside => return None,
             Woken::By(_) => Polled::Interrupted,
             Woken::Timeout if due.is_some() => Polled::Interrupted,
             Woken::Timeout => Polled::TimedOut,
@@ -106,7 +116,7 @@ pub(crate) fn poll_in_either(
     })
 }
 
-/// The descriptor that is waited for, that beside it, then those of the [`Attention`].
+/// The descriptor that is waited for, then those of the [`Attention`], then the one beside.
 type Descriptors = SmallVec<[RawFd; 8]>;
 
 /// How a wait for several descriptors has ended.

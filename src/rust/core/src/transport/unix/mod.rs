@@ -231,8 +231,8 @@ impl UnixLink {
         tokio::select! {
             biased;
             end = reading => end,
-            () = self.data.drain_when_writable() => Ok(()),
-            () = self.control.drain_when_writable() => Ok(()),
+            fault = self.data.drain_when_writable() => Err(fault),
+            fault = self.control.drain_when_writable() => Err(fault),
         }
     }
 }

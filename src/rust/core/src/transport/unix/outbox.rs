@@ -177,15 +177,15 @@ impl<S: Sink> Outbox<S> {
         Ok(())
     }
 
-    /// Runs on the I/O thread for as long as the link lives.
-    pub(super) async fn drain_when_writable(&self) {
+    /// Runs on the I/O thread for as long as the link lives. It ends if frames cannot be sent, or not be waited for.
+    pub(super) async fn drain_when_writable(&self) -> io::Error {
         loop {
             self.blocked.notified().await;
             let mut tries = 0;
             let write = || self.sink.when_writable(|| self.try_flush());
             while let Err(e) = write().await {
                 if e.kind() != io::ErrorKind::OutOfMemory || tries == TRIES {
-                    return;
+                    return e;
                 }
                 tries += 1;
                 tokio::time::sleep(SCARCE).await;
@@ -288,7 +288,7 @@ mod model {
                     let mut over = pin!(over.notified());
                     let mut draining = pin!(outbox.drain_when_writable());
                     block_on(std::future::poll_fn(|cx| match over.as_mut().poll(cx) {
-                        Poll::Pending => draining.as_mut().poll(cx),
+                        Poll::Pending => draining.as_mut().poll(cx).map(drop),
                         over => over,
                     }));
                 })

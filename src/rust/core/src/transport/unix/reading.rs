@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -64,6 +65,7 @@ where
         paused: Notify::new(),
     });
     let registration = readers::add(link.data.sink.as_fd(), reading.clone())?;
+    let _end = End(&reading);
     loop {
         reading.paused.notified().await;
         let stage = std::mem::replace(&mut reading.state.lock().stage, Stage::Crowded);
@@ -74,6 +76,15 @@ where
         tokio::time::sleep(SCARCE).await;
         reading.state.lock().stage = Stage::Open;
         registration.resume()?;
+    }
+}
+
+/// Nothing is read any more: the main thread may be about to, and may be in the midst of it now.
+struct End<'a, M, F>(&'a Reading<M, F>);
+
+impl<M, F> Drop for End<'_, M, F> {
+    fn drop(&mut self) {
+        self.0.state.lock().stage = Stage::Over(Ok(()));
     }
 }
 
@@ -89,7 +100,9 @@ where
             return Progress::Drained;
         }
         for _ in 0..MOST_READS {
-            match state.step(&self.link) {
+            // A fault of ours ends this link, not those of all others.
+            let step = catch_unwind(AssertUnwindSafe(|| state.step(&self.link)));
+            match step.unwrap_or_else(|_| Err(io::Error::other("a fault in what was read"))) {
                 Ok(Some(Progress::More)) => {}
                 Ok(Some(progress)) => return progress,
                 Ok(None) => return state.pause(Stage::Over(Ok(()))),
