@@ -324,8 +324,6 @@ impl Shared {
                 let mut keeping = self.keeping.lock();
                 keeping.alive -= 1;
                 keeping.resting.push(life.kept.clone());
-                drop(keeping);
-                self.scale();
             }
             Then::GiveUp(peer, loss) => {
                 let known = peer.and_then(|peer| self.known.lock().loss(peer));
@@ -337,6 +335,8 @@ impl Shared {
                 keeping.given_up = Some(Arc::new(loss));
             }
         }
+        // It counted as one that starts from the end of its connection on: perhaps no other was started because of it.
+        self.scale();
         self.look_whether_none_is_left();
     }
 
