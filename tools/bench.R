@@ -270,14 +270,17 @@ row("vector-out", "100 MB vector: made there and sent out", "ms", limit = near_t
 row("vector-both", "100 MB vector: in, changed, out", "ms", limit = near_the_hand("vector-both"), cran = 418,
   vector_contenders(3L, changed))
 
+label <- function(n) format(n, big.mark = ",", scientific = FALSE)
+
+how_many <- or_quick(2e5, 2e4)
 many_strings <- NULL   # made when first needed
 strings <- function() {
   if (is.null(many_strings)) {
-    many_strings <<- stats::setNames(as.list(paste("value", seq_len(or_quick(2e5, 2e4)))), paste("name", seq_len(or_quick(2e5, 2e4))))
+    many_strings <<- stats::setNames(as.list(paste("value", seq_len(how_many))), paste("name", seq_len(how_many)))
   }
   many_strings
 }
-row("strings", paste("list of", format(or_quick(2e5, 2e4), big.mark = ",", scientific = FALSE), "named strings: in"), "ms",
+row("strings", paste("list of", label(how_many), "named strings: in"), "ms",
   budget = or_quick(12, 1.2), cran = or_quick(51, NA), rounds = 9L, list(
     mirai = function() {
       our(1L)
@@ -351,7 +354,6 @@ if (!quick) {
     warm = FALSE, function() queue_figure(1e5, 2L))
 }
 
-label <- function(n) format(n, big.mark = ",", scientific = FALSE)
 digits <- function(n) format(n, scientific = FALSE)
 lengths <- if (quick) 10^(2:4) else 10^(2:6)
 for (length in lengths) local({
@@ -656,7 +658,7 @@ for (length in c(10L, 2000L, 10000L)) local({
       ms(for (i in seq_len(times)) mirai_map(seq_len(n), itself, .compute = profile)[]) / times
     })
 })
-# The median of so many times, and the worst of them.
+# The median of 15 times, and the slowest of 50.
 for (scheme in c("tcp", "tls+tcp")) local({
   name <- paste0("10mb-", scheme)
   goal <- c(tcp = 15, "tls+tcp" = 30)[[scheme]]

@@ -50,8 +50,8 @@ mod during_forks {
 
     use super::{exec_later, ExecLater};
 
-    /// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own lock at
-    /// that moment, and the child would wait for it for ever as soon as it used later.
+    /// What `fork(3)` holds while it copies this process: [`EXEC_LATER`]. Else a thread of ours could hold later's own
+    /// lock at that moment, and the child would wait for it for ever as soon as it used later.
     struct HeldByFork(UnsafeCell<Option<MutexGuard<'static, Option<ExecLater>>>>);
 
     // SAFETY: only used by the handlers below, of which fork(3) runs one after the other on the thread that forks.
@@ -246,8 +246,8 @@ impl Watch {
     }
 }
 
-/// A task that has sent values ahead of which R has not been told yet. package later calls nothing while R code runs, so
-/// waits tell R themselves: see [`tell_reports`].
+/// A task that has sent values ahead of which R has not been told yet. package later calls nothing while R code runs,
+/// so waits tell R themselves: see [`tell_reports`].
 struct Report {
     key: Key,
     index: i32,

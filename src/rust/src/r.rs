@@ -81,8 +81,9 @@ extern "C" {
 
 #[cfg(windows)]
 extern "C" {
-    /// Upon Ctrl-C, R's handler sets it, in a thread of the system's. `R_ProcessEvents()` clears it and interrupts; that is
-    /// called by `R_CheckUserInterrupt()`, and also by `Sys.sleep()`, which does not look at `R_interrupts_pending`.
+    /// Upon Ctrl-C, R's handler sets it, in a thread of the system's. `R_ProcessEvents()` clears it and interrupts;
+    /// that is called by `R_CheckUserInterrupt()`, and also by `Sys.sleep()`, which does not look at
+    /// `R_interrupts_pending`.
     static mut UserBreak: c_int;
 }
 

@@ -192,8 +192,8 @@ unsafe fn held<'a>(pointer: SEXP) -> Option<&'a Task> {
     unsafe { slot(pointer)?.get().as_ref() }
 }
 
-/// The task of a mirai, or `None` if it has been let go: the value is there. So there is for another object, which a user
-/// may have put into a map. Borrowed for as long as the mirai is reachable and its value is not read.
+/// The task of a mirai, or `None` if it has been let go: the value is there. So there is for another object, which a
+/// user may have put into a map. Borrowed for as long as the mirai is reachable and its value is not read.
 pub(crate) unsafe fn task_of<'a>(mirai: SEXP) -> Option<&'a Task> {
     // SAFETY: on R's main thread; `mirai` is protected.
     unsafe {

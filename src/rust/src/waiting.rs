@@ -136,8 +136,8 @@ r::symbols! {
     TELL_DESERTED = c"tell_deserted";
 }
 
-/// When to look next whether there is a daemon that could evaluate what is waited for. `None` once the user was told that
-/// there is none.
+/// When to look next whether there is a daemon that could evaluate what is waited for. `None` once the user was told
+/// that there is none.
 pub(crate) struct Lookout(Option<Instant>);
 
 impl Lookout {
@@ -148,7 +148,8 @@ impl Lookout {
     /// If it is time, asks for the name of the profile that has no daemons, and has R tell the user, once.
     ///
     /// # Safety
-    /// On R's main thread. May leave by a long jump: no Rust value that owns anything may be alive in the callers' frames.
+    /// On R's main thread. May leave by a long jump: no Rust value that owns anything may be alive in the callers'
+    /// frames.
     pub(crate) unsafe fn look(&mut self, deserted: impl FnOnce() -> Option<String>) {
         // SAFETY: as this function demands. The name is dropped before R may run code.
         unsafe {

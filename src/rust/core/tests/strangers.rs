@@ -145,7 +145,8 @@ fn a_daemon_that_announces_too_much_is_lost() {
 fn a_crowd_of_idle_ones_keeps_no_daemon_out_and_has_to_go() {
     everywhere_with(1, |place| {
         let before = memory();
-        // More than may be strangers, which is 256. Under wine it takes the hosts as long to accept 1000 as a daemon waits.
+        // More than may be strangers, which is 256. Under wine it takes the hosts as long to accept 1000 as a daemon
+        // waits.
         let size = if cfg!(windows) { 300 } else { 1000 };
         let crowd: Vec<_> = (0..size).map(|_| place.stranger(Depth::Socket)).collect();
         echoing(dial(&place.url, place.trust.clone()));

@@ -1,4 +1,5 @@
-//! What the watcher, the thread that notices cancellation and hang-up while R is busy, may do to this process on Windows.
+//! What the watcher, the thread that notices cancellation and hang-up while R is busy, may do to this process on
+//! Windows.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::path::PathBuf;

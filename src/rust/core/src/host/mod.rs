@@ -243,8 +243,8 @@ impl Host {
         holds && self.lacks_daemons()
     }
 
-    /// Whether no daemon is connected, no process that this host has started is on its way to be one, and none is launched
-    /// as the queue asks.
+    /// Whether no daemon is connected, no process that this host has started is on its way to be one, and none is
+    /// launched as the queue asks.
     pub fn lacks_daemons(&self) -> bool {
         let connections = self.0.state.lock().dispatcher.counts().connections;
         connections == 0 && !self.0.is_expecting() && !self.0.fleet_is_expecting()

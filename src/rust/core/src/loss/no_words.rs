@@ -1,5 +1,5 @@
-//! Windows: a daemon does not keep what it has written last. Of one that the host has started, that is what it wrote to its
-//! stderr.
+//! Windows: a daemon does not keep what it has written last. Of one that the host has started, that is what it wrote to
+//! its stderr.
 
 use super::last_lines;
 

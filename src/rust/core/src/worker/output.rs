@@ -6,9 +6,9 @@
 //! lock: so nothing that this process has written before is missed, and no wait is needed.
 //!
 //! The thread writes what it has read into a second, smaller pipe, the *tail*, of which it drops the oldest when it is
-//! full. A host on the same machine has both pipes open, too. When this process is killed, the tail and then the rest of
-//! the first pipe are what it has written last, and nothing of that depends on this process. Only on Linux can a host open
-//! them.
+//! full. A host on the same machine has both pipes open, too. When this process is killed, the tail and then the rest
+//! of the first pipe are what it has written last, and nothing of that depends on this process. Only on Linux can a
+//! host open them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -136,8 +136,9 @@ impl Tail {
 
 /// Gives the tail's pipe the size of a tail, if the system can. If not, the tail is longer.
 fn shorten(_pipe: &OwnedFd) {
-    // A pipe is made of pages, some of which have few bytes in them, and there is room again once a whole page was read. A
-    // process without privileges may have so much memory in pipes.
+    // A pipe is made of pages, some of which have few bytes in them, and there is room again once a whole page was
+    // read. The kernel gives four pages to a user without privileges, too: its limit for one pipe is
+    // `fs.pipe-max-size`, 1 MiB.
     #[cfg(target_os = "linux")]
     let _ = rustix::pipe::fcntl_setpipe_size(_pipe, 4 * crate::sys::page_size().max(TAIL));
 }

@@ -28,8 +28,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
 pub use usage::*;
 
-/// Beyond this something hangs. Under wine, whatever waits asks its one server: a byte there and back takes fifty times as
-/// long as on Linux.
+/// Beyond this something hangs. Under wine, whatever waits asks its one server: a byte there and back takes fifty times
+/// as long as on Linux.
 pub const LONG: Duration = Duration::from_secs(if cfg!(windows) { 120 } else { 30 });
 
 pub const SCHEMES: [&str; 4] = ["tcp", "ws", "tls+tcp", "wss"];

@@ -34,7 +34,8 @@ pub(super) fn killed_by(_: ExitStatus) -> Option<i32> {
     None
 }
 
-/// A status as users know it: that of an exception which nobody has caught is hexadecimal, and the usual ones have names.
+/// A status as users know it: that of an exception which nobody has caught is hexadecimal, and the usual ones have
+/// names.
 pub(super) fn status_text(code: i32) -> String {
     let what = match code as u32 {
         0xC000_0005 => " (access violation)",
@@ -173,8 +174,8 @@ impl Ended {
         let told = Arc::new(Notify::new());
         let mut wait: HANDLE = std::ptr::null_mut();
         let flags = WT_EXECUTEONLYONCE | WT_EXECUTEINWAITTHREAD;
-        // SAFETY: the process's handle outlives this value (see `Spawned`), as does what the context points to: both are let
-        // go of only after `UnregisterWaitEx` has waited for the callback.
+        // SAFETY: the process's handle outlives this value (see `Spawned`), as does what the context points to: both
+        // are let go of only after `UnregisterWaitEx` has waited for the callback.
         check(unsafe {
             RegisterWaitForSingleObject(
                 &raw mut wait,
@@ -195,7 +196,8 @@ impl Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // SAFETY: it was registered, and is unregistered once. With this handle, the call returns when the callback has.
+        // SAFETY: it was registered, and is unregistered once. With this handle, the call returns when the callback
+        // has.
         unsafe { UnregisterWaitEx(self.wait, INVALID_HANDLE_VALUE) };
     }
 }

@@ -63,7 +63,8 @@ pub(crate) fn register_for<T: AsRawFd + AsFd>(fd: T, interest: Interest) -> io::
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 
-/// A pipe whose ends, the one to read first, are closed in programs that are started. `std::io::pipe` came with Rust 1.87.
+/// A pipe whose ends, the one to read first, are closed in programs that are started. `std::io::pipe` came with Rust
+/// 1.87.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     #[cfg(not(target_vendor = "apple"))]
     let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -76,8 +77,9 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(ends)
 }
 
-/// Has a write to a descriptor whose other end is closed fail, without a signal. macOS sends SIGPIPE to the process, whatever
-/// signals the thread that writes has blocked. On other systems, `MSG_NOSIGNAL` or a blocked SIGPIPE does the same.
+/// Has a write to a descriptor whose other end is closed fail, without a signal. macOS sends SIGPIPE to the process,
+/// whatever signals the thread that writes has blocked. On other systems, `MSG_NOSIGNAL` or a blocked SIGPIPE does the
+/// same.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn no_sigpipe(fd: impl AsFd) {
     // SAFETY: no pointers, and the descriptor is open.

@@ -1,17 +1,18 @@
-//! Descriptors that are read by whoever has time: the main thread while it waits, else the I/O thread.
+//! Descriptors that two threads may read: the main thread does so while it waits, and the I/O thread at all other
+//! times.
 //!
-//! An answer that the main thread waits for should wake that thread, and no other one first. So `set`, an epoll instance,
-//! has all these descriptors, and both threads can ask it which of them are readable. The I/O thread hears of it through a
-//! second instance, the `door`, which has nothing but the set. The main thread shuts the door while it waits ([`lead`]),
-//! and opens it again when it goes back to its own work. The door tells of what is unread then, if the set does not already
-//! stand in its list of what has happened. So the I/O thread empties that list before it looks at the set, and the door is
-//! edge-triggered: it does not put back what has been told.
+//! An answer that the main thread waits for should wake that thread, and no other one first. So `set`, an epoll
+//! instance, has all these descriptors, and both threads can ask it which of them are readable. The I/O thread hears of
+//! it through a second instance, the `door`, which has nothing but the set. The main thread shuts the door while it
+//! waits ([`lead`]), and opens it again when it goes back to its own work. The door tells of what is unread then, if
+//! the set does not already stand in its list of what has happened. So the I/O thread empties that list before it looks
+//! at the set, and the door is edge-triggered: it does not put back what has been told.
 //!
-//! What the main thread reads it also carries out, deaf to Ctrl-C until it looks at the set again: so it takes no more than
-//! `BATCH` readers at a time.
+//! The main thread does not see a Ctrl-C before it looks at the set again, and what it reads it also carries out: so
+//! each look is for `BATCH` readers at most.
 //!
-//! Both may read at once for a moment, if the I/O thread was at it when the main thread began to wait: so a [`Reader`] has
-//! a lock.
+//! Both may read at once for a moment, if the I/O thread was at it when the main thread began to wait: so a [`Reader`]
+//! has a lock.
 
 use std::cell::Cell;
 use std::io;
@@ -42,8 +43,8 @@ const ENDED: EventFlags = EventFlags::RDHUP
 
 /// What has a descriptor in the set. It keeps the descriptor open.
 pub(crate) trait Reader: Send + Sync {
-    /// Reads once, without waiting. Called when there may be something to read, by the main thread or the I/O thread, or
-    /// by both at once.
+    /// Reads once, without waiting. Called when there may be something to read, by the main thread or the I/O thread,
+    /// or by both at once.
     fn read(&self) -> Progress;
 
     /// It has [paused](Progress::Paused), and is not called any more.
@@ -86,7 +87,8 @@ struct Entry {
 
 static READERS: OnceLock<Readers> = OnceLock::new();
 
-/// The main thread waits, and is the one that reads. The I/O thread is not woken for what can be read, until this is dropped.
+/// The main thread waits, and is the one that reads. The I/O thread is not woken for what can be read, until this is
+/// dropped.
 pub(in crate::sys) struct Lead(Option<&'static Readers>);
 
 thread_local! {

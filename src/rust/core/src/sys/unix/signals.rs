@@ -151,8 +151,8 @@ fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::s
     }
 }
 
-/// macOS has no ppoll. This variant of its pselect takes descriptors beyond `FD_SETSIZE`, and changes the mask in the same
-/// system call as it waits.
+/// macOS has no ppoll. This variant of its pselect takes descriptors beyond `FD_SETSIZE`, and changes the mask in the
+/// same system call as it waits.
 #[cfg(target_vendor = "apple")]
 fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::sigset_t) -> Woken {
     unsafe extern "C" {
@@ -176,7 +176,8 @@ fn wait_readable(fds: &[RawFd], timeout: Option<&libc::timespec>, mask: &libc::s
     }
     let none = std::ptr::null_mut();
     let timeout = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the set has bits for all descriptors up to `most`. The other pointers are valid, or null where that is allowed.
+    // SAFETY: the set has bits for all descriptors up to `most`. The other pointers are valid, or null where that is
+    // allowed.
     match unsafe { pselect(most + 1, set.as_mut_ptr(), none, none, timeout, mask) } {
         0 => Woken::Timeout,
         1.. => {

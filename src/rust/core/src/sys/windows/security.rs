@@ -160,8 +160,9 @@ fn descriptor_of(
     }
 }
 
-/// Refuses a pipe of another user: anybody may make one of a name that this user's host has not made yet. The pipe itself
-/// tells its owner, as only this user can make it theirs. The process at its other end could be gone, and its id another's.
+/// Refuses a pipe of another user: anybody may make one of a name that this user's host has not made yet. The pipe
+/// itself tells its owner, as only this user can make it theirs. The process at its other end could be gone, and its id
+/// another's.
 pub(crate) fn check_owner(pipe: &OwnedHandle) -> io::Result<()> {
     let (owner, _descriptor) = descriptor_of(pipe, OWNER_SECURITY_INFORMATION)?;
     let ours = User::this()?;

@@ -111,8 +111,8 @@ impl<M: Send + 'static> Operation<M> {
 
     /// Begins the operation. `start` hands it to NNG.
     ///
-    /// On Windows, the thread that calls this should live as long as the operation: NNG gives each an event, and the system
-    /// cancels what has one when the thread that began it exits. The stream is over then.
+    /// On Windows, the thread that calls this should live as long as the operation: NNG gives each an event, and the
+    /// system cancels what has one when the thread that began it exits. The stream is over then.
     ///
     /// # Safety
     /// The pieces, at most eight, lie in `memory`, and stay where they are when `memory` is moved. `start` begins

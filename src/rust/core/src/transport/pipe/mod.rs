@@ -3,9 +3,9 @@
 //! A link has one pipe. Control messages go along with the rest, ahead of what has not begun to be sent, as they do across
 //! the network. A thread of the daemon reads it, so that it hears them while R is busy.
 //!
-//! `abstract://NAME` and `ipc://NAME` are the pipe `\\.\pipe\NAME`. A backslash, which a name cannot have, becomes a slash: that of
-//! a path, in a URL such as `ipc://C:\Temp\mirai`. Only processes of this user may connect to it, and a daemon connects only
-//! to a pipe that this user owns (`sys/windows/security.rs`).
+//! `abstract://NAME` and `ipc://NAME` are the pipe `\\.\pipe\NAME`. A backslash, which a name cannot have, becomes a
+//! slash: that of a path, in a URL such as `ipc://C:\Temp\mirai`. Only processes of this user may connect to it, and a
+//! daemon connects only to a pipe that this user owns (`sys/windows/security.rs`).
 //!
 //! Large vectors are copied through the pipe.
 

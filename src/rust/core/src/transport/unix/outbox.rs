@@ -43,8 +43,8 @@ pub trait Sink: Sync {
     ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// A socket. On Linux, the I/O thread watches it only while it is full: each message that the peer has read would make it
-/// writable again, and wake that thread for nothing.
+/// A socket. On Linux, the I/O thread watches it only while it is full: each message that the peer has read would make
+/// it writable again, and wake that thread for nothing.
 #[cfg(target_os = "linux")]
 pub(super) type Socket = OwnedFd;
 /// A socket, which the I/O thread watches.

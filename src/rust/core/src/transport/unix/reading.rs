@@ -1,4 +1,4 @@
-//! Reading a link on the thread that has time for it: see `sys/unix/readers.rs`.
+//! Reading a link on the main thread while that waits, and else on the I/O thread: see `sys/unix/readers.rs`.
 
 use std::io;
 use std::os::fd::AsFd;
