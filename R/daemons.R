@@ -312,6 +312,7 @@ open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call
         urls <- .Call(rs_with_tokens, urls)
       }
       retry <- retry_rules(settings$retry)
+      .Call(rs_allow_spinning, may_spin())
       .Call(rs_open_profile, profile, urls, !dispatcher, retry, memory, as_seed(seed), patience(), tls, pass)
     },
     call
@@ -332,6 +333,15 @@ patience <- function() {
     )
   }
   min(as.double(given), 1e9)
+}
+
+# Whether this session and its daemons look again for a moment before they sleep.
+may_spin <- function() {
+  given <- getOption("mirai.spin", TRUE)
+  if (!is_flag(given)) {
+    stop_error("option 'mirai.spin' must be TRUE or FALSE", class = "mirai_error_argument")
+  }
+  given
 }
 
 as_limit <- function(x) if (!is.null(x) && is.finite(x)) as.double(x)

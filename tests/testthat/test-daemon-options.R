@@ -80,3 +80,16 @@ test_that("every option that is documented passes without a word", {
   mirai(left <<- 1)[]
   expect_identical(mirai(left)[], 1)
 })
+
+test_that("waits go without looking again if option mirai.spin is FALSE", {
+  old <- options(mirai.spin = FALSE)
+  defer(function() options(old), environment())
+  profile <- local_test_daemons(1)
+  expect_identical(vapply(1:20, function(i) mirai(i + 1L, i = i)[], 0L), 2:21)
+  options(mirai.spin = NA)
+  expect_error(
+    daemons(1, .compute = test_profile()),
+    "option 'mirai.spin' must be TRUE or FALSE",
+    class = "mirai_error_argument"
+  )
+})

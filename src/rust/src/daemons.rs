@@ -60,6 +60,12 @@ fn open_profile(
     })
 }
 
+/// Whether this process looks again for a moment before it sleeps, and the daemons that connect from now on.
+fn allow_spinning(allowed: bool) -> Result<()> {
+    mirai_core::sys::allow_spinning(allowed);
+    Ok(())
+}
+
 /// The certificates by which daemons recognise a profile's host; `NULL` if it has no secure URL.
 fn profile_tls(name: &str) -> Result<Nullable<String>> {
     with_session(|session| {
@@ -156,6 +162,7 @@ fn profile_status(name: &str) -> Result<Robj> {
 }
 
 functions! {
+    fn allow_spinning(allowed);
     fn open_profile(name, urls, round_robin, retry, memory, seed, patience, tls, pass);
     fn open_sync(name, seed);
     fn close_profile(name, end);

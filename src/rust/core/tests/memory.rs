@@ -355,7 +355,14 @@ fn a_host_that_passes_something_else_than_it_says_is_left() {
     let host = thread::spawn(move || {
         for round in 0..2 {
             let (stream, _) = listener.accept().unwrap();
-            let welcome = encode_head_with(&ToDaemon::Welcome { patience: 0 }, 0, &[]);
+            let welcome = encode_head_with(
+                &ToDaemon::Welcome {
+                    patience: 0,
+                    spins: true,
+                },
+                0,
+                &[],
+            );
             unix::send_all(&stream, &welcome, &[], None).unwrap();
             let task = ToDaemon::Task {
                 seq: 1,

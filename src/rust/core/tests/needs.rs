@@ -501,7 +501,13 @@ mod memory {
         let host = thread::spawn(move || {
             for attached in [1, 2, u32::MAX] {
                 let (stream, _) = listener.accept().unwrap();
-                let welcome = encode_head(&ToDaemon::Welcome { patience: 0 }, 0);
+                let welcome = encode_head(
+                    &ToDaemon::Welcome {
+                        patience: 0,
+                        spins: true,
+                    },
+                    0,
+                );
                 unix::send_all(&stream, &welcome, &[], None).unwrap();
                 let task = ToDaemon::Task {
                     seq: 1,

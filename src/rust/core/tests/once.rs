@@ -166,7 +166,13 @@ impl ByHand {
         let reader = FrameReader::new(Limits::LINK);
         let mut host = ByHand { stream, reader };
         assert!(matches!(host.hear(), ToHost::Hello { .. }));
-        host.tell(&ToDaemon::Welcome { patience: 0 }, b"");
+        host.tell(
+            &ToDaemon::Welcome {
+                patience: 0,
+                spins: true,
+            },
+            b"",
+        );
         // A socket that is closed with something unread resets the connection.
         assert!(matches!(host.hear(), ToHost::About { .. }));
         (host, dialling.join().unwrap())

@@ -52,8 +52,8 @@ use crate::dispatcher::{
 use crate::memory::Content;
 use crate::process::{self, Child, Surroundings};
 use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
-use crate::sys::Bell;
 use crate::sys::io_thread;
+use crate::sys::{Bell, spinning_is_allowed};
 use crate::task::{Outcome, Task};
 use crate::transport::Link;
 
@@ -380,7 +380,8 @@ impl Shared {
                 (patience, Replies::MayBeLost)
             }
         };
-        link.post(Frame::bare(&ToDaemon::Welcome { patience }));
+        let spins = spinning_is_allowed();
+        link.post(Frame::bare(&ToDaemon::Welcome { patience, spins }));
         let slots;
         let peer = {
             let mut state = self.state.lock();

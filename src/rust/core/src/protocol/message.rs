@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -50,6 +50,8 @@ pub enum ToDaemon {
         /// Milliseconds without a sign of life after which either end gives the other
         /// up; 0 where the system notices by itself.
         patience: u32,
+        /// Whether the daemon may look again for a moment before it sleeps.
+        spins: bool,
     },
     /// The hello was not accepted. The link closes.
     Refused {

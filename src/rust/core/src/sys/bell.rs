@@ -13,17 +13,20 @@
 //! waits again after it has served its runtime.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(all(test, mirai_loom)))]
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::sys::attention::{Attention, Polled};
 
-#[cfg(not(all(test, mirai_loom)))]
-use self::AtomicBool as Flag;
 #[cfg(all(test, mirai_loom))]
-use self::model::{Flag, Token, lead, leads};
+use self::model::{AtomicU8, Token, lead, leads, spin};
 #[cfg(not(all(test, mirai_loom)))]
 use super::platform::{Token, lead, leads};
+use super::spin::MOMENT;
+#[cfg(not(all(test, mirai_loom)))]
+use super::spin::spin;
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +39,18 @@ pub enum Waited {
     Interrupted,
 }
 
+/// Nobody waits, or whoever waits has been rung for and not yet looked again.
+const AWAY: u8 = 0;
+/// It looks whether there is what it waits for, and sees a ring by itself.
+const LOOKS: u8 = 1;
+/// It sleeps until there is a token.
+const SLEEPS: u8 = 2;
+
 /// Wakes the main thread. See the [module documentation](self).
 pub struct Bell {
     token: Token,
-    waiting: Flag,
+    /// What its waiter does: one of the three below.
+    waiter: AtomicU8,
     /// Whether its waiter reads in the I/O thread's place.
     leads: bool,
 }
@@ -58,7 +69,7 @@ impl Bell {
     pub(crate) fn new() -> Bell {
         Bell {
             token: Token::new(),
-            waiting: Flag::new(false),
+            waiter: AtomicU8::new(AWAY),
             leads: false,
         }
     }
@@ -67,7 +78,7 @@ impl Bell {
     pub fn ring(&self) {
         // Pairs with the swap in `wait`: either this sees that somebody waits, or
         // they see what was done before ringing.
-        if !self.waiting.swap(false, Ordering::SeqCst) {
+        if self.waiter.swap(AWAY, Ordering::SeqCst) != SLEEPS {
             return;
         }
         // A waiter that rings for itself looks again when it has read.
@@ -88,16 +99,32 @@ impl Bell {
         let end = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut leading = None;
         let waited = loop {
-            self.waiting.swap(true, Ordering::SeqCst);
+            self.waiter.swap(LOOKS, Ordering::SeqCst);
             if ready() {
                 break Waited::Ready;
             }
             if self.leads && leading.is_none() {
                 leading = Some(lead());
             }
-            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let rung = || {
+                if let Some(lead) = &leading {
+                    lead.read();
+                }
+                self.waiter.load(Ordering::SeqCst) == AWAY
+            };
+            let left = || end.map(|end| end.saturating_duration_since(Instant::now()));
+            if left().is_none_or(|left| left > MOMENT) && spin(rung) {
+                continue;
+            }
+            let sleeps =
+                self.waiter
+                    .compare_exchange(LOOKS, SLEEPS, Ordering::SeqCst, Ordering::SeqCst);
+            if sleeps.is_err() {
+                continue;
+            }
+            let left = left();
             match self.token.wait(left, &attention, leading.as_ref()) {
-                // The token may be one that was put after the last wait had ended, of which `waiting`
+                // The token may be one that was put after the last wait had ended, of which `waiter`
                 // tells nothing. `ready` is asked again after this.
                 Polled::Readable => {}
                 Polled::TimedOut => break Waited::TimedOut,
@@ -106,7 +133,7 @@ impl Bell {
         };
         // Nobody waits any more. A ring that came meanwhile is taken back if its token is there
         // already; if not, the next wait wakes once for nothing.
-        if !self.waiting.swap(false, Ordering::SeqCst) {
+        if self.waiter.swap(AWAY, Ordering::SeqCst) == AWAY {
             self.token.take();
         }
         waited
@@ -124,13 +151,26 @@ impl Bell {
 mod model {
     use std::time::Duration;
 
-    pub(super) use loom::sync::atomic::AtomicBool as Flag;
+    use loom::sync::atomic::AtomicBool as Flag;
+    pub(super) use loom::sync::atomic::AtomicU8;
     use loom::sync::{Condvar, Mutex};
 
     use crate::sys::attention::{Attention, Polled};
 
     /// There is nothing to read.
-    pub(super) fn lead() {}
+    pub(super) struct Lead;
+
+    impl Lead {
+        pub(super) fn read(&self) {}
+    }
+
+    pub(super) fn lead() -> Lead {
+        Lead
+    }
+
+    pub(super) fn spin(mut look: impl FnMut() -> bool) -> bool {
+        look()
+    }
 
     pub(super) fn leads() -> bool {
         false
@@ -163,7 +203,7 @@ mod model {
             &self,
             timeout: Option<Duration>,
             attention: &impl Attention,
-            _: Option<&()>,
+            _: Option<&Lead>,
         ) -> Polled {
             if attention.is_interrupted() {
                 return Polled::Interrupted;

@@ -14,6 +14,7 @@ mod platform;
 #[path = "windows/mod.rs"]
 mod platform;
 mod random;
+mod spin;
 
 pub use attention::Attention;
 pub use bell::{Bell, Waited};
@@ -21,6 +22,7 @@ pub use bell::{Bell, Waited};
 pub use platform::signals::nudge;
 pub use platform::{Waitable, node_name, terminal_size};
 pub use random::{random, token};
+pub use spin::{allow_spinning, spinning_is_allowed};
 
 pub(crate) use attention::Polled;
 #[cfg(unix)]
@@ -30,3 +32,4 @@ pub(crate) use platform::{files, signals};
 pub(crate) use platform::{handles, security};
 #[cfg(target_os = "linux")]
 pub(crate) use platform::{page_size, readers};
+pub(crate) use spin::spin;

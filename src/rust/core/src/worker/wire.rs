@@ -9,7 +9,7 @@ use super::gate::Gate;
 use super::{DialError, Options};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Seq, ToDaemon, ToHost};
-use crate::sys::Polled;
+use crate::sys::{Polled, allow_spinning};
 use crate::transport::Address;
 
 #[cfg_attr(windows, path = "wire/pipe.rs")]
@@ -84,11 +84,29 @@ fn cancel(gate: &Arc<Gate>, seq: Seq) {
 fn accepted(answer: ToDaemon, address: &dyn std::fmt::Display) -> Result<u32, DialError> {
     let url = address.to_string();
     match answer {
-        ToDaemon::Welcome { patience } => Ok(patience),
+        ToDaemon::Welcome { patience, spins } => {
+            allow_spinning(spins);
+            Ok(patience)
+        }
         ToDaemon::Refused { reason } => Err(DialError::Refused { url, reason }),
         _ => Err(DialError::Handshake {
             url,
             source: io::ErrorKind::InvalidData.into(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::spinning_is_allowed;
+
+    #[test]
+    fn a_daemon_spins_if_its_host_says_so() {
+        for spins in [false, true] {
+            let welcome = ToDaemon::Welcome { patience: 7, spins };
+            assert_eq!(accepted(welcome, &"ipc:///tmp/x").unwrap(), 7);
+            assert_eq!(spinning_is_allowed(), spins);
+        }
     }
 }

@@ -9,6 +9,10 @@ use crate::sys::attention::{Attention, Polled};
 /// The waiter of the bell does not read.
 pub(in crate::sys) struct Lead;
 
+impl Lead {
+    pub(in crate::sys) fn read(&self) {}
+}
+
 pub(in crate::sys) fn lead() -> Lead {
     Lead
 }

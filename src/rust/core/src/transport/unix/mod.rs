@@ -170,6 +170,13 @@ pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
     !fds[0].revents().is_empty() || !fds[1].revents().contains(PollFlags::IN)
 }
 
+/// Whether there is something to read, or the stream is over.
+pub fn is_readable(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) != Ok(0)
+}
+
 /// A connected pair for the control channel, closed on exec.
 pub fn control_pair() -> io::Result<(UnixStream, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;

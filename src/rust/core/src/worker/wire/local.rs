@@ -15,8 +15,8 @@ use super::super::{ANSWER_TIMEOUT, DialError, GRACE, Options};
 use super::{Dialling, Gate, Sender, Wire, accepted, cancel};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
-use crate::sys::Polled;
 use crate::sys::signals::{self, poll_in};
+use crate::sys::{Polled, spin};
 use crate::transport::unix::Incoming;
 use crate::transport::{Address, unix};
 
@@ -58,6 +58,7 @@ impl Wire for LocalWire {
         most: Option<Duration>,
         interrupted: Option<&dyn Fn() -> bool>,
     ) -> io::Result<Polled> {
+        spin(|| unix::is_readable(&self.data));
         if most.is_some() || interrupted.is_some() {
             let polled = poll_in(self.data.as_fd(), most, &|| {
                 interrupted.is_some_and(|i| i())
