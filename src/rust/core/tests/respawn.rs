@@ -46,24 +46,40 @@ fn a_role() {
                 worker.leave();
                 end(0);
             }
+            // The connection ends before the process does.
+            body if body.starts_with(b"leave, then wait ") => {
+                worker.reply(task.seq, b"left", false);
+                worker.leave();
+                wait_for_file(&body["leave, then wait ".len()..]);
+                end(0);
+            }
+            body if body.starts_with(b"hang up, then wait ") => {
+                let file = body["hang up, then wait ".len()..].to_vec();
+                drop(worker);
+                wait_for_file(&file);
+                end(3);
+            }
             b"mask" => {
                 let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
                 let blocked = status.lines().find_map(|l| l.strip_prefix("SigBlk:"));
                 worker.reply(task.seq, blocked.unwrap().trim().as_bytes(), false);
             }
             body => {
-                let text = String::from_utf8_lossy(body);
-                while text
-                    .strip_prefix("wait ")
-                    .is_some_and(|file| !Path::new(file).exists())
-                {
-                    std::thread::sleep(Duration::from_millis(5));
+                if let Some(file) = body.strip_prefix(b"wait ") {
+                    wait_for_file(file);
                 }
                 worker.reply(task.seq, body, false);
             }
         }
     }
     end(0);
+}
+
+fn wait_for_file(path: &[u8]) {
+    let path = String::from_utf8_lossy(path);
+    while !Path::new(&*path).exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn end(status: i32) -> ! {
@@ -371,6 +387,47 @@ fn a_daemon_in_reserve_that_has_left_or_crashed_may_come_again() {
     }
     assert_eq!(started.load(Ordering::SeqCst), 4);
     host.close(true);
+}
+
+/// While the process of a daemon runs whose connection is over, it counts as one that starts: a task that waits calls none
+/// from the reserve. When it is gone for good, one has to come in its place.
+#[test]
+fn a_daemon_in_reserve_comes_for_one_that_does_not_come_again() {
+    let another = Host::new(Config::default());
+    let (url, ..) = listening(&local_url(), &another);
+    echoing(dial(&url, None));
+    until(|| another.counts().connections == 1);
+    for end in ["leave", "hang up"] {
+        let (host, started) = keeping(Respawn::Crashed, &local_url(), Config::default());
+        let crashes = if end == "leave" { 0 } else { MOST_CRASHES - 1 };
+        for n in 0..crashes {
+            reason(&submit(&host, b"kill"));
+            until(|| host.counts().cumulative == u64::from(n) + 2);
+        }
+        let (url, reserve) = (host.urls()[0].clone(), Arc::new(AtomicU32::new(0)));
+        let count = reserve.clone();
+        host.reserve(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            daemon(&url)
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let go = dir.path().join("go");
+        outcome(&submit(&host, format!("{end}, then wait {}", go.display())));
+        until(|| host.counts().connections == 0);
+        // The I/O thread reads this reply when it is done with the end of that connection.
+        outcome(&submit(&another, b"x"));
+        let waiting = submit(&host, b"x");
+        assert_eq!(
+            (host.daemons_alive(), reserve.load(Ordering::SeqCst)),
+            (1, 0)
+        );
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(*outcome(&waiting), value(b"x".to_vec()), "{end}");
+        assert_eq!(started.load(Ordering::SeqCst), crashes + 1);
+        assert_eq!(reserve.load(Ordering::SeqCst), 1);
+        host.close(true);
+    }
+    another.close(true);
 }
 
 #[test]
