@@ -51,6 +51,8 @@ test_that("a new session takes the results that are there and runs the rest and 
   expect_identical(x[-2L], list(9, 1, 4))
   expect_match(x[[2L]], "negative")
   expect_identical(check$ran(), c(-1, 2))
+  # Results that were there count, too.
+  expect_identical(info()[["completed"]], 4L)
   expect_identical(check$map(c(1, 2, 3))[.flat], c(1, 4, 9))
   expect_identical(check$ran(), numeric())
 })

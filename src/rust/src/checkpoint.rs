@@ -227,6 +227,11 @@ pub(crate) unsafe fn restore(
         match stored {
             Some(stored) => {
                 new_stored(pointer, stored, name);
+                session::with_profile(profile, |current| {
+                    current
+                        .and_then(|p| p.host())
+                        .inspect(|host| host.count_unsubmitted());
+                });
                 true
             }
             None => {
