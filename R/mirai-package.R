@@ -17,7 +17,7 @@
 #' | `mirai.relay` | `FALSE` | `TRUE` is `.relay` in all brackets: see [mirai_conditions()] |
 #' | `mirai.keepalive` | 30000 | ms of silence after which a peer across the network is given up; read by [daemons()] |
 #' | `mirai.launch_timeout` | 3600 | seconds until a launch is given up: see section *Scaling* of [daemons()] |
-#' | `mirai.spin` | `TRUE` | on Linux, a wait begins with up to 50 microseconds of looking again if a core is free; `FALSE`: never; read by [daemons()] |
+#' | `mirai.spin` | `TRUE` | looks again for 50 microseconds before a wait sleeps (Linux); read by [daemons()] |
 #' | `mirai.fork_server` | `TRUE` | `FALSE` starts every process by `Rscript`, also on Linux: see [daemons()] |
 #'
 #' @seealso [mirai()], [daemons()], [mirai_map()], [make_cluster()], [as.promise()][as.promise.mirai].
