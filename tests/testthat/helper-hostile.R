@@ -167,7 +167,7 @@ evil_daemon <- function(url, files) {
       list(sum(as.integer(bytes[seq_len(n)]) %% 128 * 128^(seq_len(n) - 1)), bytes[-seq_len(n)])
     }
     # Hello: version, process id, directory, slots
-    send(as.raw(c(0, 5, 1, 0, 1)))
+    send(as.raw(c(0, 6, 1, 0, 1)))
     arrived <- granted <- answered <- 0
     for (file in c(",
     files,
@@ -235,7 +235,7 @@ evil_host <- function(frame = parent.frame()) {
     list(meta = readBin(con, "raw", lengths[[1L]]), body = readBin(con, "raw", lengths[[2L]]))
   }
   expect_identical(frame_in()$meta[[1L]], as.raw(0)) # Hello
-  frame_out(as.raw(c(1, 0))) # Welcome, and no keep-alive
+  frame_out(as.raw(c(1, 0, 1))) # Welcome, no keep-alive, may spin
   sent <- 0
   size <- function(n) c(number(n), number(0L))
   send <- function(payload, values = list(), sizes = lengths(values), attached = length(sizes)) {
