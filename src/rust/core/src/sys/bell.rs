@@ -39,17 +39,17 @@ pub enum Waited {
     Interrupted,
 }
 
-/// Nobody waits, or whoever waits has been rung for and not yet looked again.
+/// No thread is in [`Bell::wait`], or [`Bell::ring`] was called and the waiting thread has not asked `ready` since.
 const AWAY: u8 = 0;
-/// It looks whether there is what it waits for, and sees a ring by itself.
+/// The waiting thread asks `ready` or spins. It sees [`AWAY`] without a token.
 const LOOKS: u8 = 1;
-/// It sleeps until there is a token.
+/// The waiting thread sleeps until there is a [`Token`].
 const SLEEPS: u8 = 2;
 
 /// Wakes the main thread. See the [module documentation](self).
 pub struct Bell {
     token: Token,
-    /// What its waiter does: one of the three below.
+    /// What its waiter does: [`AWAY`], [`LOOKS`] or [`SLEEPS`].
     waiter: AtomicU8,
     /// Whether its waiter reads in the I/O thread's place.
     leads: bool,
@@ -98,6 +98,9 @@ impl Bell {
     ) -> Waited {
         let end = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut leading = None;
+        // A ring that was seen while looking has not asked `attention`. So the next look is after a sleep, however
+        // often the bell is rung.
+        let mut may_look = true;
         let waited = loop {
             self.waiter.swap(LOOKS, Ordering::SeqCst);
             if ready() {
@@ -113,15 +116,18 @@ impl Bell {
                 self.waiter.load(Ordering::SeqCst) == AWAY
             };
             let left = || end.map(|end| end.saturating_duration_since(Instant::now()));
-            if left().is_none_or(|left| left > MOMENT) && spin(rung) {
+            if may_look && left().is_none_or(|left| left > MOMENT) && spin(rung) {
+                may_look = false;
                 continue;
             }
             let sleeps =
                 self.waiter
                     .compare_exchange(LOOKS, SLEEPS, Ordering::SeqCst, Ordering::SeqCst);
             if sleeps.is_err() {
-                continue;
+                // Rung for meanwhile, without a token. With one, the wait below ends at once, and asks `attention`.
+                self.token.put();
             }
+            may_look = true;
             let left = left();
             match self.token.wait(left, &attention, leading.as_ref()) {
                 // The token may be one that was put after the last wait had ended, of which `waiter`
@@ -339,6 +345,23 @@ mod attention_tests {
 #[cfg(all(test, not(mirai_loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bell_that_rings_without_end_does_not_keep_an_interrupt_from_ending_the_wait() {
+        let bell = Bell::new();
+        let mut looked = 0;
+        let waited = bell.wait(
+            None,
+            || true,
+            || {
+                looked += 1;
+                // As from another thread, between the look and the sleep.
+                bell.ring();
+                looked > 1000
+            },
+        );
+        assert_eq!(waited, Waited::Interrupted);
+    }
 
     #[test]
     fn a_ring_that_comes_after_the_end_of_a_wait_wakes_the_next_once() {

@@ -1,8 +1,9 @@
 //! Looking again for a moment before a thread sleeps.
 //!
 //! To wake a thread takes 5 to 60 µs, the more the deeper its core sleeps, and what another process of this machine
-//! answers is often there sooner. So whoever is about to wait looks again for up to [`MOMENT`]. It does so only while
-//! there is a core for each thread that runs: else it would keep the one that it waits for from running.
+//! answers is often there sooner. So [`spin`] has a thread that is about to wait look again for up to [`MOMENT`]. The
+//! thread does so only while there is a core for each thread that runs: else it would keep the one that it waits for
+//! from running.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
