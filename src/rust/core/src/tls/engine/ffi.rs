@@ -192,7 +192,7 @@ unsafe extern "C" fn conn_fini(slot: *mut *mut Conn) {
     // SAFETY: NNG is done with the connection, and does this even if it was never
     // initialised: then the pointer is null.
     unsafe {
-        let conn = std::mem::replace(&mut *slot, null_mut());
+        let conn = slot.replace(null_mut());
         if !conn.is_null() {
             let conn = Box::from_raw(conn);
             let _ = catch_unwind(AssertUnwindSafe(|| drop(conn)));
@@ -262,7 +262,7 @@ unsafe extern "C" fn config_init(slot: *mut *mut Role, _mode: c_int) -> c_int {
 unsafe extern "C" fn config_fini(slot: *mut *mut Role) {
     // SAFETY: nobody holds the configuration any more; set by `config_init`.
     unsafe {
-        let role = std::mem::replace(&mut *slot, null_mut());
+        let role = slot.replace(null_mut());
         if !role.is_null() {
             drop(Box::from_raw(role));
         }
