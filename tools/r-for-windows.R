@@ -357,5 +357,20 @@ check("parallel::clusterSetRNGStream()", {
   identical(draw(), draw())
 })
 
+# In the global environment, as example() does it
+own <- c("check", "failed", "own", "page", "passed")
+for (page in list.files("man", "[.]Rd$", full.names = TRUE)) {
+  rm(list = setdiff(ls(), own))
+  check(paste("the examples of", page), {
+    examples <- tempfile()
+    tools::Rd2ex(page, examples)
+    if (file.exists(examples)) {
+      utils::capture.output(source(examples))
+    }
+    TRUE
+  })
+  daemons(0)
+}
+
 cat(passed, " passed, ", failed, " failed\n", sep = "")
 quit("no", as.integer(failed > 0L))
