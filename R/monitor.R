@@ -36,6 +36,8 @@
 #' The page in the browser is served on this machine, at an address with a random token, without which it shows
 #' nothing.
 #'
+#' Sessions on Windows cannot be watched.
+#'
 #' The fields of a snapshot in JSON:
 #'
 #' * `version` (1), `pid`, `host`, `time`, `memory`: of the session. Times are in seconds since 1970, sizes in bytes,
@@ -53,7 +55,7 @@
 #'     * `failures`: the last tasks that failed, timed out or were lost.
 #'     * `recent`: the last tasks that ended, with `started` and `ended`.
 #' @seealso [task_log()] and [daemon_log()] for all of it as data frames; `vignette("monitoring", "mirai")`.
-#' @examples
+#' @examplesIf .Platform$OS.type == "unix"
 #' daemons(2)
 #' x <- mirai_map(1:4, function(i) Sys.sleep(i / 10))
 #' mirai_monitor(n = 2, timeout = 1000)

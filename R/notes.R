@@ -58,8 +58,10 @@ notes_of <- function(m) {
 #'
 #' What a process prints that a task has left running belongs to the task that runs then on the same daemon, or to none.
 #' Nothing is kept of a task whose daemon is lost.
+#'
+#' Daemons on Windows cannot keep it: there, `output = "task"` is an error.
 #' @seealso [daemons()] for `output`; [mirai_conditions()] for warnings and messages; [collection-options].
-#' @examples
+#' @examplesIf .Platform$OS.type == "unix"
 #' daemons(1, output = "task")
 #' m <- mirai({
 #'   print(summary(cars))

@@ -192,6 +192,17 @@ check("a warning that is signalled again", {
   })
   warned
 })
+check("what Windows lacks", {
+  if (.Platform$OS.type == "windows") {
+    error <- function(expr) tryCatch(expr, error = conditionMessage)
+    a <- error(mirai_monitor(n = 1))
+    b <- error(daemons(1, output = "task", .compute = "printing"))
+    daemons(0, .compute = "printing")
+    grepl("cannot be monitored", a) && grepl("what tasks print cannot be kept", b)
+  } else {
+    TRUE
+  }
+})
 check("logs", nrow(task_log()) > 0L && nrow(daemon_log()) > 0L)
 check("clean-up after a task", {
   value({
@@ -358,6 +369,7 @@ check("parallel::clusterSetRNGStream()", {
 })
 
 # In the global environment, as example() does it
+grDevices::pdf(NULL)
 own <- c("check", "failed", "own", "page", "passed")
 for (page in list.files("man", "[.]Rd$", full.names = TRUE)) {
   rm(list = setdiff(ls(), own))
