@@ -186,7 +186,9 @@ impl Kept {
                 last.then(|| {
                     kept.serials = Vec::new();
                     kept.free = Vec::new();
-                    std::mem::replace(&mut kept.list, std::ptr::null_mut())
+                    let list = kept.list;
+                    kept.list = std::ptr::null_mut();
+                    list
                 })
             });
             if let Some(list) = unused {
