@@ -175,6 +175,38 @@ check("a time limit of R", {
   grepl("elapsed time limit", error)
 })
 
+# Promises
+check("a promise", {
+  got <- list()
+  promises::then(mirai(1 + 1), function(x) got$value <<- x)
+  promises::then(mirai(stop("no")), onRejected = function(cnd) got$error <<- conditionMessage(cnd))
+  promises::then(mirai_map(1:3, sqrt), function(x) got$map <<- x)
+  while (length(got) < 3L) {
+    later::run_now(Inf)
+  }
+  got$value == 2 && got$error == "no" && identical(got$map, as.list(sqrt(1:3)))
+})
+check("a promise wakes R, which uses no processor time meanwhile", {
+  before <- proc.time()
+  done <- FALSE
+  promises::then(mirai(Sys.sleep(2)), function(x) done <<- TRUE)
+  while (!done) {
+    later::run_now(Inf)
+  }
+  sum((proc.time() - before)[c("user.self", "sys.self")]) < 0.5
+})
+check("a report", {
+  got <- list()
+  m <- mirai(
+    {
+      mirai::mirai_report("half")
+      1
+    },
+    .on_report = function(x) got <<- c(got, x)
+  )
+  m[] == 1 && identical(got, list("half"))
+})
+
 # What comes beside a value
 check("a condition", {
   m <- mirai({

@@ -55,6 +55,13 @@ fn run(mut settings: Settings) -> Result<End> {
     let trust = settings.tls.as_deref().map(trust).transpose();
     settings.dial.trust =
         trust.map_err(|e| Error::connect(format!("'tls' cannot be used: {e}")))?;
+    let keep = match settings.streams {
+        Streams::Shown => None,
+        Streams::Discarded => Some(Keep::LastWords),
+        Streams::Kept => Some(Keep::Tasks),
+    };
+    let not_kept = |e| Error::other(format!("output cannot be kept: {e}"));
+    keep.map_or(Ok(()), Output::can_be_kept).map_err(not_kept)?;
     let runtime = Arc::new(RSession::new(settings.dial.tempdir.clone().into()));
     watched::obey_the_watcher();
     watched::sleep_once();
@@ -81,14 +88,9 @@ fn run(mut settings: Settings) -> Result<End> {
         // After a reconnection the host may present another certificate for a while.
         settings.dial.insist = true;
         // Not before: until here, the process that launched this one reads failures from stderr.
-        let keep = match settings.streams {
-            Streams::Shown => None,
-            Streams::Discarded => Some(Keep::LastWords),
-            Streams::Kept => Some(Keep::Tasks),
-        };
         let output = match keep.map(Output::begin).transpose() {
             Ok(output) => output,
-            Err(e) => break Err(Error::other(format!("output cannot be kept: {e}"))),
+            Err(e) => break Err(not_kept(e)),
         };
         if let Some(output) = &output {
             worker.tell_last_words(output);

@@ -16,18 +16,26 @@ pub enum Keep {
 pub struct Output(());
 
 impl Output {
-    /// Changes nothing.
+    /// See `output`.
     ///
     /// # Errors
     /// Output of tasks is to be kept, which cannot be done here.
-    pub fn begin(keep: Keep) -> io::Result<Output> {
+    pub fn can_be_kept(keep: Keep) -> io::Result<()> {
         match keep {
-            Keep::LastWords => Ok(Output(())),
+            Keep::LastWords => Ok(()),
             Keep::Tasks => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "what tasks print cannot be kept on this system",
             )),
         }
+    }
+
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// As [`can_be_kept`](Self::can_be_kept).
+    pub fn begin(keep: Keep) -> io::Result<Output> {
+        Output::can_be_kept(keep).map(Output)
     }
 
     /// Nobody asks: no host opens pipes of another process here.
@@ -41,5 +49,18 @@ impl Output {
     /// Nothing.
     pub fn take(&self) -> String {
         String::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tasks_print_is_refused_before_a_daemon_connects() {
+        let refused = Output::can_be_kept(Keep::Tasks).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+        assert!(Output::begin(Keep::Tasks).is_err());
+        assert!(Output::can_be_kept(Keep::LastWords).is_ok());
     }
 }

@@ -156,6 +156,14 @@ fn capacity(_: &OwnedFd) -> io::Result<usize> {
 }
 
 impl Output {
+    /// Whether this system can do it. A daemon asks before it connects, when its host still reads what it says.
+    ///
+    /// # Errors
+    /// None on this system.
+    pub fn can_be_kept(_: Keep) -> io::Result<()> {
+        Ok(())
+    }
+
     /// From now on.
     ///
     /// # Errors
