@@ -11,7 +11,12 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering;
+#[cfg(not(all(test, mirai_loom)))]
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+
+#[cfg(all(test, mirai_loom))]
+use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use super::shared::SharedMemory;
 
@@ -23,7 +28,7 @@ const LEN: usize = HEADER + CAPACITY;
 
 /// At the start of the memory. Each field has a cache line of its own.
 #[repr(C)]
-struct Header {
+pub(super) struct Header {
     /// Bytes written so far.
     written: Line<AtomicU64>,
     /// Bytes read so far.
@@ -37,7 +42,51 @@ struct Header {
 #[repr(C, align(64))]
 struct Line<T>(T);
 
+#[cfg(not(all(test, mirai_loom)))]
 const _: () = assert!(size_of::<Header>() <= HEADER);
+
+impl Header {
+    #[cfg(all(test, mirai_loom))]
+    pub(super) fn new() -> Header {
+        Header {
+            written: Line(AtomicU64::new(0)),
+            read: Line(AtomicU64::new(0)),
+            woken: Line(AtomicU32::new(0)),
+            closed: Line(AtomicU32::new(0)),
+        }
+    }
+
+    /// Says how much was written.
+    pub(super) fn publish(&self, written: u64) {
+        self.written.0.store(written, Ordering::Release);
+        // Pairs with those of `answer` and `close`: whatever the writer looks at next, it looks at after the bytes are
+        // there.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Bytes written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn must_wake(&self) -> bool {
+        self.woken.0.swap(1, Ordering::AcqRel) == 0
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.0.load(Ordering::Relaxed) != 0
+    }
+
+    pub(super) fn answer(&self) {
+        self.woken.0.swap(0, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.0.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+}
 
 struct Ring(SharedMemory);
 
@@ -108,20 +157,17 @@ impl Writer {
                 left = later;
             }
         }
-        let written = &self.ring.header().written.0;
-        written.store(self.written, Ordering::Release);
-        // Pairs with those of the reader: whatever the writer looks at next, it looks at after the bytes are there.
-        fence(Ordering::SeqCst);
+        self.ring.header().publish(self.written);
     }
 
     /// Whether the reader has to be woken for what has been written: it was not, or has answered since.
     pub(crate) fn must_wake(&self) -> bool {
-        self.ring.header().woken.0.swap(1, Ordering::SeqCst) == 0
+        self.ring.header().must_wake()
     }
 
     /// Whether what was written last may have come too late to be read.
     pub(crate) fn is_closed(&self) -> bool {
-        self.ring.header().closed.0.load(Ordering::SeqCst) != 0
+        self.ring.header().is_closed()
     }
 }
 
@@ -135,14 +181,12 @@ impl Reader {
     /// Says that it is awake: the writer wakes it again for what it writes from now on. What has been written before is
     /// seen by the next [`unread`](Self::unread).
     pub(crate) fn answer(&self) {
-        self.ring.header().woken.0.swap(0, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.ring.header().answer();
     }
 
     /// Says that nothing is read any more but what is [`unread`](Self::unread) after this.
     pub(crate) fn close(&self) {
-        self.ring.header().closed.0.store(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.ring.header().close();
     }
 
     /// How many bytes there are.
@@ -150,7 +194,7 @@ impl Reader {
     /// # Errors
     /// More than the ring can hold.
     pub(crate) fn unread(&self) -> io::Result<usize> {
-        let written = self.ring.header().written.0.load(Ordering::Acquire);
+        let written = self.ring.header().written();
         let unread = usize::try_from(written.wrapping_sub(self.read)).unwrap_or(usize::MAX);
         if unread > CAPACITY {
             let text = "a ring has been written to as it cannot be";
@@ -179,7 +223,7 @@ impl Reader {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(mirai_loom)))]
 mod tests {
     use std::os::fd::AsFd;
 
