@@ -21,7 +21,7 @@ x <- seq_len(4e6) + 0.5
 m <- mirai(
   {
     x[[2L]] <- 0
-    list(x, any(grepl("memfd:mirai", readLines("/proc/self/maps"))))
+    list(x, any(grepl("memfd:mirai ", readLines("/proc/self/maps"))))
   },
   x = x
 )[]

@@ -167,7 +167,7 @@ evil_daemon <- function(url, files) {
       list(sum(as.integer(bytes[seq_len(n)]) %% 128 * 128^(seq_len(n) - 1)), bytes[-seq_len(n)])
     }
     # Hello: version, process id, directory, slots
-    send(as.raw(c(0, 6, 1, 0, 1)))
+    send(as.raw(c(0, 7, 1, 0, 1)))
     arrived <- granted <- answered <- 0
     for (file in c(",
     files,

@@ -17,12 +17,12 @@ of_all_encodings <- function(n = 1e5) {
   x
 }
 
-mappings <- function(pid = "self") sum(grepl("memfd:mirai", readLines(file.path("/proc", pid, "maps"))))
+mappings <- function(pid = "self") sum(grepl("memfd:mirai ", readLines(file.path("/proc", pid, "maps"))))
 
 # The number of open descriptors that are segments.
 descriptors <- function(pid = "self") {
   links <- suppressWarnings(Sys.readlink(list.files(file.path("/proc", pid, "fd"), full.names = TRUE)))
-  sum(grepl("memfd:mirai", links))
+  sum(grepl("memfd:mirai ", links))
 }
 
 nothing_left <- function(pid = "self") {

@@ -64,7 +64,7 @@ test_that("a large value goes on as the same memory, and nothing is left", {
   pids <- unique(unlist(everywhere(Sys.getpid())[]))
   # The files behind the mapped memory that hold at least 100 MB.
   files <- function() {
-    maps <- grep("memfd:mirai", readLines("/proc/self/maps"), value = TRUE)
+    maps <- grep("memfd:mirai ", readLines("/proc/self/maps"), value = TRUE)
     fields <- strsplit(maps, " +")
     size <- vapply(fields, function(f) diff(strtoi_hex(strsplit(f[[1L]], "-")[[1L]])), 0)
     unique(vapply(fields[size >= 1e8], `[[`, "", 5L))

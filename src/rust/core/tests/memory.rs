@@ -54,7 +54,7 @@ fn local(config: Config) -> (Host, String) {
 fn open() -> usize {
     let fds = std::fs::read_dir("/proc/self/fd").unwrap();
     fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
-        .filter(|to| to.to_string_lossy().contains("memfd:"))
+        .filter(|to| to.to_string_lossy().contains("memfd:mirai "))
         .count()
 }
 

@@ -489,8 +489,13 @@ impl Shared {
                     link.close();
                 }
             }
-            // That it was said is all; or it is said once, at the beginning.
-            ToHost::Pong | ToHost::Hello { .. } | ToHost::Proof { .. } => {}
+            // That it was said is all; or it is said once, at the beginning; or the link has dealt with it.
+            ToHost::Pong
+            | ToHost::Hello { .. }
+            | ToHost::Proof { .. }
+            | ToHost::ByRing
+            | ToHost::BySocket
+            | ToHost::Look => {}
         }
     }
 

@@ -163,6 +163,12 @@ fn append_holes(head: &mut Head, insets: &[Inset]) {
     head[4..8].copy_from_slice(&meta_len.to_le_bytes());
 }
 
+/// Of meta and body, as a head says.
+fn lengths(head: &[u8; HEAD]) -> (u32, u64) {
+    let [_, _, _, _, a, b, c, d, body @ ..] = *head;
+    (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(body))
+}
+
 /// That come with a frame.
 fn descriptors(holes: &[Hole]) -> usize {
     let changed = holes.iter().filter(|hole| hole.changed);
@@ -302,6 +308,21 @@ impl<M: DeserializeOwned> FrameReader<M> {
         self.partial.is_some() || self.start < self.buf.len()
     }
 
+    /// Whether a complete frame has been read that was not taken yet. One that is in error may count.
+    pub fn holds_frame(&self) -> bool {
+        if let Some(Partial { body, want, .. }) = &self.partial {
+            return body.len() == *want;
+        }
+        let bytes = &self.buf[self.start..];
+        bytes.first_chunk::<HEAD>().is_some_and(|head| {
+            let (meta, body) = lengths(head);
+            let len = (HEAD as u64)
+                .saturating_add(meta.into())
+                .saturating_add(body);
+            bytes.len() as u64 >= len
+        })
+    }
+
     /// The next complete frame, if there is one. One with holes is an error.
     #[allow(clippy::should_implement_trait)] // it also returns None between frames
     pub fn next(&mut self) -> Result<Option<(M, Vec<u8>)>, FrameError> {
@@ -328,10 +349,7 @@ impl<M: DeserializeOwned> FrameReader<M> {
         if head[..4] != MAGIC {
             return Err(FrameError::Magic);
         }
-        let meta_len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        let body_len = u64::from_le_bytes([
-            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
-        ]);
+        let (meta_len, body_len) = lengths(head);
         if meta_len > self.limits.meta {
             return Err(FrameError::TooLarge(meta_len.into()));
         }

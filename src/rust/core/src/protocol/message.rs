@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -121,6 +121,12 @@ pub enum Control {
     },
     /// Leave for good, whatever `autoexit` says.
     End,
+    /// On Linux, on the host's own machine, said first of all, before [`ToDaemon::Welcome`]. Two descriptors come along: of
+    /// a ring, to which the daemon may write its messages, and of the host's board, on which it sets its mark.
+    Ring {
+        /// Number of the mark.
+        mark: u32,
+    },
 }
 
 /// From daemon to host.
@@ -193,6 +199,12 @@ pub enum ToHost {
         /// The number of the last task that was begun, or passed over.
         begun: Seq,
     },
+    /// By the socket: what follows comes by the ring ([`Control::Ring`]). At first, everything comes by the socket.
+    ByRing,
+    /// By the ring: what follows comes by the socket.
+    BySocket,
+    /// By the socket, to wake the host: there may be something in the ring.
+    Look,
 }
 
 /// What became of a task on a daemon.

@@ -6,7 +6,8 @@
 //! bell makes no system call unless somebody is waiting.
 //!
 //! While the main thread waits, it reads what comes from the daemons of this machine itself, where the system allows it
-//! (`unix/readers.rs`): an answer then wakes no thread but the one that wants it.
+//! (`unix/readers.rs`): an answer then wakes no thread but the one that wants it, or none if that one has not gone to
+//! sleep yet.
 //!
 //! While the main thread waits, its runtime may want to be called (R: time limits, input
 //! handlers). An [`Attention`] says when; the wait then ends as interrupted, and the caller
@@ -94,7 +95,19 @@ impl Bell {
         &self,
         timeout: Option<Duration>,
         attention: impl Attention,
+        ready: impl FnMut() -> bool,
+    ) -> Waited {
+        self.wait_for_many(timeout, attention, ready, || true)
+    }
+
+    /// As [`wait`](Self::wait), for what comes in many parts. Unless `is_near` says that few are missing, daemons of this
+    /// machine may gather some results before they wake this thread.
+    pub(crate) fn wait_for_many(
+        &self,
+        timeout: Option<Duration>,
+        attention: impl Attention,
         mut ready: impl FnMut() -> bool,
+        is_near: impl Fn() -> bool,
     ) -> Waited {
         let end = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut leading = None;
@@ -111,7 +124,7 @@ impl Bell {
             }
             let rung = || {
                 if let Some(lead) = &leading {
-                    lead.read();
+                    lead.look();
                 }
                 self.waiter.load(Ordering::SeqCst) == AWAY
             };
@@ -125,6 +138,9 @@ impl Bell {
                     .compare_exchange(LOOKS, SLEEPS, Ordering::SeqCst, Ordering::SeqCst);
             if sleeps.is_err() {
                 // Rung for meanwhile, without a token. With one, the wait below ends at once, and asks `attention`.
+                self.token.put();
+            } else if leading.as_ref().is_some_and(|lead| lead.sleeps(is_near())) {
+                // What was read may be what is waited for. As above.
                 self.token.put();
             }
             may_look = true;
@@ -167,7 +183,11 @@ mod model {
     pub(super) struct Lead;
 
     impl Lead {
-        pub(super) fn read(&self) {}
+        pub(super) fn look(&self) {}
+
+        pub(super) fn sleeps(&self, _: bool) -> bool {
+            false
+        }
     }
 
     pub(super) fn lead() -> Lead {

@@ -25,11 +25,13 @@ pub use random::{random, token};
 pub use spin::{allow_spinning, spinning_is_allowed};
 
 pub(crate) use attention::Polled;
+#[cfg(target_os = "linux")]
+pub(crate) use platform::shared::memfd;
+#[cfg(target_os = "linux")]
+pub(crate) use platform::{board, page_size, readers, ring};
 #[cfg(unix)]
 pub(crate) use platform::{end_of_process, no_sigpipe, pipe};
 pub(crate) use platform::{files, signals};
 #[cfg(windows)]
 pub(crate) use platform::{handles, security};
-#[cfg(target_os = "linux")]
-pub(crate) use platform::{page_size, readers};
 pub(crate) use spin::spin;

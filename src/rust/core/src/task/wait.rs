@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::Task;
 use crate::sys::{Attention, Bell, Waited};
 
+/// While a wait needs more results than these, daemons may gather some of them before they wake the waiting thread.
+const FEW: usize = 16;
+
 /// Counts tasks down: rings the bell when few enough are left, or one that ends the
 /// wait has failed.
 pub(crate) struct Countdown {
@@ -89,7 +92,9 @@ impl Group {
     ) -> Waited {
         let goal = self.size.saturating_sub(enough);
         self.countdown.goal.store(goal, Ordering::SeqCst);
-        Bell::get().wait(timeout, attention, || self.countdown.is_over())
+        let over = || self.countdown.is_over();
+        let is_near = || self.countdown.left.load(Ordering::SeqCst) <= goal + FEW;
+        Bell::get().wait_for_many(timeout, attention, over, is_near)
     }
 
     /// Nobody will wait for these tasks again. Without this, those that resolve later may wake

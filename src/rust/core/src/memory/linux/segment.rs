@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::io::Errno;
 
 use super::changes::Changes;
 use super::mapping::{Mapping, WORTH_KEEPING};
 use super::quota::{QuotaSlot, SEGMENTS, most_segments};
+use crate::sys::memfd;
 
 /// Seals that every segment must have: nobody can change or cut it.
 const SEALS: SealFlags = SealFlags::SHRINK
@@ -29,11 +30,7 @@ impl Draft {
     /// `None`: this system has no memfds, or the quota of segments is used up.
     pub fn new() -> Option<Draft> {
         let slot = SEGMENTS.take_within(most_segments())?;
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Some systems demand the first flag, and older ones do not know it.
-        let fd = rustix::fs::memfd_create(c"mirai", flags | MemfdFlags::NOEXEC_SEAL)
-            .or_else(|_| rustix::fs::memfd_create(c"mirai", flags))
-            .ok()?;
+        let fd = memfd(c"mirai").ok()?;
         Some(Draft { fd, len: 0, slot })
     }
 

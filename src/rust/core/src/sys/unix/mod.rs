@@ -1,11 +1,17 @@
 //! Linux, macOS and their like.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod board;
 pub(crate) mod files;
 #[cfg(target_os = "linux")]
 pub(crate) mod readers;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_readers.rs"]
 mod readers;
+#[cfg(target_os = "linux")]
+pub(crate) mod ring;
+#[cfg(target_os = "linux")]
+pub(crate) mod shared;
 pub(crate) mod signals;
 #[cfg(not(all(test, mirai_loom)))]
 mod token;

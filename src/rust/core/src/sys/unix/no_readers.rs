@@ -19,4 +19,12 @@ impl Lead {
     }
 
     pub(in crate::sys) fn read(&self) {}
+
+    pub(in crate::sys) fn look(&self) {}
+
+    pub(in crate::sys) fn looks(&self) {}
+
+    pub(in crate::sys) fn sleeps(&self, _: bool) -> bool {
+        false
+    }
 }

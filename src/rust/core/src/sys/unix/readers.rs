@@ -13,6 +13,10 @@
 //!
 //! Both may read at once for a moment, if the I/O thread was at it when the main thread began to wait: so a [`Reader`]
 //! has a lock.
+//!
+//! What a daemon writes to its ring (`ring.rs`) is no event for epoll. Its mark on the board (`board.rs`) says so to a
+//! main thread that looks; one that sleeps, and the I/O thread, are woken by a frame through the socket. The marks of
+//! all [`Seat`]s are taken at once.
 
 use std::cell::Cell;
 use std::io;
@@ -26,11 +30,16 @@ use rustc_hash::FxHashMap;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::board::{Attends, Board, MOST_MARKS};
+
 /// Limit of descriptors that one look at the set tells of.
 const BATCH: usize = 16;
+/// Looks at the board for each look at the set, while the main thread spins: the board costs no system call.
+const LOOKS_AT_BOARD: u32 = 16;
 
 /// What the door tells of.
 const OPEN: EventFlags = EventFlags::IN.union(EventFlags::ET);
@@ -46,6 +55,11 @@ pub(crate) trait Reader: Send + Sync {
     /// Reads once, without waiting. Called when there may be something to read, by the main thread or the I/O thread,
     /// or by both at once.
     fn read(&self) -> Progress;
+
+    /// Reads what has come by its ring, if it has one. Called when there may be something, as [`read`](Self::read).
+    fn look(&self) -> Progress {
+        Progress::Drained
+    }
 
     /// It has [paused](Progress::Paused), and is not called any more.
     fn paused(&self);
@@ -74,6 +88,7 @@ struct Readers {
     set: OwnedFd,
     door: AsyncFd<OwnedFd>,
     all: Mutex<FxHashMap<u64, Entry>>,
+    seats: Mutex<Seats>,
     /// The process that reads. One that is forked from it has the same set, and must leave it alone.
     pid: u32,
     last_id: AtomicU64,
@@ -85,11 +100,29 @@ struct Entry {
     reader: Arc<dyn Reader>,
 }
 
+/// Who has which mark on the board.
+#[derive(Default)]
+struct Seats {
+    all: Vec<Option<Entry>>,
+    free: Vec<usize>,
+}
+
+/// A mark on the board, until it is dropped.
+#[must_use]
+pub(crate) struct Seat {
+    readers: &'static Readers,
+    mark: usize,
+}
+
 static READERS: OnceLock<Readers> = OnceLock::new();
 
 /// The main thread waits, and is the one that reads. The I/O thread is not woken for what can be read, until this is
 /// dropped.
-pub(in crate::sys) struct Lead(Option<&'static Readers>);
+pub(in crate::sys) struct Lead {
+    readers: Option<&'static Readers>,
+    board: Option<&'static Board>,
+    looks: Cell<u32>,
+}
 
 thread_local! {
     /// Whether this thread reads as the leader just now.
@@ -99,8 +132,14 @@ thread_local! {
 /// Begins to lead. For the main thread only.
 pub(in crate::sys) fn lead() -> Lead {
     let ours = |readers: &&Readers| readers.pid == std::process::id();
-    let lead = Lead(READERS.get().filter(ours));
+    let readers = READERS.get().filter(ours);
+    let lead = Lead {
+        readers,
+        board: readers.and_then(|_| Board::get()),
+        looks: Cell::new(0),
+    };
     lead.door(SHUT);
+    lead.attends(Attends::Looks);
     lead
 }
 
@@ -112,27 +151,78 @@ pub(in crate::sys) fn leads() -> bool {
 impl Lead {
     /// What is readable when there is something to [`read`](Self::read).
     pub(in crate::sys) fn set(&self) -> Option<BorrowedFd<'_>> {
-        self.0.map(|readers| readers.set.as_fd())
+        self.readers.map(|readers| readers.set.as_fd())
     }
 
     /// Reads what there is.
     pub(in crate::sys) fn read(&self) {
+        self.leading(|readers| {
+            if let Some(board) = self.board {
+                readers.look_at(board);
+            }
+            readers.serve();
+        });
+    }
+
+    /// Reads what there is, for one who asks again and again: at the board each time, at the set now and then.
+    pub(in crate::sys) fn look(&self) {
+        let looks = self.looks.get();
+        self.looks.set(looks.wrapping_add(1));
+        if looks % LOOKS_AT_BOARD == 0 {
+            self.read();
+        } else {
+            self.look_at_board();
+        }
+    }
+
+    /// The main thread is awake: it looks by itself, and needs not be woken.
+    pub(in crate::sys) fn looks(&self) {
+        self.attends(Attends::Looks);
+    }
+
+    /// The main thread is about to sleep, until there is something (`for_each`), or much. True if something was read
+    /// that had come before it could be woken for it.
+    pub(in crate::sys) fn sleeps(&self, for_each: bool) -> bool {
+        self.attends(if for_each {
+            Attends::Sleeps
+        } else {
+            Attends::Later
+        });
+        self.look_at_board()
+    }
+
+    /// True if there were marks.
+    fn look_at_board(&self) -> bool {
+        let Some(board) = self.board.filter(|board| board.has_marks()) else {
+            return false;
+        };
+        self.leading(|readers| readers.look_at(board));
+        true
+    }
+
+    fn leading(&self, read: impl FnOnce(&Readers)) {
         struct Reading;
         impl Drop for Reading {
             fn drop(&mut self) {
                 LEADS.set(false);
             }
         }
-        let Some(readers) = self.0 else { return };
+        let Some(readers) = self.readers else { return };
         // What is read may start something on the I/O thread.
         let _inside = crate::sys::io_thread::handle().enter();
         LEADS.set(true);
         let _reading = Reading;
-        readers.serve();
+        read(readers);
+    }
+
+    fn attends(&self, attends: Attends) {
+        if let Some(board) = self.board {
+            board.set(attends);
+        }
     }
 
     fn door(&self, interest: EventFlags) {
-        if let Some(Readers { set, door, .. }) = self.0 {
+        if let Some(Readers { set, door, .. }) = self.readers {
             // It cannot fail: the set is behind the door from the beginning.
             let _ = epoll::modify(door, set, EventData::new_u64(0), interest);
         }
@@ -142,7 +232,31 @@ impl Lead {
 impl Drop for Lead {
     fn drop(&mut self) {
         self.door(OPEN);
+        self.attends(Attends::Later);
+        // For what was written before that, nobody was woken.
+        self.look_at_board();
     }
+}
+
+/// The readers of this process.
+///
+/// # Errors
+/// There is no descriptor for the set, or no memory in the kernel.
+fn all() -> io::Result<&'static Readers> {
+    if let Some(readers) = READERS.get() {
+        return Ok(readers);
+    }
+    // Two threads may come here at once: the second one's are closed again.
+    let new = Readers::new()?;
+    let mut first = false;
+    let readers = READERS.get_or_init(|| {
+        first = true;
+        new
+    });
+    if first {
+        crate::sys::io_thread::handle().spawn(readers.follow());
+    }
+    Ok(readers)
 }
 
 /// Has `reader` called whenever `fd` is readable.
@@ -150,28 +264,54 @@ impl Drop for Lead {
 /// # Errors
 /// There is no descriptor for the set, or no memory in the kernel.
 pub(crate) fn add(fd: BorrowedFd<'_>, reader: Arc<dyn Reader>) -> io::Result<Registration> {
-    let readers = match READERS.get() {
-        Some(readers) => readers,
-        None => {
-            // Two threads may come here at once: the second one's are closed again.
-            let new = Readers::new()?;
-            let mut first = false;
-            let readers = READERS.get_or_init(|| {
-                first = true;
-                new
-            });
-            if first {
-                crate::sys::io_thread::handle().spawn(readers.follow());
-            }
-            readers
-        }
-    };
+    let readers = all()?;
     let id = readers.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let fd = fd.as_raw_fd();
     readers.all.lock().insert(id, Entry { fd, reader });
     let registration = Registration { readers, id, fd };
     registration.resume()?;
     Ok(registration)
+}
+
+/// A mark on the board that nobody has. `None`: there is none, or no board.
+pub(crate) fn seat() -> Option<Seat> {
+    let readers = all().ok()?;
+    Board::get()?;
+    let mut seats = readers.seats.lock();
+    let mark = match seats.free.pop() {
+        Some(mark) => mark,
+        None if seats.all.len() == MOST_MARKS => return None,
+        None => {
+            seats.all.push(None);
+            seats.all.len() - 1
+        }
+    };
+    Some(Seat { readers, mark })
+}
+
+impl Seat {
+    /// The number of the mark.
+    pub(crate) fn mark(&self) -> u32 {
+        self.mark as u32
+    }
+
+    /// Has `reader` look when its mark is set. It has `fd` in the set.
+    pub(crate) fn take(&self, fd: BorrowedFd<'_>, reader: Arc<dyn Reader>) {
+        let fd = fd.as_raw_fd();
+        self.readers.seats.lock().all[self.mark] = Some(Entry { fd, reader });
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let gone = {
+            let mut seats = self.readers.seats.lock();
+            seats.free.push(self.mark);
+            seats.all[self.mark].take()
+        };
+        // Not under the lock: it may be the last one's end.
+        drop(gone);
+    }
 }
 
 impl Registration {
@@ -212,6 +352,7 @@ impl Readers {
             set,
             door: super::register_for(door, Interest::READABLE)?,
             all: Mutex::default(),
+            seats: Mutex::default(),
             pid: std::process::id(),
             last_id: AtomicU64::new(0),
         })
@@ -255,15 +396,31 @@ impl Readers {
             match reader.read() {
                 Progress::Drained => more |= { event.flags }.intersects(ENDED),
                 Progress::More => more = true,
-                Progress::Paused => {
-                    // SAFETY: the reader keeps it open.
-                    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-                    let _ = epoll::delete(&self.set, fd);
-                    reader.paused();
-                }
+                Progress::Paused => self.pause(fd, &*reader),
             }
         }
         more
+    }
+
+    /// Has those look whose marks are set, once each.
+    fn look_at(&self, board: &Board) {
+        let mut marks = SmallVec::<[usize; BATCH]>::new();
+        board.take(|mark| marks.push(mark));
+        for mark in marks {
+            let found = self.seats.lock().all.get(mark).cloned().flatten();
+            if let Some(Entry { fd, reader }) = found {
+                if reader.look() == Progress::Paused {
+                    self.pause(fd, &*reader);
+                }
+            }
+        }
+    }
+
+    fn pause(&self, fd: RawFd, reader: &dyn Reader) {
+        // SAFETY: the reader keeps it open.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = epoll::delete(&self.set, fd);
+        reader.paused();
     }
 }
 

@@ -40,6 +40,9 @@ impl Token {
     ) -> Polled {
         let set = lead.and_then(Lead::set);
         let polled = poll_in_either(self.read.as_fd(), set, timeout, attention);
+        if let Some(lead) = lead {
+            lead.looks();
+        }
         match (polled, lead) {
             (None, Some(lead)) => lead.read(),
             (Some(Polled::Readable), _) => self.take(),

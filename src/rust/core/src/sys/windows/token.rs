@@ -10,7 +10,11 @@ use crate::sys::attention::{Attention, Polled};
 pub(in crate::sys) struct Lead;
 
 impl Lead {
-    pub(in crate::sys) fn read(&self) {}
+    pub(in crate::sys) fn look(&self) {}
+
+    pub(in crate::sys) fn sleeps(&self, _: bool) -> bool {
+        false
+    }
 }
 
 pub(in crate::sys) fn lead() -> Lead {

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -234,7 +236,7 @@ pub fn send_all_with(
 /// Sends once, without blocking, from byte `done` of a frame. Returns the number of bytes sent.
 #[cfg(target_os = "linux")]
 pub fn send_some(
-    stream: &UnixStream,
+    stream: impl AsFd,
     head: &[u8],
     body: &[u8],
     done: usize,

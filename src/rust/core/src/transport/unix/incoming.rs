@@ -44,6 +44,11 @@ impl<M: serde::de::DeserializeOwned> Incoming<M> {
         Ok((got, drained && self.passed.len() == before))
     }
 
+    /// Whether [`next_frame`](Self::next_frame) would return one.
+    pub fn holds_frame(&self) -> bool {
+        self.reader.holds_frame()
+    }
+
     /// The next complete frame, if there is one.
     pub fn next_frame(&mut self) -> io::Result<Option<(M, Arrival)>> {
         let Some((message, bytes, holes)) = self.reader.next_with_holes()? else {

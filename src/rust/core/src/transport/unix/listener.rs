@@ -89,6 +89,8 @@ impl Stranger {
     pub fn into_link(self) -> io::Result<(Arc<UnixLink>, FrameReader<ToHost>)> {
         let control = self.control.ok_or(io::ErrorKind::InvalidData)?;
         let link = UnixLink::new(self.source.into_inner().into(), control)?;
+        #[cfg(target_os = "linux")]
+        link.offer_ring();
         Ok((link, self.reader))
     }
 }

@@ -15,6 +15,8 @@
 mod descriptors;
 mod incoming;
 mod listener;
+#[cfg(target_os = "linux")]
+mod offer;
 mod outbox;
 #[cfg(target_os = "linux")]
 mod reading;
@@ -27,22 +29,25 @@ pub use descriptors::send_some;
 pub use descriptors::{recv, recv_with_fd, recv_with_fds, send_all, send_all_with};
 pub use incoming::Incoming;
 pub use listener::{Listener, Stranger};
+#[cfg(target_os = "linux")]
+pub(crate) use offer::{Taken, take_ring};
 pub use outbox::Outbox;
 
 use std::io;
 #[cfg(not(target_os = "linux"))]
 use std::os::fd::AsRawFd;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use rustix::process::Pid;
+use smallvec::SmallVec;
 
 use self::descriptors::descriptors;
 use super::{Address, Link};
 use crate::memory::{Arrival, Parts};
 use crate::protocol::frame::encode_head_with;
-use crate::protocol::{Control, Frame, FrameReader};
+use crate::protocol::{Control, Frame, FrameReader, ToHost};
 use crate::sys::{end_of_process, no_sigpipe};
 
 /// Retries, each after `SCARCE`, when this process has no room for descriptors that were passed to it.
@@ -157,17 +162,47 @@ fn peer_pid(stream: &UnixStream) -> Option<Pid> {
 /// Waits until there is something to read. False if there is nothing and the peer's process is
 /// gone: its end does not end the stream while a process forked from it holds the socket open.
 pub fn wait_readable(stream: &UnixStream, peer: Option<&OwnedFd>) -> bool {
+    wait_readable_or(stream, peer, None) != Come::End
+}
+
+/// What [`wait_readable_or`] has waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Come {
+    /// There is something to read, or the stream is over.
+    Bytes,
+    /// The other descriptor is readable, and there is nothing to read.
+    Beside,
+    /// There is nothing to read, and there will not be.
+    End,
+}
+
+/// As [`wait_readable`], or until another descriptor is readable.
+pub fn wait_readable_or(
+    stream: &UnixStream,
+    peer: Option<&OwnedFd>,
+    beside: Option<BorrowedFd<'_>>,
+) -> Come {
     use rustix::event::{PollFd, PollFlags, poll};
-    let Some(peer) = peer else {
-        return true;
-    };
-    let mut fds = [
-        PollFd::new(stream, PollFlags::IN),
-        PollFd::new(peer, PollFlags::IN),
-    ];
+    let mut fds = SmallVec::<[PollFd<'_>; 3]>::new();
+    fds.push(PollFd::new(stream, PollFlags::IN));
+    fds.extend(peer.map(|peer| PollFd::new(peer, PollFlags::IN)));
+    fds.extend(beside.map(|beside| PollFd::from_borrowed_fd(beside, PollFlags::IN)));
+    if fds.len() == 1 {
+        // The caller's read waits.
+        return Come::Bytes;
+    }
     while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-    // If the process cannot be waited for, the caller's read waits.
-    !fds[0].revents().is_empty() || !fds[1].revents().contains(PollFlags::IN)
+    let is_readable = |at: usize| fds[at].revents().contains(PollFlags::IN);
+    if !fds[0].revents().is_empty() {
+        Come::Bytes
+    } else if peer.is_some() && is_readable(1) {
+        Come::End
+    } else if beside.is_some() && is_readable(fds.len() - 1) {
+        Come::Beside
+    } else {
+        // They cannot be waited for; the caller's read waits.
+        Come::Bytes
+    }
 }
 
 /// Whether there is something to read, or the stream is over.
@@ -214,6 +249,9 @@ pub type LocalLink = UnixLink;
 pub struct UnixLink {
     data: Outbox,
     control: Outbox,
+    /// The ring, until it is served.
+    #[cfg(target_os = "linux")]
+    offered: parking_lot::Mutex<Option<offer::Offered>>,
 }
 
 impl UnixLink {
@@ -222,17 +260,26 @@ impl UnixLink {
         let link = Arc::new(UnixLink {
             data: Outbox::new(data)?,
             control: Outbox::new(control)?,
+            #[cfg(target_os = "linux")]
+            offered: parking_lot::Mutex::default(),
         });
         Ok(link)
+    }
+
+    /// Offers the peer a ring. To be called before anything is sent.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn offer_ring(&self) {
+        // Without one, the peer sends everything by the socket.
+        *self.offered.lock() = offer::offer(&self.control.sink).ok();
     }
 
     /// Reads frames and hands them to `on_frame` until the peer is gone or says
     /// something that is not in the protocol. Runs on the I/O thread, together
     /// with what else the link needs there; `on_frame` may be called on the main thread while that waits.
-    pub async fn serve<M: serde::de::DeserializeOwned + Send + 'static>(
+    pub async fn serve(
         self: &Arc<Self>,
-        reader: FrameReader<M>,
-        on_frame: impl FnMut(M, Arrival) + Send + 'static,
+        reader: FrameReader<ToHost>,
+        on_frame: impl FnMut(ToHost, Arrival) + Send + 'static,
     ) -> io::Result<()> {
         let reading = reading::read(self.clone(), reader, on_frame);
         tokio::select! {
@@ -269,7 +316,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::protocol::{Limits, ToHost};
+    use crate::protocol::Limits;
 
     #[test]
     fn a_descriptor_travels_with_the_first_bytes() {

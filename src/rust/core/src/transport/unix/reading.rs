@@ -9,24 +9,27 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::descriptors::{SCARCE, is_crowded};
+use super::offer::{Offered, RingFrames, misplaced};
 use super::{CROWDED_TRIES, Incoming, UnixLink};
 use crate::memory::Arrival;
-use crate::protocol::FrameReader;
+use crate::protocol::{FrameReader, ToHost};
 use crate::sys::readers::{self, Progress, Reader};
 
 /// Limit of reads in a row, after which other links have their turn.
 const MOST_READS: u32 = 16;
 
 /// A link that is read by either thread, one at a time.
-struct Reading<M, F> {
+struct Reading<F> {
     link: Arc<UnixLink>,
-    state: Mutex<State<M, F>>,
+    state: Mutex<State<F>>,
     /// The stage is no longer `Open`.
     paused: Notify,
 }
 
-struct State<M, F> {
-    incoming: Incoming<M>,
+struct State<F> {
+    incoming: Incoming<ToHost>,
+    /// What comes by the ring, if there is one.
+    ring: Option<RingFrames>,
     on_frame: F,
     stage: Stage,
     /// How often in a row this process had no room for a descriptor that was passed to it.
@@ -40,19 +43,24 @@ enum Stage {
 }
 
 /// Reads frames and hands them to `on_frame`, on this thread or the main thread, until the link is over.
-pub(super) async fn read<M, F>(
+pub(super) async fn read<F>(
     link: Arc<UnixLink>,
-    reader: FrameReader<M>,
+    reader: FrameReader<ToHost>,
     on_frame: F,
 ) -> io::Result<()>
 where
-    M: serde::de::DeserializeOwned + Send + 'static,
-    F: FnMut(M, Arrival) + Send + 'static,
+    F: FnMut(ToHost, Arrival) + Send + 'static,
 {
     let mut incoming = Incoming::new(reader);
     incoming.one_of_many = true;
+    let offered = link.offered.lock().take();
+    let (seat, ring) = match offered {
+        Some(Offered { seat, frames }) => (Some(seat), Some(frames)),
+        None => (None, None),
+    };
     let mut state = State {
         incoming,
+        ring,
         on_frame,
         stage: Stage::Open,
         tries: 0,
@@ -65,6 +73,13 @@ where
         paused: Notify::new(),
     });
     let registration = readers::add(link.data.sink.as_fd(), reading.clone())?;
+    if let Some(seat) = &seat {
+        seat.take(link.data.sink.as_fd(), reading.clone());
+        // The mark may have been set before.
+        if reading.look() == Progress::Paused {
+            reading.paused();
+        }
+    }
     let _end = End(&reading);
     loop {
         reading.paused.notified().await;
@@ -80,40 +95,33 @@ where
 }
 
 /// Nothing is read any more: the main thread may be about to, and may be in the midst of it now.
-struct End<'a, M, F>(&'a Reading<M, F>);
+struct End<'a, F>(&'a Reading<F>);
 
-impl<M, F> Drop for End<'_, M, F> {
+impl<F> Drop for End<'_, F> {
     fn drop(&mut self) {
-        self.0.state.lock().stage = Stage::Over(Ok(()));
+        let mut state = self.0.state.lock();
+        state.stage = Stage::Over(Ok(()));
+        if let Some(ring) = &state.ring {
+            ring.close();
+        }
     }
 }
 
-impl<M, F> Reader for Reading<M, F>
-where
-    M: serde::de::DeserializeOwned + Send,
-    F: FnMut(M, Arrival) + Send,
-{
+impl<F: FnMut(ToHost, Arrival) + Send> Reader for Reading<F> {
     fn read(&self) -> Progress {
         let mut state = self.state.lock();
-        if !matches!(state.stage, Stage::Open) {
-            // The other thread has paused it.
-            return Progress::Drained;
-        }
         for _ in 0..MOST_READS {
-            // A fault of ours ends this link, not those of all others.
-            let step = catch_unwind(AssertUnwindSafe(|| state.step(&self.link)));
-            match step.unwrap_or_else(|_| Err(io::Error::other("a fault in what was read"))) {
-                Ok(Some(Progress::More)) => {}
-                Ok(Some(progress)) => return progress,
-                Ok(None) => return state.pause(Stage::Over(Ok(()))),
-                Err(e) if is_crowded(&e) && state.tries < CROWDED_TRIES => {
-                    state.tries += 1;
-                    return state.pause(Stage::Crowded);
-                }
-                Err(e) => return state.pause(Stage::Over(Err(e))),
+            match state.guarded(|state| state.step(&self.link)) {
+                Progress::More => {}
+                progress => return progress,
             }
         }
         Progress::More
+    }
+
+    fn look(&self) -> Progress {
+        let look = |state: &mut State<F>| state.take_ring().map(|()| Some(Progress::Drained));
+        self.state.lock().guarded(look)
     }
 
     fn paused(&self) {
@@ -121,11 +129,40 @@ where
     }
 }
 
-impl<M: serde::de::DeserializeOwned, F: FnMut(M, Arrival)> State<M, F> {
-    /// Reads once. `None`: the peer is gone.
+impl<F: FnMut(ToHost, Arrival)> State<F> {
+    /// Reads, unless nothing is to be read now. `None`: the peer is gone.
+    fn guarded(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> io::Result<Option<Progress>>,
+    ) -> Progress {
+        if !matches!(self.stage, Stage::Open) {
+            // The other thread has paused it.
+            return Progress::Drained;
+        }
+        // A fault of ours ends this link, not those of all others.
+        let step = catch_unwind(AssertUnwindSafe(|| read(self)));
+        match step.unwrap_or_else(|_| Err(io::Error::other("a fault in what was read"))) {
+            Ok(Some(progress)) => progress,
+            Ok(None) => self.pause(Stage::Over(Ok(()))),
+            Err(e) if is_crowded(&e) && self.tries < CROWDED_TRIES => {
+                self.tries += 1;
+                self.pause(Stage::Crowded)
+            }
+            Err(e) => self.pause(Stage::Over(Err(e))),
+        }
+    }
+
+    /// Reads the socket once. `None`: the peer is gone.
     fn step(&mut self, link: &UnixLink) -> io::Result<Option<Progress>> {
         let progress = match self.incoming.fill(link.data.sink.as_fd()) {
-            Ok((0, _)) => return Ok(None),
+            Ok((0, _)) => {
+                // The last that it has written may be unread.
+                if let Some(ring) = &self.ring {
+                    ring.close();
+                }
+                self.take_ring()?;
+                return Ok(None);
+            }
             // A short read has emptied the socket; asking again would only cost a system call to hear so.
             Ok((_, true)) => Progress::Drained,
             Ok((_, false)) => Progress::More,
@@ -138,11 +175,40 @@ impl<M: serde::de::DeserializeOwned, F: FnMut(M, Arrival)> State<M, F> {
         Ok(Some(progress))
     }
 
+    /// Takes the frames that have come by the socket, each after those that were written to the ring before it.
     fn take_frames(&mut self) -> io::Result<()> {
         while let Some((message, body)) = self.incoming.next_frame()? {
-            (self.on_frame)(message, body);
+            let expected = match (&mut self.ring, &message) {
+                (Some(ring), ToHost::ByRing) if !ring.current => {
+                    ring.current = true;
+                    true
+                }
+                (Some(_), ToHost::Look) => true,
+                (_, ToHost::ByRing | ToHost::BySocket | ToHost::Look) => false,
+                _ => {
+                    self.take_ring()?;
+                    let by_socket = self.ring.as_ref().is_none_or(|ring| !ring.current);
+                    if by_socket {
+                        (self.on_frame)(message, body);
+                        continue;
+                    }
+                    false
+                }
+            };
+            if !expected {
+                return Err(misplaced());
+            }
+            self.take_ring()?;
         }
         Ok(())
+    }
+
+    /// Takes the frames that are in the ring.
+    fn take_ring(&mut self) -> io::Result<()> {
+        match &mut self.ring {
+            Some(ring) => ring.take(&mut self.on_frame),
+            None => Ok(()),
+        }
     }
 
     fn pause(&mut self, stage: Stage) -> Progress {

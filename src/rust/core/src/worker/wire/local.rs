@@ -1,6 +1,6 @@
 //! On the host's machine: two Unix sockets. The data channel is read by the main thread
 //! itself (a thread in between would cost a wake-up per task), the control channel by a
-//! thread of its own, the *watcher*.
+//! thread of its own, the *watcher*. What goes to the host is in [`outbound`].
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,13 +17,21 @@ use crate::memory::{Arrival, Parts};
 use crate::protocol::{Control, Frame, FrameReader, Limits, ToDaemon, ToHost, VERSION};
 use crate::sys::signals::{self, poll_in};
 use crate::sys::{Polled, spin};
-use crate::transport::unix::Incoming;
+use crate::transport::unix::{Come, Incoming};
 use crate::transport::{Address, unix};
+
+#[cfg(target_os = "linux")]
+mod outbound;
+#[cfg(not(target_os = "linux"))]
+#[path = "local/socket_only.rs"]
+mod outbound;
+
+use outbound::Outbound;
 
 struct LocalWire {
     data: UnixStream,
-    /// Held while something is sent there: mostly by the main thread, rarely by the watcher.
-    sending: Arc<Mutex<()>>,
+    /// Locked while something is sent: mostly by the main thread, rarely by the watcher.
+    outbound: Arc<Mutex<Outbound>>,
     control: UnixStream,
     incoming: Incoming<ToDaemon>,
     watcher: Option<JoinHandle<()>>,
@@ -36,12 +44,13 @@ pub(super) fn dial(address: &Address, dialling: &Dialling<'_>) -> Result<Box<dyn
     let data = unix::connect(address).map_err(connect)?;
     let (data, control, incoming, answer) = introduce(data, dialling.options).map_err(handshake)?;
     accepted(answer, address)?;
-    let sending = Arc::default();
+    let (outbound, commands) = begin(&data, &control).map_err(handshake)?;
+    let outbound = Arc::new(Mutex::new(outbound));
     let gate = dialling.gate.clone();
-    let watcher = watch(&data, &control, gate, Arc::clone(&sending)).map_err(handshake)?;
+    let watcher = watch(&data, &control, commands, gate, outbound.clone()).map_err(handshake)?;
     Ok(Box::new(LocalWire {
         data,
-        sending,
+        outbound,
         control,
         incoming,
         watcher: Some(watcher),
@@ -58,6 +67,7 @@ impl Wire for LocalWire {
         most: Option<Duration>,
         interrupted: Option<&dyn Fn() -> bool>,
     ) -> io::Result<Polled> {
+        self.outbound.lock().hand_over()?;
         spin(|| unix::is_readable(&self.data));
         if most.is_some() || interrupted.is_some() {
             let polled = poll_in(self.data.as_fd(), most, &|| {
@@ -80,8 +90,8 @@ impl Wire for LocalWire {
     }
 
     fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
-        let _sending = self.sending.lock();
-        unix::send_message(&self.data, message, body)
+        let more = self.incoming.holds_frame();
+        self.outbound.lock().send(message, body, more)
     }
 
     fn passes_memory(&self) -> bool {
@@ -89,10 +99,7 @@ impl Wire for LocalWire {
     }
 
     fn sender(&self) -> Box<dyn Sender> {
-        Box::new(LocalSender {
-            data: self.data.try_clone(),
-            sending: self.sending.clone(),
-        })
+        Box::new(LocalSender(self.outbound.clone()))
     }
 
     fn close(&mut self) {
@@ -104,19 +111,11 @@ impl Wire for LocalWire {
     }
 }
 
-/// Another handle of the socket, if there could be one.
-struct LocalSender {
-    data: io::Result<UnixStream>,
-    sending: Arc<Mutex<()>>,
-}
+struct LocalSender(Arc<Mutex<Outbound>>);
 
 impl Sender for LocalSender {
     fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
-        let _sending = self.sending.lock();
-        match &self.data {
-            Ok(data) => unix::send_message(data, message, body),
-            Err(e) => Err(e.kind().into()),
-        }
+        self.0.lock().send(message, body, false)
     }
 }
 
@@ -154,12 +153,33 @@ fn introduce(data: UnixStream, options: &Options) -> io::Result<Introduction> {
     Ok((data, control, incoming, answer))
 }
 
+/// What the host says by the control channel: what is being read, and what was read already.
+type Commands = (FrameReader<Control>, Option<Control>);
+
+/// Takes the ring, if the host has offered one.
+fn begin(data: &UnixStream, control: &UnixStream) -> io::Result<(Outbound, Commands)> {
+    let data = data.try_clone()?;
+    #[cfg_attr(not(target_os = "linux"), allow(unused_mut))]
+    let mut reader = FrameReader::new(Limits::HANDSHAKE);
+    #[cfg(target_os = "linux")]
+    {
+        let (taken, first) = unix::take_ring(control, &mut reader)?;
+        Ok((Outbound::new(data, taken), (reader, first)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = control;
+        Ok((Outbound::new(data), (reader, None)))
+    }
+}
+
 /// Starts the watcher.
 fn watch(
     data: &UnixStream,
     control: &UnixStream,
+    commands: Commands,
     gate: Arc<Gate>,
-    sending: Arc<Mutex<()>>,
+    outbound: Arc<Mutex<Outbound>>,
 ) -> io::Result<JoinHandle<()>> {
     let (data, control) = (data.try_clone()?, control.try_clone()?);
     let host = unix::peer_process(&data);
@@ -169,24 +189,26 @@ fn watch(
             .name("mirai-watcher".into())
             .stack_size(128 * 1024)
             .spawn(move || {
-                let mut reader = FrameReader::<Control>::new(Limits::HANDSHAKE);
-                while unix::wait_readable(&control, host.as_ref()) {
-                    let Ok((1.., _)) = reader.fill(|room| unix::recv(control.as_fd(), room)) else {
-                        break;
-                    };
+                let (mut reader, first) = commands;
+                if let Some(message) = first {
+                    obey(message, &gate, &outbound);
+                }
+                // Its own handle: the main thread holds the lock while it sends.
+                let timer = outbound.lock().timer();
+                let timer = timer.as_deref().map(AsFd::as_fd);
+                loop {
                     while let Ok(Some((message, _))) = reader.next() {
-                        match message {
-                            Control::Cancel { seq } => cancel(&gate, seq),
-                            Control::Recall { from, to } => {
-                                let from = gate.give_back(from, to);
-                                let _sending = sending.lock();
-                                // If the host is gone, the next read will tell.
-                                let returned = ToHost::Returned { from, to };
-                                let _ = unix::send_message(&data, &returned, (&[]).into());
-                            }
-                            Control::End => gate.end(),
-                            // Here, what has arrived may begin.
-                            Control::Grant { .. } => {}
+                        obey(message, &gate, &outbound);
+                    }
+                    match unix::wait_readable_or(&control, host.as_ref(), timer) {
+                        Come::End => break,
+                        // If the host is gone, the next read will tell.
+                        Come::Beside => drop(outbound.lock().tick()),
+                        Come::Bytes => {
+                            let read = reader.fill(|room| unix::recv(control.as_fd(), room));
+                            let Ok((1.., _)) = read else {
+                                break;
+                            };
                         }
                     }
                 }
@@ -195,4 +217,20 @@ fn watch(
                 gate.hang_up(GRACE);
             })
     })
+}
+
+/// Does what the host says.
+fn obey(message: Control, gate: &Arc<Gate>, outbound: &Mutex<Outbound>) {
+    match message {
+        Control::Cancel { seq } => cancel(gate, seq),
+        Control::Recall { from, to } => {
+            let from = gate.give_back(from, to);
+            // If the host is gone, the next read will tell.
+            let returned = ToHost::Returned { from, to };
+            let _ = outbound.lock().send(&returned, (&[]).into(), false);
+        }
+        Control::End => gate.end(),
+        // Here, what has arrived may begin; and a ring comes first.
+        Control::Grant { .. } | Control::Ring { .. } => {}
+    }
 }

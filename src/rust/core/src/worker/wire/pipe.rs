@@ -176,7 +176,7 @@ impl Inbox {
                     }
                     ToDaemon::Control(Control::End) => self.gate.end(),
                     // Here, what has arrived may begin.
-                    ToDaemon::Control(Control::Grant { .. }) => {}
+                    ToDaemon::Control(Control::Grant { .. } | Control::Ring { .. }) => {}
                     message => {
                         let mut state = self.state.lock();
                         state.welcome |= matches!(message, ToDaemon::Welcome { .. });
