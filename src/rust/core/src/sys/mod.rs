@@ -34,4 +34,5 @@ pub(crate) use platform::{end_of_process, no_sigpipe, pipe};
 pub(crate) use platform::{files, signals};
 #[cfg(windows)]
 pub(crate) use platform::{handles, security};
+#[cfg(unix)]
 pub(crate) use spin::spin;
