@@ -143,7 +143,7 @@ read_mutants <- function(n, seed) {
 }
 
 # The protocol's version that the peers below speak by hand: VERSION in core/src/protocol/message.rs.
-protocol_version <- 6L
+protocol_version <- 7L
 
 # Starts an evil_daemon() for a profile, and waits until the host has taken it. An error with what the process has
 # written if it has not: tasks would wait for ever.
@@ -277,8 +277,8 @@ evil_host <- function(frame = parent.frame()) {
   size <- function(n) c(number(n), number(0L))
   send <- function(payload, values = list(), sizes = lengths(values), attached = length(sizes)) {
     sent <<- sent + 1
-    # A task: its number, kind, no stream, no constants, up to which number they may begin, values attached
-    meta <- c(as.raw(3), varint(sent), as.raw(c(0, 0, 0)), varint(sent), varint(attached))
+    # A task: its number, kind, no stream, no constants, up to which number they may begin, values attached, no id
+    meta <- c(as.raw(3), varint(sent), as.raw(c(0, 0, 0)), varint(sent), varint(attached), as.raw(0))
     frame_out(meta, c(payload, unlist(values), unlist(lapply(sizes, size))))
     repeat {
       answer <- frame_in()

@@ -82,7 +82,9 @@ fn run(mut settings: Settings) -> Result<End> {
         settings.dial.insist = true;
         // Not before: until here, the process that launched this one reads failures from stderr.
         let keep = match settings.streams {
-            Streams::Shown => None,
+            // Somebody may have a prompt there, to whom no other task's lines are shown.
+            Streams::Shown if settings.dial.interruptible => None,
+            Streams::Shown => Some(Keep::Shown),
             Streams::Discarded => Some(Keep::LastWords),
             Streams::Kept => Some(Keep::Tasks),
         };

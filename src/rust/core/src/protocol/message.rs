@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Host and daemon must agree on it exactly.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Numbers a task on one link, from 1 upwards, in the order of sending. Unlike
 /// a task's id it is never used twice on a link, also when a task is retried.
@@ -72,6 +72,9 @@ pub enum ToDaemon {
         granted: Seq,
         /// Number of values that are attached to the body: see [`Layout`](crate::memory::Layout).
         attached: u32,
+        /// The number of its handle in the session that has submitted it, by which what it prints is named; 0 if it has
+        /// none.
+        number: u32,
     },
     /// The body is what every daemon should know. It takes the place of an earlier one.
     Configuration,

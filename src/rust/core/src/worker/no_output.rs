@@ -9,6 +9,8 @@ pub enum Keep {
     LastWords,
     /// What each task writes to stdout and stderr: not here.
     Tasks,
+    /// Nothing: the streams stay as they are, and lines do not name their task.
+    Shown,
 }
 
 /// The standard streams of this process while it serves a host.
@@ -22,7 +24,7 @@ impl Output {
     /// Output of tasks is to be kept, which cannot be done here.
     pub fn begin(keep: Keep) -> io::Result<Output> {
         match keep {
-            Keep::LastWords => Ok(Output(())),
+            Keep::LastWords | Keep::Shown => Ok(Output(())),
             Keep::Tasks => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "what tasks print cannot be kept on this system",
@@ -36,7 +38,7 @@ impl Output {
     }
 
     /// Does nothing here.
-    pub fn task_begins(&self) {}
+    pub fn task_begins(&self, _: u32) {}
 
     /// Nothing.
     pub fn take(&self) -> String {
