@@ -16,8 +16,9 @@
 #'   4 (options) and 8 (run the garbage collector). What existed when the daemon started stays, and so does what
 #'   [everywhere()] made.
 #' @param output what becomes of what tasks write to stdout and stderr. `FALSE`: it is discarded. `TRUE`: it goes at
-#'   once to where the daemon's own streams go, for local daemons the host's terminal, and so do warnings. `"task"`: it
-#'   is sent to the host with the task's value: see [mirai_output()].
+#'   once to where the daemon's own streams go, for local daemons the host's terminal, and so do warnings. Each line
+#'   begins with the task's number, as in `[task 12]`: see below. `"task"`: it is sent to the host with the task's
+#'   value: see [mirai_output()].
 #' @param idletime exit after this many milliseconds without a task.
 #' @param walltime exit this many milliseconds after the start.
 #' @param maxtasks exit after this number of tasks.
@@ -33,6 +34,11 @@
 #'   `walltime`. 3: `maxtasks`. [nextcode()] has the words.
 #' @details
 #' `idletime`, `walltime` and `maxtasks` are checked between tasks. They never interrupt a task, and no task is lost.
+#'
+#' With `output = TRUE`, the number of a task is that of its mirai on the host, `attr(m, "id")`, and that in
+#' [task_log()]. The lines of several local daemons do not mix. A line without an end is shown after 100 ms, and ended
+#' when the task is over. For the code of a task, stdout and stderr are pipes: `isatty()` is `FALSE`. On Windows, and if
+#' you call `daemon()` in an interactive session, lines are printed as they are, without a number.
 #'
 #' If one part of the cleanup fails, the others are still done. The daemon reports on its stderr, once, what it could
 #' not restore: for example the global environment, after a task has called [lockEnvironment()] on it.

@@ -1,9 +1,17 @@
 # The monitor as a page in the browser: a Shiny app that hands snapshots on. The page itself is inst/monitor.
 
-require_shiny <- function(call) {
-  if (!requireNamespace("shiny", quietly = TRUE)) {
-    stop_error("'where = \"browser\"' needs package shiny, which is not installed", call)
-  }
+# Loads shiny, all of it at once, and holds back interrupts meanwhile. Otherwise R loads an object when it is first
+# used. An interrupt then leaves the environments that belong to it empty for the rest of the session, such as those in
+# which R6 classes have their functions.
+load_shiny <- function(call) {
+  suspendInterrupts({
+    if (!requireNamespace("shiny", quietly = TRUE)) {
+      stop_error("'where = \"browser\"' needs package shiny, which is not installed", call)
+    }
+    for (package in c("later", "promises", "httpuv", "shiny")) {
+      eapply(asNamespace(package), function(x) NULL, all.names = TRUE)
+    }
+  })
 }
 
 # Serves the page until Ctrl-C, the end of the session that is watched, `n` snapshots or `timeout` milliseconds.
@@ -18,7 +26,7 @@ watch_page <- function(number, pid, n, timeout, options) {
     on.exit(stop_later(), add = TRUE)
   }
   feed$listen()
-  tryCatch(do.call(shiny::runApp, c(list(app), page_options(options, token))), interrupt = function(cnd) NULL)
+  do.call(shiny::runApp, c(list(app), page_options(options, token)))
   if (feed$has_ended()) {
     cat("Session ", pid, " has ended.\n", sep = "")
   }

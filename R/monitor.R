@@ -84,18 +84,34 @@ mirai_monitor <- function(
   if (!in_browser && ...length()) {
     stop_argument("...", "empty unless 'where = \"browser\"'", call)
   }
-  if (in_browser) {
-    require_shiny(call)
-  }
-  pid <- watched_pid(pid, call)
-  number <- .Call(rs_monitor_attach, pid)
-  on.exit(.Call(rs_monitor_detach, number))
-  if (in_browser) {
-    watch_page(number, pid, n, timeout, list(...))
-  } else {
-    watch_terminal(number, pid, n, timeout, format)
-  }
+  until_interrupted({
+    if (in_browser) {
+      load_shiny(call)
+    }
+    pid <- watched_pid(pid, call)
+    number <- with_call(.Call(rs_monitor_attach, pid), call)
+    on.exit(.Call(rs_monitor_detach, number))
+    if (in_browser) {
+      watch_page(number, pid, n, timeout, list(...))
+    } else {
+      watch_terminal(number, pid, n, timeout, format)
+    }
+  })
   invisible(NULL)
+}
+
+# Evaluates `expr` until Ctrl-C. An error after that comes from functions that put things back and were not prepared for
+# it: it is no news.
+until_interrupted <- function(expr) {
+  interrupted <- FALSE
+  evaluated <- function() {
+    withCallingHandlers(
+      expr,
+      interrupt = function(cnd) interrupted <<- TRUE,
+      error = function(cnd) if (interrupted) invokeRestart("interrupted")
+    )
+  }
+  tryCatch(withRestarts(evaluated(), interrupted = function() NULL), interrupt = function(cnd) NULL)
 }
 
 check_choice <- function(x, choices, name, call) {

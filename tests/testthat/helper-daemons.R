@@ -94,7 +94,7 @@ local_tmpdir <- function(frame = parent.frame()) {
 
 # Starts an R process that evaluates code. It ends with the test at the latest. `p$read_all_output_lines()` returns its
 # output, `p$wait()` waits for its end.
-r_process <- function(code, frame = parent.frame()) {
+r_process <- function(code, frame = parent.frame(), stderr = "2>&1") {
   skip_if_not_installed("callr")
   dir <- local_file("tmp", frame = frame)
   dir.create(dir)
@@ -103,7 +103,7 @@ r_process <- function(code, frame = parent.frame()) {
     libpath = .libPaths(),
     env = c(callr::rcmd_safe_env(), TMPDIR = dir),
     stdout = "|",
-    stderr = "2>&1"
+    stderr = stderr
   ))
   defer(
     function() {

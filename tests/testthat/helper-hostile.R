@@ -142,6 +142,36 @@ read_mutants <- function(n, seed) {
   read
 }
 
+# The protocol's version that the peers below speak by hand: VERSION in core/src/protocol/message.rs.
+protocol_version <- 7L
+
+# Starts an evil_daemon() for a profile, and waits until the host has taken it. An error with what the process has
+# written if it has not: tasks would wait for ever.
+start_evil_daemon <- function(profile, files, frame = parent.frame()) {
+  p <- r_process(evil_daemon(nextget("url", .compute = profile), files), frame)
+  wait_until(function() info(profile)[["connections"]] == 1L || !p$is_alive(), 60)
+  if (info(profile)[["connections"]] != 1L) {
+    stop_evil_daemon(p)
+  }
+  p
+}
+
+# The values of mirai, of which the evil daemon `p` has to answer all. An error if it ends before.
+answers_of <- function(p, x) {
+  wait_until(function() !unresolved(x) || !p$is_alive(), 60)
+  # Its last answers may be on their way.
+  if (!wait_until(function() !unresolved(x), 2)) {
+    stop_evil_daemon(p)
+  }
+  collect_mirai(x)
+}
+
+stop_evil_daemon <- function(p) {
+  state <- if (p$is_alive()) "does not answer" else "has ended"
+  p$kill(close_connections = FALSE)
+  stop("the evil daemon ", state, ": ", paste(p$read_all_output_lines(), collapse = "\n"))
+}
+
 # Code for a process that connects to `url` as a daemon, and answers tasks with the contents of `files`, one after the
 # other. It implements the protocol of core/src/protocol.
 evil_daemon <- function(url, files) {
@@ -167,7 +197,9 @@ evil_daemon <- function(url, files) {
       list(sum(as.integer(bytes[seq_len(n)]) %% 128 * 128^(seq_len(n) - 1)), bytes[-seq_len(n)])
     }
     # Hello: version, process id, directory, slots
-    send(as.raw(c(0, 7, 1, 0, 1)))
+    send(as.raw(c(0, ",
+    protocol_version,
+    ", 1, 0, 1)))
     arrived <- granted <- answered <- 0
     for (file in c(",
     files,
@@ -178,6 +210,7 @@ evil_daemon <- function(url, files) {
         lengths <- readBin(head[5:16], 'integer', 2, endian = 'little')
         meta <- readBin(con, 'raw', lengths[1])
         body <- readBin(con, 'raw', lengths[2])
+        if (meta[1] == 2) stop('the host has refused this daemon: ', rawToChar(meta[-(1:2)]))
         if (meta[1] == 8) send(as.raw(2)) # a ping
         if (meta[1] == 3) { # a task: its number, kind, stream, constants, up to which number they may begin
           rest <- number_in(meta[-1])[[2]]
@@ -193,7 +226,7 @@ evil_daemon <- function(url, files) {
       send(c(as.raw(3), varint(answered), as.raw(c(0, 0, 0, 0))), readBin(file, 'raw', file.size(file)))
     }
     # Waits until the host closes the connection.
-    readBin(con, 'raw', 1)
+    while (length(readBin(con, 'raw', 16))) {}
   "
   )
 }
@@ -234,14 +267,18 @@ evil_host <- function(frame = parent.frame()) {
     lengths <- readBin(head[5:16], "integer", 2L, endian = "little")
     list(meta = readBin(con, "raw", lengths[[1L]]), body = readBin(con, "raw", lengths[[2L]]))
   }
-  expect_identical(frame_in()$meta[[1L]], as.raw(0)) # Hello
+  # Hello, version
+  hello <- as.integer(frame_in()$meta[1:2])
+  if (!identical(hello, c(0L, protocol_version))) {
+    stop("the daemon speaks version ", hello[[2L]], " of the protocol, not ", protocol_version)
+  }
   frame_out(as.raw(c(1, 0, 1))) # Welcome, no keep-alive, may spin
   sent <- 0
   size <- function(n) c(number(n), number(0L))
   send <- function(payload, values = list(), sizes = lengths(values), attached = length(sizes)) {
     sent <<- sent + 1
-    # A task: its number, kind, no stream, no constants, up to which number they may begin, values attached
-    meta <- c(as.raw(3), varint(sent), as.raw(c(0, 0, 0)), varint(sent), varint(attached))
+    # A task: its number, kind, no stream, no constants, up to which number they may begin, values attached, no id
+    meta <- c(as.raw(3), varint(sent), as.raw(c(0, 0, 0)), varint(sent), varint(attached), as.raw(0))
     frame_out(meta, c(payload, unlist(values), unlist(lapply(sizes, size))))
     repeat {
       answer <- frame_in()

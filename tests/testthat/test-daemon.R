@@ -260,6 +260,59 @@ test_that("each step of the cleanup is done even if others fail", {
   expect_identical(mirai(Sys.getpid())[], pid)
 })
 
+test_that("output = TRUE prints lines with the number of their task, and the lines of two daemons do not mix", {
+  out <- r_output(
+    '{
+    library(mirai)
+    daemons(2, output = TRUE)
+    x <- mirai_map(1:4, function(i) {
+      for (k in 1:200) {
+        cat("element", i, "")
+        cat("line", k, "\n")
+      }
+      system("echo child")
+      message("message")
+      cat("no end of line")
+    })
+    x[]
+    cat("ids", vapply(x, attr, 0, "id"), "\n")
+    invisible(mirai::everywhere(cat("set up\n"))[])
+    daemons(0)
+  }'
+  )
+  skip_on_os("windows")
+  ids <- scan(text = sub("ids ", "", grep("^ids", out, value = TRUE)), quiet = TRUE)
+  expect_length(ids, 4L)
+  for (i in 1:4) {
+    name <- paste0("[task ", ids[[i]], "] ")
+    lines <- substring(out[startsWith(out, name)], nchar(name) + 1L)
+    expect_identical(lines, c(paste("element", i, "line", 1:200, ""), "child", "message", "no end of line"))
+  }
+  # All of it was there before the values were.
+  said <- startsWith(out, "[task")
+  expect_identical(which(said)[1:812], 1:812)
+  expect_match(out[said][-(1:812)], "^\\[task [56]\\] set up$")
+})
+
+test_that("output = TRUE keeps stdout and stderr apart, and shows what a daemon has written that is killed", {
+  skip_on_os("windows")
+  file <- local_file("stderr")
+  code <- '{
+    library(mirai)
+    daemons(1, output = TRUE, respawn = FALSE)
+    mirai({ cat("out\\n"); message("err"); system("echo both; echo both >&2") })[]
+    m <- mirai({ cat("to the end\\n", file = stderr()); tools::pskill(Sys.getpid(), tools::SIGKILL) })[]
+    cat(attr(m, "reason"), "\\n")
+    daemons(0)
+  }'
+  p <- r_process(code, stderr = file)
+  p$wait(30000)
+  out <- p$read_all_output_lines()
+  expect_identical(out[1:2], paste("[task 1]", c("out", "both")))
+  expect_identical(readLines(file)[1:2], paste("[task 1]", c("err", "both")))
+  expect_true("to the end" %in% trimws(out))
+})
+
 test_that("what cannot be cleaned up is reported once, and does not stop the cleanup", {
   url <- local_url()
   local_test_daemons(url = url)

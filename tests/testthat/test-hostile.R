@@ -184,9 +184,8 @@ test_that("a hostile daemon's replies are error values, and do not stop the rest
     writeBin(bad[[i]], files[2 * i - 1])
     writeBin(good, files[2 * i])
   }
-  p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
-  expect_true(connected(1, profile))
-  got <- mirai_map(seq_along(files), function(x) x, .compute = profile)[]
+  p <- start_evil_daemon(profile, files)
+  got <- answers_of(p, mirai_map(seq_along(files), function(x) x, .compute = profile))
   odd <- seq_along(bad) * 2 - 1
   for (x in got[odd]) {
     expect_s3_class(x, "miraiError")
@@ -218,7 +217,8 @@ test_that("a hostile daemon's values are errors in the tasks that need them, on 
   each <- mirai_map(values, function(x) x)
   both <- lapply(values, function(m) mirai(list(x, y), x = m, .args = list(y = values[c(1L, length(values))])))
   constant <- lapply(values, function(m) mirai_map(1, function(x, y) y, .args = list(y = m)))
-  p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
+  p <- start_evil_daemon(profile, files)
+  suppressWarnings(answers_of(p, values))
   is_good <- c(TRUE, logical(length(bad)), TRUE)
   for (i in seq_along(files)) {
     got <- list(each[[i]][], both[[i]][], constant[[i]][][[1L]])
@@ -235,6 +235,24 @@ test_that("a hostile daemon's values are errors in the tasks that need them, on 
   expect_identical(nrow(daemon_log()), 1L)
 })
 
+test_that("a peer by hand that the host refuses, or that ends, fails its test", {
+  skip_on_cran()
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), environment())
+  daemons(url = "tcp://127.0.0.1:0", .compute = profile)
+  file <- local_file("good")
+  writeBin(encode("good"), file)
+  p <- start_evil_daemon(profile, file)
+  x <- lapply(1:2, function(i) mirai(i, .compute = profile))
+  expect_identical(answers_of(p, x[[1L]]), "good")
+  p$kill(close_connections = FALSE)
+  expect_error(answers_of(p, mirai(3, .compute = profile)), "the evil daemon has ended")
+  daemons(url = "tcp://127.0.0.1:0", .compute = profile)
+  environment(evil_daemon) <- list2env(list(protocol_version = 1L), parent = environment(evil_daemon))
+  environment(start_evil_daemon) <- environment()
+  expect_error(start_evil_daemon(profile, file), "the host has refused this daemon: .*version")
+})
+
 test_that("mutants that a daemon answers with are values or error values", {
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
@@ -248,9 +266,8 @@ test_that("mutants that a daemon answers with are values or error values", {
   for (file in files) {
     writeBin(mutate(all[[sample.int(length(all), 1L)]], all), file)
   }
-  p <- r_process(evil_daemon(nextget("url", .compute = profile), files))
-  expect_true(connected(1, profile))
-  got <- suppressWarnings(mirai_map(files, function(x) x, .compute = profile)[])
+  p <- start_evil_daemon(profile, files)
+  got <- suppressWarnings(answers_of(p, mirai_map(files, function(x) x, .compute = profile)))
   expect_length(got, 200)
 })
 

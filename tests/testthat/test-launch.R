@@ -24,7 +24,7 @@ test_that("output = TRUE lets a daemon's output through", {
     "d <- daemons(0)"
   )
   out <- r_output(sprintf(code, "TRUE"))
-  expect_true(all(c("to stdout", "to stderr", "value ") %in% out))
+  expect_true(all(c("[task 1] to stdout", "[task 1] to stderr", "value ") %in% out))
   out <- r_output(sprintf(code, "FALSE"))
   expect_identical(out, "value ")
 })

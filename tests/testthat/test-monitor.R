@@ -395,6 +395,45 @@ test_that("the page in the browser shows a session that is busy, and its end", {
   expect_identical(page$get_exit_status(), 0L)
 })
 
+test_that("Ctrl-C while the page starts ends it, whatever has been loaded by then", {
+  skip_if_not_installed("shiny")
+  skip_on_os("windows")
+  meeting <- local_meeting()
+  busy <- watched_session(meeting, c("cat('ready\n')", "Sys.sleep(600)"))
+  wait_for_line(busy, "ready")
+  interrupt <- "tools::pskill(Sys.getpid(), tools::SIGINT)"
+  page <- function(before, arguments = "launch.browser = FALSE") {
+    call <- paste0("mirai::mirai_monitor(where = 'browser', ", arguments, ")")
+    code <- c(meet_at(meeting), before, paste0("value <- withVisible(", call, ")"))
+    words(r_process(c(code, "cat('value', is.null(value$value), value$visible, '\n')")))
+  }
+  loading <- function(package) {
+    paste0("setHook(packageEvent('", package, "', 'onLoad'), function(...) ", interrupt, ")")
+  }
+  for (package in c("R6", "httpuv", "shiny")) {
+    expect_true("value TRUE FALSE " %in% page(loading(package)))
+  }
+  expect_true("value TRUE FALSE " %in% page("", paste0("launch.browser = function(url) ", interrupt)))
+})
+
+test_that("an error of what puts things back after Ctrl-C is not shown, others are", {
+  skip_on_os("windows")
+  out <- r_output(
+    '{
+    until_interrupted <- mirai:::until_interrupted
+    interrupted <- function() {
+      on.exit(stop("not prepared"))
+      tools::pskill(Sys.getpid(), tools::SIGINT)
+      Sys.sleep(60)
+    }
+    cat("value", format(until_interrupted(interrupted())), "\n")
+    cat("value", tryCatch(until_interrupted(stop("told")), error = conditionMessage), "\n")
+    cat("value", until_interrupted(1), "\n")
+  }'
+  )
+  expect_identical(trimws(grep("^value", out, value = TRUE)), c("value NULL", "value told", "value 1"))
+})
+
 test_that("the page ends by Ctrl-C, and after a time", {
   skip_if_not_installed("shiny")
   skip_if_not_installed("curl")

@@ -339,9 +339,9 @@ test_that("output = TRUE prints warnings as well, where R would not", {
   expect_identical(
     grep("Warning|seen|by R|never", said, value = TRUE),
     c(
-      "Warning in f() : seen",
-      "Warning: at top",
-      "Warning in eval(.expr., .envir.) : by R"
+      "[task 1] Warning in f() : seen",
+      "[task 1] Warning: at top",
+      "[task 1] Warning in eval(.expr., .envir.) : by R"
     )
   )
 })

@@ -18,6 +18,7 @@ fn message() -> ToDaemon {
         constants: None,
         granted: 12_345,
         attached: 0,
+        number: 12_345,
     }
 }
 

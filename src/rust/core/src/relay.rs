@@ -127,7 +127,11 @@ impl Relay {
                 body: body.clone(),
             };
             (0..n)
-                .map(|_| Arc::new(Task::new(next_task_id(), payload())))
+                .map(|_| {
+                    let one = Task::new(next_task_id(), payload());
+                    // As the session above numbers it, so that its output has the same name everywhere.
+                    Arc::new(one.labelled(task.number, None))
+                })
                 .collect()
         };
         let unwanted = match task.kind {

@@ -164,6 +164,11 @@ impl Task {
         self
     }
 
+    /// The number of its handle; 0 if it has none.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
     pub(crate) fn label(&self) -> Label {
         Label {
             number: self.number,

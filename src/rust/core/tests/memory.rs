@@ -371,6 +371,7 @@ fn a_host_that_passes_something_else_than_it_says_is_left() {
                 constants: None,
                 granted: 1,
                 attached: 0,
+                number: 0,
             };
             let good = inset(0, b"12345678");
             let head = encode_head_with(&task, 0, std::slice::from_ref(&good));

@@ -373,6 +373,48 @@ fn a_relay_passes_values_on() {
 }
 
 #[test]
+fn a_task_has_the_number_of_its_handle_on_a_daemon_and_behind_a_relay() {
+    let ((host, above), (below, url)) = (local(), local());
+    let numbered = |number| {
+        let body = b"x".as_slice().into();
+        let payload = Payload {
+            constants: None,
+            kind: Kind::Task,
+            stream: None,
+            body,
+        };
+        let task = Arc::new(Task::new(next_task_id(), payload).labelled(number, None));
+        host.submit(task.clone(), None, Target::Any);
+        task
+    };
+    let mut direct = dial(&above, None);
+    let one = numbered(41);
+    let task = next_finished(&mut direct);
+    assert_eq!(task.number, 41);
+    direct.reply(task.seq, b"y", false);
+    assert_eq!(*outcome(&one), value(b"y"));
+    drop(direct);
+    let relay = Relay::new(below);
+    let relaying = thread::spawn(move || {
+        let options = Options {
+            slots: SLOTS,
+            ..options(None)
+        };
+        let address = above.parse().unwrap();
+        let mut up = Worker::dial(&address, &options, relay.clone(), None, || false).unwrap();
+        relay.run(&mut up, || false)
+    });
+    let two = numbered(u32::MAX);
+    let mut behind = dial(&url, None);
+    let task = next_finished(&mut behind);
+    assert_eq!(task.number, u32::MAX);
+    behind.reply(task.seq, b"z", false);
+    assert_eq!(*outcome(&two), value(b"z"));
+    host.close(true);
+    relaying.join().unwrap();
+}
+
+#[test]
 fn a_task_that_comes_while_its_constants_are_completed_is_sent() {
     let (host, url) = local();
     let daemon = joining(dial(&url, None));
@@ -516,6 +558,7 @@ mod memory {
                     constants: None,
                     granted: 1,
                     attached,
+                    number: 0,
                 };
                 let body = [[255; 8], [1; 8]].concat();
                 let head = encode_head(&task, body.len());

@@ -192,6 +192,7 @@ impl ByHand {
             constants: None,
             granted,
             attached: 0,
+            number: 0,
         };
         self.tell(&task, &[seq as u8]);
     }

@@ -265,7 +265,7 @@ impl Serving<'_> {
                 };
                 state.set();
                 if let Some(output) = self.output {
-                    output.task_begins();
+                    output.task_begins(task.number);
                 }
                 let task = self.task.insert(task);
                 let traced = &raw mut self.traced;

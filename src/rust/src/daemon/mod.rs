@@ -56,7 +56,9 @@ fn run(mut settings: Settings) -> Result<End> {
     settings.dial.trust =
         trust.map_err(|e| Error::connect(format!("'tls' cannot be used: {e}")))?;
     let keep = match settings.streams {
-        Streams::Shown => None,
+        // Somebody may have a prompt there, to whom no other task's lines are shown.
+        Streams::Shown if settings.dial.interruptible => None,
+        Streams::Shown => Some(Keep::Shown),
         Streams::Discarded => Some(Keep::LastWords),
         Streams::Kept => Some(Keep::Tasks),
     };

@@ -54,7 +54,10 @@ impl Shared {
                         {
                             connected.send_once(constants);
                         }
-                        (peer, Posting::Task(task_frame(seq, granted, payload)))
+                        (
+                            peer,
+                            Posting::Task(task_frame(seq, granted, job.number(), payload)),
+                        )
                     }
                     Action::Cancel { peer, seq } => {
                         (peer, Posting::Control(Control::Cancel { seq }))
@@ -160,7 +163,7 @@ impl Connected {
 }
 
 /// The frame that carries a task.
-fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
+fn task_frame(seq: Seq, granted: Seq, number: u32, payload: Payload) -> Frame {
     let message = ToDaemon::Task {
         seq,
         kind: payload.kind,
@@ -168,6 +171,7 @@ fn task_frame(seq: Seq, granted: Seq, payload: Payload) -> Frame {
         constants: payload.constants.map(|c| c.id),
         granted,
         attached: payload.body.attached(),
+        number,
     };
     Frame::new(&message, payload.body)
 }

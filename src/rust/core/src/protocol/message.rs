@@ -72,6 +72,9 @@ pub enum ToDaemon {
         granted: Seq,
         /// Number of values that are attached to the body: see [`Layout`](crate::memory::Layout).
         attached: u32,
+        /// The number of its handle in the session that has submitted it, by which what it prints is named; 0 if it has
+        /// none.
+        number: u32,
     },
     /// The body is what every daemon should know. It takes the place of an earlier one.
     Configuration,

@@ -11,6 +11,8 @@ use crate::protocol::{Kind, Seq, Stream};
 pub struct Assignment {
     /// Its number on this link.
     pub seq: Seq,
+    /// The number of its handle on the host; 0 if it has none.
+    pub number: u32,
     /// How to treat it.
     pub kind: Kind,
     /// State of the random number generator to start from; `None`: go on with the own one.

@@ -309,11 +309,13 @@ impl Worker {
                 constants,
                 granted: _,
                 attached,
+                number,
             } => {
                 let common = constants.and_then(|id| self.constants.get(&id));
                 let Content { bytes, pieces, .. } = Content::from(body);
                 Ok(Some(Assignment {
                     seq,
+                    number,
                     kind,
                     stream,
                     constants: common.map(Common::lent).transpose()?,

@@ -9,6 +9,8 @@ pub enum Keep {
     LastWords,
     /// What each task writes to stdout and stderr: not here.
     Tasks,
+    /// Nothing: the streams stay as they are, and lines do not name their task.
+    Shown,
 }
 
 /// The standard streams of this process while it serves a host.
@@ -22,7 +24,7 @@ impl Output {
     /// Output of tasks is to be kept, which cannot be done here.
     pub fn can_be_kept(keep: Keep) -> io::Result<()> {
         match keep {
-            Keep::LastWords => Ok(()),
+            Keep::LastWords | Keep::Shown => Ok(()),
             Keep::Tasks => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "what tasks print cannot be kept on this system",
@@ -44,7 +46,7 @@ impl Output {
     }
 
     /// Does nothing here.
-    pub fn task_begins(&self) {}
+    pub fn task_begins(&self, _: u32) {}
 
     /// Nothing.
     pub fn take(&self) -> String {

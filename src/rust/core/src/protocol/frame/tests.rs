@@ -134,7 +134,7 @@ proptest! {
 
     #[test]
     fn flipped_bits_never_panic(at in 0usize..40, bit in 0u8..8) {
-        let task = ToDaemon::Task { seq: 3, kind: Kind::Map, stream: Some([1; 6]), constants: Some(7), granted: 3, attached: 0 };
+        let task = ToDaemon::Task { seq: 3, kind: Kind::Map, stream: Some([1; 6]), constants: Some(7), granted: 3, attached: 0, number: 9 };
         let mut bytes = encode_head(&task, 20).to_vec();
         bytes.extend_from_slice(&[1; 20]);
         let at = at % bytes.len();
