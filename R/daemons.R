@@ -57,7 +57,8 @@
 #'
 #' After five crashes of one daemon without a finished task between them, it is not started again, and [daemon_log()]
 #' says so. If no daemon is left then, the tasks that wait resolve to error value 19, whose attribute `"reason"` says
-#' how the last one ended, with the last lines that it wrote if it could not start.
+#' how the last one ended, with the last lines that it wrote if it could not start. Tasks that come later wait until a
+#' daemon is launched or connects. Whoever waits for them is told so after three seconds, with that reason.
 #'
 #' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
 #'
@@ -79,8 +80,8 @@
 #' A failure is a launch that fails or is given up, or a daemon that crashes before it has finished a task; those that
 #' happen together count once. After a failure there is a pause, of half a second at first. After five failures one
 #' after another, nothing is launched any more. If no daemon is left then, the tasks that wait resolve to error value
-#' 19, whose attribute `"reason"` says why. Launching begins anew when a daemon leaves in good order, when one is lost
-#' that has finished a task, or when you launch one by [launch_remote()].
+#' 19, whose attribute `"reason"` says why, and tasks that come later wait. Launching begins anew when a daemon leaves
+#' in good order, when one is lost that has finished a task, or when you launch one by [launch_remote()].
 #'
 #' @details
 #' `daemons()` returns when all local daemons are connected. If one cannot start, that is an error, which shows what the

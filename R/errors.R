@@ -11,7 +11,7 @@
 #' * `"errorValue"`, an integer: the evaluation was ended from outside. 5: timed out. 7: object closed. 19: connection
 #'   reset (the daemon was lost, or daemons were reset). 20: operation canceled (by [stop_mirai()]). If a daemon was
 #'   lost, attribute `"reason"` of 19 says which one, and why as far as that is known: `daemon 2 (pid 4711 on node) was
-#'   killed by signal 9`. [conditionMessage()] has it, too.
+#'   killed by signal 9`. If daemons were reset, it says that. [conditionMessage()] has it, too.
 #' * `"miraiError"`: the evaluation raised an error. The value is a character string, `Error in <call>: <message>`.
 #'   `$stack.trace` is a list of the calls on the stack, innermost first: as strings, or as calls in
 #'   [edition 2][mirai-edition]. `$message`, `$call`, `$condition.class` and all other fields of the original condition

@@ -183,11 +183,13 @@ tell_deserted <- function(profile) {
     }
   }
   place <- if (profile != "default") paste0(" of compute profile '", profile, "'")
+  why <- .Call(rs_why_none_is_left, profile)
   message(
     "waiting for tasks",
     place,
     ", but no daemon is connected and none is being launched: see ?launch_local, ",
-    "?launch_remote, status()"
+    "?launch_remote, status()",
+    if (!is.null(why)) paste0("\n", why)
   )
   TRUE
 }

@@ -89,9 +89,34 @@ test_that("crashes without a finished task between them have an end, and say why
   expect_reset(m[])
   expect_match(conditionMessage(m$data), "after 5 crashes")
   expect_identical(task_log()$attempts, 5L)
-  # The user starts another.
-  launch_local(1)
-  expect_identical(mirai("again")[], "again")
+  # What comes later waits, and is told why. The user starts another.
+  later <- mirai("again")
+  told <- character()
+  withCallingHandlers(
+    later[],
+    message = function(cnd) {
+      told <<- conditionMessage(cnd)
+      launch_local(1)
+      invokeRestart("muffleMessage")
+    }
+  )
+  expect_match(told, "no daemon is connected and none is being launched")
+  expect_match(told, attr(m$data, "reason"), fixed = TRUE)
+  expect_identical(later$data, "again")
+})
+
+test_that("error value 19 says that daemons were reset", {
+  profile <- local_test_daemons(1)
+  for (n in 1:0) {
+    running <- mirai(Sys.sleep(60))
+    queued <- mirai(1)
+    daemons(n, .compute = profile)
+    for (m in list(running, queued)) {
+      expect_reset(m[])
+      expect_identical(attr(m$data, "reason"), "the daemons were reset")
+      expect_match(conditionMessage(m$data), "the daemons were reset")
+    }
+  }
 })
 
 test_that("a daemon whose successors cannot start says what they wrote", {

@@ -121,6 +121,15 @@ fn close_session() -> Result<()> {
     Ok(())
 }
 
+/// Why a profile has no daemon, as a sentence, if the last one was given up; otherwise `NULL`.
+fn why_none_is_left(name: &str) -> Result<Nullable<String>> {
+    with_session(|session| {
+        let host = session.find(name).and_then(Profile::host);
+        let why = host.and_then(Host::why_none_is_left);
+        Ok(why.map_or(Nullable::Null, Nullable::NotNull))
+    })
+}
+
 /// The state of a profile, for `status()`; `NULL` if it is not set.
 fn profile_status(name: &str) -> Result<Robj> {
     let found = with_session(|session| {
@@ -170,4 +179,5 @@ functions! {
     fn profile_tls(name);
     fn renew_url(name, i, force);
     fn profile_status(name);
+    fn why_none_is_left(name);
 }

@@ -47,13 +47,12 @@ pub(crate) unsafe fn error_value(code: i32) -> SEXP {
     }
 }
 
-/// An error value 19 that says which daemon was lost, and why.
+/// An error value 19 that says which daemon was lost, and why, or that daemons were reset.
 pub(crate) unsafe fn reset_value(task: &Task) -> SEXP {
     // SAFETY: on R's main thread; what was allocated is protected. The text is dropped before R may run code.
     unsafe {
         let value = Rf_protect(error_value(19));
-        if let Some(loss) = task.loss() {
-            let text = loss.to_string();
+        if let Some(text) = task.reset_reason() {
             let reason = Rf_protect(r::string(&text));
             Rf_setAttrib(value, extendr_ffi::Rf_install(c"reason".as_ptr()), reason);
             Rf_unprotect(1);

@@ -7,7 +7,7 @@ mod needs;
 mod wait;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -135,6 +135,8 @@ pub struct Task {
     watchers: Mutex<Option<Box<Watchers>>>,
     /// The number of its handle, for the log; 0 if it has none.
     number: u32,
+    /// It has resolved to [`Outcome::Reset`] because its host was closed.
+    closed: AtomicBool,
     name: Option<Box<str>>,
     /// Of a task that needs others, or is needed by them.
     flow: OnceLock<Box<Flow>>,
@@ -151,6 +153,7 @@ impl Task {
             outcome: OnceLock::new(),
             watchers: Mutex::new(None),
             number: 0,
+            closed: AtomicBool::new(false),
             name: None,
             flow: OnceLock::new(),
             reserved: OnceLock::new(),
@@ -291,6 +294,21 @@ impl Task {
     /// The daemon that was lost with it, if it has resolved to [`Outcome::Reset`] for that.
     pub fn loss(&self) -> Option<Arc<Loss>> {
         self.watchers.lock().as_ref()?.loss.clone()
+    }
+
+    /// Notes that its host is closed, before it is settled. Many tasks may wait then: no memory is needed.
+    pub(crate) fn closed_with_host(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Why it has resolved to [`Outcome::Reset`], as a sentence, if that is known. May wait for half a second: see
+    /// [`Loss`].
+    pub fn reset_reason(&self) -> Option<String> {
+        match self.loss() {
+            Some(loss) => Some(loss.to_string()),
+            None if self.closed.load(Ordering::Relaxed) => Some("the daemons were reset".into()),
+            None => None,
+        }
     }
 
     /// The second half: frees what was sent and tells whoever waits.

@@ -249,6 +249,7 @@ fn launches_that_fail_have_an_end_and_what_waits_is_told() {
     // What comes now waits, until somebody launches a daemon by hand: then the fleet tries again.
     let later = submit(&fleet.host, b"later");
     assert!(fleet.host.is_deserted(&later));
+    assert_eq!(fleet.host.why_none_is_left(), Some(reason(&waiting[0])));
     let worker = dial(&fleet.host.urls()[0], None);
     echoing(worker);
     assert_eq!(*outcome(&later), value(b"later".to_vec()));

@@ -209,14 +209,17 @@ fn crashes_without_a_finished_task_between_them_have_an_end_and_what_waits_is_to
             assert!(reason.ends_with(end), "{reason}");
         }
         assert_eq!(started.load(Ordering::SeqCst), 3 + MOST_CRASHES);
-        // What comes now waits for a daemon.
+        // What comes now waits for a daemon, and why there is none can be asked.
         let later = submit(&host, b"later");
+        let why = host.why_none_is_left().unwrap();
+        assert!(why.ends_with("it exited with status 3"), "{why}");
         host.keep(Respawn::Crashed, {
             let url = host.urls()[0].clone();
             move |_| daemon(&url)
         })
         .unwrap();
         assert_eq!(*outcome(&later), value(b"later".to_vec()));
+        assert_eq!(host.why_none_is_left(), None);
         host.close(true);
     }
 }

@@ -29,6 +29,7 @@ impl Shared {
         decide: impl FnOnce(&mut Dispatcher<Arc<Task>>, Time, &mut Vec<Action<Arc<Task>>>),
     ) {
         let now = self.origin.elapsed();
+        let closed = self.is_closed();
         let mut flush = SmallVec::<[Arc<dyn Link>; 2]>::new();
         let mut over = SmallVec::<[Arc<Task>; 2]>::new();
         let mut room = false;
@@ -77,8 +78,12 @@ impl Shared {
                         continue;
                     }
                     Action::Resolve { job, verdict } => {
-                        if let Some(loss) = loss.clone().filter(|_| verdict == Verdict::Reset) {
-                            job.lost_with(loss);
+                        if verdict == Verdict::Reset {
+                            match &loss {
+                                Some(loss) => job.lost_with(loss.clone()),
+                                None if closed => job.closed_with_host(),
+                                None => {}
+                            }
                         }
                         // Here, so that a task which the dispatcher no longer
                         // knows has an outcome: see `cancel`.

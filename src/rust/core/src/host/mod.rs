@@ -250,6 +250,11 @@ impl Host {
         connections == 0 && !self.0.is_expecting() && !self.0.fleet_is_expecting()
     }
 
+    /// Why the last daemon was given up, as a sentence, if none has come or been launched since.
+    pub fn why_none_is_left(&self) -> Option<String> {
+        self.0.given_up().map(|loss| loss.to_string())
+    }
+
     /// A task has failed before it could be submitted.
     pub fn count_unsubmitted(&self) {
         self.0.state.lock().dispatcher.count_unsubmitted();

@@ -373,20 +373,23 @@ impl Shared {
 
     /// If the last daemon has been given up, nobody would ever take the tasks that wait: they are resolved.
     pub(super) fn look_whether_none_is_left(self: &Arc<Self>) {
-        let given_up_elsewhere = self.fleet_given_up();
-        if given_up_elsewhere.is_none() && self.fleet_is_expecting() {
-            return;
-        }
-        let loss = {
-            let keeping = self.keeping.lock();
-            let none = keeping.alive == 0 && keeping.resting.is_empty();
-            let given_up = given_up_elsewhere.or_else(|| keeping.given_up.clone());
-            given_up.filter(|_| none)
-        };
+        let loss = self.given_up();
         if loss.is_some() {
             self.act(None, loss, |dispatcher, now, out| {
                 dispatcher.handle(now, Event::NoneLeft, out);
             });
         }
+    }
+
+    /// The last daemon, if it was given up and none is on its way.
+    pub(super) fn given_up(&self) -> Option<Arc<Loss>> {
+        let elsewhere = self.fleet_given_up();
+        if elsewhere.is_none() && self.fleet_is_expecting() {
+            return None;
+        }
+        let keeping = self.keeping.lock();
+        let none = keeping.alive == 0 && keeping.resting.is_empty();
+        let loss = elsewhere.or_else(|| keeping.given_up.clone());
+        loss.filter(|_| none)
     }
 }
