@@ -82,7 +82,7 @@ test_that("other error values reject with their text", {
   local_test_daemons(1)
   p <- promises::as.promise(mirai(Sys.sleep(60)))
   daemons(0)
-  expect_identical(text(p), "Connection reset")
+  expect_identical(text(p), "Connection reset: the daemons were reset")
 })
 
 test_that("an interrupt of the evaluation fulfils", {
