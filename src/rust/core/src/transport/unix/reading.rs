@@ -156,11 +156,12 @@ impl<F: FnMut(ToHost, Arrival)> State<F> {
     fn step(&mut self, link: &UnixLink) -> io::Result<Option<Progress>> {
         let progress = match self.incoming.fill(link.data.sink.as_fd()) {
             Ok((0, _)) => {
-                // The last that it has written may be unread.
-                if let Some(ring) = &self.ring {
-                    ring.close();
-                }
-                self.take_ring()?;
+                self.hear_out()?;
+                return Ok(None);
+            }
+            // The peer has ended with something unread.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
+                self.hear_out()?;
                 return Ok(None);
             }
             // A short read has emptied the socket; asking again would only cost a system call to hear so.
@@ -201,6 +202,14 @@ impl<F: FnMut(ToHost, Arrival)> State<F> {
             self.take_ring()?;
         }
         Ok(())
+    }
+
+    /// Takes what the peer has written last, after its end. Should it still run, it learns that nothing else is taken.
+    fn hear_out(&mut self) -> io::Result<()> {
+        if let Some(ring) = &self.ring {
+            ring.close();
+        }
+        self.take_ring()
     }
 
     /// Takes the frames that are in the ring.
