@@ -137,6 +137,58 @@ test_that("functions are sent with their enclosing environments", {
   expect_identical(mirai_map(list(1:3), function(x) sapply(x, function(y) y + length(x)))[], list(4:6))
 })
 
+test_that("no element sees what others have done to the function and its arguments", {
+  local_test_daemons(1)
+  # one daemon evaluates all, and has read the same bytes before
+  inspect <- function(i, numbers, record, call, g) {
+    given <- parent.frame()
+    seen <- list(
+      is_new = !isdebugged(given$.f) && is.null(attr(given$.f, "used")) && is.null(attr(g, "used")),
+      numbers = numbers,
+      record = record,
+      call = call,
+      g = g(1)
+    )
+    debug(given$.f)
+    undebug(given$.f)
+    debug(given$.f)
+    attr(given$.f, "used") <- attr(g, "used") <- TRUE
+    body(g)[[2]] <- 100
+    numbers[1] <- 0
+    record$a$b <- "changed"
+    call[[1]] <- quote(`-`)
+    seen
+  }
+  environment(inspect) <- globalenv()
+  g <- function(x) x + 1
+  environment(g) <- globalenv()
+  args <- list(numbers = c(1, 2, 3), record = list(a = list(b = "as it was")), call = quote(1 + 2), g = g)
+  first <- list(is_new = TRUE, numbers = args$numbers, record = args$record, call = args$call, g = 2)
+  expect_identical(mirai_map(1:20, inspect, .args = args)[], rep(list(first), 20))
+  # what has a state of its own is new for each element
+  counter <- local({
+    n <- 0
+    function(x) n <<- n + 1
+  })
+  expect_identical(mirai_map(1:20, counter)[.flat], rep(1, 20))
+  state <- new.env()
+  count <- function(x, state) state$n <- length(state) + 1
+  environment(count) <- globalenv()
+  expect_identical(mirai_map(1:20, count, .args = list(state))[.flat], rep(1, 20))
+  expect_identical(mirai_map(1:20, count, .args = list(state = structure(list(), env = state)))[.flat], rep(1, 20))
+})
+
+test_that("functions with source references are sent, and compiled ones", {
+  local_test_daemons(1)
+  sourced <- eval(parse(text = "function(x) {\n  x + 1 # next\n}", keep.source = TRUE), globalenv())
+  compiled <- compiler::cmpfun(sourced)
+  for (f in list(sourced, compiled, identity, sum, `+`, stats::sd)) {
+    expect_identical(mirai_map(1:5, f)[], lapply(1:5, f))
+  }
+  text <- mirai_map(1:5, function(i, f) deparse(f), .args = list(f = sourced))[]
+  expect_identical(text, rep(list(deparse(sourced)), 5))
+})
+
 test_that("elements may be S4 objects, and large things are shared", {
   local_test_daemons(2)
   generator <- setClass("MiraiTestPoint", representation(x = "numeric"), where = globalenv())

@@ -41,13 +41,22 @@ pub(crate) struct Snapshot {
     locked: Vec<bool>,
     search: Vec<SEXP>,
     options: Options,
+    /// The options are as they were, and no function of R has been called since.
+    options_are_checked: bool,
 }
 
 /// R's options, and which packages were loaded when these were in force.
 struct Options {
-    entries: Vec<(SEXP, SEXP)>,
-    /// List of what must stay alive: the names of the loaded namespaces, then the options' values.
+    entries: Vec<Entry>,
+    /// List of what must stay alive: the names of the loaded namespaces, then the options' cells and values.
     kept: SEXP,
+}
+
+/// An option: its cell of R's list of options, which names it for good, and its value.
+#[derive(PartialEq)]
+struct Entry {
+    cell: SEXP,
+    value: SEXP,
 }
 
 impl Snapshot {
@@ -89,8 +98,14 @@ impl Snapshot {
                 locked,
                 search,
                 options,
+                options_are_checked: false,
             }
         }
+    }
+
+    /// A task has ended: anything may have changed.
+    pub(crate) fn task_has_ended(&mut self) {
+        self.options_are_checked = false;
     }
 
     /// Undoes a part of what has changed since.
@@ -114,6 +129,9 @@ impl Snapshot {
         // SAFETY: on R's main thread. `ls` is protected; the objects of the snapshot are in `kept`, which is
         // preserved.
         unsafe {
+            if self.has_same_globals() {
+                return;
+            }
             // No binding can be added to or removed from it then, and nothing can unlock it.
             let frozen = r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE;
             let mut incomplete = false;
@@ -165,7 +183,22 @@ impl Snapshot {
         }
     }
 
-    unsafe fn restore_search(&self) {
+    /// Whether the global environment has no variables but those of the snapshot, with the same values.
+    unsafe fn has_same_globals(&self) -> bool {
+        // SAFETY: on R's main thread; the objects of the snapshot are in `kept`, which is preserved.
+        unsafe {
+            let before = self.names.iter().zip(&self.values).zip(&self.locked);
+            Rf_xlength(R_GlobalEnv) == self.names.len() as isize && { before }.all(
+                |((name, value), locked)| {
+                    let symbol = Rf_installChar(*name);
+                    let now = Variable::of(symbol, R_GlobalEnv);
+                    now.is_still(*value) && is_locked(symbol, now) == *locked
+                },
+            )
+        }
+    }
+
+    unsafe fn restore_search(&mut self) {
         // SAFETY: on R's main thread. Attached environments are kept by R, those of the snapshot by `kept`;
         // `known` and `call` are protected.
         unsafe {
@@ -173,6 +206,7 @@ impl Snapshot {
             let mut same = self.search.iter();
             while env != R_BaseEnv && env != R_NilValue {
                 if same.next() != Some(&env) {
+                    self.options_are_checked = false;
                     let known =
                         Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, self.search.len() as _));
                     for (i, env) in self.search.iter().enumerate() {
@@ -192,17 +226,22 @@ impl Snapshot {
         // SAFETY: on R's main thread. R keeps the pairlist of options, of which each cell is valid up to
         // `R_NilValue`.
         unsafe {
+            if self.options_are_checked {
+                return;
+            }
             let mut cell = current_options();
             let mut saved = self.options.entries.iter();
             while cell != R_NilValue {
-                if saved.next() != Some(&(TAG(cell), CAR(cell))) {
+                let value = CAR(cell);
+                if saved.next() != Some(&Entry { cell, value }) {
                     return self.reset_options();
                 }
                 cell = CDR(cell);
             }
             if saved.next().is_some() {
-                self.reset_options();
+                return self.reset_options();
             }
+            self.options_are_checked = true;
         }
     }
 
@@ -215,8 +254,8 @@ impl Snapshot {
             let n = self.options.entries.len() as isize;
             let names = Rf_protect(Rf_allocVector(SEXPTYPE::STRSXP, n));
             let values = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
-            for (i, (tag, value)) in self.options.entries.iter().enumerate() {
-                SET_STRING_ELT(names, i as _, PRINTNAME(*tag));
+            for (i, Entry { cell, value }) in self.options.entries.iter().enumerate() {
+                SET_STRING_ELT(names, i as _, PRINTNAME(TAG(*cell)));
                 SET_VECTOR_ELT(values, i as _, *value);
             }
             let call = Rf_protect(Rf_lang4(
@@ -245,14 +284,17 @@ impl Options {
             let mut entries = Vec::new();
             let mut cell = current_options();
             while cell != R_NilValue {
-                entries.push((TAG(cell), CAR(cell)));
+                let value = CAR(cell);
+                entries.push(Entry { cell, value });
                 cell = CDR(cell);
             }
-            let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, entries.len() as isize + 1));
-            for (i, (_, value)) in entries.iter().enumerate() {
-                SET_VECTOR_ELT(kept, i as isize + 1, *value);
-            }
+            let size = 2 * entries.len() as isize + 1;
+            let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, size));
             SET_VECTOR_ELT(kept, 0, namespaces);
+            let parts = entries.iter().flat_map(|entry| [entry.cell, entry.value]);
+            for (i, part) in parts.enumerate() {
+                SET_VECTOR_ELT(kept, i as isize + 1, part);
+            }
             R_PreserveObject(kept);
             Rf_unprotect(3);
             Options { entries, kept }

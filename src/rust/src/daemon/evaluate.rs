@@ -396,6 +396,7 @@ pub(super) fn take_snapshot() -> Option<Snapshot> {
 }
 
 fn clean_up(snapshot: &mut Snapshot, what: c_int) {
+    snapshot.task_has_ended();
     // Where a step that has failed, and so left by a long jump, can be seen to have begun.
     let begun = Cell::new(0);
     while begun.get() < cleanup::STEPS.len() && what != 0 {

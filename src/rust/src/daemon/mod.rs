@@ -2,6 +2,7 @@
 
 mod attempts;
 mod evaluate;
+mod kept;
 mod limits;
 mod payload;
 mod settings;

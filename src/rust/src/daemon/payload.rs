@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use extendr_ffi::{
     R_GlobalEnv, R_NamesSymbol, R_NewEnv, R_NilValue, Rboolean, Rf_allocVector, Rf_defineVar,
-    Rf_getAttrib, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER_ELT, SET_VECTOR_ELT, SEXP,
-    SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
+    Rf_duplicate, Rf_getAttrib, Rf_protect, Rf_unprotect, Rf_xlength, INTEGER_ELT, SET_VECTOR_ELT,
+    SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 use mirai_core::memory::{Layout, Piece};
 use mirai_core::worker::Assignment;
 
-use super::attempts;
+use super::{attempts, kept};
 use crate::r::{self, Rf_installChar};
 use crate::serialize::{self, Source};
 use crate::streams::random_seed;
@@ -42,13 +42,19 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
             layout: &task.layout,
             common: false,
         };
-        let common = task.constants.as_ref().map(|c| Body {
+        let shared = task.constants.as_ref();
+        let common = shared.map(|c| Body {
             bytes: &c.bytes,
             pieces: &c.pieces,
             layout: &c.layout,
             common: true,
         });
-        let payload = Rf_protect(read(common.unwrap_or(own).message()));
+        let read_it = || read(common.unwrap_or(own).message());
+        let (payload, is_kept) = match shared.map(|shared| kept::payload(shared, read_it)) {
+            Some(payload) => (payload.object, payload.is_kept),
+            None => (read_it(), false),
+        };
+        Rf_protect(payload);
         // R does not check an index.
         if TYPEOF(payload) != SEXPTYPE::VECSXP || !(3..=5).contains(&Rf_xlength(payload)) {
             no_task();
@@ -61,9 +67,9 @@ pub(super) unsafe fn prepare(task: &Assignment, frame: SEXP) -> bool {
             Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
             Rf_unprotect(1);
         }
-        define_all(VECTOR_ELT(payload, 1), R_GlobalEnv);
+        define_all(VECTOR_ELT(payload, 1), R_GlobalEnv, is_kept);
         let env = Rf_protect(R_NewEnv(R_GlobalEnv, 0, 0));
-        define_all(VECTOR_ELT(payload, 2), env);
+        define_all(VECTOR_ELT(payload, 2), env, is_kept);
         if task.constants.is_some() {
             // The value of a mirai, if there is one.
             let element = Rf_protect(read(own.value(0).unwrap_or(own.message())));
@@ -196,9 +202,10 @@ unsafe fn no_task() -> ! {
     unsafe { r::raise("what the host has sent is no task") }
 }
 
-/// Assigns the elements of a named list, which is empty afterwards.
-unsafe fn define_all(list: SEXP, env: SEXP) {
-    // SAFETY: on R's main thread. `list` is protected; names and values of a list have the same length.
+/// Assigns the elements of a named list, or duplicates of them if the list `is_kept`. Otherwise it is empty afterwards.
+unsafe fn define_all(list: SEXP, env: SEXP, is_kept: bool) {
+    // SAFETY: on R's main thread. `list` is protected; names and values of a list have the same length. A duplicate is
+    // protected until a variable has it.
     unsafe {
         let names = Rf_getAttrib(list, R_NamesSymbol);
         let is_named = TYPEOF(list) == SEXPTYPE::VECSXP && TYPEOF(names) == SEXPTYPE::STRSXP;
@@ -206,13 +213,16 @@ unsafe fn define_all(list: SEXP, env: SEXP) {
             no_task();
         }
         for i in 0..Rf_xlength(list) {
-            Rf_defineVar(
-                Rf_installChar(STRING_ELT(names, i)),
-                VECTOR_ELT(list, i),
-                env,
-            );
-            // Now the variable alone has it, so that it can be changed without a copy.
-            SET_VECTOR_ELT(list, i, R_NilValue);
+            let name = Rf_installChar(STRING_ELT(names, i));
+            let value = VECTOR_ELT(list, i);
+            if is_kept {
+                Rf_defineVar(name, Rf_protect(Rf_duplicate(value)), env);
+                Rf_unprotect(1);
+            } else {
+                Rf_defineVar(name, value, env);
+                // Now the variable alone has it, so that it can be changed without a copy.
+                SET_VECTOR_ELT(list, i, R_NilValue);
+            }
         }
     }
 }
