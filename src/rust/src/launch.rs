@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use extendr_api::prelude::*;
 use extendr_ffi::{R_CallMethodDef, R_NilValue, SEXP, VECTOR_ELT};
+#[cfg(target_os = "linux")]
+use extendr_ffi::{Rf_install, Rf_lcons, Rf_protect, Rf_unprotect};
 use mirai_core::host::{Host, MakeJob, Respawn};
 use mirai_core::process::{self, command, Child, Job, Program};
 use mirai_core::sys::{Bell, Waited};
 use mirai_core::task::Task;
 use mirai_core::transport::Address;
 
+#[cfg(target_os = "linux")]
+use crate::daemon::within_r;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::forks;
@@ -115,6 +119,18 @@ fn has_fork_server() -> Result<bool> {
     return Ok(false);
 }
 
+/// Has R read the functions of our package.
+#[cfg(target_os = "linux")]
+fn read_functions() {
+    // SAFETY: on R's main thread, in `within_r`, where long jumps end; the call is protected.
+    within_r(|| unsafe {
+        let name = Rf_install(c"read_functions".as_ptr());
+        let call = Rf_protect(Rf_lcons(name, R_NilValue));
+        r::Rf_eval(call, r::NAMESPACE.get());
+        Rf_unprotect(1);
+    });
+}
+
 /// `.Call(serve_forks, tempdir())`: the fork server. `NULL` when it is over; in each process
 /// that it forks, the code to evaluate there. Such a process has to call `tempdir(check = TRUE)`
 /// first, which makes it a session directory: it has inherited the name of the server's.
@@ -126,7 +142,7 @@ unsafe extern "C-unwind" fn serve_forks(tempdir: SEXP) -> SEXP {
             if !give_up_directory(r::as_str(tempdir).unwrap_or_default()) {
                 r::raise("the session directory cannot be given up");
             }
-            if let Some(forked) = mirai_core::process::fork::serve() {
+            if let Some(forked) = mirai_core::process::fork::serve(read_functions) {
                 // Had the server been interrupted, that would not be for this process.
                 r::clear_interrupt();
                 let code = forked.code_if_wanted();

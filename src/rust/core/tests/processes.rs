@@ -9,6 +9,7 @@ mod common;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -19,6 +20,10 @@ use mirai_core::process::{self, Child, Program, fork, line};
 use mirai_core::task::Outcome;
 
 const ROLE: &str = "MIRAI_TEST_ROLE";
+/// A pipe into which the fork server says that it has prepared itself.
+const PREPARED: &str = "MIRAI_TEST_PREPARED";
+
+static HAS_PREPARED: AtomicBool = AtomicBool::new(false);
 
 /// What the test's processes run. The fork server's role is "server", that of others is their code.
 #[test]
@@ -31,8 +36,14 @@ fn a_role() {
         unsafe { line::find() };
         act(&role, "started");
     }
+    let prepare = || {
+        if let Some(pipe) = std::env::var_os(PREPARED) {
+            std::fs::write(pipe, "prepared").unwrap();
+            HAS_PREPARED.store(true, Ordering::SeqCst);
+        }
+    };
     // SAFETY: with a single test at a time, that runs on the main thread.
-    if let Some(forked) = unsafe { fork::serve() } {
+    if let Some(forked) = unsafe { fork::serve(prepare) } {
         act(&forked.code_if_wanted(), "forked");
     }
 }
@@ -54,7 +65,10 @@ fn act(code: &str, how: &str) -> ! {
                 // SAFETY: no pointers.
                 unsafe { libc::kill(libc::getppid(), libc::SIGKILL) };
             }
-            if what == "limit" {
+            if what == "prepared" {
+                let prepared = HAS_PREPARED.load(Ordering::SeqCst);
+                note(file, &format!("{text} {prepared} 0"));
+            } else if what == "limit" {
                 note(file, &format!("{text} {how} {}", limit().rlim_cur));
             } else {
                 // SAFETY: no pointers.
@@ -176,6 +190,27 @@ fn the_fork_server_serves_any_number_of_requests_of_any_size() {
     assert_eq!(numbers(&notes), Vec::from_iter(0..100));
     assert!(notes.iter().all(|(_, how, _)| how == "forked"));
     assert!(fork::is_running());
+}
+
+#[test]
+fn the_fork_server_prepares_once_it_is_idle_for_what_it_forks_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, pipe) = (dir.path().join("notes"), dir.path().join("pipe"));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let mut server = myself("server");
+    let variable = Some(pipe.clone().into_os_string());
+    server.env.push((PREPARED.into(), variable));
+    fork::start_server(&server).unwrap();
+    let one = |number| {
+        let (children, ends) = start_all("prepared", &file, number..number + 1, 0);
+        assert_eq!(ends.recv_timeout(LONG), Ok(number));
+        drop(children);
+    };
+    one(0);
+    assert_eq!(std::fs::read_to_string(&pipe).unwrap(), "prepared");
+    one(1);
+    let noted = |number: &str, prepared: &str| (number.into(), prepared.into(), 0);
+    assert_eq!(notes(&file), [noted("0", "false"), noted("1", "true")]);
 }
 
 #[test]

@@ -376,7 +376,7 @@ impl Serving<'_> {
 }
 
 /// Calls `f` where R's long jumps end. False if one did.
-pub(super) fn within_r<F: FnMut()>(mut f: F) -> bool {
+pub(crate) fn within_r<F: FnMut()>(mut f: F) -> bool {
     unsafe extern "C" fn call<F: FnMut()>(data: *mut c_void) {
         // SAFETY: `data` is the closure that `within_r` passes, and nobody else uses it.
         unsafe {

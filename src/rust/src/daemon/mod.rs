@@ -20,6 +20,8 @@ use mirai_core::worker::{AutoExit, DialError, Worker};
 use crate::error::{Error, Result};
 use crate::tls::trust;
 use crate::{forks, r};
+#[cfg(target_os = "linux")]
+pub(crate) use evaluate::within_r;
 use evaluate::{serve, take_snapshot, State};
 use limits::{End, Limits};
 use settings::{Settings, Streams};

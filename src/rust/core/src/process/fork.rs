@@ -45,7 +45,7 @@ use super::{Child, Exit, OnExit, Program, Surroundings, line};
 use crate::descriptors;
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
-use crate::sys::{io_thread, signals};
+use crate::sys::{Polled, io_thread, signals};
 use crate::transport::unix;
 
 /// Requests that are sent and not answered at most.
@@ -54,6 +54,8 @@ const WINDOW: usize = 8;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the server to say how a process has ended. It does little else, but may be stopped.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Once the server has forked, this time without a request means that it may do something else.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// What a new process shall be like. Strings are bytes, as the system has them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -533,9 +535,14 @@ impl Forked {
 /// in the server; in each new process something else, where it is then as the request
 /// says and knows nothing of the server.
 ///
+/// `prepare` is called once, when the first processes have been forked and nobody waits for another: what it does need not be
+/// done by the later ones.
+///
 /// # Safety
 /// The process has a single thread.
-pub unsafe fn serve() -> Option<Forked> {
+pub unsafe fn serve(prepare: impl FnOnce()) -> Option<Forked> {
+    let mut prepare = Some(prepare);
+    let mut has_forked = false;
     // Forks are counted from here on.
     super::Owner::this();
     // The children are waited for when the host asks how they have ended.
@@ -578,6 +585,13 @@ pub unsafe fn serve() -> Option<Forked> {
             };
             let answer = Answer::Forked { number, pid };
             unix::send_all(&socket, &encode_head(&answer, 0), &[], None).ok()?;
+            has_forked = true;
+        }
+        if has_forked && prepare.is_some() {
+            let heard = signals::poll_in(socket.as_fd(), Some(QUIET), &|| false);
+            if heard == Polled::TimedOut {
+                prepare.take().into_iter().for_each(|prepare| prepare());
+            }
         }
         if !unix::wait_readable(&socket, host.as_ref()) {
             return None;
