@@ -70,8 +70,8 @@ startup_settings <- function() {
   list(env[grepl("^(R_|LC_|LANG|HOME$)", names(env))], file.mtime(files))
 }
 
-# The fork server calls this once it is idle. R reads a function of a package when it is first used: what the server has read,
-# the processes that it forks need not read.
+# The fork server calls this once it is idle. R reads a function of a package when it is first used: what the server has
+# read, the processes that it forks need not read.
 read_functions <- function() {
   namespace <- topenv()
   for (name in names(namespace)) {
