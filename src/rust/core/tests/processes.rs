@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use common::*;
@@ -207,7 +208,9 @@ fn the_fork_server_prepares_once_it_is_idle_for_what_it_forks_later() {
         drop(children);
     };
     one(0);
-    assert_eq!(std::fs::read_to_string(&pipe).unwrap(), "prepared");
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || tell.send(std::fs::read_to_string(pipe).unwrap()));
+    assert_eq!(told.recv_timeout(LONG).as_deref(), Ok("prepared"));
     one(1);
     let noted = |number: &str, prepared: &str| (number.into(), prepared.into(), 0);
     assert_eq!(notes(&file), [noted("0", "false"), noted("1", "true")]);
