@@ -150,8 +150,6 @@ test_that("no element sees what others have done to the function and its argumen
       g = g(1)
     )
     debug(given$.f)
-    undebug(given$.f)
-    debug(given$.f)
     attr(given$.f, "used") <- attr(g, "used") <- TRUE
     body(g)[[2]] <- 100
     numbers[1] <- 0

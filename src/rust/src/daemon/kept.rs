@@ -18,17 +18,12 @@ use extendr_ffi::{
 use mirai_core::worker::Common;
 
 use crate::r::{self, Constant};
+use crate::serialize::digest::{SRCFILE, SRCREF, WHOLE_SRCREF};
 
 /// Limit of the bytes of what is kept.
 const MOST_BYTES: usize = 64 * 1024;
 /// Levels of nesting that are looked at.
 const DEEPEST: u32 = 100;
-
-r::symbols! {
-    SRCREF = c"srcref";
-    SRCFILE = c"srcfile";
-    WHOLE_SRCREF = c"wholeSrcref";
-}
 
 struct Kept {
     /// Whose objects they are. As long as this lives, no others have the same address.
