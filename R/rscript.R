@@ -57,10 +57,23 @@ fork_code <- function(args) {
       return(NULL)
     }
     the$fork_server <- startup
-    started <- .Call(rs_start_fork_server, rscript(), rscript_args("mirai:::fork_server()"))
+    server <- server_command(rscript_args("mirai:::fork_server()"))
+    started <- .Call(rs_start_fork_server, server[[1L]], server[-1L])
     if (!started) return(NULL)
   }
   if (identical(startup, the$fork_server)) args[[2L]]
+}
+
+# Program and arguments that do what Rscript with these arguments would do. Rscript runs the shell script R, which sets
+# environment variables and runs R itself: half as long again as R's own start. This process, an R too, has these variables.
+server_command <- function(args) {
+  binary <- file.path(R.home("bin"), paste0("exec", Sys.getenv("R_ARCH")), "R")
+  set <- nzchar(Sys.getenv(c("R_HOME", "R_SHARE_DIR", "R_INCLUDE_DIR", "R_DOC_DIR")))
+  if (!all(set) || file.access(binary, 1L) != 0L) {
+    return(c(rscript(), args))
+  }
+  # The script hands over spaces so.
+  c(binary, "--no-echo", "--no-restore", gsub(" ", "~+~", args, fixed = TRUE))
 }
 
 # What R reads at its start: environment variables, and when its startup files were changed.
