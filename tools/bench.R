@@ -148,11 +148,23 @@ row("progress", "the same with .progress, 2 daemons", "tasks/s", more = TRUE, fu
   1e4 / seconds(suppressMessages(mirai_map(1:10000, itself)[.progress]))
 })
 
+# What the system takes for the memory alone: the floor of the row that is the `i`th of three.
+by_hand <- function(i, bytes = 1e8) {
+  program <- file.path(programs, "shared_memory")
+  if (file.exists(program)) function() as.numeric(system2(program, digits(bytes), stdout = TRUE))[i]
+}
+digits <- function(n) format(n, scientific = FALSE)
+
 constant <- stats::runif(1.25e6)
 row("constant", "200 map tasks with a 10 MB constant, 2 daemons", "ms", budget = 5, cran = 1722, list(
   mirai = function() {
     our(2L)
     ms(mirai_map(1:200, element, .args = list(constant))[])
+  },
+  "memfd and mmap by hand" = by_hand(3L, 1e7),
+  "the same map with a constant of 8 bytes" = function() {
+    our(2L)
+    ms(mirai_map(rep(1L, 200), element, .args = list(1))[])
   },
   "parLapplyLB, in chunks" = function() {
     cl <- psock(2L)
@@ -227,11 +239,6 @@ large <- function() {
   if (is.null(x)) x <<- stats::runif(1.25e7)
   x
 }
-# What the system takes for the memory alone: the floor of the row that is the `i`th of three.
-by_hand <- function(i) {
-  program <- file.path(programs, "shared_memory")
-  if (file.exists(program)) function() as.numeric(system2(program, stdout = TRUE))[i]
-}
 # The same three for each way of having another process work on a vector.
 vector_contenders <- function(i, f, argument = large) {
   list(
@@ -291,10 +298,18 @@ row("strings", paste("list of", label(how_many), "named strings: in"), "ms",
       x <- strings()
       ms(unserialize(serialize(x, NULL, xdr = FALSE)))
     },
+    # R looks for each string among all that it has, and makes a vector of each value.
+    "R's part by hand: such a list from bytes" = function() {
+      x <- strings()
+      names <- paste(names(x), collapse = "\n")
+      values <- paste(unlist(x), collapse = "\n")
+      rm(x)
+      ms(stats::setNames(as.list(strsplit(values, "\n", fixed = TRUE)[[1L]]), strsplit(names, "\n", fixed = TRUE)[[1L]]))
+    },
     "parallel clusterCall" = function() {
       x <- strings()
       cl <- psock(1L)
-      ms(parallel::clusterCall(cl, length, x))
+      ms(parallel::clusterCall(cl, base::length, x))
     }
   ))
 
@@ -354,7 +369,6 @@ if (!quick) {
     warm = FALSE, function() queue_figure(1e5, 2L))
 }
 
-digits <- function(n) format(n, scientific = FALSE)
 lengths <- if (quick) 10^(2:4) else 10^(2:6)
 for (length in lengths) local({
   n <- length
@@ -515,12 +529,23 @@ row("ready-first", "daemons(4) ready, first time", "ms", cran = 354, warm = FALS
     time
   })
 ))
-row("ready-again", "daemons(4) ready, again", "ms", budget = 6, function() again(FALSE))
+row("ready-again", "daemons(4) ready, again", "ms", budget = 6, list(
+  mirai = function() again(FALSE),
+  "parallel mcparallel, four times" = with_forks(function() {
+    our(0L)
+    ms(parallel::mccollect(lapply(1:4, function(i) parallel::mcparallel(1))))
+  })
+))
 row("task-first", "daemons(4) and the first task's value, first time", "ms", warm = FALSE, function() fresh(ready, "task"))
 row("task-again", "daemons(4) and the first task's value, again", "ms", function() again(TRUE))
 from_nothing <- function() ms({library(mirai); mirai(1)[]})
-row("library", "library(mirai) and mirai(1)[] in a new session, without R's own start", "ms", budget = 60, cran = 199, warm = FALSE,
-  function() fresh(from_nothing))
+row("library", "library(mirai) and mirai(1)[] in a new session, without R's own start", "ms", budget = 60, cran = 199, warm = FALSE, list(
+  mirai = function() fresh(from_nothing),
+  # Without Rscript and the script R.
+  "R itself, for the process of that task" = with_forks(function() {
+    ms(system2(file.path(R.home("bin"), "exec", "R"), c("--no-echo", "--no-restore", "-e", "1"), stdout = FALSE))
+  })
+))
 
 # Starts so many: seconds until the last one has done a task, MB of PSS of each.
 crowd <- function(n) {
@@ -637,6 +662,17 @@ for (bytes in if (quick) 10^c(3, 5, 7) else 10^(3:9)) local({
 ## Across the network
 group <- "Across the network, on the loopback interface"
 
+# Without R: examples/network.rs, which prints tables.
+ask_core <- function(what, ...) {
+  program <- file.path(programs, "network")
+  if (file.exists(program)) grep("^  ", system2(program, c(what, ...), stdout = TRUE), value = TRUE)
+}
+in_table <- function(lines, name, column) {
+  line <- grep(paste0("  ", name, "  "), lines, fixed = TRUE, value = TRUE)
+  as.numeric(strsplit(trimws(sub(name, "", line[1L], fixed = TRUE)), " +")[[1L]][column])
+}
+nng_pair <- if (file.exists(file.path(programs, "network"))) function() in_table(ask_core("small", "tcp"), "NNG pair, tcp", 1L)
+
 over_network <- function(scheme) function() {
   profile <- networked(scheme)
   seconds(for (i in 1:1000) mirai(1, .compute = profile)[]) / 1000 * 1e6
@@ -647,7 +683,12 @@ for (scheme in c("tcp", "tls+tcp")) local({
   more <- if (scheme == "tcp") 0 else 20
   row(name, paste0("mirai(1)[], one daemon at ", scheme, "://"), "us", cran = if (scheme == "tcp") 314 else NA,
     limit = function(results) 2.5 * results$value[results$name == name & startsWith(results$contender, "TCP")] + more,
-    list(mirai = over_network(scheme), "TCP by hand" = function() raw_us("tcp")))
+    list(
+      mirai = over_network(scheme),
+      "TCP by hand" = function() raw_us("tcp"),
+      # Each end has a thread that waits for the socket, and one that NNG wakes for what has come.
+      "bare pair of NNG sockets" = if (scheme == "tcp") nng_pair
+    ))
 })
 for (length in c(10L, 2000L, 10000L)) local({
   n <- length
@@ -658,7 +699,8 @@ for (length in c(10L, 2000L, 10000L)) local({
       ms(for (i in seq_len(times)) mirai_map(seq_len(n), itself, .compute = profile)[]) / times
     })
 })
-# The median of 15 times, and the slowest of 50.
+# One after the other, as a machine that gives free memory back to another (a balloon, free page reporting) takes long for
+# the first after a pause: the median of 5 times that, and the slowest of 50 after 5.
 for (scheme in c("tcp", "tls+tcp")) local({
   name <- paste0("10mb-", scheme)
   goal <- c(tcp = 15, "tls+tcp" = 30)[[scheme]]
@@ -668,21 +710,42 @@ for (scheme in c("tcp", "tls+tcp")) local({
     x <- of_size(1e7)
     ms(mirai(x, x = x, .compute = profile)[])
   }
-  row(name, what, "ms", budget = goal, cran = if (scheme == "tcp") 20 else NA, rounds = 15L, once)
-  row(paste0(name, "-worst"), paste0(what, ", the slowest of 50"), "ms", budget = 2 * goal, rounds = 3L, function() max(replicate(50L, once())))
+  row(name, what, "ms", budget = goal, cran = if (scheme == "tcp") 20 else NA, rounds = 9L, list(
+    mirai = function() stats::median(replicate(5L, once())),
+    "TCP by hand" = if (scheme == "tcp") function() raw_us(c("tcp", digits(1e7)))[1L] / 1e3,
+    "R's part by hand: to bytes and back, twice" = function() {
+      x <- of_size(1e7)
+      stats::median(replicate(5L, ms(for (i in 1:2) unserialize(serialize(x, NULL, xdr = FALSE)))))
+    }
+  ))
+  collected <- numeric()
+  row(paste0(name, "-worst"), paste0(what, ", the slowest of 50"), "ms", budget = 2 * goal, rounds = 3L,
+    note = function() {
+      paste0("in the host, R collected garbage during ", sum(collected > 0), " of ", length(collected), " of these; that took up to ", number(max(collected)), " ms")
+    },
+    list(
+      mirai = function() {
+        replicate(5L, once())
+        times <- replicate(50L, {
+          before <- gc.time()[[3L]]
+          time <- once()
+          c(time, (gc.time()[[3L]] - before) * 1e3)
+        })
+        collected <<- c(collected, times[2L, which.max(times[1L, ])])
+        max(times[1L, ])
+      },
+      "TCP by hand" = if (scheme == "tcp") function() raw_us(c("tcp", digits(1e7)))[2L] / 1e3,
+      "a full collection of R's" = function() ms(gc())
+    ))
 })
 row("rate-tls", "100 MB there and back by tls+tcp://", "MB/s", budget = 400, more = TRUE, rounds = 3L,
   if (!quick) list(mirai = function() 200 / there_and_back(1e8, networked("tls+tcp")) * 1e3))
 
-# Without R: examples/network.rs, which prints tables. Each is asked for once.
+# Each table is asked for once.
 tables <- new.env()
 core_network <- function(what, name, column) {
-  if (is.null(tables[[what]])) {
-    lines <- system2(file.path(programs, "network"), if (what == "small") c(what, "tcp") else if (what == "large") c(what, "tls+tcp"), stdout = TRUE)
-    tables[[what]] <- grep("^  ", lines, value = TRUE)
-  }
-  line <- grep(paste0("  ", name, "  "), tables[[what]], fixed = TRUE, value = TRUE)
-  as.numeric(strsplit(trimws(sub(name, "", line[1L], fixed = TRUE)), " +")[[1L]][column])
+  if (is.null(tables[[what]])) tables[[what]] <- ask_core(what, if (what == "small") "tcp" else if (what == "large") "tls+tcp")
+  in_table(tables[[what]], name, column)
 }
 if (file.exists(file.path(programs, "network"))) {
   row("core-tcp", "the core alone, tcp://, 512 bytes there and back", "us", rounds = 1L, warm = FALSE,

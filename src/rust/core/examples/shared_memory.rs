@@ -1,7 +1,7 @@
 //! What `tools/bench` holds its rows of large vectors against: the least that has to be done for
-//! 100 MB by sealed memory, in one process and with nothing else. Prints milliseconds (the medians of
-//! several runs) for a vector that is sent and summed, for one that is made and sent, and for one that
-//! is sent, changed a little, and sent back.
+//! 100 MB by sealed memory, or for as many bytes as the argument says, in one process and with nothing else. Prints
+//! milliseconds (the medians of several runs) for a vector that is sent and summed, for one that is made and sent, and for one
+//! that is sent, changed a little, and sent back.
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -9,14 +9,16 @@ mod linux {
     use std::io;
     use std::time::Instant;
 
-    const NUMBERS: usize = 12_500_000;
-    const SIZE: usize = 8 * NUMBERS;
+    const SIZE: usize = 100_000_000;
     const RUNS: usize = 5;
 
     pub(super) fn main() -> io::Result<()> {
-        let numbers: Vec<f64> = (0..NUMBERS).map(|i| i as f64).collect();
+        let size = std::env::args().nth(1).and_then(|arg| arg.parse().ok());
+        let numbers: Vec<f64> = (0..size.unwrap_or(SIZE) / 8).map(|i| i as f64).collect();
         // SAFETY: as many bytes, and any bytes are.
-        let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), SIZE) };
+        let bytes = unsafe {
+            std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(&numbers[..]))
+        };
         for what in [sent_and_summed, made_and_sent, changed] {
             let mut times = (0..RUNS)
                 .map(|_| {
@@ -34,14 +36,14 @@ mod linux {
     fn sent_and_summed(bytes: &[u8]) -> io::Result<()> {
         let memory = Mapping::of(bytes)?;
         // SAFETY: so many numbers are mapped, as long as `memory` is.
-        let numbers = unsafe { std::slice::from_raw_parts(memory.0.cast::<f64>(), NUMBERS) };
+        let numbers = unsafe { std::slice::from_raw_parts(memory.0.cast::<f64>(), memory.1 / 8) };
         black_box(numbers.iter().sum::<f64>());
         Ok(())
     }
 
-    fn made_and_sent(_: &[u8]) -> io::Result<()> {
-        let mut made = Vec::with_capacity(SIZE);
-        made.resize(black_box(SIZE), black_box(0u8));
+    fn made_and_sent(bytes: &[u8]) -> io::Result<()> {
+        let mut made = Vec::with_capacity(bytes.len());
+        made.resize(black_box(bytes.len()), black_box(0u8));
         Mapping::of(&made).map(drop)
     }
 
@@ -52,7 +54,7 @@ mod linux {
         Ok(())
     }
 
-    struct Mapping(*mut u8);
+    struct Mapping(*mut u8, usize);
 
     impl Mapping {
         /// Of a new memfd with these bytes, which is closed.
@@ -60,6 +62,7 @@ mod linux {
             use rustix::mm::{MapFlags, ProtFlags, mmap};
             let flags = rustix::fs::MemfdFlags::CLOEXEC;
             let fd = rustix::fs::memfd_create(c"floor", flags)?;
+            let size = bytes.len();
             while !bytes.is_empty() {
                 let n = rustix::io::write(&fd, bytes)?;
                 bytes = &bytes[n..];
@@ -69,21 +72,21 @@ mod linux {
             let start = unsafe {
                 mmap(
                     std::ptr::null_mut(),
-                    SIZE,
+                    size,
                     access,
                     MapFlags::PRIVATE,
                     &fd,
                     0,
                 )?
             };
-            Ok(Mapping(start.cast()))
+            Ok(Mapping(start.cast(), size))
         }
     }
 
     impl Drop for Mapping {
         fn drop(&mut self) {
             // SAFETY: it is ours, and nobody uses it any more.
-            let _ = unsafe { rustix::mm::munmap(self.0.cast(), SIZE) };
+            let _ = unsafe { rustix::mm::munmap(self.0.cast(), self.1) };
         }
     }
 }
