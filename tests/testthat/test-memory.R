@@ -38,6 +38,17 @@ test_that("vectors of all types and shapes come back identical, and in shared me
   expect_identical(mirai(list(sum(x), length(x), x[7], range(x)), x = x)[], list(sum(x), n, x[7], range(x)))
 })
 
+test_that("each of many vectors in a list is shared, there and here", {
+  local_test_daemons(1)
+  frame <- as.data.frame(lapply(stats::setNames(1:9, letters[1:9]), function(i) real() + i))
+  got <- mirai(list(vapply(frame, is_shared, NA), frame), is_shared = is_shared, frame = frame)[]
+  expect_identical(got, list(stats::setNames(rep(TRUE, 9), letters[1:9]), frame))
+  expect_true(all(vapply(got[[2L]], is_shared, NA)))
+  # As arguments of one call.
+  shared <- mirai(c(is_shared(x), is_shared(y), is_shared(z)), is_shared = is_shared, x = frame$a, y = frame$b, z = frame$c)
+  expect_identical(shared[], c(TRUE, TRUE, TRUE))
+})
+
 test_that("random nested objects with large vectors come back identical", {
   set.seed(2)
   atoms <- list(

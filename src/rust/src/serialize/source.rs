@@ -85,7 +85,12 @@ impl<'a> Source<'a> {
 
     /// Offset of the present position in `bytes`.
     pub(super) fn position(&self) -> usize {
-        self.bytes.len() - self.rest.len() - self.tail.len()
+        self.bytes.len() - self.left()
+    }
+
+    /// Bytes that are left, without those of pieces.
+    pub(super) fn left(&self) -> usize {
+        self.rest.len() + self.tail.len()
     }
 
     /// The data of a piece, to be copied.

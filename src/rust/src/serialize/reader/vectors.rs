@@ -35,8 +35,12 @@ impl Reader<'_> {
             } else {
                 None
             };
-            // No allocation for what is not there.
-            if shared.is_none() && self.source.rest.len() < size {
+            // No allocation for what is not there. The elements of a list may lie beyond the next piece.
+            let there = match sexptype {
+                SEXPTYPE::VECSXP | SEXPTYPE::EXPRSXP => self.source.left(),
+                _ => self.source.rest.len(),
+            };
+            if shared.is_none() && there < size {
                 return None;
             }
             let object = shared.unwrap_or_else(|| Rf_allocVector(sexptype, n as isize));
