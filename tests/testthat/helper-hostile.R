@@ -143,7 +143,7 @@ read_mutants <- function(n, seed) {
 }
 
 # The protocol's version that the peers below speak by hand: VERSION in core/src/protocol/message.rs.
-protocol_version <- 7L
+protocol_version <- 8L
 
 # Starts an evil_daemon() for a profile, and waits until the host has taken it. An error with what the process has
 # written if it has not: tasks would wait for ever.

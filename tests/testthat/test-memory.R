@@ -343,7 +343,7 @@ test_that("hooks and large vectors work in the same message", {
   expect_identical(echo(list(x, object, x)), list(x, object, x))
 })
 
-test_that("across the network vectors are copied", {
+test_that("across the network vectors are copied, and large ones read into memory of their own", {
   profile <- test_profile()
   defer(function() daemons(NULL, .compute = profile), environment())
   daemons(1, url = "tcp://127.0.0.1:0", .compute = profile)
@@ -352,6 +352,33 @@ test_that("across the network vectors are copied", {
   got <- mirai(x, x = x, .compute = profile)[]
   expect_identical(got, x)
   expect_false(is_shared(got))
+
+  # 32 MiB and more: in the message, beside a small one, changed there, in a function's arguments, and of a task that
+  # another needs.
+  large <- list(real(4e7), i = seq_len(1e7) + 0L, small = x, raw = as.raw(rep(1:250, length.out = 34e6)))
+  unread <- mirai(large, large = large, .compute = profile)
+  changed <- mirai(
+    {
+      large[[1L]][2] <- NA
+      list(sum(large$i), large)
+    },
+    large = unread,
+    .compute = profile
+  )[]
+  got <- unread[]
+  expect_identical(got, large)
+  expect_identical(vapply(unname(got), is_shared, NA), c(TRUE, TRUE, FALSE, TRUE))
+  expect_identical(changed, list(sum(large$i), replace(large, 1L, list(replace(large[[1L]], 2, NA)))))
+  # Each element has its own, whatever the others do.
+  element <- function(i, large) {
+    large[[1L]][i] <- -1
+    c(sum(large[[1L]] < 0), large[[1L]][1:3], sum(large$raw == as.raw(7)))
+  }
+  sevens <- sum(large$raw == as.raw(7))
+  expected <- lapply(1:3, function(i) c(1, replace(c(1, 2, 3) + 0.5, i, -1), sevens))
+  expect_identical(unname(mirai_map(1:3, element, .args = list(large), .compute = profile)[]), expected)
+  # Sent on, it is a copy.
+  expect_identical(mirai(sum(x), x = got[[1L]], .compute = profile)[], sum(large[[1L]]))
 })
 
 test_that("vectors of more than 2^31 elements and bytes are mapped there and back, and copied", {

@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 use crate::memory::Layout;
 use crate::protocol::{FrameReader, Limits, ToDaemon, ToHost, websocket};
 use crate::tls::{Identity, Trust};
-use crate::transport::nng;
 
 /// What a host reads of a daemon: a hello, then replies; and a daemon of its host. The first byte says in pieces of how
 /// many bytes the rest arrives.
@@ -21,7 +20,7 @@ pub fn frames(data: &[u8]) {
     let mut at = 0;
     while at < data.len() {
         let piece = &data[at..data.len().min(at + size)];
-        let Ok(fed) = nng::feed(&mut hello, piece) else {
+        let Ok(fed) = hello.feed(piece) else {
             break;
         };
         at += fed;
@@ -35,13 +34,14 @@ pub fn frames(data: &[u8]) {
         }
     }
     read_all(FrameReader::<ToDaemon>::new(Limits::LINK), data, size);
+    read_all_by_network(data, size);
 }
 
 fn read_all<M: serde::de::DeserializeOwned>(mut reader: FrameReader<M>, data: &[u8], size: usize) {
     let mut at = 0;
     while at < data.len() {
         let piece = &data[at..data.len().min(at + size)];
-        let Ok(fed) = nng::feed(&mut reader, piece) else {
+        let Ok(fed) = reader.feed(piece) else {
             return;
         };
         at += fed;
@@ -55,6 +55,32 @@ fn read_all<M: serde::de::DeserializeOwned>(mut reader: FrameReader<M>, data: &[
                         .map(|hole| (hole.at as usize, hole.len as usize));
                     let attached = body.first().map_or(0, |byte| u32::from(*byte) % 8);
                     let _ = Layout::new(&body, places, attached);
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Where the bytes of segments are among those of a body.
+fn read_all_by_network(data: &[u8], size: usize) {
+    let mut reader = FrameReader::<ToDaemon>::new(Limits::LINK);
+    let mut at = 0;
+    while at < data.len() {
+        let Ok(fed) = reader.feed(&data[at..data.len().min(at + size)]) else {
+            return;
+        };
+        at += fed;
+        loop {
+            match reader.next_arrival() {
+                Ok(Some((_, arrival))) => {
+                    assert!(
+                        arrival
+                            .apart
+                            .iter()
+                            .all(|(at, _)| *at <= arrival.bytes.len())
+                    );
                 }
                 Ok(None) => break,
                 Err(_) => return,

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
 use crate::host::{Host, MOST_SLOTS};
-use crate::memory::{self, Body, Content};
+use crate::memory::{self, Body, Content, Parts, Piece};
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::sys::signals;
 use crate::task::{Constants, Outcome, Payload, Task, next_task_id};
@@ -113,12 +113,8 @@ impl Relay {
     fn pass(self: &Arc<Self>, task: Assignment, known: &mut Known, up: &Sender<News>) {
         let seq = task.seq;
         let constants = task.constants.as_ref().map(|c| known.get(c, &self.below));
-        // Segments end here: what goes on from a relay is copied.
-        let body = match memory::plain(&task.body, &task.pieces) {
-            Cow::Borrowed(_) => Bytes::from(task.body),
-            Cow::Owned(whole) => Bytes::from(whole),
-        };
-        let body = Body::from(body).forwarded(task.layout.attached() as u32);
+        let body = onward(task.body.into(), &task.pieces);
+        let body = body.forwarded(task.layout.attached() as u32);
         let make = |n: usize| -> Vec<Arc<Task>> {
             let payload = || Payload {
                 kind: task.kind,
@@ -216,8 +212,7 @@ fn send_up(above: &dyn worker::Sender, news: &Receiver<News>) {
         let reports = task.reports().after(*sent);
         *sent = reports.dropped + reports.kept.len() as u64;
         for report in reports.kept {
-            let message = ToHost::Report { seq: *seq };
-            if above.send(&message, (&*report.plain()).into()).is_err() {
+            if !send_content(above, &ToHost::Report { seq: *seq }, &report, &[]) {
                 return;
             }
         }
@@ -238,11 +233,7 @@ fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task, error: Option<B
         Some(Outcome::Canceled) => (Done::Skipped, None),
         _ => (Done::Lost, None),
     };
-    let mut body = content.map(Content::plain).unwrap_or_default();
     let notes = content.and_then(Content::notes).unwrap_or_default();
-    if !notes.is_empty() {
-        body.to_mut().extend_from_slice(notes);
-    }
     let message = ToHost::Done {
         seq,
         outcome,
@@ -251,7 +242,40 @@ fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task, error: Option<B
         notes: notes.len() as u64,
         error,
     };
-    above.send(&message, (&*body).into()).is_ok()
+    match content {
+        Some(content) => send_content(above, &message, content, notes),
+        None => above.send(&message, Parts::from(&[])).is_ok(),
+    }
+}
+
+/// Sends what has come from below, and then `notes`, to the host above. False if that is gone.
+fn send_content(
+    above: &dyn worker::Sender,
+    message: &ToHost,
+    content: &Content,
+    notes: &[u8],
+) -> bool {
+    // Nobody here reads a value, and so nobody writes to its pieces.
+    let passed = memory::Passed::new(content);
+    let Parts { bytes, insets, .. } = passed.parts(content);
+    let bytes = match notes {
+        [] => Cow::Borrowed(bytes),
+        notes => Cow::Owned([bytes, notes].concat()),
+    };
+    let parts = Parts {
+        bytes: &bytes,
+        insets,
+        marks: &[],
+    };
+    above.send(message, parts).is_ok()
+}
+
+/// A message from above for a daemon below. Its segments go on as they are.
+fn onward(bytes: Bytes, pieces: &[Piece]) -> Body {
+    match memory::insets(pieces) {
+        Some(insets) => Body::new(bytes, insets),
+        None => memory::plain(&bytes, pieces).into_owned().into(),
+    }
 }
 
 /// Constants by the bytes that have come from above: those that are still in use below.
@@ -270,12 +294,9 @@ impl Known {
         if let Some(constants) = at.and_then(|i| self.0[i].1.upgrade()) {
             return constants;
         }
-        let whole = match memory::plain(bytes, &common.pieces) {
-            Cow::Borrowed(_) => Bytes::from_owner(Shared(bytes.clone())),
-            Cow::Owned(whole) => Bytes::from(whole),
-        };
+        let body = onward(Bytes::from_owner(Shared(bytes.clone())), &common.pieces);
         let attached = common.layout.attached() as u32;
-        let constants = below.constants(Body::from(whole).forwarded(attached));
+        let constants = below.constants(body.forwarded(attached));
         if let Some(at) = at {
             self.0.swap_remove(at);
         }

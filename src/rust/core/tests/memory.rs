@@ -91,6 +91,7 @@ fn segments_arrive_as_mappings_both_ways_and_nothing_is_left_open() {
     let parts = Parts {
         bytes: b"small",
         insets: &insets,
+        marks: &[],
     };
     assert!(worker.reply(got.seq, parts, false));
     drop(insets);
@@ -122,6 +123,7 @@ fn what_a_daemon_changes_a_little_comes_back_without_being_copied() {
     let parts = Parts {
         bytes: b"cd",
         insets: &insets,
+        marks: &[],
     };
     assert!(worker.reply(got.seq, parts, false));
     let expected = [b"<c", &large[..], b">d"].concat();
@@ -151,6 +153,7 @@ fn values_with_and_without_segments_keep_their_order_at_full_speed() {
             let parts = Parts {
                 bytes: &task.body,
                 insets: &insets,
+                marks: &[],
             };
             if !worker.reply(task.seq, parts, false) {
                 break;
@@ -229,6 +232,7 @@ fn across_the_network_bytes_are_put_back_into_their_places() {
     let parts = Parts {
         bytes: b"small",
         insets: &insets,
+        marks: &[],
     };
     assert!(worker.reply(got.seq, parts, false));
     assert_eq!(outcome(&task), &value("smlargeall"));

@@ -508,6 +508,7 @@ mod memory {
         let reply = Parts {
             bytes: b"abc",
             insets: &insets,
+            marks: &[],
         };
         let first = submit(&host, b"first");
         let needing = [(); 2].map(|()| submit_needing(&host, b"next", &[&first]));

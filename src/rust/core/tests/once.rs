@@ -13,7 +13,6 @@ use mirai_core::dispatcher::{Config, MOST_AHEAD, Policy, Retry};
 use mirai_core::protocol::frame::encode_head;
 use mirai_core::protocol::{Control, Done, FrameReader, Kind, Limits, Seq, ToDaemon, ToHost};
 use mirai_core::task::Outcome;
-use mirai_core::transport::nng;
 use mirai_core::worker::{Next, Worker};
 
 /// What a daemon that dies had been sent and granted, in order.
@@ -209,7 +208,7 @@ impl ByHand {
             let mut bytes = [0; 4096];
             let n = self.stream.read(&mut bytes).unwrap();
             assert!(n > 0, "the daemon is there");
-            assert_eq!(nng::feed(&mut self.reader, &bytes[..n]).unwrap(), n);
+            assert_eq!(self.reader.feed(&bytes[..n]).unwrap(), n);
         }
     }
 }
@@ -345,6 +344,7 @@ fn on_one_machine_what_has_been_written_is_heard() {
             let parts = Parts {
                 bytes: &[seq as u8; 4],
                 insets: if with { &segment } else { &[] },
+                marks: &[],
             };
             unix::send_message(&stream, &done(seq), parts).unwrap();
         }

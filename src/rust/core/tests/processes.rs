@@ -420,6 +420,7 @@ fn daemon(url: &str, once: bool) -> ! {
         let value = Parts {
             bytes: b"ab",
             insets: &insets,
+            marks: &[],
         };
         worker.reply(task.seq, value, false);
         if once {

@@ -1,15 +1,17 @@
 //! The buffer that objects are serialized into.
 
 use bytes::Bytes;
-use mirai_core::memory::{prefer_huge_pages, Body, Draft, Inset, Parts, Segment, MOST_DESCRIPTORS};
+use mirai_core::memory::{
+    prefer_huge_pages, Body, Draft, Inset, Mark, Parts, Segment, MOST_DESCRIPTORS,
+};
 
 use crate::altrep;
 
 /// A buffer larger than this is handed over rather than copied out of.
 const SMALL: usize = 32 * 1024;
 
-/// Data from this size on are put into a segment. Below, making, passing and mapping one costs more
-/// than copying.
+/// Data from this size on are put into a segment, or marked to be read into memory of their own. Below, making, passing and
+/// mapping that costs more than copying.
 const LARGE: usize = 256 * 1024;
 /// R's `R_Serialize()` passes vectors on in parts of this many elements.
 const PART: usize = 8096;
@@ -20,6 +22,8 @@ pub(crate) struct Buffer {
     pub(super) bytes: Vec<u8>,
     /// Segments with the data that have been left out of `bytes`.
     pub(super) insets: Vec<Inset>,
+    /// Where large data are among `bytes`, if they are not left out.
+    marks: Vec<Mark>,
     /// Whether large data are left out.
     pub(super) sharing: bool,
     run: Run,
@@ -54,6 +58,7 @@ impl Buffer {
         Buffer {
             bytes: Vec::new(),
             insets: Vec::new(),
+            marks: Vec::new(),
             sharing: false,
             run: Run::NONE,
         }
@@ -75,12 +80,14 @@ impl Buffer {
         Parts {
             bytes: &self.bytes,
             insets: &self.insets,
+            marks: &self.marks,
         }
     }
 
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.insets.clear();
+        self.marks.clear();
         self.run = Run::NONE;
     }
 
@@ -100,6 +107,12 @@ impl Buffer {
                 self.put_in(segment);
                 return true;
             }
+        }
+        if bytes.len() >= LARGE && !self.sharing && self.marks.len() < MOST_DESCRIPTORS {
+            self.marks.push(Mark {
+                at: self.bytes.len(),
+                len: bytes.len(),
+            });
         }
         self.append_plain(bytes)
     }
@@ -226,6 +239,8 @@ impl Buffer {
         // If it fails, the receiver will say why.
         if let Ok(Some(stripped)) = mirai_scan::strip(&self.bytes, &places) {
             self.bytes = stripped.bytes;
+            // They are elsewhere now.
+            self.marks.clear();
             let inset = |(number, at): &(usize, usize)| Inset {
                 at: *at,
                 segment: self.insets[*number].segment.clone(),
@@ -249,7 +264,10 @@ impl Buffer {
         } else {
             Bytes::from(std::mem::take(&mut self.bytes))
         };
-        Body::new(bytes, std::mem::take(&mut self.insets))
+        match self.sharing {
+            true => Body::new(bytes, std::mem::take(&mut self.insets)),
+            false => Body::marked(bytes, std::mem::take(&mut self.marks)),
+        }
     }
 }
 

@@ -253,6 +253,7 @@ fn memory_that_is_being_stored_is_given_to_nobody_until_it_is_written() {
     let arrival = Arrival {
         bytes: b"abcd".to_vec(),
         insets: vec![Inset { at: 2, segment }],
+        apart: Vec::new(),
     };
     let task = Arc::new(Task::new(1, None));
     task.keep_in(checkpoint.clone(), key(0));

@@ -17,7 +17,7 @@ use super::{Endpoint, Hello, Shared};
 use crate::dispatcher::PeerId;
 use crate::protocol::{Frame, FrameReader, Limits, Nonce, ToDaemon, ToHost, VERSION};
 use crate::tls::Identity;
-use crate::transport::nng::{self, Connection, NngLink, Receiver};
+use crate::transport::nng::{Connection, NngLink, Receiver};
 use crate::transport::strangers::Strangers;
 use crate::transport::{self, Address, Channel, NetworkUrl};
 
@@ -288,11 +288,11 @@ impl Receiver for Visitor {
                 | Stage::Peer(reader, _) => reader,
                 Stage::Over => return Ok(()),
             };
-            bytes = &bytes[nng::feed(reader, bytes)?..];
+            bytes = &bytes[reader.feed(bytes)?..];
             loop {
                 match std::mem::replace(&mut *stage, Stage::Over) {
                     Stage::Peer(mut reader, peer) => {
-                        let next = reader.next();
+                        let next = reader.next_arrival();
                         *stage = Stage::Peer(reader, peer);
                         let (Some((message, body)), Some(host)) = (next?, self.host.upgrade())
                         else {

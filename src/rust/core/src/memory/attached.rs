@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Body, Content, Inset, MOST_DESCRIPTORS, Parts, Piece, Segment};
+use super::{Body, Content, Inset, Large, MOST_DESCRIPTORS, Parts, Piece, Segment};
 
 /// Bytes of a size in the table.
 const SIZE: usize = 8;
@@ -49,6 +49,7 @@ impl Body {
         add(Parts {
             bytes: &self.bytes,
             insets: self.insets(),
+            marks: &[],
         });
         values.clone().for_each(add);
         for value in values {
@@ -56,7 +57,7 @@ impl Body {
         }
         Body {
             bytes: bytes.into(),
-            insets: (!insets.is_empty()).then(|| Arc::new(insets)),
+            large: (!insets.is_empty()).then(|| Arc::new(Large::Insets(insets))),
             attached: attached as u32,
         }
     }
@@ -80,6 +81,22 @@ impl Parts<'_> {
     }
 }
 
+/// Segments of pieces to which nobody has been given the right to write; without a copy, where descriptors have been kept.
+/// `None`: there can be no segments.
+pub(crate) fn insets(pieces: &[Piece]) -> Option<Vec<Inset>> {
+    let inset = |piece: &Piece| {
+        let segment = piece.memory.original();
+        // Small ones have no descriptor any more.
+        // SAFETY: nobody has been given the memory to write to it.
+        let segment = segment.or_else(|| Segment::copy_of(unsafe { piece.memory.bytes() }));
+        Some(Inset {
+            at: piece.at,
+            segment: segment?,
+        })
+    };
+    pieces.iter().map(inset).collect()
+}
+
 /// A value that goes on to others: what is needed beside its [`Content`], which may be given to a reader who changes it.
 pub(crate) struct Passed {
     /// In place of the content's, if some piece cannot be a segment.
@@ -90,17 +107,9 @@ pub(crate) struct Passed {
 impl Passed {
     /// To be called before anybody may write to the pieces.
     pub(crate) fn new(content: &Content) -> Passed {
-        let inset = |piece: &Piece| {
-            let segment = piece.memory.original();
-            // Small ones have no descriptor any more.
-            // SAFETY: nobody has been given the memory to write to it.
-            let segment = segment.or_else(|| Segment::copy_of(unsafe { piece.memory.bytes() }));
-            Some(Inset {
-                at: piece.at,
-                segment: segment?,
-            })
-        };
-        match content.pieces.iter().map(inset).collect() {
+        // What came across the network most likely goes on there.
+        let segments = content.pieces.iter().all(|p| p.memory.is_of_segment());
+        match segments.then(|| insets(&content.pieces)).flatten() {
             Some(insets) => Passed {
                 bytes: None,
                 insets,
@@ -116,6 +125,7 @@ impl Passed {
         Parts {
             bytes: self.bytes.as_ref().unwrap_or(&content.bytes),
             insets: &self.insets,
+            marks: &[],
         }
     }
 }
@@ -232,6 +242,7 @@ mod tests {
         Parts {
             bytes: &body.bytes,
             insets: body.insets(),
+            marks: &[],
         }
     }
 
@@ -256,6 +267,7 @@ mod tests {
             Content::from(super::super::Arrival {
                 bytes: body.bytes.to_vec(),
                 insets: body.insets().to_vec(),
+                apart: Vec::new(),
             })
         };
         let layout = Layout::of(&content.bytes, &content.pieces, body.attached()).unwrap();

@@ -6,8 +6,9 @@
 //! last descriptor and the last mapping.
 //!
 //! A link that can pass descriptors sends segments as they are, and the receiver maps them,
-//! each for itself (copy on write), as [`Piece`]s of a [`Content`]. For any other link
-//! [`Body::plain`] puts the bytes back in. Which bytes are worth a segment, and what a reader
+//! each for itself (copy on write), as [`Piece`]s of a [`Content`]. For any other link the bytes are put back in. Across the
+//! network the receiver hears where they are, as it does of large parts that never were a segment ([`Mark`]s), and
+//! reads them into memory of their own: also a [`Mapping`], though of nothing that others have (`protocol::frame`). Which bytes are worth a segment, and what a reader
 //! makes of a mapping, is decided by the language binding, which need not know the kind of link.
 //!
 //! Which type holds a message depends on its direction and on who owns the bytes:
@@ -15,7 +16,7 @@
 //! | direction | borrowed | owned by one | shared by clones |
 //! | --- | --- | --- | --- |
 //! | to be sent | [`Parts`] | [`Draft`], a segment being written | [`Body`] |
-//! | arrived | | [`Arrival`]: segments, not yet mapped | `Kept`, mapped anew for each reader |
+//! | arrived | | [`Arrival`]: segments, not yet mapped, or memory of its own | `Kept`, mapped anew for each reader |
 //! | ready to read | | [`Content`]: mapped | [`Mapping`] of a [`Piece`], in an `Arc` |
 //!
 //! Values of other tasks may be attached to a message: see [`Layout`].
@@ -41,7 +42,7 @@ mod linux;
 mod none;
 
 pub use attached::Layout;
-pub(crate) use attached::Passed;
+pub(crate) use attached::{Passed, insets};
 #[cfg(target_os = "linux")]
 pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
@@ -59,43 +60,75 @@ pub struct Inset {
     pub segment: Segment,
 }
 
+/// A large part of a message that stands among its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Number of bytes of the message that come before it.
+    pub at: usize,
+    /// Bytes of it.
+    pub len: usize,
+}
+
 /// A message to send, owned. Clones share the memory.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
     /// The message without its insets.
     pub bytes: Bytes,
-    /// In order of their places. `None` rather than an empty vector: most bodies have none.
-    insets: Option<Insets>,
+    /// `None` for most bodies.
+    large: Option<Arc<Large>>,
     /// See [`attached`](Self::attached).
     attached: u32,
 }
 
-/// Shared by clones.
-pub(crate) type Insets = Arc<Vec<Inset>>;
+/// The large parts of a message, in order of their places.
+#[derive(Debug)]
+pub(crate) enum Large {
+    Insets(Vec<Inset>),
+    Marks(Vec<Mark>),
+}
+
+impl Large {
+    pub(crate) fn insets_of(large: Option<&Arc<Large>>) -> &[Inset] {
+        match large.map(|large| &**large) {
+            Some(Large::Insets(insets)) => insets,
+            _ => &[],
+        }
+    }
+}
 
 impl Body {
     /// A message of `bytes` with `insets`, which are in order of their places.
     pub fn new(bytes: Bytes, insets: Vec<Inset>) -> Body {
         Body {
             bytes,
-            insets: (!insets.is_empty()).then(|| Arc::new(insets)),
+            large: (!insets.is_empty()).then(|| Arc::new(Large::Insets(insets))),
+            attached: 0,
+        }
+    }
+
+    /// A message of `bytes` with large parts among them, which are in order of their places, and no more than
+    /// [`MOST_DESCRIPTORS`].
+    pub fn marked(bytes: Bytes, marks: Vec<Mark>) -> Body {
+        Body {
+            bytes,
+            large: (!marks.is_empty()).then(|| Arc::new(Large::Marks(marks))),
             attached: 0,
         }
     }
 
     /// The segments, in order of their places.
     pub fn insets(&self) -> &[Inset] {
-        self.insets.as_deref().map_or(&[], Vec::as_slice)
+        Large::insets_of(self.large.as_ref())
     }
 
-    pub(crate) fn into_parts(self) -> (Bytes, Option<Insets>) {
-        (self.bytes, self.insets)
+    pub(crate) fn into_parts(self) -> (Bytes, Option<Arc<Large>>) {
+        (self.bytes, self.large)
     }
 
-    pub(crate) fn from_parts(bytes: Bytes, insets: Option<Insets>) -> Body {
+    pub(crate) fn from_parts(bytes: Bytes, large: Option<Arc<Large>>) -> Body {
         Body {
             bytes,
-            insets,
+            large,
             attached: 0,
         }
     }
@@ -128,9 +161,19 @@ pub struct Parts<'a> {
     pub bytes: &'a [u8],
     /// The segments, in order of their places.
     pub insets: &'a [Inset],
+    /// Where there are no segments: the large parts among the bytes, in order of their places.
+    pub marks: &'a [Mark],
 }
 
 impl Parts<'_> {
+    /// The same with the bytes in `bytes`, which are these.
+    pub(crate) fn with(self, bytes: Bytes) -> Body {
+        match self.insets {
+            [] => Body::marked(bytes, self.marks.to_vec()),
+            insets => Body::new(bytes, insets.to_vec()),
+        }
+    }
+
     /// Whether there are no segments.
     pub fn is_plain(&self) -> bool {
         self.insets.is_empty()
@@ -150,6 +193,7 @@ impl<'a, T: AsRef<[u8]> + ?Sized> From<&'a T> for Parts<'a> {
         Parts {
             bytes: bytes.as_ref(),
             insets: &[],
+            marks: &[],
         }
     }
 }
@@ -169,18 +213,56 @@ fn splice(bytes: &[u8], insets: &[Inset], size: usize) -> Vec<u8> {
 /// A message as it has arrived: its segments are not mapped yet.
 #[derive(Debug, Default)]
 pub struct Arrival {
-    /// The message without its insets.
+    /// The message without its large parts.
     pub bytes: Vec<u8>,
     /// The segments, in order of their places.
     pub insets: Vec<Inset>,
+    /// If there are no segments: what was read into memory of its own, and the number of bytes that come before.
+    pub apart: Vec<(usize, Mapping)>,
 }
 
 impl From<Vec<u8>> for Arrival {
     fn from(bytes: Vec<u8>) -> Arrival {
         Arrival {
             bytes,
-            insets: Vec::new(),
+            ..Arrival::default()
         }
+    }
+}
+
+/// Memory of its own for a large part of a message, which is filled as its bytes arrive.
+pub(crate) struct Filling {
+    memory: Mapping,
+    filled: usize,
+}
+
+impl Filling {
+    /// For so many bytes. What is not filled takes no memory. `None`: there can be no more, or none of that size.
+    pub(crate) fn new(len: usize) -> Option<Filling> {
+        let memory = Mapping::anonymous(len).ok()?;
+        Some(Filling { memory, filled: 0 })
+    }
+
+    /// Takes as many bytes as there is room for: how many.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> usize {
+        let now = bytes.len().min(self.memory.len() - self.filled);
+        // SAFETY: within the mapping, which nobody else has.
+        unsafe {
+            let to = self.memory.as_ptr().add(self.filled);
+            to.copy_from_nonoverlapping(bytes.as_ptr(), now);
+        }
+        self.filled += now;
+        now
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.filled == self.memory.len()
+    }
+
+    /// To be called once it is full.
+    pub(crate) fn into_memory(self) -> Mapping {
+        debug_assert!(self.is_full());
+        self.memory
     }
 }
 
@@ -194,6 +276,14 @@ pub struct Piece {
 }
 
 impl Piece {
+    fn new(at: usize, memory: Arc<Mapping>) -> Piece {
+        Piece {
+            at,
+            memory,
+            given: AtomicBool::new(false),
+        }
+    }
+
     /// Number of bytes of the message, without its pieces, that come before it.
     pub fn at(&self) -> usize {
         self.at
@@ -228,13 +318,7 @@ pub fn map(insets: &[Inset]) -> io::Result<Pieces> {
     if insets.is_empty() {
         return Ok(Pieces(None));
     }
-    let piece = |inset: &Inset| {
-        Ok(Piece {
-            at: inset.at,
-            memory: Arc::new(inset.segment.map()?),
-            given: AtomicBool::new(false),
-        })
-    };
+    let piece = |inset: &Inset| Ok(Piece::new(inset.at, Arc::new(inset.segment.map()?)));
     let pieces: io::Result<Vec<Piece>> = insets.iter().map(piece).collect();
     Ok(Pieces(Some(Box::new(pieces?))))
 }
@@ -287,16 +371,17 @@ impl Content {
         plain(&self.bytes, &self.pieces)
     }
 
+    /// The same, owned.
+    pub(crate) fn into_plain(self) -> Vec<u8> {
+        match self.pieces.is_empty() {
+            true => self.bytes,
+            false => self.plain().into_owned(),
+        }
+    }
+
     /// The same in parts, without a copy. Its pieces must be [reserved](Self::reserve).
     pub(crate) fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        let mut taken = 0;
-        let pieces = self.pieces.iter().flat_map(move |piece| {
-            let before = std::mem::replace(&mut taken, piece.at)..piece.at;
-            // SAFETY: nobody has been given the memory to write to it.
-            [&self.bytes[before], unsafe { piece.memory.bytes() }]
-        });
-        let last = self.pieces.last().map_or(0, |piece| piece.at);
-        pieces.chain([&self.bytes[last..]])
+        parts(&self.bytes, &self.pieces)
     }
 
     /// Until [`release`](Self::release), nobody is given the memory of a piece, so that nobody writes to it. To be called
@@ -312,6 +397,19 @@ impl Content {
             piece.given.store(false, Ordering::Release);
         }
     }
+}
+
+/// Bytes and the pieces that belong among them, in order, without a copy. Nobody must have been [given](Piece::give) a
+/// piece.
+pub(crate) fn parts<'a>(bytes: &'a [u8], pieces: &'a [Piece]) -> impl Iterator<Item = &'a [u8]> {
+    let mut taken = 0;
+    let before_last = pieces.iter().flat_map(move |piece| {
+        let before = std::mem::replace(&mut taken, piece.at)..piece.at;
+        // SAFETY: nobody has been given the memory to write to it.
+        [&bytes[before], unsafe { piece.memory.bytes() }]
+    });
+    let last = pieces.last().map_or(0, |piece| piece.at);
+    before_last.chain([&bytes[last..]])
 }
 
 /// Bytes with the pieces that belong among them, in one.
@@ -343,6 +441,15 @@ impl From<Vec<u8>> for Content {
 impl From<Arrival> for Content {
     /// The descriptors are closed: a mapping needs none.
     fn from(arrival: Arrival) -> Content {
+        if !arrival.apart.is_empty() {
+            let piece = |(at, memory)| Piece::new(at, Arc::new(memory));
+            let pieces = arrival.apart.into_iter().map(piece).collect();
+            return Content {
+                bytes: arrival.bytes,
+                pieces: Pieces(Some(Box::new(pieces))),
+                notes: None,
+            };
+        }
         match map(&arrival.insets) {
             Ok(pieces) => Content {
                 bytes: arrival.bytes,
@@ -367,6 +474,8 @@ impl Eq for Content {}
 pub(crate) struct Kept {
     bytes: Arc<Vec<u8>>,
     insets: Vec<Inset>,
+    /// Memory of its own, of which each reader makes a copy.
+    apart: Vec<(usize, Arc<Mapping>)>,
     /// Number of values that are attached.
     pub(crate) attached: u32,
 }
@@ -376,12 +485,25 @@ impl Kept {
         Kept {
             bytes: Arc::new(arrival.bytes),
             insets: arrival.insets,
+            apart: arrival
+                .apart
+                .into_iter()
+                .map(|(at, memory)| (at, Arc::new(memory)))
+                .collect(),
             attached,
         }
     }
 
     /// The shared bytes, and new mappings.
     pub(crate) fn lend(&self) -> (Arc<Vec<u8>>, Pieces) {
+        if !self.apart.is_empty() {
+            let piece = |(at, memory): &(usize, Arc<Mapping>)| Piece {
+                given: AtomicBool::new(true),
+                ..Piece::new(*at, memory.clone())
+            };
+            let pieces = self.apart.iter().map(piece).collect();
+            return (self.bytes.clone(), Pieces(Some(Box::new(pieces))));
+        }
         match map(&self.insets) {
             Ok(pieces) => (self.bytes.clone(), pieces),
             Err(_) => {
@@ -413,11 +535,13 @@ mod tests {
         let parts = Parts {
             bytes: &body.bytes,
             insets: body.insets(),
+            marks: &[],
         };
         assert_eq!(&parts.plain()[..], b"abonetwocdthree");
         let arrival = Arrival {
             bytes: body.bytes.to_vec(),
             insets: body.insets().to_vec(),
+            apart: Vec::new(),
         };
         let content = Content::from(arrival);
         assert_eq!(content.pieces.len(), 3);
@@ -442,6 +566,7 @@ mod tests {
             let mut content = Content::from(Arrival {
                 bytes: body.bytes.to_vec(),
                 insets: body.insets().to_vec(),
+                apart: Vec::new(),
             });
             // The last segment belongs after all bytes.
             content.split_notes(n);
@@ -450,10 +575,45 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_its_own_is_given_to_one_reader_and_copied_by_those_of_constants() {
+        let arrival = || {
+            let mut filling = Filling::new(5).unwrap();
+            assert_eq!(
+                (
+                    filling.take(b"thr"),
+                    filling.take(b"eefold"),
+                    filling.take(b"x")
+                ),
+                (3, 2, 0)
+            );
+            Arrival {
+                bytes: b"abcd".to_vec(),
+                insets: Vec::new(),
+                apart: vec![(2, filling.into_memory())],
+            }
+        };
+        let content = Content::from(arrival());
+        assert_eq!(&content.plain()[..], b"abthreecd");
+        let memory = content.pieces[0].give().unwrap();
+        assert!(content.pieces[0].give().is_none());
+        assert!(!memory.has_hardly_changed());
+        let others = Content::from(arrival());
+        assert_ne!(others.pieces[0].memory().file(), memory.file());
+
+        let kept = Kept::new(arrival(), 0);
+        for _ in 0..2 {
+            let (bytes, pieces) = kept.lend();
+            assert_eq!(&plain(&bytes, &pieces)[..], b"abthreecd");
+            assert!(pieces[0].give().is_none());
+        }
+    }
+
+    #[test]
     fn each_mapping_is_its_holders_own_and_given_once() {
         let kept = Kept {
             bytes: Arc::default(),
             insets: body().insets().to_vec(),
+            apart: Vec::new(),
             attached: 0,
         };
         let (_, first) = kept.lend();

@@ -65,6 +65,10 @@ impl Segment {
 pub enum Mapping {}
 
 impl Mapping {
+    pub(super) fn anonymous(_: usize) -> io::Result<Mapping> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// See `linux`: not here.
     pub fn as_ptr(&self) -> *mut u8 {
         match *self {}
@@ -88,6 +92,11 @@ impl Mapping {
     /// # Safety
     /// None is needed.
     pub(super) unsafe fn bytes(&self) -> &[u8] {
+        match *self {}
+    }
+
+    /// See `linux`: not here.
+    pub fn is_of_segment(&self) -> bool {
         match *self {}
     }
 

@@ -10,22 +10,30 @@
 //! | 8..16 | length of body, `u64` little endian |
 //!
 //! Where segments of [`memory`](crate::memory) belong into the body, the meta part goes on with a
-//! list of [`Hole`]s, one for each; their descriptors come with the first byte of the frame.
+//! list of [`Hole`]s, one for each. On a link that passes descriptors, those come with the first byte of the frame, and
+//! the body is without the segments. Across the network their bytes stand in their places, and count in the length of the
+//! body: see [`Flat`]. There the list only tells the reader which bytes are worth memory of their own, and has also the
+//! [`Mark`]s of a body.
 //!
 //! [`FrameReader`] does no I/O of its own, so the blocking daemon and the
 //! asynchronous host share it. It trusts no length: sizes are checked against
 //! [`Limits`] before anything is allocated, and the memory for a body grows
 //! with the bytes that have arrived, never with the bytes that were announced.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::memory::{Body, Inset, Insets, MOST_DESCRIPTORS, prefer_huge_pages};
+use crate::memory::{
+    self, Arrival, Body, Filling, Inset, Large, MOST_DESCRIPTORS, Mapping, Mark, Pieces,
+    prefer_huge_pages,
+};
 
 /// Bytes before the meta part.
 pub const HEAD: usize = 16;
@@ -37,6 +45,10 @@ const BODY_STEP: usize = 1024 * 1024;
 /// Later steps reserve `GROWTH_FACTOR` times what has arrived. Reserved memory costs nothing before it is
 /// filled, and with few steps little is copied.
 const GROWTH_FACTOR: usize = 16;
+/// What is announced among the bytes of a body gets memory of its own from this size on (less in tests). For blocks of less
+/// than this, glibc's malloc comes to use memory again that was freed (`DEFAULT_MMAP_THRESHOLD_MAX`); to copy once more is
+/// faster then than to have the system give new memory.
+const APART: usize = if cfg!(test) { 128 << 10 } else { 32 << 20 };
 
 /// Head and meta of a frame, ready to be sent before its body.
 pub type Head = SmallVec<[u8; 64]>;
@@ -59,7 +71,7 @@ pub struct Frame {
     pub head: Head,
     /// Sent after the head, without its segments.
     pub body: Bytes,
-    insets: Option<Insets>,
+    large: Option<Arc<Large>>,
     /// Bytes of the head without the list of holes.
     message: u32,
 }
@@ -67,16 +79,19 @@ pub struct Frame {
 impl Frame {
     /// A frame with a body.
     pub fn new<M: Serialize>(meta: &M, body: impl Into<Body>) -> Frame {
-        let (body, insets) = body.into().into_parts();
+        let (body, large) = body.into().into_parts();
         let mut head = encode_head(meta, body.len());
         let message = head.len() as u32;
-        if let Some(insets) = &insets {
-            append_holes(&mut head, insets);
+        if let insets @ [_, ..] = Large::insets_of(large.as_ref()) {
+            debug_assert!(
+                insets.iter().map(|i| i.segment.weight()).sum::<usize>() <= MOST_DESCRIPTORS
+            );
+            append_holes(&mut head, insets.iter().map(hole));
         }
         Frame {
             head,
             body,
-            insets,
+            large,
             message,
         }
     }
@@ -88,27 +103,106 @@ impl Frame {
 
     /// Segments, whose descriptors go with the first byte.
     pub fn insets(&self) -> &[Inset] {
-        self.insets.as_deref().map_or(&[], Vec::as_slice)
+        Large::insets_of(self.large.as_ref())
     }
 
-    /// The same for a link that passes no descriptors.
+    /// Bytes in all, those of segments included.
+    pub fn size(&self) -> usize {
+        let segments: usize = self.insets().iter().map(|i| i.segment.len()).sum();
+        self.head.len() + self.body.len() + segments
+    }
+
+    /// The same with the bytes of its segments in their places, in one piece of memory: for a link that passes no
+    /// descriptors.
     #[must_use]
     pub fn plain(self) -> Frame {
         if self.insets().is_empty() {
             return self;
         }
-        let body = Body::from_parts(self.body, self.insets).plain();
-        let mut head = Head::from_slice(&self.head[..self.message as usize]);
-        let meta_len = self.message - HEAD as u32;
-        head[4..8].copy_from_slice(&meta_len.to_le_bytes());
-        head[8..HEAD].copy_from_slice(&(body.len() as u64).to_le_bytes());
+        let body = Body::from_parts(self.body, self.large).plain();
+        let head = flat_head(
+            &self.head[..self.message as usize],
+            body.len(),
+            std::iter::empty(),
+        );
         Frame {
             head,
             body,
-            insets: None,
+            large: None,
             message: self.message,
         }
     }
+}
+
+/// A frame for the network: the bytes of its segments are in their places, but are not copied there.
+#[derive(Debug)]
+pub struct Flat {
+    head: Head,
+    body: Bytes,
+    pieces: Pieces,
+}
+
+impl From<Frame> for Flat {
+    /// Segments are mapped; without the memory for that, their bytes are copied.
+    fn from(frame: Frame) -> Flat {
+        let Ok(pieces) = memory::map(frame.insets()) else {
+            return frame.plain().into();
+        };
+        let message = &frame.head[..frame.message as usize];
+        let size = frame.body.len() + pieces.iter().map(|p| p.memory().len()).sum::<usize>();
+        let head = match frame.large.as_deref() {
+            Some(Large::Insets(insets)) => {
+                let hole = |inset| Hole {
+                    changed: false,
+                    ..hole(inset)
+                };
+                flat_head(message, size, insets.iter().map(hole))
+            }
+            Some(Large::Marks(marks)) => flat_head(message, size, holes_at(marks)),
+            None => frame.head,
+        };
+        Flat {
+            head,
+            body: frame.body,
+            pieces,
+        }
+    }
+}
+
+impl Flat {
+    /// Bytes in all.
+    #[allow(clippy::len_without_is_empty)] // it never is
+    pub fn len(&self) -> usize {
+        let pieces: usize = self.pieces.iter().map(|p| p.memory().len()).sum();
+        self.head.len() + self.body.len() + pieces
+    }
+
+    /// All of it, in order. They stay where they are when this is moved, except for the first, the head.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.head[..]).chain(memory::parts(&self.body, &self.pieces))
+    }
+}
+
+/// A message's head for a body in which the large parts are in their places.
+fn flat_head(message: &[u8], body_len: usize, holes: impl Iterator<Item = Hole>) -> Head {
+    let mut head = Head::from_slice(message);
+    head[8..HEAD].copy_from_slice(&(body_len as u64).to_le_bytes());
+    append_holes(&mut head, holes);
+    head
+}
+
+/// As if what is marked were not among the bytes.
+fn holes_at(marks: &[Mark]) -> impl Iterator<Item = Hole> {
+    let mut taken = 0;
+    marks.iter().map(move |mark| {
+        let at = (mark.at - taken) as u64;
+        taken += mark.len;
+        Hole {
+            at,
+            len: mark.len as u64,
+            changed: false,
+        }
+    })
 }
 
 /// Lays out head and meta for a body of `body_len` bytes that follows.
@@ -141,24 +235,24 @@ pub fn encode_head<M: Serialize>(meta: &M, body_len: usize) -> Head {
 /// As [`encode_head`], for a body in which there are to be segments.
 pub fn encode_head_with<M: Serialize>(meta: &M, body_len: usize, insets: &[Inset]) -> Head {
     let mut head = encode_head(meta, body_len);
-    append_holes(&mut head, insets);
+    append_holes(&mut head, insets.iter().map(hole));
     head
 }
 
-fn append_holes(head: &mut Head, insets: &[Inset]) {
-    if insets.is_empty() {
-        return;
+fn hole(inset: &Inset) -> Hole {
+    Hole {
+        at: inset.at as u64,
+        len: inset.segment.len() as u64,
+        changed: inset.segment.weight() > 1,
     }
-    let holes: Vec<Hole> = insets
-        .iter()
-        .map(|inset| Hole {
-            at: inset.at as u64,
-            len: inset.segment.len() as u64,
-            changed: inset.segment.weight() > 1,
-        })
-        .collect();
-    debug_assert!(descriptors(&holes) <= MOST_DESCRIPTORS);
-    head.extend_from_slice(&postcard::to_allocvec(&holes).expect("numbers encode"));
+}
+
+/// Has a head end with this list, and say how long it is.
+fn append_holes(head: &mut Head, holes: impl Iterator<Item = Hole>) {
+    let holes: Vec<Hole> = holes.collect();
+    if !holes.is_empty() {
+        head.extend_from_slice(&postcard::to_allocvec(&holes).expect("numbers encode"));
+    }
     let meta_len = (head.len() - HEAD) as u32;
     head[4..8].copy_from_slice(&meta_len.to_le_bytes());
 }
@@ -213,17 +307,23 @@ pub enum FrameError {
     /// Segments are announced where the link cannot pass them, or where they cannot be.
     #[error("frame has segments where there can be none")]
     Holes,
+    /// What has come cannot be kept.
+    #[error("no memory for a message: {0}")]
+    Memory(io::Error),
 }
 
 impl From<FrameError> for io::Error {
     fn from(e: FrameError) -> io::Error {
-        io::Error::new(io::ErrorKind::InvalidData, e)
+        match e {
+            FrameError::Memory(e) => e,
+            e => io::Error::new(io::ErrorKind::InvalidData, e),
+        }
     }
 }
 
 /// Takes frames with meta type `M` out of a byte stream.
 ///
-/// Call [`fill`](Self::fill) whenever bytes can be read, then
+/// Call [`fill`](Self::fill) or [`feed`](Self::feed) whenever bytes can be read, then
 /// [`next`](Self::next) until it returns `None`.
 pub struct FrameReader<M> {
     limits: Limits,
@@ -236,10 +336,78 @@ pub struct FrameReader<M> {
 
 struct Partial<M> {
     message: M,
+    /// Of a link that passes descriptors.
     holes: Vec<Hole>,
     body: Vec<u8>,
     /// Its full length.
     want: usize,
+    apart: Apart,
+}
+
+/// Where the segments are that a frame has.
+#[derive(Clone, Copy)]
+enum Segments {
+    /// Descriptors are passed beside the stream, or there are no segments.
+    Beside,
+    /// Their bytes are in the stream.
+    Among,
+}
+
+/// Large parts that come among the bytes of a body, and get memory of their own.
+#[derive(Default)]
+struct Apart {
+    coming: VecDeque<Hole>,
+    /// The one that arrives now.
+    filling: Option<Filling>,
+    /// With the number of bytes of the body that come before.
+    arrived: Vec<(usize, Mapping)>,
+    /// Bytes of holes that have become a part of the body.
+    put_back: usize,
+}
+
+impl<M> Partial<M> {
+    fn is_whole(&self) -> bool {
+        self.body.len() == self.want && self.apart.coming.is_empty() && self.apart.filling.is_none()
+    }
+
+    /// Bytes of the body that come next, before there is a large part.
+    fn run(&self) -> usize {
+        let next = self.apart.coming.front();
+        let until = next.map_or(self.want, |hole| hole.at as usize + self.apart.put_back);
+        until - self.body.len()
+    }
+
+    /// Takes bytes of a large part, if it is the turn of one. How many, perhaps none.
+    fn take_apart(&mut self, bytes: &[u8]) -> usize {
+        let apart = &mut self.apart;
+        while apart.filling.is_none() {
+            let place = |hole: &Hole| hole.at as usize + apart.put_back;
+            let next = apart.coming.front();
+            let Some(hole) = next.filter(|hole| place(hole) == self.body.len()) else {
+                return 0;
+            };
+            let len = hole.len as usize;
+            apart.coming.pop_front();
+            apart.filling = match len >= APART {
+                true => Filling::new(len),
+                false => None,
+            };
+            if apart.filling.is_none() {
+                self.want += len;
+                apart.put_back += len;
+            }
+        }
+        let Some(filling) = &mut apart.filling else {
+            return 0;
+        };
+        let taken = filling.take(bytes);
+        if filling.is_full() {
+            let place = self.body.len();
+            let memory = apart.filling.take().map(Filling::into_memory);
+            apart.arrived.extend(memory.map(|memory| (place, memory)));
+        }
+        taken
+    }
 }
 
 impl<M: DeserializeOwned> FrameReader<M> {
@@ -274,14 +442,15 @@ impl<M: DeserializeOwned> FrameReader<M> {
         read: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
     ) -> io::Result<(usize, bool)> {
         let (target, most) = match &mut self.partial {
-            Some(Partial { body, want, .. }) => {
-                let left = *want - body.len();
+            Some(partial) => {
+                let (left, run) = (partial.want - partial.body.len(), partial.run());
+                let body = &mut partial.body;
                 if body.capacity() == body.len() {
                     body.try_reserve_exact(left.min((GROWTH_FACTOR * body.len()).max(BODY_STEP)))
                         .map_err(|_| io::ErrorKind::OutOfMemory)?;
                     prefer_huge_pages(body.spare_capacity_mut());
                 }
-                (body, left)
+                (body, run)
             }
             None => {
                 self.buf.drain(..self.start);
@@ -303,6 +472,27 @@ impl<M: DeserializeOwned> FrameReader<M> {
         Ok((got, got < room))
     }
 
+    /// Takes of bytes that are here as many as there is room for, and returns how many. Take out what they make after each.
+    ///
+    /// # Errors
+    /// There is no memory for what has been announced.
+    pub fn feed(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(partial) = &mut self.partial {
+            let taken = partial.take_apart(bytes);
+            if taken > 0 {
+                return Ok(taken);
+            }
+        }
+        let (taken, _) = self.fill(|room| {
+            let now = room.len().min(bytes.len());
+            for (slot, byte) in room.iter_mut().zip(&bytes[..now]) {
+                slot.write(*byte);
+            }
+            Ok(now)
+        })?;
+        Ok(taken)
+    }
+
     /// Whether it is in the middle of a frame.
     pub fn is_within_frame(&self) -> bool {
         self.partial.is_some() || self.start < self.buf.len()
@@ -310,8 +500,8 @@ impl<M: DeserializeOwned> FrameReader<M> {
 
     /// Whether a complete frame has been read that was not taken yet. One that is in error may count.
     pub fn holds_frame(&self) -> bool {
-        if let Some(Partial { body, want, .. }) = &self.partial {
-            return body.len() == *want;
+        if let Some(partial) = &self.partial {
+            return partial.is_whole();
         }
         let bytes = &self.buf[self.start..];
         bytes.first_chunk::<HEAD>().is_some_and(|head| {
@@ -336,11 +526,29 @@ impl<M: DeserializeOwned> FrameReader<M> {
     /// The next complete frame, if there is one, for a link that passes descriptors.
     #[allow(clippy::type_complexity)]
     pub fn next_with_holes(&mut self) -> Result<Option<(M, Vec<u8>, Vec<Hole>)>, FrameError> {
-        if let Some(Partial { body, want, .. }) = &self.partial {
-            if body.len() < *want {
-                return Ok(None);
-            }
-            return Ok(self.partial.take().map(|p| (p.message, p.body, p.holes)));
+        let next = self.take_next(Segments::Beside)?;
+        Ok(next.map(|frame| (frame.message, frame.body, frame.holes)))
+    }
+
+    /// The next complete frame, if there is one, for the network: large parts of it have memory of their own.
+    pub fn next_arrival(&mut self) -> Result<Option<(M, Arrival)>, FrameError> {
+        let next = self.take_next(Segments::Among)?;
+        Ok(next.map(|frame| {
+            let arrival = Arrival {
+                bytes: frame.body,
+                insets: Vec::new(),
+                apart: frame.apart.arrived,
+            };
+            (frame.message, arrival)
+        }))
+    }
+
+    fn take_next(&mut self, segments: Segments) -> Result<Option<Partial<M>>, FrameError> {
+        if let Some(partial) = &self.partial {
+            return Ok(match partial.is_whole() {
+                true => self.partial.take(),
+                false => None,
+            });
         }
         let bytes = &self.buf[self.start..];
         let Some(head) = bytes.first_chunk::<HEAD>() else {
@@ -365,40 +573,76 @@ impl<M: DeserializeOwned> FrameReader<M> {
             postcard::take_from_bytes::<M>(&rest[..meta_len]).map_err(|_| FrameError::Meta)?;
         let holes = match unread {
             [] => Vec::new(),
-            list => self.holes(list, body_len as u64)?,
+            list => self.holes(list, body_len as u64, segments)?,
         };
         let rest = &rest[meta_len..];
+        let mut frame = Partial {
+            message,
+            holes,
+            body: Vec::new(),
+            want: body_len,
+            apart: Apart::default(),
+        };
         if rest.len() >= body_len {
-            let body = rest[..body_len].to_vec();
+            frame.body = rest[..body_len].to_vec();
             self.start += HEAD + meta_len + body_len;
-            Ok(Some((message, body, holes)))
-        } else {
-            let body = rest.to_vec();
-            self.buf.clear();
-            self.start = 0;
-            self.partial = Some(Partial {
-                message,
-                holes,
-                body,
-                want: body_len,
-            });
-            Ok(None)
+            return Ok(Some(frame));
         }
+        let rest = rest.to_vec();
+        self.buf.clear();
+        self.start = 0;
+        match segments {
+            Segments::Beside => {
+                frame.body = rest;
+                self.partial = Some(frame);
+            }
+            Segments::Among => {
+                for hole in std::mem::take(&mut frame.holes) {
+                    frame.want -= hole.len as usize;
+                    frame.apart.coming.push_back(hole);
+                }
+                self.partial = Some(frame);
+                let mut rest = &rest[..];
+                while !rest.is_empty() {
+                    let taken = self.feed(rest).map_err(FrameError::Memory)?;
+                    rest = &rest[taken..];
+                }
+            }
+        }
+        Ok(None)
     }
 
-    fn holes(&self, list: &[u8], body_len: u64) -> Result<Vec<Hole>, FrameError> {
+    fn holes(
+        &self,
+        list: &[u8],
+        body_len: u64,
+        segments: Segments,
+    ) -> Result<Vec<Hole>, FrameError> {
         // What a list says of its length is not believed: so much must be there for each.
         let (holes, unread) =
             postcard::take_from_bytes::<Vec<Hole>>(list).map_err(|_| FrameError::Meta)?;
-        let mut size = body_len;
-        for hole in &holes {
-            size = size.saturating_add(hole.len);
-        }
-        if size > self.limits.body || usize::try_from(size).is_err() {
-            return Err(FrameError::TooLarge(size));
-        }
+        let size = holes
+            .iter()
+            .fold(0, |size: u64, hole| size.saturating_add(hole.len));
+        let bytes = match segments {
+            Segments::Beside => {
+                let whole = body_len.saturating_add(size);
+                if whole > self.limits.body || usize::try_from(whole).is_err() {
+                    return Err(FrameError::TooLarge(whole));
+                }
+                body_len
+            }
+            Segments::Among => {
+                let plain = |hole: &Hole| hole.len > 0 && !hole.changed;
+                let bytes = body_len.checked_sub(size).ok_or(FrameError::Holes)?;
+                if !holes.iter().all(plain) {
+                    return Err(FrameError::Holes);
+                }
+                bytes
+            }
+        };
         let in_order = holes.is_sorted_by_key(|hole| hole.at);
-        let inside = holes.last().is_some_and(|hole| hole.at <= body_len);
+        let inside = holes.last().is_some_and(|hole| hole.at <= bytes);
         let too_many = descriptors(&holes) > MOST_DESCRIPTORS;
         if !unread.is_empty() || too_many || !in_order || !inside {
             return Err(FrameError::Holes);

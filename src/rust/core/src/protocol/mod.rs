@@ -5,7 +5,7 @@ pub mod frame;
 mod message;
 pub(crate) mod websocket;
 
-pub use frame::{Frame, FrameError, FrameReader, Hole, Limits};
+pub use frame::{Flat, Frame, FrameError, FrameReader, Hole, Limits};
 pub use message::{
     Control, Done, Kind, MOST_OF_AN_ERROR, Nonce, Seq, Stream, ToDaemon, ToHost, VERSION,
 };

@@ -258,7 +258,7 @@ impl Worker {
             }
             match self.wire.next() {
                 Ok(Some((ToDaemon::Configuration, body))) => {
-                    return Next::Configuration(body.bytes);
+                    return Next::Configuration(Content::from(body).into_plain());
                 }
                 Ok(Some((message, body))) => {
                     let task = match self.take(message, body) {

@@ -361,7 +361,7 @@ impl Stranger {
             };
             let mut rest = &payload[..];
             while !rest.is_empty() {
-                let taken = mirai_core::transport::nng::feed(&mut self.reader, rest).unwrap();
+                let taken = self.reader.feed(rest).unwrap();
                 rest = &rest[taken..];
             }
         }

@@ -8,7 +8,28 @@ use extendr_ffi::{
 use super::super::format::S4;
 use super::super::text::Text;
 use super::Reader;
+use mirai_core::memory::Mapping;
+
 use crate::{altrep, r};
+
+/// A vector of `n` elements with a copy of the memory, which another has been given or which readers share.
+unsafe fn copied(kind: SEXPTYPE, n: usize, memory: &Mapping) -> Option<SEXP> {
+    // SAFETY: on R's main thread, as this function demands; the caller has compared the sizes. Who was given the memory
+    // does not write to it now: R has one thread.
+    unsafe {
+        let vector = Rf_allocVector(kind, n as isize);
+        let to = match kind {
+            SEXPTYPE::LGLSXP => LOGICAL(vector).cast::<u8>(),
+            SEXPTYPE::INTSXP => INTEGER(vector).cast(),
+            SEXPTYPE::REALSXP => REAL(vector).cast(),
+            SEXPTYPE::CPLXSXP => COMPLEX(vector).cast(),
+            SEXPTYPE::RAWSXP => RAW(vector).cast(),
+            _ => return None,
+        };
+        std::ptr::copy_nonoverlapping(memory.as_ptr(), to, memory.len());
+        Some(vector)
+    }
+}
 
 impl Reader<'_> {
     /// Vectors and S4 objects.
@@ -77,7 +98,10 @@ impl Reader<'_> {
             let vector = if kind == SEXPTYPE::STRSXP {
                 altrep::strings::vector(piece, n, self.source.common)?
             } else if piece.memory().len() == size {
-                altrep::vector(kind, piece, self.source.common)?
+                match altrep::vector(kind, piece, self.source.common) {
+                    Some(vector) => vector,
+                    None => copied(kind, n, piece.memory())?,
+                }
             } else {
                 return None;
             };

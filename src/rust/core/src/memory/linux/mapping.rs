@@ -3,12 +3,13 @@
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::changes::{Changes, FEW, MOST_RUNS};
-use super::pages;
+use super::pages::{self, prefer_huge_pages};
 use super::quota::{MAPPINGS, MOST_MAPPINGS, QuotaSlot};
 use super::segment::{Held, Segment};
 use crate::sys::page_size;
@@ -68,7 +69,38 @@ impl std::fmt::Debug for Mapping {
     }
 }
 
+/// The numbers of memory that has no file. Those of memfds count from 1.
+static LAST_OWN: AtomicU64 = AtomicU64::new(u64::MAX);
+
 impl Mapping {
+    /// New memory of zeros, which is nobody else's. A page of it is taken when it is first written to.
+    pub(in super::super) fn anonymous(len: usize) -> io::Result<Mapping> {
+        let slot = MAPPINGS
+            .take_within(MOST_MAPPINGS)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: a new mapping, at an address of the system's choice.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                // A peer says how long it is, and may never send as much.
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let start: NonNull<u8> = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: `len` bytes, which are ours; bytes that may be uninitialised are never read as others.
+        prefer_huge_pages(unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), len) });
+        Ok(Mapping {
+            start,
+            len,
+            file: LAST_OWN.fetch_sub(1, Ordering::Relaxed),
+            source: None,
+            received: None,
+            _slot: slot,
+        })
+    }
+
     /// The start of [`len`](Self::len) bytes, aligned to a page. Only the holder may write to them that was
     /// [given](crate::memory::Piece::give) it.
     pub fn as_ptr(&self) -> *mut u8 {
@@ -145,6 +177,11 @@ impl Mapping {
         }
         mapping.source = Some(source);
         Some(mapping)
+    }
+
+    /// Whether others may have the same memory: it is a segment's.
+    pub fn is_of_segment(&self) -> bool {
+        self.file <= LAST_OWN.load(Ordering::Relaxed)
     }
 
     /// Whether it can be sent on, or duplicated, with little copying.

@@ -142,3 +142,136 @@ proptest! {
         let _ = read_back::<ToDaemon>(&bytes, &[usize::MAX], Limits::LINK);
     }
 }
+
+/// Feeds `bytes` in pieces of the given size to a reader on a link that passes no descriptors.
+fn feed_all(bytes: &[u8], piece: usize) -> Result<Vec<(ToHost, Arrival)>, FrameError> {
+    let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
+    let mut out = Vec::new();
+    for piece in bytes.chunks(piece) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            rest = &rest[reader.feed(rest).map_err(FrameError::Memory)?..];
+            while let Some(frame) = reader.next_arrival()? {
+                out.push(frame);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// A frame with a list of holes as an honest peer would never send it.
+fn with_holes(body: &[u8], holes: &[Hole]) -> Vec<u8> {
+    let mut head = encode_head(&ToHost::Leaving { begun: 0 }, body.len());
+    append_holes(&mut head, holes.iter().copied());
+    [&head, body].concat()
+}
+
+#[test]
+fn large_parts_that_are_announced_fit_into_the_body() {
+    let body = [7; 2 * APART];
+    let hole = |at, len| Hole {
+        at,
+        len,
+        changed: false,
+    };
+    let most = body.len() as u64;
+    let lies = [
+        vec![hole(0, most + 1)],
+        vec![hole(0, most), hole(0, 1)],
+        vec![hole(0, u64::MAX), hole(0, 1)],
+        vec![hole(1, most)],
+        vec![hole(2, 1), hole(1, 1)],
+        vec![hole(0, 0)],
+        vec![hole(0, 1); MOST_DESCRIPTORS + 1],
+        vec![Hole {
+            changed: true,
+            ..hole(0, 1)
+        }],
+    ];
+    for lie in lies {
+        let got = feed_all(&with_holes(&body, &lie), 1000);
+        assert!(matches!(got, Err(FrameError::Holes)), "{lie:?}");
+    }
+    for truth in [vec![hole(0, most)], vec![hole(5, 10), hole(5, most - 20)]] {
+        let mut got = feed_all(&with_holes(&body, &truth), 1000).unwrap();
+        let arrival = got.pop().unwrap().1;
+        assert!(memory::Content::from(arrival).plain()[..] == body);
+    }
+}
+
+#[test]
+fn a_large_part_without_bytes_takes_no_memory() {
+    let mut bytes = with_holes(
+        &[7; 100],
+        &[Hole {
+            at: 10,
+            len: 1 << 40,
+            changed: false,
+        }],
+    );
+    bytes[8..16].copy_from_slice(&((1u64 << 40) + 20).to_le_bytes());
+    let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        rest = &rest[reader.feed(rest).unwrap()..];
+        assert!(reader.next_arrival().unwrap().is_none());
+    }
+    let partial = reader.partial.as_ref().unwrap();
+    assert!(partial.body.capacity() <= BODY_STEP);
+}
+
+#[cfg(target_os = "linux")]
+proptest! {
+    #[test]
+    fn large_parts_arrive_in_memory_of_their_own(
+        // How many bytes come before each, and its size.
+        segments in prop::collection::vec((0usize..100_000, prop_oneof![1usize..1000, APART - 2..3 * APART]), 0..5),
+        after in 0usize..100_000,
+        piece in prop_oneof![1usize..3000, 3000usize..300_000],
+    ) {
+        let mut count = 0u8;
+        let mut some = |n: usize| -> Vec<u8> {
+            count += 1;
+            (0..n).map(|i| (i as u8).wrapping_mul(count)).collect()
+        };
+        let mut bytes = Vec::new();
+        let mut insets = Vec::new();
+        let mut plain = Vec::new();
+        for (before, size) in segments {
+            let (before, content) = (some(before), some(size));
+            plain.extend_from_slice(&before);
+            plain.extend_from_slice(&content);
+            bytes.extend_from_slice(&before);
+            insets.push(Inset { at: bytes.len(), segment: memory::Segment::copy_of(&content).unwrap() });
+        }
+        let rest = some(after);
+        bytes.extend_from_slice(&rest);
+        plain.extend_from_slice(&rest);
+        let apart = insets.iter().filter(|inset| inset.segment.len() >= APART).count();
+
+        let mut marks = Vec::new();
+        let mut before = 0;
+        for inset in &insets {
+            marks.push(Mark { at: inset.at + before, len: inset.segment.len() });
+            before += inset.segment.len();
+        }
+        let message = ToHost::Leaving { begun: 3 };
+        let frame = Frame::new(&message, Body::new(bytes.into(), insets));
+        let flat = Flat::from(frame.clone());
+        let marked = Flat::from(Frame::new(&message, Body::marked(plain.clone().into(), marks)));
+        prop_assert!(marked.parts().flatten().eq(flat.parts().flatten()));
+        let stream: Vec<u8> = flat.parts().flatten().copied().collect();
+        prop_assert_eq!(stream.len(), flat.len());
+        let stream = stream.repeat(2);
+        let got = feed_all(&stream, piece).unwrap();
+        prop_assert_eq!(got.len(), 2);
+        for (meta, arrival) in got {
+            prop_assert_eq!(&meta, &message);
+            prop_assert!(arrival.apart.len() == apart);
+            prop_assert!(&memory::Content::from(arrival).plain()[..] == &plain[..]);
+        }
+        // A reader that knows nothing of that has the same bytes.
+        let copied = frame.plain();
+        prop_assert!(copied.body == plain);
+    }
+}

@@ -22,7 +22,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::address::NetworkUrl;
 use super::error::io_error;
-use crate::protocol::Frame;
+use crate::protocol::Flat;
 use crate::sys::io_thread;
 use crate::tls::engine::{self, Failure};
 use crate::tls::{Identity, Trust};
@@ -181,7 +181,7 @@ pub(super) struct Parcel {
     /// Bytes before the frames: a frame's head of WebSocket's, an answer to a request.
     pub(super) prefix: Vec<u8>,
     /// At most [`BATCH`], or at most [`SMALL_FRAMES`] bytes.
-    pub(super) frames: VecDeque<Frame>,
+    pub(super) frames: VecDeque<Flat>,
     /// A copy of all pieces, if they are small.
     together: Vec<u8>,
 }
@@ -193,16 +193,12 @@ impl Parcel {
 
     /// Bytes of all frames.
     pub(super) fn frame_bytes(&self) -> usize {
-        self.frames
-            .iter()
-            .map(|f| f.head.len() + f.body.len())
-            .sum()
+        self.frames.iter().map(Flat::len).sum()
     }
 
-    /// The pieces: all of the prefix, then `most` bytes of the frames after the first `skip`.
+    /// The pieces: all of the prefix, then `most` bytes of the frames after the first `skip`, or fewer.
     fn pieces(&mut self, mut skip: usize, mut most: usize) -> SmallVec<[nng_iov; 2 * BATCH + 1]> {
-        let frames = self.frames.iter().flat_map(|f| [&f.head[..], &f.body[..]]);
-        let rest = frames.map(|part| {
+        let rest = self.frames.iter().flat_map(Flat::parts).map(|part| {
             let of_part = skip.min(part.len());
             skip -= of_part;
             let now = (part.len() - of_part).min(most);
@@ -214,14 +210,14 @@ impl Parcel {
             .filter(|part| !part.is_empty())
             .collect();
         let size: usize = parts.iter().map(|part| part.len()).sum();
-        if parts.len() > 1 && size <= TOGETHER || parts.len() > PIECES {
+        if parts.len() > 1 && size <= TOGETHER {
             self.together.clear();
             for part in parts {
                 self.together.extend_from_slice(part);
             }
             return smallvec![iov(&self.together)];
         }
-        parts.into_iter().map(iov).collect()
+        parts.into_iter().take(PIECES).map(iov).collect()
     }
 }
 
@@ -298,7 +294,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends the prefix of `parcel`, and `most` bytes of its frames after the first `skip`: at least one byte in
+    /// Sends the prefix of `parcel`, and at most `most` bytes of its frames after the first `skip`: at least one byte in
     /// all.
     pub(super) fn send(&self, mut parcel: Parcel, skip: usize, most: usize) -> Result<(), Closed> {
         let pieces = parcel.pieces(skip, most);
@@ -307,7 +303,7 @@ impl Stream {
         if *closed {
             return Err(Closed);
         }
-        // SAFETY: the bytes of vectors and bodies stay where they are, and so do heads: they are in the queue's
+        // SAFETY: the bytes of vectors, bodies and mappings stay where they are, and so do heads: they are in the queue's
         // memory. Nobody changes them until the operation is over, and NNG only reads them. The stream is freed
         // after the operation is stopped.
         unsafe {

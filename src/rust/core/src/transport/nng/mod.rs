@@ -28,13 +28,10 @@ pub use connection::{Connection, Receiver};
 pub use dial::{DialError, dial};
 pub use listener::Listener;
 
-use std::io;
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-
 use super::{Channel, Link};
-use crate::protocol::{Control, Frame, FrameReader, ToDaemon};
+use crate::protocol::{Control, Frame, ToDaemon};
 
 /// The host's end of a link to a daemon.
 pub struct NngLink(Arc<Connection>);
@@ -63,20 +60,4 @@ impl Link for NngLink {
     fn close(&self) {
         self.0.close();
     }
-}
-
-/// Hands bytes that are here to a reader, as many at a time as it has room for. Take out
-/// what they make after each.
-///
-/// # Errors
-/// There is no memory for what has been announced.
-pub fn feed<M: DeserializeOwned>(reader: &mut FrameReader<M>, bytes: &[u8]) -> io::Result<usize> {
-    let (taken, _) = reader.fill(|room| {
-        let now = room.len().min(bytes.len());
-        for (slot, byte) in room.iter_mut().zip(&bytes[..now]) {
-            slot.write(*byte);
-        }
-        Ok(now)
-    })?;
-    Ok(taken)
 }

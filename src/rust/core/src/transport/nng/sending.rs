@@ -11,8 +11,7 @@ use smallvec::SmallVec;
 use super::super::Channel;
 use super::Connection;
 use super::aio::{BATCH, Parcel, SMALL_FRAMES};
-use crate::protocol::Frame;
-use crate::protocol::websocket;
+use crate::protocol::{Flat, Frame, websocket};
 
 /// Bytes of payload in a WebSocket frame that we send. The peer sees a frame once it is whole, so
 /// it should not be too long; nor too short, for what each costs.
@@ -148,7 +147,7 @@ impl Connection {
                 output.left = output.left.saturating_sub(n);
                 output.done += n;
                 while let Some(first) = parcel.frames.front() {
-                    let whole = first.head.len() + first.body.len();
+                    let whole = first.len();
                     if output.done < whole {
                         break;
                     }
@@ -203,37 +202,33 @@ impl Connection {
     }
 }
 
-/// Takes frames out of their lines. Segments are put back among their bytes, which takes a while: not
-/// under the lock, as those who have something to post hold the dispatcher's.
+/// Takes frames out of their lines. Mapping their segments takes a while: not under the lock, as those who have
+/// something to post hold the dispatcher's.
 fn take_next(output: &mut MutexGuard<'_, Output>) {
     let next = &mut **output;
     let mut size = 0;
+    let mut frames: SmallVec<[Frame; BATCH]> = SmallVec::new();
     for line in [&mut next.control, &mut next.data] {
         while let Some(frame) = line.front() {
-            size = match frame.insets().is_empty() {
-                true => frame.head.len() + frame.body.len() + size,
-                // Nobody knows yet how much that is.
-                false => usize::MAX / 2,
-            };
-            if next.parcel.frames.len() >= BATCH && size > SMALL_FRAMES {
+            size += frame.size();
+            if frames.len() >= BATCH && size > SMALL_FRAMES {
                 break;
             }
-            next.parcel.frames.extend(line.pop_front());
+            frames.extend(line.pop_front());
         }
     }
     next.done = 0;
-    if next
-        .parcel
-        .frames
-        .iter()
-        .any(|frame| !frame.insets().is_empty())
-    {
-        let frames = std::mem::take(&mut next.parcel.frames);
-        next.sending = true;
-        let plain = MutexGuard::unlocked(output, || frames.into_iter().map(Frame::plain).collect());
-        output.sending = false;
-        if !output.over {
-            output.parcel.frames = plain;
-        }
+    if frames.iter().all(|frame| frame.insets().is_empty()) {
+        next.parcel
+            .frames
+            .extend(frames.into_iter().map(Flat::from));
+        return;
+    }
+    next.sending = true;
+    let flat: SmallVec<[Flat; BATCH]> =
+        MutexGuard::unlocked(output, || frames.into_iter().map(Flat::from).collect());
+    output.sending = false;
+    if !output.over {
+        output.parcel.frames.extend(flat);
     }
 }

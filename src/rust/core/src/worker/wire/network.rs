@@ -43,7 +43,7 @@ struct Inbox {
 
 struct State {
     reader: FrameReader<ToDaemon>,
-    ready: VecDeque<(ToDaemon, Vec<u8>)>,
+    ready: VecDeque<(ToDaemon, Arrival)>,
     /// The last task that may begin.
     granted: Seq,
     over: bool,
@@ -185,27 +185,24 @@ fn post(connection: &Connection, message: &ToHost, body: Bytes) {
 
 impl Sender for Arc<Connection> {
     fn send(&self, message: &ToHost, body: Parts<'_>) -> io::Result<()> {
-        let body = &*body.plain();
-        if body.len() <= COPIED {
-            post(self, message, Bytes::copy_from_slice(body));
+        if body.is_plain() && body.bytes.len() <= COPIED {
+            post(self, message, Bytes::copy_from_slice(body.bytes));
             return Ok(());
         }
         // SAFETY: only for as long as `send_all` takes, which does not return before the
         // connection has let go of it: it is sent, or never will be.
-        let lent: &'static [u8] = unsafe { std::mem::transmute(body) };
-        self.send_all(Frame::new(message, Bytes::from_static(lent)))
+        let lent: &'static [u8] = unsafe { std::mem::transmute(body.bytes) };
+        self.send_all(Frame::new(message, body.with(Bytes::from_static(lent))))
     }
 }
 
 impl Wire for NetworkWire {
     fn next(&mut self) -> io::Result<Option<(ToDaemon, Arrival)>> {
         let mut state = self.inbox.state.lock();
-        let next = if state.has_next() {
-            state.ready.pop_front()
-        } else {
-            None
-        };
-        Ok(next.map(|(message, body)| (message, body.into())))
+        Ok(match state.has_next() {
+            true => state.ready.pop_front(),
+            false => None,
+        })
     }
 
     fn wait(
@@ -267,8 +264,8 @@ impl Receiver for Inbox {
     fn received(&self, mut bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state.lock();
         while !bytes.is_empty() {
-            bytes = &bytes[nng::feed(&mut state.reader, bytes)?..];
-            while let Some((message, body)) = state.reader.next()? {
+            bytes = &bytes[state.reader.feed(bytes)?..];
+            while let Some((message, body)) = state.reader.next_arrival()? {
                 match message {
                     ToDaemon::Ping => {
                         if let Some(connection) = self.connection.upgrade() {

@@ -309,6 +309,7 @@ mod tests {
                     let parts = Parts {
                         bytes: &[],
                         insets: std::slice::from_ref(&segment),
+                        marks: &[],
                     };
                     pair.outbound.send(&done(seq), parts, seq % 3 > 0).unwrap();
                     expected.push((seq, 5000));
