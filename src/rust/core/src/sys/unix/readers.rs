@@ -335,8 +335,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let gone = self.readers.all.lock().remove(&self.id);
-        drop(gone);
+        // Kept until the last step: it may be what keeps the descriptor open, whose number another file may have next.
+        let _gone = self.readers.all.lock().remove(&self.id);
         // It may have paused. Not left to the end of the descriptor: a forked process may hold a copy.
         let _ = epoll::delete(&self.readers.set, self.fd());
     }
@@ -552,6 +552,20 @@ mod tests {
         assert!(told.try_recv().is_err());
         registration.resume().unwrap();
         assert_eq!(told.recv_timeout(LONG).unwrap().0, 0);
+    }
+
+    #[test]
+    fn one_that_is_gone_is_not_in_the_set_although_a_copy_of_its_descriptor_is_open() {
+        let (mut theirs, registration, _told) = teller();
+        // As a forked process may hold one.
+        let _copy = rustix::io::dup(registration.fd()).unwrap();
+        drop(registration);
+        theirs.write_all(&[1]).unwrap();
+        let readers = READERS.get().unwrap();
+        let mut room = [MaybeUninit::<Event>::uninit(); 1];
+        let (events, _) =
+            epoll::wait(&readers.set, &mut room[..], Some(&Timespec::default())).unwrap();
+        assert!(events.is_empty());
     }
 
     #[test]
