@@ -131,6 +131,7 @@ plot_figures <- function(about, results, directory) {
   }
   compared <- c("roundtrip", "oneoff", "map-2", "constant", "vector-in", "vector-out", "vector-both", "ready-first")
   if (any(compared %in% results$name)) draw("performance-compared", 8, 5.5, function() plot_compared(about, results, compared))
+  if (all(c("roundtrip", "step-submit") %in% results$name)) draw("performance-steps", 8, 2.2, function() plot_steps(results))
   if (any(!is.na(results$at))) draw("performance-scaling", 8, 6.5, function() plot_scaling(results))
 }
 
@@ -167,6 +168,24 @@ plot_compared <- function(about, results, names) {
   graphics::points(x, rep(y[1L], length(shown)), pch = 19, cex = 1.4, col = colours[shown], xpd = NA)
   graphics::text(x, y[1L], shown, pos = 4L, xpd = NA)
   if (any(chunks)) graphics::text(x[1L], y[2L], "circles: the work is cut into chunks beforehand", pos = 4L, offset = 0, xpd = NA, col = "grey40")
+}
+
+# The round trip of a task as a bar, cut into what each step takes. What is left is on the way, or waiting to be woken.
+plot_steps <- function(results) {
+  of <- function(name, contender = "mirai") results$value[results$name == name & results$contender == contender]
+  wire <- of("roundtrip", "Unix socket, spinning, by hand") / 2
+  steps <- c(
+    "host: make, queue" = of("step-submit"), "socket" = wire, "daemon: read, evaluate, send, restore" = of("step-daemon"),
+    "back" = wire, "host: read" = of("step-read")
+  )
+  steps <- c(steps, "waiting, waking" = max(0, of("roundtrip") - sum(steps)))
+  shades <- c(colours[["mirai"]], "grey70", colours[["parallel"]], "grey70", colours[["CRAN mirai 2.7"]], "grey90")
+  graphics::par(mar = c(3.2, 1, 3.2, 1), cex = 0.8, mgp = c(2, 0.6, 0))
+  until <- cumsum(steps)
+  plot(NA, xlim = c(0, max(until)), ylim = c(0, 1), xlab = "microseconds", ylab = "", yaxt = "n", bty = "n")
+  graphics::rect(until - steps, 0.1, until, 0.9, col = shades, border = "white")
+  graphics::text(until - steps / 2, 0.5, number(steps), col = c("white", "black", "white", "black", "black", "black"), cex = 0.85)
+  graphics::legend("top", inset = c(0, -0.45), xpd = NA, horiz = TRUE, bty = "n", cex = 0.8, fill = shades[-4L], border = NA, legend = sub("socket", "socket, there and back", names(steps)[-4L]))
 }
 
 plot_scaling <- function(results) {

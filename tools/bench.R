@@ -113,6 +113,41 @@ row("oneoff", "mirai(1)[] with no daemons", "ms", budget = 5, cran = 169, list(
   "callr r" = with_callr(function() ms(callr::r(one)))
 ))
 
+## What the time of a task goes into
+group <- "A task, step by step"
+
+# So many tasks one after the other in each place, so that nobody waits for anybody there: microseconds for each to be made
+# and queued, processor time that a daemon takes for each, and to read the value of each once it is here.
+steps <- function() {
+  our(1L)
+  daemon <- file.path("/proc", mirai(Sys.getpid())[], "schedstat")
+  processor_us <- function() as.numeric(strsplit(readLines(daemon), " ")[[1L]][1L]) / 1e3
+  x <- vector("list", trips)
+  busy <- mirai(Sys.sleep(60))
+  submitted <- seconds(for (i in seq_len(trips)) x[[i]] <- mirai(1))
+  before <- processor_us()
+  stop_mirai(busy)
+  call_mirai(x)
+  worked <- processor_us() - before
+  read <- seconds(for (m in x) m[])
+  c(submitted * 1e6, worked, read * 1e6) / trips
+}
+step_runs <- list()
+# Three rows from the same runs: each takes the next, and makes it if it is not there.
+step_figure <- function(i) {
+  turn <- 0L
+  function() {
+    turn <<- turn + 1L
+    if (length(step_runs) < turn) step_runs[[turn]] <<- steps()
+    step_runs[[turn]][i]
+  }
+}
+if (file.exists("/proc/self/schedstat")) {
+  row("step-submit", "the host makes the mirai, serializes the expression, queues the task", "us", rounds = 9L, step_figure(1L))
+  row("step-daemon", "the daemon reads the task, evaluates it, sends the value, restores R", "us", rounds = 9L, step_figure(2L))
+  row("step-read", "the host makes the value of what has come", "us", rounds = 9L, step_figure(3L))
+}
+
 ## Maps
 group <- "Maps"
 

@@ -50,6 +50,7 @@ test_that("cancellation and loss pass through a relay", {
   expect_identical(queued[], "queued")
   m <- mirai(tools::pskill(Sys.getpid(), tools::SIGKILL))
   expect_reset(m[])
+  expect_match(attr(m$data, "reason"), "^behind a relay, daemon 1 \\(pid [0-9]+ on .*\\) was killed by signal 9")
 })
 
 test_that("conditions, reports and the texts of errors pass through a relay", {

@@ -36,6 +36,8 @@ struct State {
     number: u32,
     /// It was not even started.
     not_launched: bool,
+    /// All of the sentence, by a relay whose daemon it was.
+    sentence: String,
     /// Its machine and its process there; empty and 0 if it has not said so.
     host: String,
     pid: u32,
@@ -73,6 +75,21 @@ impl Loss {
             state: Mutex::new(state),
             told: Condvar::new(),
         }
+    }
+
+    /// A daemon of a relay, which says this of it. It may say anything; `None` if it says nothing.
+    pub(crate) fn behind_relay(said: &[u8]) -> Option<Loss> {
+        let sentence = last_lines(said);
+        (!sentence.is_empty()).then(|| {
+            let state = State {
+                sentence,
+                ..State::default()
+            };
+            Loss {
+                state: Mutex::new(state),
+                told: Condvar::new(),
+            }
+        })
     }
 
     /// A daemon across the network says where it is. It may say anything.
@@ -163,6 +180,9 @@ impl std::fmt::Display for Loss {
                 state.awaited = false;
             }
         }
+        if !state.sentence.is_empty() {
+            return write!(f, "behind a relay, {}", state.sentence);
+        }
         match state.number {
             0 if state.not_launched => f.write_str("the last launch of a daemon")?,
             0 => f.write_str("its process")?,
@@ -218,6 +238,11 @@ mod tests {
         let loss = Loss::of_launch();
         loss.tell("has failed");
         assert_eq!(loss.to_string(), "the last launch of a daemon has failed");
+        let loss = Loss::behind_relay(b"daemon 1 was\x1b lost").unwrap();
+        assert_eq!(loss.to_string(), "behind a relay, daemon 1 was lost");
+        assert!(Loss::behind_relay(b"\n\x07").is_none());
+        let loss = Loss::behind_relay(&[b'x'; 1 << 20]).unwrap();
+        assert!(loss.to_string().len() < 2 * MOST_OF_WORDS);
     }
 
     #[test]

@@ -242,9 +242,10 @@ fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task, error: Option<B
         notes: notes.len() as u64,
         error,
     };
-    match content {
-        Some(content) => send_content(above, &message, content, notes),
-        None => above.send(&message, Parts::from(&[])).is_ok(),
+    match (content, task.reset_reason()) {
+        (Some(content), _) => send_content(above, &message, content, notes),
+        (None, Some(reason)) => above.send(&message, Parts::from(&reason)).is_ok(),
+        (None, None) => above.send(&message, Parts::from(&[])).is_ok(),
     }
 }
 

@@ -104,6 +104,13 @@ fn what_a_relay_has_lost_is_attempted_again() {
     let again = next(&mut staying);
     assert!(staying.reply(again.seq, b"y", false));
     assert_eq!(*outcome(&task), value(b"y".to_vec()));
+    // The host above hears what became of the daemon.
+    let task = submit_with(&above, b"x", retry(0, 0, 0));
+    next(&mut staying);
+    drop(staying);
+    assert_eq!(*outcome(&task), Outcome::Reset);
+    let reason = task.loss().unwrap().to_string();
+    assert!(reason.starts_with("behind a relay, daemon 2 "), "{reason}");
     above.close(true);
     relaying.join().unwrap();
 }

@@ -49,9 +49,10 @@ use crate::descriptors;
 use crate::dispatcher::{
     Action, Config, Counts, Dispatcher, Endpoint, Event, PeerId, Policy, Replies, Reply,
 };
+use crate::loss::Loss;
 use crate::memory::Content;
 use crate::process::{self, Child, Surroundings};
-use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, ToDaemon, ToHost, VERSION};
+use crate::protocol::{Control, Done, Frame, MOST_OF_AN_ERROR, Seq, ToDaemon, ToHost, VERSION};
 use crate::sys::io_thread;
 use crate::sys::{Bell, spinning_is_allowed};
 use crate::task::{Outcome, Task};
@@ -462,7 +463,10 @@ impl Shared {
                     Done::Value => Some(Outcome::Value(body)),
                     Done::Error | Done::Final => Some(Outcome::Error(body)),
                     Done::Skipped => None,
-                    Done::Lost => Some(Outcome::Reset),
+                    Done::Lost => {
+                        self.lost_behind(peer, seq, &body);
+                        Some(Outcome::Reset)
+                    }
                 };
                 let event = Event::Replied {
                     peer,
@@ -501,6 +505,15 @@ impl Shared {
             | ToHost::ByRing
             | ToHost::BySocket
             | ToHost::Look => {}
+        }
+    }
+
+    /// A relay has lost a task, and says how.
+    fn lost_behind(&self, peer: PeerId, seq: Seq, said: &Content) {
+        let loss = Loss::behind_relay(&said.bytes);
+        let task = self.state.lock().dispatcher.task_at(peer, seq);
+        if let Some((task, loss)) = task.zip(loss) {
+            task.lost_with(Arc::new(loss));
         }
     }
 

@@ -219,7 +219,7 @@ pub enum Done {
     Error,
     /// It was cancelled before it began. No body.
     Skipped,
-    /// Whoever it was passed on to was lost. No body.
+    /// Whoever it was passed on to was lost. The body is a sentence about that, or empty.
     Lost,
     /// As `Error`, where the daemon knows that there shall be no other attempt.
     Final,
