@@ -317,8 +317,9 @@ verdict <- function(round, did, tasks, values, kind, needs, resolved, begun, lef
 
 # ---- What must not grow
 
-# How much more than after the first round of each kind is still no leak.
-slack <- c(rss_mb = 20, used_mb = 6, r_mb = 3, threads = 2, descriptors = 4, mappings = 100, files = 0, processes = 0)
+# How much more than after the first round of each kind is still no leak. R's pages count as in use, also those that are
+# empty: after 486 rounds there were 11 MB more of them.
+slack <- c(rss_mb = 20, used_mb = 25, r_mb = 3, threads = 2, descriptors = 4, mappings = 100, files = 0, processes = 0)
 
 # ---- Main
 

@@ -6,7 +6,8 @@ args <- commandArgs(TRUE)
 scale <- if (identical(args[1L], "--scale")) as.numeric(args[2L]) else 1
 stopifnot(is.numeric(scale), scale > 0)
 
-# How much more than after three tenths is still no leak. R's own heap moves by some megabytes.
+# How much more than after three tenths is still no leak. R's pages count as in use, also those that are empty, and their number
+# goes up and down by some ten megabytes.
 slack <- c(rss_mb = 15, used_mb = 25, threads = 2, descriptors = 2, mappings = 60, files = 0, processes = 0)
 
 # Made here, so that the environment of the function that calls mirai_map(), with the last results, is not sent with it.
