@@ -45,7 +45,7 @@ fn init() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         // Whatever is done first with NNG starts its threads; this does nothing else.
-        crate::sys::signals::with_all_blocked(|| drop(nng::Socket::new(nng::Protocol::Pair1)));
+        crate::sys::signals::with_all_blocked(|| drop(nng::Aio::new(|_, _| {})));
         engine::install();
         // Remains of connections are cleared away there.
         io_thread::handle();
