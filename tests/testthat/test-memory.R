@@ -356,6 +356,9 @@ test_that("across the network vectors are copied, and large ones read into memor
   # 32 MiB and more: in the message, beside a small one, changed there, in a function's arguments, and of a task that
   # another needs.
   large <- list(real(4e7), i = seq_len(1e7) + 0L, small = x, raw = as.raw(rep(1:250, length.out = 34e6)))
+  got <- mirai(large, large = large, .compute = profile)[]
+  expect_identical(got, large)
+  expect_identical(vapply(unname(got), is_shared, NA), c(TRUE, TRUE, FALSE, TRUE))
   unread <- mirai(large, large = large, .compute = profile)
   changed <- mirai(
     {
@@ -365,10 +368,10 @@ test_that("across the network vectors are copied, and large ones read into memor
     large = unread,
     .compute = profile
   )[]
-  got <- unread[]
-  expect_identical(got, large)
-  expect_identical(vapply(unname(got), is_shared, NA), c(TRUE, TRUE, FALSE, TRUE))
   expect_identical(changed, list(sum(large$i), replace(large, 1L, list(replace(large[[1L]], 2, NA)))))
+  # What has gone on to another task is kept for that, and R gets a copy.
+  expect_identical(unread[], large)
+  expect_false(is_shared(unread$data[[1L]]))
   # Each element has its own, whatever the others do.
   element <- function(i, large) {
     large[[1L]][i] <- -1
@@ -379,6 +382,23 @@ test_that("across the network vectors are copied, and large ones read into memor
   expect_identical(unname(mirai_map(1:3, element, .args = list(large), .compute = profile)[]), expected)
   # Sent on, it is a copy.
   expect_identical(mirai(sum(x), x = got[[1L]], .compute = profile)[], sum(large[[1L]]))
+})
+
+test_that("across the network, what hooks make may be large", {
+  profile <- test_profile()
+  defer(function() daemons(NULL, .compute = profile), environment())
+  un <- function(v) structure(list2env(list(v = v), parent = emptyenv()), class = "memory_test")
+  config <- serial_config("memory_test", function(x) x$v, un)
+  daemons(1, url = "tcp://127.0.0.1:0", serial = config, .compute = profile)
+  launch_local(1, .compute = profile)
+  object <- un(as.raw(rep(1:250, length.out = 34e6)))
+  large <- real(4e7)
+  got <- mirai(list(length(object$v), object, large), object = object, large = large, .compute = profile)[]
+  expect_identical(got[[1L]], 34e6L)
+  expect_identical(got[[2L]]$v, object$v)
+  expect_identical(got[[3L]], large)
+  # Behind the object in the message.
+  expect_true(is_shared(got[[3L]]))
 })
 
 test_that("vectors of more than 2^31 elements and bytes are mapped there and back, and copied", {

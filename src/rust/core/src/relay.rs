@@ -3,7 +3,6 @@
 //! For a machine that stands between, such as a cluster's head node: the host need not be
 //! reachable from the daemons. Payloads go through as they are; nothing is evaluated.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::dispatcher::Target;
 use crate::host::{Host, MOST_SLOTS};
-use crate::memory::{self, Body, Content, Parts, Piece};
+use crate::memory::{self, Content, Parts};
 use crate::protocol::{Done, Kind, Seq, ToHost};
 use crate::sys::signals;
 use crate::task::{Constants, Outcome, Payload, Task, next_task_id};
@@ -113,7 +112,8 @@ impl Relay {
     fn pass(self: &Arc<Self>, task: Assignment, known: &mut Known, up: &Sender<News>) {
         let seq = task.seq;
         let constants = task.constants.as_ref().map(|c| known.get(c, &self.below));
-        let body = onward(task.body.into(), &task.pieces);
+        let local = self.below.passes_memory();
+        let body = memory::onward(task.body.into(), &task.pieces, local);
         let body = body.forwarded(task.layout.attached() as u32);
         let make = |n: usize| -> Vec<Arc<Task>> {
             let payload = || Payload {
@@ -256,27 +256,13 @@ fn send_content(
     content: &Content,
     notes: &[u8],
 ) -> bool {
-    // Nobody here reads a value, and so nobody writes to its pieces.
-    let passed = memory::Passed::new(content);
-    let Parts { bytes, insets, .. } = passed.parts(content);
-    let bytes = match notes {
-        [] => Cow::Borrowed(bytes),
-        notes => Cow::Owned([bytes, notes].concat()),
-    };
-    let parts = Parts {
-        bytes: &bytes,
-        insets,
-        marks: &[],
-    };
-    above.send(message, parts).is_ok()
-}
-
-/// A message from above for a daemon below. Its segments go on as they are.
-fn onward(bytes: Bytes, pieces: &[Piece]) -> Body {
-    match memory::insets(pieces) {
-        Some(insets) => Body::new(bytes, insets),
-        None => memory::plain(&bytes, pieces).into_owned().into(),
+    if content.pieces.is_empty() && notes.is_empty() {
+        return above.send(message, Parts::from(&content.bytes)).is_ok();
     }
+    // Nobody here reads a value, and so nobody is given its pieces. What was made of segments is not copied.
+    let bytes = Bytes::from([&content.bytes, notes].concat());
+    let body = memory::onward(bytes, &content.pieces, false);
+    above.send(message, body.parts()).is_ok()
 }
 
 /// Constants by the bytes that have come from above: those that are still in use below.
@@ -295,7 +281,8 @@ impl Known {
         if let Some(constants) = at.and_then(|i| self.0[i].1.upgrade()) {
             return constants;
         }
-        let body = onward(Bytes::from_owner(Shared(bytes.clone())), &common.pieces);
+        let whole = Bytes::from_owner(Shared(bytes.clone()));
+        let body = memory::onward(whole, &common.pieces, below.passes_memory());
         let attached = common.layout.attached() as u32;
         let constants = below.constants(body.forwarded(attached));
         if let Some(at) = at {

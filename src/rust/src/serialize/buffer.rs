@@ -16,16 +16,28 @@ const LARGE: usize = 256 * 1024;
 /// R's `R_Serialize()` passes vectors on in parts of this many elements.
 const PART: usize = 8096;
 
+/// What becomes of the data of a large vector.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Large {
+    /// Nothing special.
+    #[default]
+    Plain,
+    /// They stay among the bytes, and are marked for a receiver across the network.
+    Marked,
+    /// They are left out, and put into a segment.
+    LeftOut,
+}
+
 /// Memory to serialize into, used again for each small object.
 #[derive(Default)]
 pub(crate) struct Buffer {
     pub(super) bytes: Vec<u8>,
     /// Segments with the data that have been left out of `bytes`.
     pub(super) insets: Vec<Inset>,
-    /// Where large data are among `bytes`, if they are not left out.
-    marks: Vec<Mark>,
-    /// Whether large data are left out.
-    pub(super) sharing: bool,
+    /// Where large data are among `bytes`, if they are marked.
+    pub(super) marks: Vec<Mark>,
+    /// What becomes of large data.
+    pub(super) large: Large,
     run: Run,
 }
 
@@ -59,14 +71,17 @@ impl Buffer {
             bytes: Vec::new(),
             insets: Vec::new(),
             marks: Vec::new(),
-            sharing: false,
+            large: Large::Marked,
             run: Run::NONE,
         }
     }
 
-    /// Sets whether the data of large vectors are left out and put into segments.
+    /// Sets whether the data of large vectors are left out and put into segments. If not, they are marked.
     pub(crate) fn share(&mut self, sharing: bool) {
-        self.sharing = sharing;
+        self.large = match sharing {
+            true => Large::LeftOut,
+            false => Large::Marked,
+        };
     }
 
     /// Bytes in all, including segments.
@@ -94,7 +109,7 @@ impl Buffer {
     pub(super) fn may_share_more(&self) -> bool {
         let descriptors: usize = self.insets.iter().map(|i| i.segment.weight()).sum();
         // The next one may need two.
-        self.sharing && descriptors + 2 <= MOST_DESCRIPTORS
+        self.large == Large::LeftOut && descriptors + 2 <= MOST_DESCRIPTORS
     }
 
     /// Appends the data of a vector. False if there is no memory for them.
@@ -108,7 +123,8 @@ impl Buffer {
                 return true;
             }
         }
-        if bytes.len() >= LARGE && !self.sharing && self.marks.len() < MOST_DESCRIPTORS {
+        let marked = self.large == Large::Marked && self.marks.len() < MOST_DESCRIPTORS;
+        if marked && bytes.len() >= LARGE {
             self.marks.push(Mark {
                 at: self.bytes.len(),
                 len: bytes.len(),
@@ -264,9 +280,9 @@ impl Buffer {
         } else {
             Bytes::from(std::mem::take(&mut self.bytes))
         };
-        match self.sharing {
-            true => Body::new(bytes, std::mem::take(&mut self.insets)),
-            false => Body::marked(bytes, std::mem::take(&mut self.marks)),
+        match self.insets.is_empty() {
+            true => Body::marked(bytes, std::mem::take(&mut self.marks)),
+            false => Body::new(bytes, std::mem::take(&mut self.insets)),
         }
     }
 }

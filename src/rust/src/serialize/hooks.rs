@@ -18,6 +18,7 @@ use extendr_ffi::{
     SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TYPEOF, VECTOR_ELT,
 };
 
+use super::buffer::Large;
 use super::{Buffer, Source};
 use crate::r;
 
@@ -162,24 +163,29 @@ pub(crate) unsafe fn write(buffer: *mut Buffer, object: SEXP) -> bool {
         // From here on R code runs that may serialize something itself.
         let main = std::mem::take(&mut (*buffer).bytes);
         let mut insets = std::mem::take(&mut (*buffer).insets);
+        let mut marks = std::mem::take(&mut (*buffer).marks);
         let objects = Rf_protect(std::mem::take(&mut *collected).as_list());
         let Some(made) = make(objects) else {
             Rf_unprotect(1);
             return false;
         };
         Rf_protect(made);
-        // Nothing is left out in front, whose length is given.
-        let sharing = std::mem::replace(&mut (*buffer).sharing, false);
+        // All of what is in front stays there, as its length is given.
+        let large = std::mem::replace(&mut (*buffer).large, Large::Plain);
         super::write_once(buffer, made, None);
-        (*buffer).sharing = sharing;
+        (*buffer).large = large;
         let out = &mut (*buffer).bytes;
         let length = (out.len() as u64).to_le_bytes();
         out.splice(..0, MAGIC.iter().copied().chain(length));
         for inset in &mut insets {
             inset.at += out.len();
         }
+        for mark in &mut marks {
+            mark.at += out.len();
+        }
         out.extend_from_slice(&main);
         (*buffer).insets = insets;
+        (*buffer).marks = marks;
         Rf_unprotect(2);
         true
     }

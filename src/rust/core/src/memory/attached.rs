@@ -10,55 +10,121 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{Body, Content, Inset, Large, MOST_DESCRIPTORS, Parts, Piece, Segment};
+use bytes::Bytes;
+
+use super::{Body, Content, Inset, MOST_DESCRIPTORS, Mark, Parts, Piece, Segment};
 
 /// Bytes of a size in the table.
 const SIZE: usize = 8;
+
+/// A value to attach, borrowed: its bytes without its large parts, and these. They are segments, or pieces that nobody is
+/// given.
+#[derive(Clone, Copy)]
+pub struct Value<'a> {
+    parts: Parts<'a>,
+    pieces: &'a [Piece],
+}
+
+impl<'a> From<Parts<'a>> for Value<'a> {
+    fn from(parts: Parts<'a>) -> Value<'a> {
+        Value { parts, pieces: &[] }
+    }
+}
+
+impl Value<'_> {
+    /// Bytes in all.
+    fn size(&self) -> u64 {
+        let pieces: usize = self.pieces.iter().map(|piece| piece.memory().len()).sum();
+        self.parts.size() + pieces as u64
+    }
+}
+
+/// A message that values are attached to.
+#[derive(Default)]
+struct Whole {
+    bytes: Vec<u8>,
+    insets: Vec<Inset>,
+    descriptors: usize,
+    marks: Vec<Mark>,
+}
+
+impl Whole {
+    fn add(&mut self, value: &Value<'_>) {
+        let Value { parts, pieces } = value;
+        let before = self.bytes.len();
+        let mut taken = 0;
+        for Inset { at, segment } in parts.insets {
+            self.bytes.extend_from_slice(&parts.bytes[taken..*at]);
+            taken = *at;
+            if self.descriptors + segment.weight() <= MOST_DESCRIPTORS {
+                self.descriptors += segment.weight();
+                self.insets.push(Inset {
+                    at: self.bytes.len(),
+                    segment: segment.clone(),
+                });
+            } else {
+                segment.append_to(&mut self.bytes);
+            }
+        }
+        for piece in *pieces {
+            self.bytes
+                .extend_from_slice(&parts.bytes[taken..piece.at()]);
+            taken = piece.at();
+            self.marks.push(Mark {
+                at: self.bytes.len(),
+                len: piece.memory().len(),
+            });
+            piece.memory().append_to(&mut self.bytes);
+        }
+        self.bytes.extend_from_slice(&parts.bytes[taken..]);
+        let moved = parts.marks.iter().map(|mark| Mark {
+            at: before + mark.at,
+            ..*mark
+        });
+        self.marks.extend(moved);
+    }
+}
 
 impl Body {
     /// The message with these values attached. Segments are shared; other bytes are copied, and so are those of segments
     /// beyond [`MOST_DESCRIPTORS`].
     #[must_use]
-    pub fn attach<'a>(&self, values: impl ExactSizeIterator<Item = Parts<'a>> + Clone) -> Body {
+    pub fn attach<'a, V: Into<Value<'a>>>(
+        &self,
+        values: impl ExactSizeIterator<Item = V> + Clone,
+    ) -> Body {
         debug_assert_eq!(self.attached, 0);
         let attached = values.len();
-
-        let plain = self.bytes.len() + values.clone().map(|part| part.bytes.len()).sum::<usize>();
-        let mut bytes = Vec::with_capacity(plain + attached * SIZE);
-        let mut insets = Vec::new();
-        let mut descriptors = 0;
-        let mut add = |part: Parts<'_>| {
-            let mut taken = 0;
-            for Inset { at, segment } in part.insets {
-                bytes.extend_from_slice(&part.bytes[taken..*at]);
-                taken = *at;
-                if descriptors + segment.weight() <= MOST_DESCRIPTORS {
-                    descriptors += segment.weight();
-                    insets.push(Inset {
-                        at: bytes.len(),
-                        segment: segment.clone(),
-                    });
-                } else {
-                    segment.append_to(&mut bytes);
-                }
-            }
-            bytes.extend_from_slice(&part.bytes[taken..]);
+        let values = values.map(Into::into);
+        let large =
+            |value: &Value<'_>| value.pieces.iter().map(|p| p.memory().len()).sum::<usize>();
+        let plain: usize = values
+            .clone()
+            .map(|value| value.parts.bytes.len() + large(&value))
+            .sum();
+        let mut whole = Whole {
+            bytes: Vec::with_capacity(self.bytes.len() + plain + attached * SIZE),
+            ..Whole::default()
         };
-        add(Parts {
-            bytes: &self.bytes,
-            insets: self.insets(),
-            marks: &[],
-        });
-        values.clone().for_each(add);
+        whole.add(&self.parts().into());
+        values.clone().for_each(|value| whole.add(&value));
         for value in values {
-            bytes.extend_from_slice(&value.size().to_le_bytes());
+            whole.bytes.extend_from_slice(&value.size().to_le_bytes());
         }
+        let bytes = whole.bytes.into();
+        // Where there are segments, what is marked is only not read into memory of its own.
+        let body = match whole.insets.is_empty() {
+            true => {
+                whole.marks.truncate(MOST_DESCRIPTORS);
+                Body::marked(bytes, whole.marks)
+            }
+            false => Body::new(bytes, whole.insets),
+        };
         Body {
-            bytes: bytes.into(),
-            large: (!insets.is_empty()).then(|| Arc::new(Large::Insets(insets))),
             attached: attached as u32,
+            ..body
         }
     }
 
@@ -81,9 +147,9 @@ impl Parts<'_> {
     }
 }
 
-/// Segments of pieces to which nobody has been given the right to write; without a copy, where descriptors have been kept.
-/// `None`: there can be no segments.
-pub(crate) fn insets(pieces: &[Piece]) -> Option<Vec<Inset>> {
+/// Segments of pieces that nobody has been given; without a copy, where descriptors have been kept. `None`: there can be no
+/// segments.
+fn insets(pieces: &[Piece]) -> Option<Vec<Inset>> {
     let inset = |piece: &Piece| {
         let segment = piece.memory.original();
         // Small ones have no descriptor any more.
@@ -97,35 +163,56 @@ pub(crate) fn insets(pieces: &[Piece]) -> Option<Vec<Inset>> {
     pieces.iter().map(inset).collect()
 }
 
-/// A value that goes on to others: what is needed beside its [`Content`], which may be given to a reader who changes it.
+fn are_of_segments(pieces: &[Piece]) -> bool {
+    pieces.iter().all(|piece| piece.memory.is_of_segment())
+}
+
+/// What has arrived, to go on from here; nobody is given the pieces. Segments go on as they are. Pieces of own memory become
+/// segments if some link passes descriptors (`passes_memory`), and are put back among the bytes otherwise.
+pub(crate) fn onward(bytes: Bytes, pieces: &[Piece], passes_memory: bool) -> Body {
+    if passes_memory || are_of_segments(pieces) {
+        if let Some(insets) = insets(pieces) {
+            return Body::new(bytes, insets);
+        }
+    }
+    let mut whole = Whole::default();
+    let parts = Parts::from(&bytes);
+    whole.add(&Value { parts, pieces });
+    Body::marked(whole.bytes.into(), whole.marks)
+}
+
+/// A value that goes on to others: what is needed beside its [`Content`], which a reader may change what it is given of.
 pub(crate) struct Passed {
-    /// In place of the content's, if some piece cannot be a segment.
-    bytes: Option<Vec<u8>>,
-    insets: Vec<Inset>,
+    /// `None`: the pieces themselves, which nobody is given any more. A reader copies.
+    insets: Option<Vec<Inset>>,
 }
 
 impl Passed {
     /// To be called before anybody may write to the pieces.
     pub(crate) fn new(content: &Content) -> Passed {
         // What came across the network most likely goes on there.
-        let segments = content.pieces.iter().all(|p| p.memory.is_of_segment());
-        match segments.then(|| insets(&content.pieces)).flatten() {
-            Some(insets) => Passed {
-                bytes: None,
-                insets,
-            },
-            None => Passed {
-                bytes: Some(content.plain().into_owned()),
-                insets: Vec::new(),
-            },
+        let segments = are_of_segments(&content.pieces);
+        let insets = segments.then(|| insets(&content.pieces)).flatten();
+        if insets.is_none() {
+            for piece in content.pieces.iter() {
+                piece.kept.store(true, Ordering::SeqCst);
+            }
         }
+        Passed { insets }
     }
 
-    pub(crate) fn parts<'a>(&'a self, content: &'a Content) -> Parts<'a> {
-        Parts {
-            bytes: self.bytes.as_ref().unwrap_or(&content.bytes),
-            insets: &self.insets,
-            marks: &[],
+    pub(crate) fn value<'a>(&'a self, content: &'a Content) -> Value<'a> {
+        let (insets, pieces) = match &self.insets {
+            Some(insets) => (&insets[..], &[][..]),
+            None => (&[][..], &content.pieces[..]),
+        };
+        Value {
+            parts: Parts {
+                bytes: &content.bytes,
+                insets,
+                marks: &[],
+            },
+            pieces,
         }
     }
 }

@@ -41,8 +41,8 @@ mod linux;
 #[cfg(not(target_os = "linux"))]
 mod none;
 
-pub use attached::Layout;
-pub(crate) use attached::{Passed, insets};
+pub use attached::{Layout, Value};
+pub(crate) use attached::{Passed, onward};
 #[cfg(target_os = "linux")]
 pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
@@ -109,6 +109,13 @@ impl Body {
     /// A message of `bytes` with large parts among them, which are in order of their places, and no more than
     /// [`MOST_DESCRIPTORS`].
     pub fn marked(bytes: Bytes, marks: Vec<Mark>) -> Body {
+        debug_assert!(marks.len() <= MOST_DESCRIPTORS);
+        debug_assert!(marks.is_sorted_by(|a, b| a.at + a.len <= b.at));
+        debug_assert!(
+            marks
+                .last()
+                .is_none_or(|mark| mark.at + mark.len <= bytes.len())
+        );
         Body {
             bytes,
             large: (!marks.is_empty()).then(|| Arc::new(Large::Marks(marks))),
@@ -119,6 +126,18 @@ impl Body {
     /// The segments, in order of their places.
     pub fn insets(&self) -> &[Inset] {
         Large::insets_of(self.large.as_ref())
+    }
+
+    /// The same, borrowed.
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        Parts {
+            bytes: &self.bytes,
+            insets: self.insets(),
+            marks: match self.large.as_deref() {
+                Some(Large::Marks(marks)) => marks,
+                _ => &[],
+            },
+        }
     }
 
     pub(crate) fn into_parts(self) -> (Bytes, Option<Arc<Large>>) {
@@ -230,21 +249,46 @@ impl From<Vec<u8>> for Arrival {
     }
 }
 
-/// Memory of its own for a large part of a message, which is filled as its bytes arrive.
+/// Memory of its own for a large part of a message. It grows as the bytes arrive: a peer may announce more than it sends.
 pub(crate) struct Filling {
+    /// Of which the first `filled` bytes have arrived.
     memory: Mapping,
     filled: usize,
+    /// What it shall have in the end.
+    len: usize,
 }
 
+#[cfg(test)]
+static REFUSES_TO_GROW: AtomicBool = AtomicBool::new(false);
+
 impl Filling {
-    /// For so many bytes. What is not filled takes no memory. `None`: there can be no more, or none of that size.
+    /// The first step in which it grows; in later ones, it has `GROWTH_FACTOR` times what has arrived.
+    const STEP: usize = 1 << 20;
+    const GROWTH_FACTOR: usize = 16;
+
+    /// For so many bytes. `None`: there can be no more of these.
     pub(crate) fn new(len: usize) -> Option<Filling> {
-        let memory = Mapping::anonymous(len).ok()?;
-        Some(Filling { memory, filled: 0 })
+        let memory = Mapping::anonymous(len.min(Self::STEP)).ok()?;
+        Some(Filling {
+            memory,
+            filled: 0,
+            len,
+        })
     }
 
     /// Takes as many bytes as there is room for: how many.
-    pub(crate) fn take(&mut self, bytes: &[u8]) -> usize {
+    ///
+    /// # Errors
+    /// There is no memory for more. What has arrived is in [`filled`](Self::filled).
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.filled == self.memory.len() && !self.is_full() {
+            #[cfg(test)]
+            if REFUSES_TO_GROW.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            let more = self.filled.saturating_mul(Self::GROWTH_FACTOR);
+            self.memory.grow(more.min(self.len))?;
+        }
         let now = bytes.len().min(self.memory.len() - self.filled);
         // SAFETY: within the mapping, which nobody else has.
         unsafe {
@@ -252,11 +296,27 @@ impl Filling {
             to.copy_from_nonoverlapping(bytes.as_ptr(), now);
         }
         self.filled += now;
-        now
+        Ok(now)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refuse_to_grow() {
+        REFUSES_TO_GROW.store(true, Ordering::Relaxed);
+    }
+
+    /// The bytes that have arrived.
+    pub(crate) fn filled(&self) -> &[u8] {
+        // SAFETY: nobody else has the memory.
+        unsafe { &self.memory.bytes()[..self.filled] }
+    }
+
+    /// Bytes that it shall have.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.filled == self.memory.len()
+        self.filled == self.len
     }
 
     /// To be called once it is full.
@@ -273,6 +333,8 @@ pub struct Piece {
     memory: Arc<Mapping>,
     /// Its holder may write to it, so it is given away only once.
     given: AtomicBool,
+    /// It goes on to others as it is, so it is given to nobody.
+    kept: AtomicBool,
 }
 
 impl Piece {
@@ -281,6 +343,7 @@ impl Piece {
             at,
             memory,
             given: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
         }
     }
 
@@ -296,6 +359,9 @@ impl Piece {
 
     /// The memory to keep and to write to. Only the first call returns it; later callers must copy.
     pub fn give(&self) -> Option<Arc<Mapping>> {
+        if self.kept.load(Ordering::SeqCst) {
+            return None;
+        }
         (!self.given.swap(true, Ordering::Acquire)).then(|| self.memory.clone())
     }
 }
@@ -498,7 +564,7 @@ impl Kept {
     pub(crate) fn lend(&self) -> (Arc<Vec<u8>>, Pieces) {
         if !self.apart.is_empty() {
             let piece = |(at, memory): &(usize, Arc<Mapping>)| Piece {
-                given: AtomicBool::new(true),
+                kept: AtomicBool::new(true),
                 ..Piece::new(*at, memory.clone())
             };
             let pieces = self.apart.iter().map(piece).collect();
@@ -578,14 +644,8 @@ mod tests {
     fn memory_of_its_own_is_given_to_one_reader_and_copied_by_those_of_constants() {
         let arrival = || {
             let mut filling = Filling::new(5).unwrap();
-            assert_eq!(
-                (
-                    filling.take(b"thr"),
-                    filling.take(b"eefold"),
-                    filling.take(b"x")
-                ),
-                (3, 2, 0)
-            );
+            let taken = [&b"thr"[..], b"eefold", b"x"].map(|bytes| filling.take(bytes).unwrap());
+            assert_eq!(taken, [3, 2, 0]);
             Arrival {
                 bytes: b"abcd".to_vec(),
                 insets: Vec::new(),
@@ -606,6 +666,23 @@ mod tests {
             assert_eq!(&plain(&bytes, &pieces)[..], b"abthreecd");
             assert!(pieces[0].give().is_none());
         }
+    }
+
+    #[test]
+    fn memory_of_its_own_grows_with_what_arrives() {
+        let bytes: Vec<u8> = (0..40 * Filling::STEP).map(|i| (i / 7) as u8).collect();
+        let mut filling = Filling::new(bytes.len()).unwrap();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let taken = filling.take(&rest[..rest.len().min(300_000)]).unwrap();
+            rest = &rest[taken..];
+            let most = Filling::GROWTH_FACTOR * filling.filled.max(Filling::STEP);
+            assert!(taken > 0 && filling.memory.len() <= most);
+        }
+        let memory = filling.into_memory();
+        assert_eq!(memory.len(), bytes.len());
+        // SAFETY: nobody else has it.
+        assert!(unsafe { memory.bytes() } == bytes);
     }
 
     #[test]

@@ -69,6 +69,10 @@ impl Mapping {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    pub(super) fn grow(&mut self, _: usize) -> io::Result<()> {
+        match *self {}
+    }
+
     /// See `linux`: not here.
     pub fn as_ptr(&self) -> *mut u8 {
         match *self {}

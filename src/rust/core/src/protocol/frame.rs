@@ -195,7 +195,8 @@ fn flat_head(message: &[u8], body_len: usize, holes: impl Iterator<Item = Hole>)
 fn holes_at(marks: &[Mark]) -> impl Iterator<Item = Hole> {
     let mut taken = 0;
     marks.iter().map(move |mark| {
-        let at = (mark.at - taken) as u64;
+        // They are in order, as `Body::marked` demands.
+        let at = mark.at.saturating_sub(taken) as u64;
         taken += mark.len;
         Hole {
             at,
@@ -400,7 +401,14 @@ impl<M> Partial<M> {
         let Some(filling) = &mut apart.filling else {
             return 0;
         };
-        let taken = filling.take(bytes);
+        let Ok(taken) = filling.take(bytes) else {
+            // What has come becomes a part of the body, and the rest comes after it.
+            self.body.extend_from_slice(filling.filled());
+            self.want += filling.len();
+            apart.put_back += filling.len();
+            apart.filling = None;
+            return 0;
+        };
         if filling.is_full() {
             let place = self.body.len();
             let memory = apart.filling.take().map(Filling::into_memory);

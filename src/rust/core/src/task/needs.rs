@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::{Outcome, Task};
-use crate::memory::{Body, Content, Parts, Passed};
+use crate::memory::{Body, Content, Parts, Passed, Value};
 
 /// The task that could not be computed, by which another one has ended: the first one of those that depend on each other.
 #[derive(Clone)]
@@ -116,7 +116,7 @@ impl Needs {
         body.attach(
             self.0
                 .iter()
-                .map(|need| need.passed().unwrap_or((&[]).into())),
+                .map(|need| need.passed().unwrap_or(Parts::from(&[]).into())),
         )
     }
 }
@@ -243,7 +243,7 @@ impl Task {
     }
 
     /// Its value, to be sent on.
-    fn passed(&self) -> Option<Parts<'_>> {
+    fn passed(&self) -> Option<Value<'_>> {
         let content = self.content()?;
         let passed = self.flow().passed.get_or_init(|| {
             let size = content.size();
@@ -253,7 +253,7 @@ impl Task {
                 size,
             }
         });
-        Some(passed.passed.parts(content))
+        Some(passed.passed.value(content))
     }
 
     /// Makes its value ready for the tasks that need it. To be called before it is read by who may then change the memory,

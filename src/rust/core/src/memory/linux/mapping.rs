@@ -73,7 +73,8 @@ impl std::fmt::Debug for Mapping {
 static LAST_OWN: AtomicU64 = AtomicU64::new(u64::MAX);
 
 impl Mapping {
-    /// New memory of zeros, which is nobody else's. A page of it is taken when it is first written to.
+    /// New memory of zeros, which is nobody else's. A page of it is taken when it is first written to. It can
+    /// [grow](Self::grow).
     pub(in super::super) fn anonymous(len: usize) -> io::Result<Mapping> {
         let slot = MAPPINGS
             .take_within(MOST_MAPPINGS)
@@ -84,13 +85,10 @@ impl Mapping {
                 std::ptr::null_mut(),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
-                // A peer says how long it is, and may never send as much.
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
+                MapFlags::PRIVATE,
             )
         }?;
         let start: NonNull<u8> = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: `len` bytes, which are ours; bytes that may be uninitialised are never read as others.
-        prefer_huge_pages(unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), len) });
         Ok(Mapping {
             start,
             len,
@@ -99,6 +97,19 @@ impl Mapping {
             received: None,
             _slot: slot,
         })
+    }
+
+    /// Gives anonymous memory so many bytes, no fewer than it has. The first ones stay as they are.
+    pub(in super::super) fn grow(&mut self, len: usize) -> io::Result<()> {
+        let flags = rustix::mm::MremapFlags::MAYMOVE;
+        // SAFETY: all of one mapping, which is this one's. Nobody else has a pointer into it.
+        let start =
+            unsafe { rustix::mm::mremap(self.start.as_ptr().cast(), self.len, len, flags) }?;
+        self.start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        self.len = len;
+        // SAFETY: `len` bytes, which are ours; bytes that may be uninitialised are never read as others.
+        prefer_huge_pages(unsafe { std::slice::from_raw_parts_mut(start.cast(), len) });
+        Ok(())
     }
 
     /// The start of [`len`](Self::len) bytes, aligned to a page. Only the holder may write to them that was

@@ -200,24 +200,107 @@ fn large_parts_that_are_announced_fit_into_the_body() {
 }
 
 #[test]
-fn a_large_part_without_bytes_takes_no_memory() {
-    let mut bytes = with_holes(
-        &[7; 100],
-        &[Hole {
-            at: 10,
-            len: 1 << 40,
-            changed: false,
-        }],
-    );
-    bytes[8..16].copy_from_slice(&((1u64 << 40) + 20).to_le_bytes());
-    let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
-    let mut rest = &bytes[..];
-    while !rest.is_empty() {
-        rest = &rest[reader.feed(rest).unwrap()..];
-        assert!(reader.next_arrival().unwrap().is_none());
+fn large_parts_without_bytes_leave_room_for_others() {
+    let hole = Hole {
+        at: 10,
+        len: 1 << 45,
+        changed: false,
+    };
+    let mut bytes = with_holes(&[7; 100], &[hole]);
+    bytes[8..16].copy_from_slice(&(hole.len + 20).to_le_bytes());
+    // Together far more than a process can have addresses for.
+    let readers: Vec<_> = (0..100)
+        .map(|_| {
+            let mut reader = FrameReader::<ToHost>::new(Limits::LINK);
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                rest = &rest[reader.feed(rest).unwrap()..];
+                assert!(reader.next_arrival().unwrap().is_none());
+            }
+            reader
+        })
+        .collect();
+    for reader in &readers {
+        let partial = reader.partial.as_ref().unwrap();
+        assert!(partial.body.capacity() <= BODY_STEP);
+        assert_eq!(partial.apart.filling.is_some(), cfg!(target_os = "linux"));
     }
-    let partial = reader.partial.as_ref().unwrap();
-    assert!(partial.body.capacity() <= BODY_STEP);
+    assert!(Vec::<u8>::new().try_reserve_exact(64 << 20).is_ok());
+}
+
+/// A message with large parts, and the same without segments.
+#[cfg(target_os = "linux")]
+fn of_large_parts() -> (Frame, Vec<u8>) {
+    let (mut bytes, mut plain, mut insets) = (Vec::new(), Vec::new(), Vec::new());
+    let sizes = [
+        (0, APART),
+        (0, 3),
+        (100, APART + 1),
+        (7, 2 * APART),
+        (0, APART),
+        (50_000, 1),
+    ];
+    for (i, (before, size)) in sizes.into_iter().enumerate() {
+        let between: Vec<u8> = (0..before).map(|j| (j * 3 + i) as u8).collect();
+        let content: Vec<u8> = (0..size).map(|j| (j * 7 + i) as u8).collect();
+        plain.extend_from_slice(&between);
+        plain.extend_from_slice(&content);
+        bytes.extend_from_slice(&between);
+        insets.push(Inset {
+            at: bytes.len(),
+            segment: memory::Segment::copy_of(&content).unwrap(),
+        });
+    }
+    let frame = Frame::new(
+        &ToHost::Leaving { begun: 3 },
+        Body::new(bytes.into(), insets),
+    );
+    (frame, plain)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_mappings_large_parts_are_put_back() {
+    let (frame, plain) = of_large_parts();
+    let flat = Flat::from(frame.clone());
+    let stream: Vec<u8> = flat.parts().flatten().copied().collect();
+    drop(flat);
+    for left in 0..5 {
+        let mut all: Vec<_> = std::iter::from_fn(|| memory::Filling::new(1)).collect();
+        let unmapped = Flat::from(frame.clone());
+        let bytes: Vec<u8> = unmapped.parts().flatten().copied().collect();
+        assert!(bytes.ends_with(&plain));
+        all.truncate(all.len() - left);
+        for piece in [1 << 20, 4097, 999] {
+            let got = feed_all(&stream.repeat(2), piece).unwrap();
+            let apart = got.iter().map(|(_, arrival)| arrival.apart.len());
+            assert_eq!((got.len(), apart.sum()), (2, left));
+            for (_, arrival) in got {
+                assert!(memory::Content::from(arrival).plain()[..] == plain[..]);
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_part_that_cannot_grow_becomes_a_part_of_the_body() {
+    let parts: Vec<u8> = (0..5_000_000u32).map(|i| (i / 3) as u8).collect();
+    let hole = |at, len| Hole {
+        at,
+        len,
+        changed: false,
+    };
+    let stream = with_holes(&parts, &[hole(10, 4_000_000), hole(20, 900_000)]);
+    memory::Filling::refuse_to_grow();
+    for piece in [4 << 20, 100_000, 4097] {
+        let got = feed_all(&stream.repeat(2), piece).unwrap();
+        assert_eq!(got.len(), 2);
+        for (_, arrival) in got {
+            assert_eq!(arrival.apart.len(), 1);
+            assert!(memory::Content::from(arrival).plain()[..] == parts[..]);
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]
