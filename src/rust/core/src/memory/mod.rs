@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 mod attached;
+mod filling;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(not(target_os = "linux"))]
@@ -43,6 +44,7 @@ mod none;
 
 pub use attached::{Layout, Value};
 pub(crate) use attached::{Passed, onward};
+pub(crate) use filling::Filling;
 #[cfg(target_os = "linux")]
 pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
@@ -246,83 +248,6 @@ impl From<Vec<u8>> for Arrival {
             bytes,
             ..Arrival::default()
         }
-    }
-}
-
-/// Memory of its own for a large part of a message. It grows as the bytes arrive: a peer may announce more than it sends.
-pub(crate) struct Filling {
-    /// Of which the first `filled` bytes have arrived.
-    memory: Mapping,
-    filled: usize,
-    /// What it shall have in the end.
-    len: usize,
-}
-
-#[cfg(test)]
-static REFUSES_TO_GROW: AtomicBool = AtomicBool::new(false);
-
-impl Filling {
-    /// The first step in which it grows; in later ones, it has `GROWTH_FACTOR` times what has arrived.
-    const STEP: usize = 1 << 20;
-    const GROWTH_FACTOR: usize = 16;
-
-    /// For so many bytes. `None`: there can be no more of these.
-    pub(crate) fn new(len: usize) -> Option<Filling> {
-        let memory = Mapping::anonymous(len.min(Self::STEP)).ok()?;
-        Some(Filling {
-            memory,
-            filled: 0,
-            len,
-        })
-    }
-
-    /// Takes as many bytes as there is room for: how many.
-    ///
-    /// # Errors
-    /// There is no memory for more. What has arrived is in [`filled`](Self::filled).
-    pub(crate) fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.filled == self.memory.len() && !self.is_full() {
-            #[cfg(test)]
-            if REFUSES_TO_GROW.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::OutOfMemory.into());
-            }
-            let more = self.filled.saturating_mul(Self::GROWTH_FACTOR);
-            self.memory.grow(more.min(self.len))?;
-        }
-        let now = bytes.len().min(self.memory.len() - self.filled);
-        // SAFETY: within the mapping, which nobody else has.
-        unsafe {
-            let to = self.memory.as_ptr().add(self.filled);
-            to.copy_from_nonoverlapping(bytes.as_ptr(), now);
-        }
-        self.filled += now;
-        Ok(now)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn refuse_to_grow() {
-        REFUSES_TO_GROW.store(true, Ordering::Relaxed);
-    }
-
-    /// The bytes that have arrived.
-    pub(crate) fn filled(&self) -> &[u8] {
-        // SAFETY: nobody else has the memory.
-        unsafe { &self.memory.bytes()[..self.filled] }
-    }
-
-    /// Bytes that it shall have.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.filled == self.len
-    }
-
-    /// To be called once it is full.
-    pub(crate) fn into_memory(self) -> Mapping {
-        debug_assert!(self.is_full());
-        self.memory
     }
 }
 
@@ -666,23 +591,6 @@ mod tests {
             assert_eq!(&plain(&bytes, &pieces)[..], b"abthreecd");
             assert!(pieces[0].give().is_none());
         }
-    }
-
-    #[test]
-    fn memory_of_its_own_grows_with_what_arrives() {
-        let bytes: Vec<u8> = (0..40 * Filling::STEP).map(|i| (i / 7) as u8).collect();
-        let mut filling = Filling::new(bytes.len()).unwrap();
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let taken = filling.take(&rest[..rest.len().min(300_000)]).unwrap();
-            rest = &rest[taken..];
-            let most = Filling::GROWTH_FACTOR * filling.filled.max(Filling::STEP);
-            assert!(taken > 0 && filling.memory.len() <= most);
-        }
-        let memory = filling.into_memory();
-        assert_eq!(memory.len(), bytes.len());
-        // SAFETY: nobody else has it.
-        assert!(unsafe { memory.bytes() } == bytes);
     }
 
     #[test]

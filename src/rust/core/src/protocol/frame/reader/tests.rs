@@ -1,4 +1,6 @@
 use super::*;
+use crate::memory::{self, Body, Inset, Mark};
+use crate::protocol::frame::{Flat, Frame, append_holes, encode_head};
 use crate::protocol::{Done, Kind, ToDaemon, ToHost};
 use proptest::prelude::*;
 
@@ -351,7 +353,7 @@ proptest! {
         for (meta, arrival) in got {
             prop_assert_eq!(&meta, &message);
             prop_assert!(arrival.apart.len() == apart);
-            prop_assert!(&memory::Content::from(arrival).plain()[..] == &plain[..]);
+            prop_assert!(memory::Content::from(arrival).plain()[..] == plain[..]);
         }
         // A reader that knows nothing of that has the same bytes.
         let copied = frame.plain();
