@@ -118,7 +118,7 @@ group <- "A task, step by step"
 
 # So many tasks one after the other in each place, so that nobody waits for anybody there: microseconds for each to be made
 # and queued, processor time that a daemon takes for each, and to read the value of each once it is here.
-steps <- function() {
+step_by_step <- function() {
   our(1L)
   daemon <- file.path("/proc", mirai(Sys.getpid())[], "schedstat")
   processor_us <- function() as.numeric(strsplit(readLines(daemon), " ")[[1L]][1L]) / 1e3
@@ -138,7 +138,7 @@ step_figure <- function(i) {
   turn <- 0L
   function() {
     turn <<- turn + 1L
-    if (length(step_runs) < turn) step_runs[[turn]] <<- steps()
+    if (length(step_runs) < turn) step_runs[[turn]] <<- step_by_step()
     step_runs[[turn]][i]
   }
 }
