@@ -65,7 +65,8 @@ fork_code <- function(args) {
 }
 
 # Program and arguments that do what Rscript with these arguments would do. Rscript runs the shell script R, which sets
-# environment variables and runs R itself: half as long again as R's own start. This process, an R too, has these variables.
+# environment variables and runs R itself, after half as long as R's own start takes. This process, an R too, has these
+# variables.
 server_command <- function(args) {
   binary <- file.path(R.home("bin"), paste0("exec", Sys.getenv("R_ARCH")), "R")
   set <- nzchar(Sys.getenv(c("R_HOME", "R_SHARE_DIR", "R_INCLUDE_DIR", "R_DOC_DIR")))

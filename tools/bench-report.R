@@ -131,7 +131,7 @@ plot_figures <- function(about, results, directory) {
   }
   compared <- c("roundtrip", "oneoff", "map-2", "constant", "vector-in", "vector-out", "vector-both", "ready-first")
   if (any(compared %in% results$name)) draw("performance-compared", 8, 5.5, function() plot_compared(about, results, compared))
-  if (all(c("roundtrip", "step-submit") %in% results$name)) draw("performance-steps", 8, 2.2, function() plot_steps(results))
+  if (all(c("roundtrip", "step-submit") %in% results$name)) draw("performance-steps", 8, 2.4, function() plot_steps(results))
   if (any(!is.na(results$at))) draw("performance-scaling", 8, 6.5, function() plot_scaling(results))
 }
 
@@ -180,12 +180,15 @@ plot_steps <- function(results) {
   )
   steps <- c(steps, "waiting, waking" = max(0, of("roundtrip") - sum(steps)))
   shades <- c(colours[["mirai"]], "grey70", colours[["parallel"]], "grey70", colours[["CRAN mirai 2.7"]], "grey90")
-  graphics::par(mar = c(3.2, 1, 3.2, 1), cex = 0.8, mgp = c(2, 0.6, 0))
+  graphics::par(mar = c(3.2, 1, 4.2, 1), cex = 0.8, mgp = c(2, 0.6, 0))
   until <- cumsum(steps)
   plot(NA, xlim = c(0, max(until)), ylim = c(0, 1), xlab = "microseconds", ylab = "", yaxt = "n", bty = "n")
   graphics::rect(until - steps, 0.1, until, 0.9, col = shades, border = "white")
-  graphics::text(until - steps / 2, 0.5, number(steps), col = c("white", "black", "white", "black", "black", "black"), cex = 0.85)
-  graphics::legend("top", inset = c(0, -0.45), xpd = NA, horiz = TRUE, bty = "n", cex = 0.8, fill = shades[-4L], border = NA, legend = sub("socket", "socket, there and back", names(steps)[-4L]))
+  wide <- steps > max(until) / 30
+  graphics::text((until - steps / 2)[wide], 0.5, number(steps[wide]), col = c("white", "black", "white", "black", "black", "black")[wide], cex = 0.85)
+  shown <- c(1L, 2L, 3L, 5L, 6L)
+  labels <- sub("socket", "socket, there and back", names(steps)[shown])
+  graphics::legend("top", inset = c(0, -0.65), xpd = NA, ncol = 3L, bty = "n", cex = 0.85, fill = shades[shown], border = NA, legend = labels)
 }
 
 plot_scaling <- function(results) {

@@ -784,7 +784,7 @@ core_network <- function(what, name, column) {
 }
 if (file.exists(file.path(programs, "network"))) {
   row("core-tcp", "the core alone, tcp://, 512 bytes there and back", "us", rounds = 1L, warm = FALSE,
-    limit = function(results) 1.6 * results$value[results$contender == "bare pair of NNG sockets"],
+    limit = function(results) 1.6 * results$value[results$name == "core-tcp" & results$contender == "bare pair of NNG sockets"],
     list(
       mirai = function() core_network("small", "tcp", 1L),
       "bare pair of NNG sockets" = function() core_network("small", "NNG pair, tcp", 1L),

@@ -45,7 +45,9 @@ test_that("each of many vectors in a list is shared, there and here", {
   expect_identical(got, list(stats::setNames(rep(TRUE, 9), letters[1:9]), frame))
   expect_true(all(vapply(got[[2L]], is_shared, NA)))
   # As arguments of one call.
-  shared <- mirai(c(is_shared(x), is_shared(y), is_shared(z)), is_shared = is_shared, x = frame$a, y = frame$b, z = frame$c)
+  all_of <- function(x, y, z) c(is_shared(x), is_shared(y), is_shared(z))
+  environment(all_of) <- list2env(list(is_shared = is_shared), parent = globalenv())
+  shared <- mirai(all_of(x, y, z), all_of = all_of, x = frame$a, y = frame$b, z = frame$c)
   expect_identical(shared[], c(TRUE, TRUE, TRUE))
 })
 

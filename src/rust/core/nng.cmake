@@ -3,8 +3,9 @@
 # CMAKE_TOOLCHAIN_FILE: .cargo/config.toml for developers, src/Makevars.in for R. Cargo does not see when this changes: then, cargo clean -p nng-sys.
 set(NNG_TLS_ENGINE none CACHE STRING "" FORCE)
 
-# Only streams are used (src/transport/nng). NNG would build what WebSocket's are made of for its own transport only.
-foreach(transport INPROC IPC TCP TLS WS WSS)
+# Only streams are used (src/transport/nng), and for comparison sockets over TCP (examples/network.rs). NNG would build what
+# WebSocket's are made of for its own transport only.
+foreach(transport INPROC IPC TLS WS WSS)
   set(NNG_TRANSPORT_${transport} OFF CACHE BOOL "" FORCE)
 endforeach()
 foreach(part WEBSOCKET HTTP BASE64 SHA1)
