@@ -180,7 +180,7 @@ plot_steps <- function(results) {
   )
   steps <- c(steps, "waiting, waking" = max(0, of("roundtrip") - sum(steps)))
   shades <- c(colours[["mirai"]], "grey70", colours[["parallel"]], "grey70", colours[["CRAN mirai 2.7"]], "grey90")
-  graphics::par(mar = c(3.2, 1, 4.2, 1), cex = 0.8, mgp = c(2, 0.6, 0))
+  graphics::par(mar = c(3.2, 1, 4, 1), cex = 0.8, mgp = c(2, 0.6, 0))
   until <- cumsum(steps)
   plot(NA, xlim = c(0, max(until)), ylim = c(0, 1), xlab = "microseconds", ylab = "", yaxt = "n", bty = "n")
   graphics::rect(until - steps, 0.1, until, 0.9, col = shades, border = "white")
@@ -188,7 +188,7 @@ plot_steps <- function(results) {
   graphics::text((until - steps / 2)[wide], 0.5, number(steps[wide]), col = c("white", "black", "white", "black", "black", "black")[wide], cex = 0.85)
   shown <- c(1L, 2L, 3L, 5L, 6L)
   labels <- sub("socket", "socket, there and back", names(steps)[shown])
-  graphics::legend("top", inset = c(0, -0.65), xpd = NA, ncol = 3L, bty = "n", cex = 0.85, fill = shades[shown], border = NA, legend = labels)
+  graphics::legend("top", inset = c(0, -0.5), xpd = NA, ncol = 3L, bty = "n", cex = 0.85, fill = shades[shown], border = NA, legend = labels)
 }
 
 plot_scaling <- function(results) {
