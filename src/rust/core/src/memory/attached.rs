@@ -60,10 +60,10 @@ impl Whole {
             taken = *at;
             if self.descriptors + segment.weight() <= MOST_DESCRIPTORS {
                 self.descriptors += segment.weight();
-                self.insets.push(Inset {
-                    at: self.bytes.len(),
-                    segment: segment.clone(),
-                });
+                let at = self.bytes.len();
+                let segment = std::iter::once(segment).cloned();
+                self.insets
+                    .extend(segment.map(|segment| Inset { at, segment }));
             } else {
                 segment.append_to(&mut self.bytes);
             }

@@ -56,7 +56,7 @@ impl Filling {
         Ok(now)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     pub(crate) fn refuse_to_grow() {
         REFUSES_TO_GROW.store(true, Ordering::Relaxed);
     }
