@@ -116,8 +116,8 @@ row("oneoff", "mirai(1)[] with no daemons", "ms", budget = 5, cran = 169, list(
 ## What the time of a task goes into
 group <- "A task, step by step"
 
-# So many tasks one after the other in each place, so that nobody waits for anybody there: microseconds for each to be made
-# and queued, processor time that a daemon takes for each, and to read the value of each once it is here.
+# Of `trips` tasks, microseconds for each: the host makes and queues all while the daemon is busy; the daemon does all, its
+# processor time; the host reads all values once they are here. So neither waits for the other.
 step_by_step <- function() {
   our(1L)
   daemon <- file.path("/proc", mirai(Sys.getpid())[], "schedstat")
@@ -334,7 +334,7 @@ row("strings", paste("list of", label(how_many), "named strings: in"), "ms",
       ms(unserialize(serialize(x, NULL, xdr = FALSE)))
     },
     # R looks for each string among all that it has, and makes a vector of each value.
-    "R's part by hand: such a list from bytes" = function() {
+    "R's part by hand: the same list from text" = function() {
       x <- strings()
       names <- paste(names(x), collapse = "\n")
       values <- paste(unlist(x), collapse = "\n")

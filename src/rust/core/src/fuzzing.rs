@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 use crate::memory::Layout;
-use crate::protocol::{FrameReader, Limits, ToDaemon, ToHost, websocket};
+use crate::protocol::{FrameError, FrameReader, Limits, ToDaemon, ToHost, websocket};
 use crate::tls::{Identity, Trust};
 
 /// What a host reads of a daemon: a hello, then replies; and a daemon of its host. The first byte says in pieces of how
@@ -27,17 +27,25 @@ pub fn frames(data: &[u8]) {
         match hello.next() {
             Ok(None) => {}
             Ok(Some(_)) => {
-                read_all(hello.into_stage::<ToHost>(Limits::LINK), &data[at..], size);
+                let link = hello.into_stage::<ToHost>(Limits::LINK);
+                read_all(link, &data[at..], size, next_with_holes);
                 break;
             }
             Err(_) => break,
         }
     }
-    read_all(FrameReader::<ToDaemon>::new(Limits::LINK), data, size);
-    read_all_by_network(data, size);
+    let link = || FrameReader::<ToDaemon>::new(Limits::LINK);
+    read_all(link(), data, size, next_with_holes);
+    read_all(link(), data, size, next_arrival);
 }
 
-fn read_all<M: serde::de::DeserializeOwned>(mut reader: FrameReader<M>, data: &[u8], size: usize) {
+/// Feeds a reader; `next` takes out what is whole, and says whether there was something.
+fn read_all<M: serde::de::DeserializeOwned>(
+    mut reader: FrameReader<M>,
+    data: &[u8],
+    size: usize,
+    next: impl Fn(&mut FrameReader<M>) -> Result<bool, FrameError>,
+) {
     let mut at = 0;
     while at < data.len() {
         let piece = &data[at..data.len().min(at + size)];
@@ -46,47 +54,42 @@ fn read_all<M: serde::de::DeserializeOwned>(mut reader: FrameReader<M>, data: &[
         };
         at += fed;
         loop {
-            match reader.next_with_holes() {
-                Ok(Some((_, body, holes))) => {
-                    assert!(holes.iter().all(|hole| hole.at <= body.len() as u64));
-                    // As a daemon looks for the values that are attached to a task.
-                    let places = holes
-                        .iter()
-                        .map(|hole| (hole.at as usize, hole.len as usize));
-                    let attached = body.first().map_or(0, |byte| u32::from(*byte) % 8);
-                    let _ = Layout::new(&body, places, attached);
-                }
-                Ok(None) => break,
+            match next(&mut reader) {
+                Ok(true) => {}
+                Ok(false) => break,
                 Err(_) => return,
             }
         }
     }
 }
 
-/// Where the bytes of segments are among those of a body.
-fn read_all_by_network(data: &[u8], size: usize) {
-    let mut reader = FrameReader::<ToDaemon>::new(Limits::LINK);
-    let mut at = 0;
-    while at < data.len() {
-        let Ok(fed) = reader.feed(&data[at..data.len().min(at + size)]) else {
-            return;
-        };
-        at += fed;
-        loop {
-            match reader.next_arrival() {
-                Ok(Some((_, arrival))) => {
-                    assert!(
-                        arrival
-                            .apart
-                            .iter()
-                            .all(|(at, _)| *at <= arrival.bytes.len())
-                    );
-                }
-                Ok(None) => break,
-                Err(_) => return,
-            }
-        }
-    }
+/// On a link that passes descriptors.
+fn next_with_holes<M: serde::de::DeserializeOwned>(
+    reader: &mut FrameReader<M>,
+) -> Result<bool, FrameError> {
+    let Some((_, body, holes)) = reader.next_with_holes()? else {
+        return Ok(false);
+    };
+    assert!(holes.iter().all(|hole| hole.at <= body.len() as u64));
+    // As a daemon looks for the values that are attached to a task.
+    let places = holes
+        .iter()
+        .map(|hole| (hole.at as usize, hole.len as usize));
+    let attached = body.first().map_or(0, |byte| u32::from(*byte) % 8);
+    let _ = Layout::new(&body, places, attached);
+    Ok(true)
+}
+
+/// Across the network, where large parts are among the bytes of a body.
+fn next_arrival<M: serde::de::DeserializeOwned>(
+    reader: &mut FrameReader<M>,
+) -> Result<bool, FrameError> {
+    let Some((_, arrival)) = reader.next_arrival()? else {
+        return Ok(false);
+    };
+    let len = arrival.bytes.len();
+    assert!(arrival.apart.iter().all(|(at, _)| *at <= len));
+    Ok(true)
 }
 
 /// What a host reads at a WebSocket URL: a request for an upgrade, then a client's frames.

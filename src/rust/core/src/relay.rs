@@ -242,11 +242,12 @@ fn send_value(above: &dyn worker::Sender, seq: Seq, task: &Task, error: Option<B
         notes: notes.len() as u64,
         error,
     };
-    match (content, task.reset_reason()) {
-        (Some(content), _) => send_content(above, &message, content, notes),
-        (None, Some(reason)) => above.send(&message, Parts::from(&reason)).is_ok(),
-        (None, None) => above.send(&message, Parts::from(&[])).is_ok(),
-    }
+    let Some(content) = content else {
+        // May wait for the status of a process, so not asked of tasks that have a value.
+        let reason = task.reset_reason().unwrap_or_default();
+        return above.send(&message, Parts::from(&reason)).is_ok();
+    };
+    send_content(above, &message, content, notes)
 }
 
 /// Sends what has come from below, and then `notes`, to the host above. False if that is gone.

@@ -10,8 +10,8 @@ use crate::altrep;
 /// A buffer larger than this is handed over rather than copied out of.
 const SMALL: usize = 32 * 1024;
 
-/// Data from this size on are put into a segment, or marked to be read into memory of their own. Below, making, passing and
-/// mapping that costs more than copying.
+/// Data from this size on are put into a segment, or marked for the receiver to read into memory of its own. Below, making,
+/// passing and mapping a segment costs more than copying.
 const LARGE: usize = 256 * 1024;
 /// R's `R_Serialize()` passes vectors on in parts of this many elements.
 const PART: usize = 8096;
@@ -19,10 +19,10 @@ const PART: usize = 8096;
 /// What becomes of the data of a large vector.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Large {
-    /// Nothing special.
-    #[default]
+    /// They stay among the bytes.
     Plain,
     /// They stay among the bytes, and are marked for a receiver across the network.
+    #[default]
     Marked,
     /// They are left out, and put into a segment.
     LeftOut,

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::{Body, Content, Inset, MOST_DESCRIPTORS, Mark, Parts, Piece, Segment};
+use super::{Body, Content, Inset, MOST_DESCRIPTORS, Mark, Parts, Piece, Segment, size_of};
 
 /// Bytes of a size in the table.
 const SIZE: usize = 8;
@@ -36,8 +36,7 @@ impl<'a> From<Parts<'a>> for Value<'a> {
 impl Value<'_> {
     /// Bytes in all.
     fn size(&self) -> u64 {
-        let pieces: usize = self.pieces.iter().map(|piece| piece.memory().len()).sum();
-        self.parts.size() + pieces as u64
+        self.parts.size() + size_of(self.pieces) as u64
     }
 }
 
@@ -98,11 +97,9 @@ impl Body {
         debug_assert_eq!(self.attached, 0);
         let attached = values.len();
         let values = values.map(Into::into);
-        let large =
-            |value: &Value<'_>| value.pieces.iter().map(|p| p.memory().len()).sum::<usize>();
         let plain: usize = values
             .clone()
-            .map(|value| value.parts.bytes.len() + large(&value))
+            .map(|value| value.parts.bytes.len() + size_of(value.pieces))
             .sum();
         let mut whole = Whole {
             bytes: Vec::with_capacity(self.bytes.len() + plain + attached * SIZE),

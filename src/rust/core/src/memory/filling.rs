@@ -18,14 +18,16 @@ pub(crate) struct Filling {
 #[cfg(test)]
 static REFUSES_TO_GROW: AtomicBool = AtomicBool::new(false);
 
-impl Filling {
-    /// The first step in which it grows; in later ones, it has `GROWTH_FACTOR` times what has arrived.
-    const STEP: usize = 1 << 20;
-    const GROWTH_FACTOR: usize = 16;
+/// Memory for bytes that are announced is first made for this many of them.
+pub(crate) const FIRST_STEP: usize = 1 << 20;
+/// Then it is made for this many times the bytes that have arrived. Reserved memory costs nothing before it is filled, and
+/// with few steps little is copied.
+pub(crate) const GROWTH_FACTOR: usize = 16;
 
-    /// For so many bytes. `None`: there can be no more of these.
+impl Filling {
+    /// Memory that shall have `len` bytes in the end. `None`: this process may have no more mappings, or has no memory.
     pub(crate) fn new(len: usize) -> Option<Filling> {
-        let memory = Mapping::anonymous(len.min(Self::STEP)).ok()?;
+        let memory = Mapping::anonymous(len.min(FIRST_STEP)).ok()?;
         Some(Filling {
             memory,
             filled: 0,
@@ -43,7 +45,7 @@ impl Filling {
             if REFUSES_TO_GROW.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::OutOfMemory.into());
             }
-            let more = self.filled.saturating_mul(Self::GROWTH_FACTOR);
+            let more = self.filled.saturating_mul(GROWTH_FACTOR);
             self.memory.grow(more.min(self.len))?;
         }
         let now = bytes.len().min(self.memory.len() - self.filled);
@@ -89,13 +91,13 @@ mod tests {
 
     #[test]
     fn memory_of_its_own_grows_with_what_arrives() {
-        let bytes: Vec<u8> = (0..40 * Filling::STEP).map(|i| (i / 7) as u8).collect();
+        let bytes: Vec<u8> = (0..40 * FIRST_STEP).map(|i| (i / 7) as u8).collect();
         let mut filling = Filling::new(bytes.len()).unwrap();
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let taken = filling.take(&rest[..rest.len().min(300_000)]).unwrap();
             rest = &rest[taken..];
-            let most = Filling::GROWTH_FACTOR * filling.filled.max(Filling::STEP);
+            let most = GROWTH_FACTOR * filling.filled.max(FIRST_STEP);
             assert!(taken > 0 && filling.memory.len() <= most);
         }
         let memory = filling.into_memory();

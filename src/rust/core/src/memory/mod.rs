@@ -8,8 +8,9 @@
 //! A link that can pass descriptors sends segments as they are, and the receiver maps them,
 //! each for itself (copy on write), as [`Piece`]s of a [`Content`]. For any other link the bytes are put back in. Across the
 //! network the receiver hears where they are, as it does of large parts that never were a segment ([`Mark`]s), and
-//! reads them into memory of their own: also a [`Mapping`], though of nothing that others have (`protocol::frame`). Which bytes are worth a segment, and what a reader
-//! makes of a mapping, is decided by the language binding, which need not know the kind of link.
+//! reads them into memory of their own: also a [`Mapping`], though of nothing that others have (`protocol::frame`).
+//! Which bytes are worth a segment, and what a reader makes of a mapping, is decided by the language binding, which need
+//! not know the kind of link.
 //!
 //! Which type holds a message depends on its direction and on who owns the bytes:
 //!
@@ -44,7 +45,7 @@ mod none;
 
 pub use attached::{Layout, Value};
 pub(crate) use attached::{Passed, onward};
-pub(crate) use filling::Filling;
+pub(crate) use filling::{FIRST_STEP, Filling, GROWTH_FACTOR};
 #[cfg(target_os = "linux")]
 pub use linux::{Draft, Mapping, Segment, prefer_huge_pages, private_bytes};
 #[cfg(not(target_os = "linux"))]
@@ -297,6 +298,25 @@ impl Piece {
 #[allow(clippy::box_collection)]
 pub struct Pieces(Option<Box<Vec<Piece>>>);
 
+impl FromIterator<Piece> for Pieces {
+    fn from_iter<I: IntoIterator<Item = Piece>>(pieces: I) -> Pieces {
+        let pieces: Vec<Piece> = pieces.into_iter().collect();
+        Pieces((!pieces.is_empty()).then(|| Box::new(pieces)))
+    }
+}
+
+impl Pieces {
+    /// Bytes of all of them.
+    pub(crate) fn size(&self) -> usize {
+        size_of(self)
+    }
+}
+
+/// Bytes of all pieces.
+fn size_of(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.memory.len()).sum()
+}
+
 impl std::ops::Deref for Pieces {
     type Target = [Piece];
     fn deref(&self) -> &[Piece] {
@@ -306,12 +326,8 @@ impl std::ops::Deref for Pieces {
 
 /// Maps segments afresh. An error: there are too many mappings, or no memory.
 pub fn map(insets: &[Inset]) -> io::Result<Pieces> {
-    if insets.is_empty() {
-        return Ok(Pieces(None));
-    }
     let piece = |inset: &Inset| Ok(Piece::new(inset.at, Arc::new(inset.segment.map()?)));
-    let pieces: io::Result<Vec<Piece>> = insets.iter().map(piece).collect();
-    Ok(Pieces(Some(Box::new(pieces?))))
+    insets.iter().map(piece).collect()
 }
 
 /// A message that has arrived, ready to be read.
@@ -353,8 +369,7 @@ impl Content {
 
     /// Bytes of the value, its pieces included.
     pub fn size(&self) -> u64 {
-        let pieces: usize = self.pieces.iter().map(|piece| piece.memory.len()).sum();
-        (self.bytes.len() + pieces) as u64
+        (self.bytes.len() + self.pieces.size()) as u64
     }
 
     /// All of it in one.
@@ -434,10 +449,9 @@ impl From<Arrival> for Content {
     fn from(arrival: Arrival) -> Content {
         if !arrival.apart.is_empty() {
             let piece = |(at, memory)| Piece::new(at, Arc::new(memory));
-            let pieces = arrival.apart.into_iter().map(piece).collect();
             return Content {
                 bytes: arrival.bytes,
-                pieces: Pieces(Some(Box::new(pieces))),
+                pieces: arrival.apart.into_iter().map(piece).collect(),
                 notes: None,
             };
         }
@@ -492,8 +506,7 @@ impl Kept {
                 kept: AtomicBool::new(true),
                 ..Piece::new(*at, memory.clone())
             };
-            let pieces = self.apart.iter().map(piece).collect();
-            return (self.bytes.clone(), Pieces(Some(Box::new(pieces))));
+            return (self.bytes.clone(), self.apart.iter().map(piece).collect());
         }
         match map(&self.insets) {
             Ok(pieces) => (self.bytes.clone(), pieces),

@@ -219,7 +219,7 @@ pub enum Done {
     Error,
     /// It was cancelled before it began. No body.
     Skipped,
-    /// Whoever it was passed on to was lost. The body is a sentence about that, or empty.
+    /// A relay has lost the daemon that it had sent the task to. The body says how, as a sentence, or is empty.
     Lost,
     /// As `Error`, where the daemon knows that there shall be no other attempt.
     Final,

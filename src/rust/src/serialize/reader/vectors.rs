@@ -5,11 +5,11 @@ use extendr_ffi::{
     SEXPTYPE,
 };
 
+use mirai_core::memory::Mapping;
+
 use super::super::format::S4;
 use super::super::text::Text;
 use super::Reader;
-use mirai_core::memory::Mapping;
-
 use crate::{altrep, r};
 
 /// A vector of `n` elements with a copy of the memory, which another has been given or which readers share.

@@ -99,7 +99,7 @@ impl Mapping {
         })
     }
 
-    /// Gives anonymous memory so many bytes, no fewer than it has. The first ones stay as they are.
+    /// Makes an anonymous mapping `len` bytes long, which is no less than it was. It may move; its bytes stay as they are.
     pub(in super::super) fn grow(&mut self, len: usize) -> io::Result<()> {
         let flags = rustix::mm::MremapFlags::MAYMOVE;
         // SAFETY: all of one mapping, which is this one's. Nobody else has a pointer into it.

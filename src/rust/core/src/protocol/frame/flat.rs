@@ -20,7 +20,7 @@ impl From<Frame> for Flat {
             return frame.plain().into();
         };
         let message = &frame.head[..frame.message as usize];
-        let size = frame.body.len() + pieces.iter().map(|p| p.memory().len()).sum::<usize>();
+        let size = frame.body.len() + pieces.size();
         let head = match frame.large.as_deref() {
             Some(Large::Insets(insets)) => {
                 let hole = |inset| Hole {
@@ -44,8 +44,7 @@ impl Flat {
     /// Bytes in all.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
-        let pieces: usize = self.pieces.iter().map(|p| p.memory().len()).sum();
-        self.head.len() + self.body.len() + pieces
+        self.head.len() + self.body.len() + self.pieces.size()
     }
 
     /// All of it, in order. They stay where they are when this is moved, except for the first, the head.

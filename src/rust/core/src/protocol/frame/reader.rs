@@ -7,15 +7,12 @@ use std::mem::MaybeUninit;
 use serde::de::DeserializeOwned;
 
 use super::{FrameError, HEAD, Hole, Limits, MAGIC, descriptors, lengths};
-use crate::memory::{Arrival, Filling, MOST_DESCRIPTORS, Mapping, prefer_huge_pages};
+use crate::memory::{
+    Arrival, FIRST_STEP, Filling, GROWTH_FACTOR, MOST_DESCRIPTORS, Mapping, prefer_huge_pages,
+};
 
 /// One read takes at most this much when no body is under way.
 const READ_SIZE: usize = 64 * 1024;
-/// The first step in which memory for a body grows.
-const BODY_STEP: usize = 1024 * 1024;
-/// Later steps reserve `GROWTH_FACTOR` times what has arrived. Reserved memory costs nothing before it is
-/// filled, and with few steps little is copied.
-const GROWTH_FACTOR: usize = 16;
 /// What is announced among the bytes of a body gets memory of its own from this size on (less in tests). For blocks of less
 /// than this, glibc's malloc comes to use memory again that was freed (`DEFAULT_MMAP_THRESHOLD_MAX`); to copy once more is
 /// faster then than to have the system give new memory.
@@ -153,7 +150,7 @@ impl<M: DeserializeOwned> FrameReader<M> {
                 let (left, run) = (partial.want - partial.body.len(), partial.run());
                 let body = &mut partial.body;
                 if body.capacity() == body.len() {
-                    body.try_reserve_exact(left.min((GROWTH_FACTOR * body.len()).max(BODY_STEP)))
+                    body.try_reserve_exact(left.min((GROWTH_FACTOR * body.len()).max(FIRST_STEP)))
                         .map_err(|_| io::ErrorKind::OutOfMemory)?;
                     prefer_huge_pages(body.spare_capacity_mut());
                 }
@@ -325,7 +322,7 @@ impl<M: DeserializeOwned> FrameReader<M> {
         body_len: u64,
         segments: Segments,
     ) -> Result<Vec<Hole>, FrameError> {
-        // What a list says of its length is not believed: so much must be there for each.
+        // Memory for the list grows with the holes that are read, whatever number of them the peer has announced.
         let (holes, unread) =
             postcard::take_from_bytes::<Vec<Hole>>(list).map_err(|_| FrameError::Meta)?;
         let size = holes

@@ -91,7 +91,7 @@ fn a_large_announcement_without_bytes_takes_no_memory() {
         assert!(reader.next().unwrap().is_none());
     }
     let partial = reader.partial.as_ref().unwrap();
-    assert!(partial.body.capacity() <= 4 * BODY_STEP);
+    assert!(partial.body.capacity() <= 4 * FIRST_STEP);
 }
 
 fn any_message() -> impl Strategy<Value = ToHost> {
@@ -228,7 +228,7 @@ fn large_parts_without_bytes_leave_room_for_others() {
         .collect();
     for reader in &readers {
         let partial = reader.partial.as_ref().unwrap();
-        assert!(partial.body.capacity() <= 2 * BODY_STEP);
+        assert!(partial.body.capacity() <= 2 * FIRST_STEP);
         assert_eq!(partial.apart.filling.is_some(), cfg!(target_os = "linux"));
     }
     assert!(Vec::<u8>::new().try_reserve_exact(64 << 20).is_ok());
