@@ -20,25 +20,60 @@ watch_page <- function(number, pid, n, timeout, options) {
   token <- .Call(rs_monitor_token)
   feed <- page_feed(number, n)
   app <- shiny::shinyApp(page_ui(token), page_server(token, feed))
-  on.exit(feed$close())
+  server <- release_of_server()
+  on.exit({
+    feed$close()
+    server$wait()
+  })
   stop_later <- if (is.finite(timeout)) later::later(shiny::stopApp, timeout / 1000)
   if (is.function(stop_later)) {
     on.exit(stop_later(), add = TRUE)
   }
   feed$listen()
-  do.call(shiny::runApp, c(list(app), page_options(options, token)))
+  do.call(shiny::runApp, c(list(app), page_options(options, token, server$watch)))
   if (feed$has_ended()) {
     cat("Session ", pid, " has ended.\n", sep = "")
   }
 }
 
+# Time in milliseconds for httpuv to let go of a server.
+release_patience <- 1000
+
+# After runApp() has returned, httpuv's thread still closes connections and lets go of the server, for which it calls
+# package later. If R ends meanwhile, later may have been unloaded by then, which aborts the process. The functions of
+# its AppWrapper are what httpuv gives up last: `wait` returns once the one that `watch` has found is garbage.
+release_of_server <- function() {
+  held <- FALSE
+  watch <- function(url) {
+    port <- as.integer(sub(".*:", "", url))
+    for (server in httpuv::listServers()) {
+      wrapper <- server[[".__enclos_env__"]]$private$appWrapper
+      if (identical(as.integer(server$getPort()), port) && is.environment(wrapper)) {
+        held <<- TRUE
+        reg.finalizer(wrapper, function(e) held <<- FALSE)
+      }
+    }
+  }
+  wait <- function() {
+    until <- proc.time()[["elapsed"]] + release_patience / 1000
+    while (held && proc.time()[["elapsed"]] < until) {
+      # Returns as soon as there was something to do.
+      later::run_now(0.05)
+      gc(FALSE)
+    }
+  }
+  list(watch = watch, wait = wait)
+}
+
 # Arguments for runApp(). The page is opened as they say, at its address with the token, which is printed in any case.
-page_options <- function(options, token) {
+# Before that, `on_start` is called with the address.
+page_options <- function(options, token, on_start) {
   launch <- options$launch.browser
   if (is.null(launch)) {
     launch <- getOption("shiny.launch.browser", interactive())
   }
   options$launch.browser <- function(url) {
+    on_start(url)
     url <- paste0(sub("/?$", "/", url), "?token=", token)
     cat("The monitor is at ", url, "\n", sep = "")
     flush(stdout())

@@ -391,7 +391,7 @@ test_that("the page in the browser shows a session that is busy, and its end", {
   busy$interrupt()
   expect_true(browser$wait("document.getElementById('state').textContent == 'ended'"))
   expect_match(browser$script("return document.body.innerText"), "The session has ended")
-  expect_true(paste0("Session ", busy$get_pid(), " has ended.") %in% words(page))
+  expect_identical(utils::tail(words(page), 1L), paste0("Session ", busy$get_pid(), " has ended."))
   expect_identical(page$get_exit_status(), 0L)
 })
 
@@ -452,4 +452,53 @@ test_that("the page ends by Ctrl-C, and after a time", {
     words(page)
     expect_identical(page$get_exit_status(), 0L)
   }
+})
+
+# Compiles a library that lets the threads of package httpuv be late. Preloaded, it makes them sleep whenever they have
+# taken something from their queue. The process itself sleeps after it has unloaded its packages' libraries.
+local_late_httpuv <- function(frame = parent.frame()) {
+  dir <- local_file(frame = frame)
+  dir.create(dir)
+  source <- file.path(dir, "late.c")
+  writeLines(
+    c(
+      "#define _GNU_SOURCE",
+      "#include <dlfcn.h>",
+      "#include <errno.h>",
+      "#include <string.h>",
+      "#include <sys/syscall.h>",
+      "#include <unistd.h>",
+      "void uv_mutex_unlock(void *mutex) {",
+      "  static void (*real)(void *);",
+      "  if (!real) real = (void (*)(void *)) dlsym(dlopen(\"libuv.so.1\", RTLD_NOW), \"uv_mutex_unlock\");",
+      "  real(mutex);",
+      "  if (syscall(SYS_gettid) != getpid()) usleep(5000);",
+      "}",
+      "__attribute__((destructor)) static void end(void) {",
+      "  if (!strcmp(program_invocation_short_name, \"R\")) usleep(500000);",
+      "}"
+    ),
+    source
+  )
+  library <- file.path(dir, paste0("late", .Platform$dynlib.ext))
+  callr::rcmd("SHLIB", c("-o", library, source), fail_on_status = TRUE)
+  library
+}
+
+test_that("the page does not return while httpuv still closes its server, which would abort a process that ends then", {
+  skip_if_not_installed("shiny")
+  skip_if_not_installed("curl")
+  skip_if_not(identical(Sys.info()[["sysname"]], "Linux"))
+  skip_on_cran()
+  meeting <- local_meeting()
+  busy <- watched_session(meeting, c("cat('ready\n')", "Sys.sleep(600)"))
+  wait_for_line(busy, "ready")
+  local_envvar(LD_PRELOAD = local_late_httpuv())
+  page <- monitor_process(meeting, "where = 'browser', launch.browser = FALSE")
+  url <- wait_for_match(page, "^The monitor is at (.*)$")
+  # Its connection remains.
+  expect_identical(curl::curl_fetch_memory(url, curl::new_handle(noproxy = "*"))$status_code, 200L)
+  page$interrupt()
+  expect_identical(words(page), "")
+  expect_identical(page$get_exit_status(), 0L)
 })
