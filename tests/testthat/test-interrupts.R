@@ -136,7 +136,7 @@ test_that("Ctrl-C ends the wait for daemons to start, and leaves no process", {
   pids <- file.path(dir, "pids")
   writeLines(
     c(
-      sprintf("cat(Sys.getpid(), '\\n', file = '%s', append = TRUE)", pids),
+      sprintf("cat(paste0(Sys.getpid(), '\\n'), file = '%s', append = TRUE)", pids),
       sprintf("while (!file.exists('%s/go')) Sys.sleep(0.01)", dir)
     ),
     profile
