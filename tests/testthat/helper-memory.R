@@ -32,6 +32,9 @@ nothing_left <- function(pid = "self") {
   })
 }
 
-is_shared <- function(x) any(grepl("shared memory", utils::capture.output(.Internal(inspect(x)))))
+is_shared <- function(x) {
+  # What is shown of strings may be in any encoding.
+  any(grepl("shared memory", utils::capture.output(.Internal(inspect(x))), fixed = TRUE, useBytes = TRUE))
+}
 
 echo <- function(x) mirai(x, x = x)[]
