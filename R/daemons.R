@@ -134,26 +134,8 @@ daemons <- function(
   }
   call <- sys.call()
   n <- if (!missing(n)) n
-  if (!is.null(n)) {
-    check_count(n, "n")
-  }
-  if (!is.null(url)) {
-    check_urls(url)
-  }
-  if (!is.null(seed) && !(is_number(seed) && is_count(abs(seed)))) {
-    stop_argument("seed", "a single whole number, or NULL", call)
-  }
-  if (!is.null(memory)) {
-    check_positive(memory, "memory", "a single positive number of megabytes")
-  }
+  check_daemons(n, url, remote, seed, memory, serial, call)
   dispatcher <- as_dispatcher(dispatcher, call)
-  check_serial(serial, call)
-  if (!is.null(remote)) {
-    check_remote(remote, call)
-  }
-  if (!is.null(remote) && is.null(url)) {
-    stop_argument("url", "given with 'remote': it is where daemons connect", call)
-  }
   tls <- either_tls(tls, tlscert, call)
   check_identity(tls, pass, call)
   settings <- daemons_settings(...)
@@ -162,59 +144,91 @@ daemons <- function(
   if (!resets && !settings$force && daemons_set(profile)) {
     return(new_daemons(the$numbers[[profile]], profile))
   }
-  most <- settings$max
   if (!resets && !sync) {
-    check_max(most, n, dispatcher && (is.null(url) || launches(remote)), call)
-    url <- urls_to_open(url, n, most, dispatcher, call)
+    check_max(settings$max, n, dispatcher && (is.null(url) || launches(remote)), call)
+    url <- urls_to_open(url, n, settings$max, dispatcher, call)
   }
 
   # From here on, the earlier settings are replaced.
+  forget_settings(profile)
   find_tracer()
-  the$daemons_spans[[profile]] <- local_span(
-    "daemons",
-    "internal",
-    list(n = n, url = url, dispatcher = dispatcher),
-    NULL
-  )
-  the$globals[[profile]] <- NULL
-  the$setup_streams[[profile]] <- NULL
-  the$launches[[profile]] <- NULL
-  the$fleets[[profile]] <- NULL
+  attributes <- list(n = n, url = url, dispatcher = dispatcher)
+  the$daemons_spans[[profile]] <- local_span("daemons", "internal", attributes, NULL)
   if (!is.null(serial) || !is.null(the$serial[[profile]])) {
     the$serial[[profile]] <- serial
     update_hooks()
   }
-  if (sync) {
-    .Call(rs_open_sync, profile, as_seed(seed))
-    start_setup_streams(profile, seed)
-    stream <- .Call(rs_daemon_stream, profile)
-    the$globals[[profile]] <- if (!is.null(stream)) list(.Random.seed = stream)
-    return(new_daemons(1L, profile))
-  }
   if (resets) {
     .Call(rs_close_profile, profile, is.null(n))
     return(new_daemons(0L, profile))
+  }
+  if (sync) {
+    return(set_sync(profile, seed))
   }
   if (is.null(url)) {
     return(set_local(profile, as.integer(n), dispatcher, settings, seed, memory, call))
   }
   url <- open_profile(profile, url, dispatcher, settings, seed, memory, call, tls, pass)
   if (launches(remote)) {
-    ready <- FALSE
-    on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
-    if (!is.null(most)) {
-      launch_fleet(profile, url, as.integer(n), remote, settings, call)
-      ready <- TRUE
-      return(new_daemons(n, profile, are_set = TRUE))
-    }
-    if (!dispatcher && !is.null(n)) {
-      url <- rep_len(url, n)
-    }
-    launched <- launch_remotes(profile, url, remote, settings, NULL, call)
-    ready <- TRUE
-    return(new_daemons(launched, profile))
+    return(set_remote(profile, url, n, remote, dispatcher, settings, call))
   }
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
+}
+
+# An error if an argument of daemons() is not what it may be, whatever the others are.
+check_daemons <- function(n, url, remote, seed, memory, serial, call) {
+  if (!is.null(n)) {
+    check_count(n, "n", call)
+  }
+  if (!is.null(url)) {
+    check_urls(url, call)
+  }
+  if (!is.null(seed) && !(is_number(seed) && is_count(abs(seed)))) {
+    stop_argument("seed", "a single whole number, or NULL", call)
+  }
+  if (!is.null(memory)) {
+    check_positive(memory, "memory", "a single positive number of megabytes", call)
+  }
+  check_serial(serial, call)
+  if (!is.null(remote)) {
+    check_remote(remote, call)
+    if (is.null(url)) {
+      stop_argument("url", "given with 'remote': it is where daemons connect", call)
+    }
+  }
+}
+
+# Forgets what earlier calls for this profile have left to later ones.
+forget_settings <- function(profile) {
+  for (kept in c("globals", "setup_streams", "launches", "fleets")) {
+    the[[kept]][[profile]] <- NULL
+  }
+}
+
+# daemons(sync = TRUE)
+set_sync <- function(profile, seed) {
+  .Call(rs_open_sync, profile, as_seed(seed))
+  start_setup_streams(profile, seed)
+  stream <- .Call(rs_daemon_stream, profile)
+  the$globals[[profile]] <- if (!is.null(stream)) list(.Random.seed = stream)
+  new_daemons(1L, profile)
+}
+
+# daemons(url = , remote = ), where the profile listens at `url` already. Closes it if the launch fails.
+set_remote <- function(profile, url, n, remote, dispatcher, settings, call) {
+  ready <- FALSE
+  on.exit(if (!ready) .Call(rs_close_profile, profile, TRUE))
+  if (!is.null(settings$max)) {
+    launch_fleet(profile, url, as.integer(n), remote, settings, call)
+    ready <- TRUE
+    return(new_daemons(n, profile, are_set = TRUE))
+  }
+  if (!dispatcher && !is.null(n)) {
+    url <- rep_len(url, n)
+  }
+  launched <- launch_remotes(profile, url, remote, settings, NULL, call)
+  ready <- TRUE
+  new_daemons(launched, profile)
 }
 
 # The URLs at which daemons(n, url = , max = most) listens. NULL for local daemons. An error if the arguments do not
