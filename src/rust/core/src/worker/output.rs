@@ -15,8 +15,12 @@
 //! host open them.
 
 mod lines;
+mod printer;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod text;
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -32,10 +36,11 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
 use rustix::stdio::{dup2_stderr, dup2_stdout, stderr, stdout};
 
 use crate::sys::{pipe, signals};
-use lines::Lines;
+use printer::Printer;
+use tail::Tail;
+use text::Text;
 
-/// Of what one task writes, this many bytes of its beginning are kept, and as many of its end.
-pub const HALF: usize = 512 * 1024;
+pub use text::HALF;
 
 /// A descriptor that a program uses for its own purposes gets at least this number: below are those that shells and
 /// programs know by number.
@@ -130,107 +135,6 @@ struct Settled {
     times: u64,
     /// The thread is gone.
     over: bool,
-}
-
-/// Prints to a stream as it was.
-#[derive(Debug)]
-struct Printer {
-    /// `None`: it was closed.
-    to: Option<OwnedFd>,
-    lines: Lines,
-}
-
-impl Printer {
-    fn new(to: Option<BorrowedFd<'_>>) -> Printer {
-        Printer {
-            to: to.and_then(|fd| fcntl_dupfd_cloexec(fd, ABOVE).ok()),
-            lines: Lines::default(),
-        }
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        let to = self.to.as_ref();
-        self.lines
-            .add(bytes, Instant::now(), |bytes| print(to, bytes));
-    }
-
-    fn finish(&mut self) {
-        let to = self.to.as_ref();
-        self.lines.finish(|bytes| print(to, bytes));
-    }
-
-    /// Shows a line that is not complete, if it is time.
-    fn be_prompt(&mut self, now: Instant) {
-        let to = self.to.as_ref();
-        if self.lines.due().is_some_and(|due| due <= now) {
-            self.lines.show_held(|bytes| print(to, bytes));
-        }
-    }
-}
-
-/// Writes all, and waits if it must. What cannot be written is dropped: nobody reads it.
-fn print(to: Option<&OwnedFd>, mut bytes: &[u8]) {
-    let Some(to) = to else { return };
-    while !bytes.is_empty() {
-        match write(to, bytes) {
-            Ok(n) => bytes = &bytes[n..],
-            Err(Errno::INTR) => {}
-            // Somebody who has the same stream does not want to wait.
-            Err(Errno::AGAIN) => {
-                let _ = poll(&mut [PollFd::new(to, PollFlags::OUT)], None);
-            }
-            Err(_) => return,
-        }
-    }
-}
-
-/// A pipe with the last that was written. Neither end ever waits.
-#[derive(Debug)]
-struct Tail {
-    reader: OwnedFd,
-    writer: OwnedFd,
-}
-
-/// Bytes of the tail, more or less.
-const TAIL: usize = 4096;
-/// Bytes that are dropped from a full pipe at once: as few as make room.
-const DROP: usize = 512;
-
-impl Tail {
-    fn new() -> io::Result<Tail> {
-        let (reader, writer) = pipe()?;
-        fcntl_setfl(&reader, OFlags::NONBLOCK)?;
-        fcntl_setfl(&writer, OFlags::NONBLOCK)?;
-        shorten(&writer);
-        Ok(Tail { reader, writer })
-    }
-
-    fn add(&self, bytes: &[u8]) {
-        let mut left = &bytes[bytes.len().saturating_sub(TAIL)..];
-        while !left.is_empty() {
-            match write(&self.writer, left) {
-                Ok(n) => left = &left[n..],
-                Err(Errno::INTR) => {}
-                // It is full.
-                Err(Errno::AGAIN) if self.drop_some() => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// False if there is nothing more.
-    fn drop_some(&self) -> bool {
-        read(&self.reader, &mut [0; DROP]).is_ok_and(|n| n > 0)
-    }
-}
-
-/// Gives the tail's pipe the size of a tail, if the system can. If not, the tail is longer.
-fn shorten(_pipe: &OwnedFd) {
-    // A pipe is made of pages, some of which have few bytes in them, and there is room again once a whole page was
-    // read. The kernel gives four pages to a user without privileges, too: its limit for one pipe is
-    // `fs.pipe-max-size`, 1 MiB.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(_pipe, 4 * crate::sys::page_size().max(TAIL));
 }
 
 /// Bytes that a pipe holds at most.
@@ -365,7 +269,7 @@ impl Output {
             }
             Sink::Printers(_) => {}
         }
-        while self.shared.tail.drop_some() {}
+        self.shared.tail.clear();
         self.shared.dirty.store(false, Ordering::Relaxed);
     }
 
@@ -541,264 +445,3 @@ const NO_TIME: Timespec = Timespec {
 const CHUNK: usize = 16 * 1024;
 /// Of the thread, which calls nothing deep.
 const STACK: usize = 128 * 1024;
-
-/// What a task has written: its beginning, its end, and the number of bytes between them.
-#[derive(Debug, Default)]
-struct Text {
-    head: Vec<u8>,
-    tail: VecDeque<u8>,
-    dropped: u64,
-}
-
-impl Text {
-    fn add(&mut self, bytes: &[u8]) {
-        let (to_head, rest) = bytes.split_at(bytes.len().min(HALF - self.head.len()));
-        self.head.extend_from_slice(to_head);
-        self.tail.extend(rest);
-        let excess = self.tail.len().saturating_sub(HALF);
-        self.tail.drain(..excess);
-        self.dropped += excess as u64;
-    }
-
-    fn into_string(self) -> String {
-        let mut bytes = self.head;
-        if self.dropped > 0 {
-            let gap = format!("\n[... {} bytes are left out here ...]\n", self.dropped);
-            bytes.extend_from_slice(gap.as_bytes());
-        }
-        bytes.extend(self.tail);
-        match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(e) => String::from_utf8_lossy(e.as_bytes()).into_owned(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::Command;
-
-    /// As a program does it: the test harness captures `print!`.
-    fn say(text: &str) {
-        write(stdout(), text.as_bytes()).unwrap();
-    }
-
-    #[test]
-    fn a_task_gets_what_it_has_written_and_nothing_else() {
-        let output = Output::begin(Keep::Tasks).unwrap();
-        say("before");
-        output.task_begins(1);
-        say("out\n");
-        write(stderr(), b"err\n").unwrap();
-        let child = Command::new("sh")
-            .args(["-c", "echo child; echo more >&2"])
-            .status();
-        assert!(child.unwrap().success());
-        say("\u{e9}\n");
-        write(stdout(), b"\xff").unwrap();
-        assert_eq!(output.take(), "out\nerr\nchild\nmore\n\u{e9}\n\u{fffd}");
-        say("between");
-        output.task_begins(1);
-        assert_eq!(output.take(), "");
-    }
-
-    /// The streams of this process go to these files while `f` runs.
-    fn with_streams_at(out: &OwnedFd, err: &OwnedFd, f: impl FnOnce()) {
-        let saved = Saved::now();
-        dup2_stdout(out).unwrap();
-        dup2_stderr(err).unwrap();
-        f();
-        drop(saved);
-    }
-
-    /// All that is in a pipe, which nobody waits for.
-    fn contents(pipe: &OwnedFd) -> String {
-        fcntl_setfl(pipe, OFlags::NONBLOCK).unwrap();
-        let mut all = Vec::new();
-        let mut bytes = [0; 4096];
-        while let Ok(n @ 1..) = read(pipe, &mut bytes) {
-            all.extend_from_slice(&bytes[..n]);
-        }
-        String::from_utf8(all).unwrap()
-    }
-
-    #[test]
-    fn what_is_shown_is_there_when_its_task_is_over_and_bears_its_number() {
-        let (shown, to) = pipe().unwrap();
-        with_streams_at(&to, &to, || {
-            let output = Output::begin(Keep::Shown).unwrap();
-            say("before\n");
-            for i in 1..100 {
-                output.task_begins(i);
-                say("out\n");
-                write(stderr(), b"err\n").unwrap();
-                say("the end");
-                assert_eq!(output.take(), "");
-                let before = if i == 1 { "before\n" } else { "" };
-                let lines = ["out", "err", "the end"].map(|line| format!("[task {i}] {line}\n"));
-                assert_eq!(contents(&shown), before.to_owned() + &lines.concat());
-            }
-            say("between\n");
-            output.task_begins(0);
-            assert_eq!(contents(&shown), "between\n");
-            say("a task without a number\n");
-            drop(output);
-            say("after\n");
-        });
-        assert_eq!(contents(&shown), "a task without a number\nafter\n");
-    }
-
-    #[test]
-    fn two_streams_are_shown_apart_and_half_a_line_after_a_while() {
-        let (out, to_out) = pipe().unwrap();
-        let (err, to_err) = pipe().unwrap();
-        with_streams_at(&to_out, &to_err, || {
-            let output = Output::begin(Keep::Shown).unwrap();
-            output.task_begins(7);
-            say("how many? ");
-            write(stderr(), b"to stderr\n").unwrap();
-            // It comes while the task goes on.
-            poll(&mut [PollFd::new(&out, PollFlags::IN)], None).unwrap();
-            assert_eq!(contents(&out), "[task 7] how many? ");
-            say("5\n");
-            output.take();
-            assert_eq!(contents(&out), "5\n");
-            assert_eq!(contents(&err), "[task 7] to stderr\n");
-        });
-    }
-
-    #[test]
-    fn whoever_writes_goes_on_though_nobody_reads_what_is_shown() {
-        let (shown, to) = pipe().unwrap();
-        with_streams_at(&to, &to, || {
-            let output = Output::begin(Keep::Shown).unwrap();
-            output.task_begins(1);
-            drop(shown);
-            say(&"a line\n".repeat(64 * 1024));
-            output.take();
-        });
-    }
-
-    #[test]
-    fn somebody_else_who_floods_the_streams_does_not_keep_a_task_from_its_end() {
-        let null = OwnedFd::from(File::options().write(true).open("/dev/null").unwrap());
-        for keep in [Keep::Shown, Keep::Tasks] {
-            with_streams_at(&null, &null, || {
-                let output = Output::begin(keep).unwrap();
-                output.task_begins(1);
-                let mut child = Command::new("yes").spawn().unwrap();
-                for _ in 0..20 {
-                    output.take();
-                    output.task_begins(2);
-                }
-                child.kill().unwrap();
-                child.wait().unwrap();
-            });
-        }
-    }
-
-    #[test]
-    fn a_flood_is_kept_in_part_and_does_not_stop_whoever_writes() {
-        let output = Output::begin(Keep::Tasks).unwrap();
-        output.task_begins(1);
-        let line = "x".repeat(1023) + "\n";
-        say("first\n");
-        for _ in 0..64 * 1024 {
-            say(&line);
-        }
-        say("last\n");
-        let text = output.take();
-        assert!(text.starts_with("first\nxxx"));
-        assert!(text.ends_with("xxx\nlast\n"));
-        let dropped = 64 * 1024 * 1024 + 11 - 2 * HALF;
-        assert!(text.contains(&format!("\n[... {dropped} bytes are left out here ...]\n")));
-        assert!(text.len() < 2 * HALF + 100);
-    }
-
-    #[test]
-    fn a_task_that_redirects_its_streams_does_so_for_itself_only() {
-        let output = Output::begin(Keep::Tasks).unwrap();
-        output.task_begins(1);
-        say("something");
-        let null = File::options().write(true).open("/dev/null").unwrap();
-        dup2_stdout(&null).unwrap();
-        say("gone");
-        assert_eq!(output.take(), "something");
-        output.task_begins(1);
-        say("again");
-        assert_eq!(output.take(), "again");
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn of_what_is_discarded_the_end_can_be_read_by_others() {
-        let output = Output::begin(Keep::LastWords).unwrap();
-        let words = || {
-            // The thread stands still, as after the end of this process.
-            let _stopped = output.shared.sink.lock();
-            let mut all = Vec::new();
-            for fd in output.last_words() {
-                let path = format!("/proc/self/fd/{fd}");
-                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-                let pipe = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
-                let mut bytes = [0; 64 * 1024];
-                while let Ok(n @ 1..) = read(&pipe, &mut bytes) {
-                    all.extend_from_slice(&bytes[..n]);
-                }
-            }
-            String::from_utf8(all).unwrap()
-        };
-        output.task_begins(1);
-        say("not this");
-        write(stderr(), b"this").unwrap();
-        assert_eq!(words(), "this");
-        let both = output.capacity + capacity(&output.shared.tail.writer).unwrap();
-        let lines = both / 5;
-        for i in 0..=lines {
-            write(stderr(), format!("line {i}\n").as_bytes()).unwrap();
-        }
-        let end = words();
-        assert!(end.ends_with(&format!("line {}\nline {lines}\n", lines - 1)));
-        assert!(end.len() >= TAIL / 2, "{}", end.len());
-        assert!(end.len() <= both);
-        assert_eq!(output.take(), "");
-        // The next task begins anew.
-        write(stderr(), b"old").unwrap();
-        output.begin_anew(0);
-        assert_eq!(words(), "");
-    }
-
-    #[test]
-    fn it_ends_though_somebody_else_reads_the_pipe() {
-        for _ in 0..100 {
-            let output = Output::begin(Keep::LastWords).unwrap();
-            // As the host does when the daemon has left.
-            let reader = rustix::io::fcntl_dupfd_cloexec(&output.shared.readers[0], 0).unwrap();
-            let stop = Arc::new(AtomicBool::new(false));
-            let other = {
-                let stop = stop.clone();
-                std::thread::spawn(move || {
-                    while !stop.load(Ordering::SeqCst) {
-                        let _ = read(&reader, &mut [0; 64]);
-                    }
-                })
-            };
-            drop(output);
-            stop.store(true, Ordering::SeqCst);
-            other.join().unwrap();
-        }
-    }
-
-    #[test]
-    fn the_streams_are_put_back_while_others_still_hold_the_pipe() {
-        let before = fstat(stdout()).unwrap().st_ino;
-        let output = Output::begin(Keep::Tasks).unwrap();
-        assert_ne!(fstat(stdout()).unwrap().st_ino, before);
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        drop(output);
-        assert_eq!(fstat(stdout()).unwrap().st_ino, before);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-}
