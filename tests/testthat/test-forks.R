@@ -108,3 +108,47 @@ test_that("daemons end with a host that is killed, even if a fork of the host li
   expect_true(all_end(pids))
   expect_true(is_alive(fork))
 })
+
+test_that("a task that reads its standard input finds its end, as in Rscript, and its daemon stays healthy", {
+  local_test_daemons(1)
+  readers <- list(
+    quote(readLines(stdin(), n = 1L)),
+    quote(scan(quiet = TRUE)),
+    quote({
+      browser()
+      "on"
+    })
+  )
+  for (reader in readers) {
+    value <- mirai(eval(reader), reader = reader, .timeout = 10000)[]
+    expect_false(is_error_value(value))
+  }
+  expect_identical(value, "on")
+  expect_identical(mirai(1, .timeout = 10000)[], 1)
+})
+
+test_that("files that the user's profile opens are those that tasks write to, and the session's own stay its own", {
+  skip_if_not_installed("callr")
+  dir <- local_file()
+  dir.create(dir)
+  logs <- file.path(dir, paste0("log", 1:8))
+  profile <- file.path(dir, "profile")
+  writeLines(sprintf("logs <- lapply(%s, file, 'w')", paste(deparse(logs), collapse = "")), profile)
+  host <- r_process(
+    c(
+      "library(mirai)",
+      "Sys.unsetenv(c('R_ENVIRON', 'R_ENVIRON_USER'))", # callr's
+      sprintf("Sys.setenv(R_PROFILE_USER = '%s')", profile),
+      sprintf("own <- file('%s/own', 'w')", dir),
+      "d <- daemons(1)",
+      "for (i in 1:8) {",
+      "  mirai({cat('hello', i, '\\n', file = logs[[i]]); flush(logs[[i]])}, i = i)[]",
+      "}",
+      "open <- mirai(basename(Sys.readlink(list.files('/proc/self/fd', full.names = TRUE))))[]",
+      "cat('own', 'own' %in% open, 'pid', mirai(Sys.getpid())[], '\n')"
+    )
+  )
+  said <- words(host)
+  expect_match(said, "^own FALSE pid [0-9]+ $")
+  expect_identical(vapply(logs, readLines, "", USE.NAMES = FALSE), paste("hello", 1:8, ""))
+})

@@ -23,7 +23,7 @@
 use std::collections::VecDeque;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -159,10 +159,13 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         .process_group(0);
     super::set_environment(&mut command, program);
     command.env(TUNABLES, with_huge_pages(std::env::var_os(TUNABLES)));
-    // SAFETY: sets the mask of signals, which may be done between fork and exec.
+    // SAFETY: two system calls, which may be made between fork and exec.
     unsafe {
         command.pre_exec(|| {
             signals::unblock_all();
+            // R opens files and sockets such that programs get them. Neither the server nor a daemon has a use for the
+            // host's. Kernels before 5.11 cannot do this.
+            libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             Ok(())
         });
     }
@@ -572,9 +575,9 @@ pub unsafe fn serve(prepare: impl FnOnce()) -> Option<Forked> {
                 // SAFETY: the process has a single thread, as the caller says.
                 Some(Ok(fds)) => match unsafe { libc::fork() } {
                     0 => {
-                        // Closed by `become_new`.
-                        std::mem::forget((socket, host, passed));
-                        become_new(&request, fds);
+                        // What is not ours stays open: R has its script and the files of .Rprofile by number.
+                        drop((host, passed));
+                        become_new(&request, socket, fds);
                         super::owner::is_its_own();
                         return Some(Forked { code: request.code });
                     }
@@ -614,20 +617,18 @@ fn reap(pid: u32) -> Option<i32> {
     (reaped == pid).then_some(status)
 }
 
-/// Makes this process, just forked, what the request says.
-fn become_new(request: &Request, [stdout, stderr, line]: [OwnedFd; 3]) {
-    // SAFETY: there is a single thread, and nothing else uses the descriptors closed or
-    // the environment changed here.
+/// Makes this process, just forked, what the request says. `socket`, the server's, is stdin.
+fn become_new(request: &Request, socket: UnixStream, [stdout, stderr, line]: [OwnedFd; 3]) {
+    // SAFETY: there is a single thread, and nothing else uses the descriptors replaced or the environment changed here.
     unsafe {
+        if let Ok(null) = std::fs::File::open("/dev/null") {
+            libc::dup2(null.as_raw_fd(), socket.into_raw_fd());
+        }
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         libc::setpgid(0, 0);
         libc::dup2(stdout.as_raw_fd(), 1);
         libc::dup2(stderr.as_raw_fd(), 2);
-        if let Ok(null) = std::fs::File::open("/dev/null") {
-            libc::dup2(null.as_raw_fd(), 0);
-        }
         drop((stdout, stderr));
-        close_others(line.as_raw_fd());
         line::hold(line);
         libc::umask(request.umask);
         if let Some(limit) = request.descriptors {
@@ -643,24 +644,4 @@ fn become_new(request: &Request, [stdout, stderr, line]: [OwnedFd; 3]) {
         libc::chdir(directory.as_ptr());
     }
     signals::unblock_all();
-}
-
-/// Closes what the server had open, such as the file with its own script, but for `kept`.
-///
-/// # Safety
-/// Nothing else in this process uses a descriptor from 3 on.
-unsafe fn close_others(kept: RawFd) {
-    let kept = kept as u32;
-    // SAFETY: as the caller says.
-    let close = |from: u32, to: u32| unsafe {
-        from > to || libc::syscall(libc::SYS_close_range, from, to, 0u32) == 0
-    };
-    if close(3, kept - 1) && close(kept + 1, u32::MAX) {
-        return;
-    }
-    // Kernels before 5.9.
-    for fd in (3..1024).filter(|fd| *fd != kept) {
-        // SAFETY: as the caller says.
-        unsafe { libc::close(fd as RawFd) };
-    }
 }
