@@ -56,8 +56,33 @@ task_calls <- function(calls, depth, last) {
 # have no other way.
 forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
 
-# Detaches the packages that are not among `known`, which stay loaded. cleanup.rs calls this if the search path has
-# changed.
+# Makes the search path that of `known`, the environments that were attached. cleanup.rs calls this if it has changed.
+restore_search <- function(known) {
+  detach_others(known)
+  for (i in seq_along(known)) {
+    at <- i + 1L
+    if (at >= length(search()) || !identical(as.environment(at), known[[i]])) {
+      attach_at(known[[i]], at)
+    }
+  }
+}
+
+# Attaches anew what a task has detached.
+attach_at <- function(env, at) {
+  name <- attr(env, "name")
+  warn_of_cleanup(
+    name,
+    failure(suppressWarnings(suppressMessages(
+      if (startsWith(name, "package:")) {
+        attachNamespace(sub("^package:", "", name), pos = at)
+      } else {
+        attach(env, pos = at, name = name, warn.conflicts = FALSE)
+      }
+    )))
+  )
+}
+
+# Detaches what is not among `known`. Packages stay loaded.
 detach_others <- function(known) {
   at <- 2L
   while (at < length(search())) {

@@ -260,6 +260,33 @@ test_that("each step of the cleanup is done even if others fail", {
   expect_identical(mirai(Sys.getpid())[], pid)
 })
 
+test_that("what a task detaches is attached again, where it was", {
+  local_test_daemons(1)
+  everywhere({
+    attach(list(attached_value = 1), name = "attached")
+    NULL
+  })
+  path <- mirai(search())[]
+  expect_identical(path[[2L]], "attached")
+  detach_all <- function(names) {
+    for (name in names) {
+      detach(name, character.only = TRUE)
+    }
+    length(search())
+  }
+  found <- mirai(detach_all(names), detach_all = detach_all, names = path[2:8])[]
+  expect_identical(found, length(path) - 7L)
+  expect_identical(mirai(list(search(), attached_value, sd(c(1, 3))))[], list(path, 1, sqrt(2)))
+  # Another order is not what was there either.
+  mirai({
+    detach("package:stats")
+    detach("attached")
+    library(stats, pos = length(search()) - 1L)
+    library(splines)
+  })[]
+  expect_identical(mirai(search())[], path)
+})
+
 test_that("output = TRUE prints lines with the number of their task, and the lines of two daemons do not mix", {
   out <- r_output(
     '{

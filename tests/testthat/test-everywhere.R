@@ -39,8 +39,8 @@ test_that("everywhere() reaches every daemon, and what it leaves persists", {
     })
   )
   call_mirai(m)
-  again <- lapply(1:4, function(i) mirai(c(rate, getOption("mirai_test"))))
-  expect_identical(unique(collect_mirai(again)), list(c("100", "set")))
+  again <- lapply(1:4, function(i) mirai(c(rate, getOption("mirai_test"), "package:splines" %in% search())))
+  expect_identical(unique(collect_mirai(again)), list(c("100", "set", "TRUE")))
 })
 
 test_that("everywhere() comes before any task submitted later, after those before", {

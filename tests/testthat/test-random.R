@@ -128,3 +128,40 @@ test_that("without a seed, each daemon goes on with a stream of its own", {
   values <- mirai_map(1:10, draw)[]
   expect_length(unique(values), 10)
 })
+
+test_that("without a seed, what a task does to the generator does not show in the numbers of later ones", {
+  local_test_daemons(2, dispatcher = FALSE)
+  first <- mirai_map(1:2, function(i) .Random.seed)[]
+  # Nothing is drawn, and nothing changes.
+  expect_identical(mirai_map(1:2, function(i) .Random.seed)[], first)
+  mirai_map(1:2, function(i) set.seed(1))[]
+  second <- mirai_map(1:2, function(i) .Random.seed)[]
+  expect_identical(second, lapply(first, parallel::nextRNGSubStream))
+  mirai_map(1:2, function(i) {
+    RNGkind("Wichmann-Hill", "Box-Muller")
+    rnorm(3)
+  })[]
+  third <- mirai_map(1:2, function(i) .Random.seed)[]
+  expect_identical(third, lapply(second, parallel::nextRNGSubStream))
+  mirai_map(1:2, function(i) {
+    rm(.Random.seed, envir = globalenv())
+    makeActiveBinding(".Random.seed", function(x) NULL, globalenv())
+  })[]
+  mirai_map(1:2, function(i) lockBinding(".Random.seed", globalenv()))[]
+  fourth <- mirai_map(1:2, function(i) c(.Random.seed, runif(1)))[]
+  expect_identical(lapply(fourth, head, 7L), lapply(third, function(x) as.double(parallel::nextRNGSubStream(x))))
+  expect_length(unique(mirai_map(1:20, draw)[]), 20L)
+})
+
+test_that("a seed that everywhere() has set holds for all tasks that follow, one after the other", {
+  local_test_daemons(1)
+  everywhere(set.seed(1))
+  values <- mirai_map(1:3, function(i) runif(1))[.flat]
+  set.seed(1, "L'Ecuyer-CMRG")
+  defer(function() RNGkind("default"), environment())
+  expect_identical(values, runif(3))
+  # What belongs to the daemon alone stays with `cleanup = FALSE`.
+  local_test_daemons(1, cleanup = FALSE)
+  mirai(set.seed(1))[]
+  expect_identical(mirai_map(1:3, function(i) runif(1))[.flat], values)
+})

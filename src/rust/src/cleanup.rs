@@ -9,13 +9,17 @@ use std::ffi::c_int;
 
 use extendr_ffi::{
     R_BaseEnv, R_GlobalEnv, R_NilValue, R_PreserveObject, R_ReleaseObject, Rboolean,
-    Rf_allocVector, Rf_install, Rf_lang1, Rf_lcons, Rf_protect, Rf_unprotect, Rf_xlength, CAR, CDR,
-    PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE, STRING_ELT, TAG, VECTOR_ELT,
+    Rf_allocVector, Rf_defineVar, Rf_install, Rf_lang1, Rf_lcons, Rf_protect, Rf_unprotect,
+    Rf_xlength, CAR, CDR, INTEGER, PRINTNAME, SET_STRING_ELT, SET_VECTOR_ELT, SEXP, SEXPTYPE,
+    STRING_ELT, TAG, TYPEOF, VECTOR_ELT,
 };
+use mirai_core::protocol::Stream;
 
+use crate::mrg32k3a;
 use crate::r::{
     self, R_gc, R_lsInternal3, Rf_asLogical, Rf_eval, Rf_installChar, Rf_lang2, Rf_lang4, Variable,
 };
+use crate::streams::{as_stream, random_seed};
 
 /// What to restore: the `cleanup` argument of `daemon()`, as a bit mask.
 pub(crate) const GLOBALS: c_int = 1;
@@ -30,9 +34,9 @@ r::symbols! {
 
 /// See the [module documentation](self).
 pub(crate) struct Snapshot {
-    /// List of what must stay alive: global values, options, search path.
+    /// List of what must stay alive: `.Random.seed` first, then global values and the search path.
     kept: SEXP,
-    /// Names in the global environment, in R's order, and the same as a set.
+    /// Names in the global environment but for `.Random.seed`, in R's order, and the same as a set.
     /// CHARSXPs are unique, so addresses will do.
     names: Vec<SEXP>,
     known: HashSet<SEXP>,
@@ -43,6 +47,36 @@ pub(crate) struct Snapshot {
     options: Options,
     /// The options are as they were, and no function of R has been called since.
     options_are_checked: bool,
+    /// The daemon's stream of random numbers. `None` if it has none, or [`everywhere()`](Snapshot::following) has chosen
+    /// others.
+    stream: Option<Place>,
+}
+
+/// Where the next task begins in a stream.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Where the substream begins.
+    substream: Stream,
+    /// What `.Random.seed` is.
+    now: Stream,
+}
+
+/// A task that has drawn more numbers than this may as well have called `set.seed()`: to find out takes 15 ns a number.
+const MOST_DRAWN: u32 = 1 << 14;
+
+impl Place {
+    fn after(self, now: Option<Stream>) -> Option<Place> {
+        let now = now.filter(|now| mrg32k3a::is_soon_after(*now, self.now, MOST_DRAWN));
+        now.map(|now| Place { now, ..self })
+    }
+
+    fn next_substream(self) -> Place {
+        let next = mrg32k3a::next_substream(self.substream);
+        Place {
+            substream: next,
+            now: next,
+        }
+    }
 }
 
 /// R's options, and which packages were loaded when these were in force.
@@ -69,7 +103,9 @@ impl Snapshot {
             let options = Options::current();
             let ls = Rf_protect(R_lsInternal3(R_GlobalEnv, Rboolean::TRUE, Rboolean::FALSE));
             let n = Rf_xlength(ls);
-            let names: Vec<SEXP> = (0..n).map(|i| STRING_ELT(ls, i)).collect();
+            let seed = PRINTNAME(SEED.get());
+            let names = (0..n).map(|i| STRING_ELT(ls, i));
+            let names: Vec<SEXP> = names.filter(|name| *name != seed).collect();
             let values: Vec<Variable> = names
                 .iter()
                 .map(|name| Variable::of(Rf_installChar(*name), R_GlobalEnv))
@@ -83,10 +119,14 @@ impl Snapshot {
             let all = values.iter().flat_map(|value| value.parts());
             let all = all.chain(search.iter().copied());
             let count = 2 * values.len() + search.len();
-            let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 1));
-            SET_VECTOR_ELT(kept, 0, ls);
+            let kept = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, count as isize + 2));
+            let seed = Variable::of(SEED.get(), R_GlobalEnv);
+            if let Variable::Value(seed) = seed {
+                SET_VECTOR_ELT(kept, 0, seed);
+            }
+            SET_VECTOR_ELT(kept, 1, ls);
             for (i, x) in all.enumerate() {
-                SET_VECTOR_ELT(kept, i as isize + 1, x);
+                SET_VECTOR_ELT(kept, i as isize + 2, x);
             }
             R_PreserveObject(kept);
             Rf_unprotect(2);
@@ -99,8 +139,24 @@ impl Snapshot {
                 search,
                 options,
                 options_are_checked: false,
+                stream: stream_of(VECTOR_ELT(kept, 0)).map(|now| Place {
+                    substream: now,
+                    now,
+                }),
             }
         }
+    }
+
+    /// The same after the code of an `everywhere()`, of which all stays. If that has chosen a seed or a generator, so have
+    /// all tasks that follow.
+    pub(crate) fn following(mut self, before: &Snapshot) -> Snapshot {
+        // SAFETY: both lists are preserved and have an element.
+        let same = unsafe { VECTOR_ELT(self.kept, 0) == VECTOR_ELT(before.kept, 0) };
+        let now = self.stream.map(|place| place.now);
+        self.stream = before
+            .stream
+            .and_then(|place| if same { Some(place) } else { place.after(now) });
+        self
     }
 
     /// A task has ended: anything may have changed.
@@ -125,10 +181,45 @@ impl Snapshot {
         }
     }
 
-    unsafe fn restore_globals(&self) {
+    /// The daemon's stream goes on from task to task. But if a task has chosen a seed or a generator, the next one begins
+    /// at the stream's next substream: otherwise daemons of which each had such a task would all have the same numbers.
+    unsafe fn restore_stream(&mut self) {
+        // SAFETY: on R's main thread. `seed` is protected until `kept` has it.
+        unsafe {
+            let Some(place) = self.stream else { return };
+            let now = Variable::of(SEED.get(), R_GlobalEnv);
+            if is_locked(SEED.get(), now) {
+                r::R_unLockBinding(SEED.get(), R_GlobalEnv);
+            }
+            match now {
+                Variable::Value(seed) if seed == VECTOR_ELT(self.kept, 0) => return,
+                Variable::Value(seed) => {
+                    if let Some(place) = place.after(stream_of(seed)) {
+                        SET_VECTOR_ELT(self.kept, 0, seed);
+                        self.stream = Some(place);
+                        return;
+                    }
+                }
+                Variable::Absent if r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE => {
+                    return complain()
+                }
+                Variable::Active => r::R_removeVarFromFrame(SEED.get(), R_GlobalEnv),
+                _ => {}
+            }
+            let next = place.next_substream();
+            let seed = Rf_protect(r::integers(&random_seed(next.now)));
+            Rf_defineVar(SEED.get(), seed, R_GlobalEnv);
+            SET_VECTOR_ELT(self.kept, 0, seed);
+            self.stream = Some(next);
+            Rf_unprotect(1);
+        }
+    }
+
+    unsafe fn restore_globals(&mut self) {
         // SAFETY: on R's main thread. `ls` is protected; the objects of the snapshot are in `kept`, which is
         // preserved.
         unsafe {
+            self.restore_stream();
             if self.has_same_globals() {
                 return;
             }
@@ -153,7 +244,7 @@ impl Snapshot {
             let before = self.names.iter().zip(&self.values).zip(&self.locked);
             for ((name, value), locked) in before {
                 let symbol = Rf_installChar(*name);
-                if symbol == SEED.get() || matches!(value, Variable::Absent | Variable::Active) {
+                if matches!(value, Variable::Absent | Variable::Active) {
                     continue;
                 }
                 let now = Variable::of(symbol, R_GlobalEnv);
@@ -188,37 +279,58 @@ impl Snapshot {
         // SAFETY: on R's main thread; the objects of the snapshot are in `kept`, which is preserved.
         unsafe {
             let before = self.names.iter().zip(&self.values).zip(&self.locked);
-            Rf_xlength(R_GlobalEnv) == self.names.len() as isize && { before }.all(
-                |((name, value), locked)| {
-                    let symbol = Rf_installChar(*name);
-                    let now = Variable::of(symbol, R_GlobalEnv);
-                    now.is_still(*value) && is_locked(symbol, now) == *locked
-                },
-            )
+            let seed = Variable::of(SEED.get(), R_GlobalEnv);
+            let others = self.names.len() as isize;
+            Rf_xlength(R_GlobalEnv) == others + isize::from(!matches!(seed, Variable::Absent)) && {
+                before
+            }
+            .all(|((name, value), locked)| {
+                let symbol = Rf_installChar(*name);
+                let now = Variable::of(symbol, R_GlobalEnv);
+                now.is_still(*value) && is_locked(symbol, now) == *locked
+            })
+        }
+    }
+
+    unsafe fn has_same_search(&self) -> bool {
+        // SAFETY: on R's main thread; each environment up to the base one has a parent.
+        unsafe {
+            let mut env = r::get_parent_env(R_GlobalEnv);
+            for known in &self.search {
+                if env != *known {
+                    return false;
+                }
+                env = r::get_parent_env(env);
+            }
+            env == R_BaseEnv || env == R_NilValue
         }
     }
 
     unsafe fn restore_search(&mut self) {
-        // SAFETY: on R's main thread. Attached environments are kept by R, those of the snapshot by `kept`;
-        // `known` and `call` are protected.
+        // SAFETY: on R's main thread. Attached environments are kept by R, those of the snapshot by `kept`, of which
+        // they are the last elements; `known` and `call` are protected.
         unsafe {
-            let mut env = r::get_parent_env(R_GlobalEnv);
-            let mut same = self.search.iter();
-            while env != R_BaseEnv && env != R_NilValue {
-                if same.next() != Some(&env) {
-                    self.options_are_checked = false;
-                    let known =
-                        Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, self.search.len() as _));
-                    for (i, env) in self.search.iter().enumerate() {
-                        SET_VECTOR_ELT(known, i as _, *env);
-                    }
-                    let call = Rf_protect(Rf_lang2(Rf_install(c"detach_others".as_ptr()), known));
-                    Rf_eval(call, r::NAMESPACE.get());
-                    Rf_unprotect(2);
-                    return;
-                }
-                env = r::get_parent_env(env);
+            if self.has_same_search() {
+                return;
             }
+            self.options_are_checked = false;
+            let n = self.search.len() as isize;
+            let known = Rf_protect(Rf_allocVector(SEXPTYPE::VECSXP, n));
+            for (i, env) in self.search.iter().enumerate() {
+                SET_VECTOR_ELT(known, i as _, *env);
+            }
+            let call = Rf_protect(Rf_lang2(Rf_install(c"restore_search".as_ptr()), known));
+            Rf_eval(call, r::NAMESPACE.get());
+            // What was attached anew is another environment.
+            let now = search_path();
+            if now.len() == self.search.len() {
+                let first = Rf_xlength(self.kept) - n;
+                for (i, env) in now.iter().enumerate() {
+                    SET_VECTOR_ELT(self.kept, first + i as isize, *env);
+                }
+                self.search = now;
+            }
+            Rf_unprotect(2);
         }
     }
 
@@ -339,6 +451,20 @@ unsafe fn is_locked(symbol: SEXP, variable: Variable) -> bool {
     unsafe {
         !matches!(variable, Variable::Absent)
             && r::R_BindingIsLocked(symbol, R_GlobalEnv) == Rboolean::TRUE
+    }
+}
+
+/// The stream that a value of `.Random.seed` is.
+unsafe fn stream_of(seed: SEXP) -> Option<Stream> {
+    // SAFETY: on R's main thread; `seed` is protected and has as many integers as it says.
+    unsafe {
+        if TYPEOF(seed) != SEXPTYPE::INTSXP || Rf_xlength(seed) == 0 {
+            return None;
+        }
+        as_stream(std::slice::from_raw_parts(
+            INTEGER(seed),
+            Rf_xlength(seed) as usize,
+        ))
     }
 }
 

@@ -24,7 +24,7 @@ use crate::forks;
 use crate::functions::functions;
 use crate::r;
 use crate::session::{self, with_session, Profile};
-use crate::streams::with_substream;
+use crate::streams::with_part;
 
 pub(crate) fn routines() -> Vec<R_CallMethodDef> {
     vec![r::routine(c"serve_forks", serve_forks as *const (), 1)]
@@ -182,7 +182,7 @@ fn launch(
 ) -> Result<()> {
     let (place, code) = (path.to_string(), code.into_option());
     let make = move |before| {
-        let again = |text: &String| with_substream(text, before);
+        let again = |text: &String| with_part(text, before);
         let code = code.as_ref().map(again);
         program(&place, args.iter().map(again), output, code.as_deref())
     };
@@ -286,7 +286,7 @@ fn job(job: &List) -> Result<Job> {
 
 /// The same, for a launch after `before` others: the daemon's stream is another part of that of the first.
 fn again(job: &Job, before: u32) -> Job {
-    let again = |text: &String| with_substream(text, before);
+    let again = |text: &String| with_part(text, before);
     Job {
         args: job.args.iter().map(again).collect(),
         input: job.input.as_ref().map(again),

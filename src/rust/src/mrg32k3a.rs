@@ -46,8 +46,9 @@ const fn jump(a: Matrix, m: u64, doublings: u32) -> Matrix {
     out
 }
 
-/// From stream to stream, and from substream to substream.
+/// From stream to stream, from part to part, and from substream to substream.
 const JUMPS: [Matrix; 2] = [jump(A1, M1, 127), jump(A2, M2, 127)];
+const PART_JUMPS: [Matrix; 2] = [jump(A1, M1, 112), jump(A2, M2, 112)];
 const SMALL_JUMPS: [Matrix; 2] = [jump(A1, M1, 76), jump(A2, M2, 76)];
 
 fn apply(a: &Matrix, seed: [i32; 3], m: u64) -> [i32; 3] {
@@ -69,9 +70,31 @@ pub(crate) fn next(stream: Stream) -> Stream {
     leap(stream, &JUMPS)
 }
 
-/// The substream after this one: 2^76 steps on, in the same stream.
+/// The part after this one, of 2^112 steps: a stream has 2^15 of them. They are for daemons that follow one another.
+pub(crate) fn next_part(stream: Stream) -> Stream {
+    leap(stream, &PART_JUMPS)
+}
+
+/// The substream after this one: 2^76 steps on, in the same stream. A part has 2^36 of them. They are for the tasks of a
+/// daemon.
 pub(crate) fn next_substream(stream: Stream) -> Stream {
     leap(stream, &SMALL_JUMPS)
+}
+
+/// Whether `now` is the state after `before` and up to `most` draws.
+pub(crate) fn is_soon_after(now: Stream, before: Stream, most: u32) -> bool {
+    let now = now.map(|n| i64::from(n as u32));
+    let mut state = before.map(|n| i64::from(n as u32));
+    for _ in 0..most {
+        let [a, b, c, d, e, f] = state;
+        let first = (1_403_580 * b - 810_728 * a).rem_euclid(M1 as i64);
+        let second = (527_612 * f - 1_370_589 * d).rem_euclid(M2 as i64);
+        state = [b, c, first, e, f, second];
+        if state == now {
+            return true;
+        }
+    }
+    false
 }
 
 /// The stream that R's `set.seed(seed, kind = "L'Ecuyer-CMRG")` begins with.
@@ -132,6 +155,28 @@ mod tests {
         ];
         assert_eq!(sub, expected);
         assert_eq!(next_substream(sub)[5], -1226578877);
+        let all = (0..1 << 15).fold(first, |part, _| next_part(part));
+        assert_eq!(all, NEXT_42);
+    }
+
+    #[test]
+    fn draws_are_steps() {
+        let step = [A1, A2];
+        let third = (0..3).fold(SEED_42, |state, _| leap(state, &step));
+        assert!(is_soon_after(third, SEED_42, 3));
+        assert!(!is_soon_after(third, SEED_42, 2));
+        assert!(!is_soon_after(SEED_42, SEED_42, 1000));
+        assert!(!is_soon_after(NEXT_42, SEED_42, 1000));
+        // From R 4.2.2: runif(1), and .Random.seed[-1] again.
+        let first = [
+            507561766,
+            1260545903,
+            1428141413,
+            -1772566379,
+            -1344458670,
+            681480349,
+        ];
+        assert!(is_soon_after(first, SEED_42, 1));
     }
 
     const SEED_42: Stream = [

@@ -12,6 +12,12 @@ use crate::session::with_session;
 /// normal and sample generators: see `?RNGkind`.
 const LECUYER: i32 = 10407;
 
+/// The stream that a value of `.Random.seed` is; `None` if it is one of another generator.
+pub(crate) fn as_stream(seed: &[i32]) -> Option<Stream> {
+    let (kind, stream) = seed.split_first()?;
+    Stream::try_from(stream).ok().filter(|_| *kind == LECUYER)
+}
+
 /// A stream as a value of `.Random.seed`.
 pub(crate) fn random_seed(stream: Stream) -> [i32; 7] {
     let [a, b, c, d, e, f] = stream;
@@ -20,7 +26,7 @@ pub(crate) fn random_seed(stream: Stream) -> [i32; 7] {
 
 /// The code that starts a daemon which has been started `before` times, from the code for the first time: its stream, the
 /// last argument, is another part of that. Otherwise it would draw the numbers of its predecessor again.
-pub(crate) fn with_substream(code: &str, before: u32) -> String {
+pub(crate) fn with_part(code: &str, before: u32) -> String {
     const ARGUMENT: &str = "rs=c(";
     let known = || {
         let at = code.rfind(ARGUMENT)? + ARGUMENT.len();
@@ -33,7 +39,7 @@ pub(crate) fn with_substream(code: &str, before: u32) -> String {
         // With a seed, tasks have streams and daemons have none.
         None => code.into(),
         Some((at, length, first)) => {
-            let stream = (0..before).fold(first, |stream, _| mrg32k3a::next_substream(stream));
+            let stream = (0..before).fold(first, |stream, _| mrg32k3a::next_part(stream));
             let seed = random_seed(stream).map(|n| n.to_string()).join(",");
             format!("{}{seed}{}", &code[..at], &code[at + length..])
         }
@@ -85,13 +91,13 @@ mod tests {
     #[test]
     fn a_daemon_that_is_started_again_has_another_part_of_its_stream() {
         let code = "mirai::daemon(\"abstract://rs=c(1)\",rs=c(10407,1,2,3,4,5,6))";
-        assert_eq!(with_substream(code, 0), code);
-        let [a, b, ..] = mrg32k3a::next_substream([1, 2, 3, 4, 5, 6]);
+        assert_eq!(with_part(code, 0), code);
+        let [a, b, ..] = mrg32k3a::next_part([1, 2, 3, 4, 5, 6]);
         let start = format!("mirai::daemon(\"abstract://rs=c(1)\",rs=c(10407,{a},{b},");
-        assert!(with_substream(code, 1).starts_with(&start));
-        assert_ne!(with_substream(code, 1), with_substream(code, 2));
+        assert!(with_part(code, 1).starts_with(&start));
+        assert_ne!(with_part(code, 1), with_part(code, 2));
         for none in ["mirai::daemon(\"rs=c(\")", "mirai::daemon(\"rs=c(1,2)\")"] {
-            assert_eq!(with_substream(none, 1), none);
+            assert_eq!(with_part(none, 1), none);
         }
     }
 }

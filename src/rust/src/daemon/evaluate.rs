@@ -357,7 +357,7 @@ impl Serving<'_> {
         match task.kind {
             Kind::Setup => {
                 if let Some(now) = take_snapshot() {
-                    *self.snapshot = now;
+                    *self.snapshot = now.following(self.snapshot);
                 }
             }
             Kind::Task | Kind::Map => {

@@ -165,7 +165,12 @@ pub fn start_server(program: &Program) -> io::Result<()> {
             signals::unblock_all();
             // R opens files and sockets such that programs get them. Neither the server nor a daemon has a use for the
             // host's. Kernels before 5.11 cannot do this.
-            libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            );
             Ok(())
         });
     }
