@@ -33,11 +33,27 @@ check_profile <- function(x, call = sys.call(-1L)) {
   if (is.null(x)) {
     return(.Call(rs_current_profile))
   }
-  if (inherits(x, "miraiCluster")) {
-    x <- cluster_profile(x)
-  }
+  x <- profile_of(x)
   check_string(x, ".compute", call)
   x
+}
+
+# The name of the compute profile of a cluster, or of a value of daemons(). Anything else as it is.
+profile_of <- function(x) {
+  if (inherits(x, "miraiCluster")) {
+    cluster_profile(x)
+  } else if (inherits(x, "miraiDaemons")) {
+    class(x)[[2L]]
+  } else {
+    x
+  }
+}
+
+# An error where a map evaluates one of its elements: it could start any number of daemons.
+check_not_in_map <- function(call) {
+  if (.Call(rs_daemon_state) == 2L) {
+    stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
+  }
 }
 
 check_urls <- function(x, call = sys.call(-1L)) {

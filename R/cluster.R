@@ -59,6 +59,7 @@ make_cluster <- function(n, url = NULL, remote = NULL, ..., tls = NULL, pass = N
     if (missing(n)) {
       stop_argument("n", "the number of nodes, unless there is 'url'", call)
     }
+    check_not_in_map(call)
     cluster <- new_cluster_state()
     set_local(cluster$profile, as.integer(n), TRUE, settings, NULL, NULL, call, own_urls = TRUE)
   } else {
@@ -118,7 +119,13 @@ new_cluster <- function(cluster) {
 as_cluster <- function(nodes, id) structure(nodes, class = c("miraiCluster", "cluster"), id = id)
 
 #' @export
-`[.miraiCluster` <- function(x, ...) as_cluster(unclass(x)[...], attr(x, "id"))
+`[.miraiCluster` <- function(x, ...) {
+  nodes <- unclass(x)[...]
+  if (any(vapply(nodes, is.null, NA))) {
+    stop_argument("x", paste("indexed by the numbers of its", length(x), "nodes"), sys.call())
+  }
+  as_cluster(nodes, attr(x, "id"))
+}
 
 # A node. Nodes of package parallel have the fields `host` and `rank`, too. `pending` is the call that was sent and not
 # yet received: a list of its mirai `m` and its `tag`.

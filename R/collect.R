@@ -23,6 +23,10 @@ collect_mirai <- function(x, options = NULL) {
 #' @export
 `[.mirai_map` <- function(x, ...) {
   given <- collection_arguments(substitute(list(...)), parent.frame())
+  if (!length(given) && ...length() == 1L && !missing(..1) && is.character(..1)) {
+    # No names choose no elements.
+    given <- list(character())
+  }
   if (is_index(given, names(x))) {
     return(subset_map(x, unlist(given), sys.call()))
   }

@@ -62,10 +62,11 @@
 #'
 #' A daemon that ends because of [saisei()] is not replaced, and neither is a node of [make_cluster()].
 #'
-#' @section Scaling: With `daemons(n, max = m)`, there are between `n` and `m` daemons on this machine. When a task
-#' waits that no daemon can take, another daemon is started: one for each such task, up to `m`. It is prepared as
-#' [everywhere()] has prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30 seconds by
-#' default, and is started again when the queue asks for it. The first `n` daemons stay, whatever `idletime` is.
+#' @section Scaling: With `daemons(n, max = m)`, there are between `n`, which may be 0, and `m` daemons on this machine.
+#' When a task waits that no daemon can take, another daemon is started: one for each such task, up to `m`. It is
+#' prepared as [everywhere()] has prepared the others. It leaves when it has had no task for `idletime` milliseconds, 30
+#' seconds by default, and is started again when the queue asks for it. The first `n` daemons stay, whatever `idletime`
+#' is.
 #'
 #' With `url` and `remote`, daemons are launched elsewhere in the same way, by that configuration: `n` at first, which
 #' may be 0, and others as the queue asks. There are never more than `m` daemons and launches under way, together. A
@@ -129,10 +130,11 @@ daemons <- function(
 ) {
   profile <- check_profile(.compute)
   check_flag(sync, "sync")
+  call <- sys.call()
   if (missing(n) && is.null(url) && !sync) {
+    check_alone(names(match.call()), call)
     return(status(profile))
   }
-  call <- sys.call()
   n <- if (!missing(n)) n
   check_daemons(n, url, remote, seed, memory, serial, call)
   dispatcher <- as_dispatcher(dispatcher, call)
@@ -140,7 +142,7 @@ daemons <- function(
   check_identity(tls, pass, call)
   settings <- daemons_settings(...)
   edition()
-  resets <- is.null(url) && !sync && (is.null(n) || n == 0L)
+  resets <- is.null(url) && !sync && (is.null(n) || n == 0L && is.null(settings$max))
   if (!resets && !settings$force && daemons_set(profile)) {
     return(new_daemons(the$numbers[[profile]], profile))
   }
@@ -173,6 +175,14 @@ daemons <- function(
     return(set_remote(profile, url, n, remote, dispatcher, settings, call))
   }
   if (dispatcher) new_daemons(length(url), profile) else new_daemons(max(n, 1L), profile, url)
+}
+
+# An error if daemons() was given something that is of no use without daemons to set. `names`: of its arguments.
+check_alone <- function(names, call) {
+  others <- setdiff(names, c("", "url", "sync", ".compute"))
+  if (length(others)) {
+    stop_argument("n", paste0("given, or 'url', where there is '", others[[1L]], "'"), call)
+  }
 }
 
 # An error if an argument of daemons() is not what it may be, whatever the others are.
@@ -235,9 +245,7 @@ set_remote <- function(profile, url, n, remote, dispatcher, settings, call) {
 # fit.
 urls_to_open <- function(url, n, most, dispatcher, call) {
   if (is.null(url)) {
-    if (.Call(rs_daemon_state) == 2L) {
-      stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)
-    }
+    check_not_in_map(call)
     return(NULL)
   }
   if (!dispatcher && length(url) != 1L) {
@@ -313,10 +321,10 @@ set_local <- function(profile, n, dispatcher, settings, seed, memory, call, own_
     launch_daemon(profile, url, base, call, awaited = TRUE)
   }
   ready <- wait_connected(profile, n, call)
-  for (url in urls[-seq_len(n)]) {
+  for (url in urls[seq_along(urls) > n]) {
     launch_daemon(profile, url, settings_in_reserve(settings), call, in_reserve = TRUE)
   }
-  new_daemons(n, profile)
+  new_daemons(n, profile, are_set = TRUE)
 }
 
 open_profile <- function(profile, urls, dispatcher, settings, seed, memory, call, tls = NULL, pass = NULL) {
@@ -443,9 +451,7 @@ local_daemons <- function(.compute, frame = parent.frame()) {
 }
 
 existing_profile <- function(x, call = sys.call(-1L)) {
-  if (inherits(x, "miraiDaemons")) {
-    x <- class(x)[[2L]]
-  }
+  x <- profile_of(x)
   check_string(x, ".compute", call)
   if (!daemons_set(x)) {
     stop_error(paste0("no daemons set for profile '", x, "'"), call, "mirai_error_no_daemons")

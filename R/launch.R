@@ -43,6 +43,7 @@
 launch_local <- function(url = 1L, ..., n = NULL, tls = NULL, .compute = NULL, tlscert = NULL) {
   profile <- check_profile(.compute)
   call <- sys.call()
+  check_not_in_map(call)
   urls <- launch_urls(url, n, !missing(url), profile, call)
   tls <- either_tls(tls, tlscert, call)
   check_tls(tls, call)

@@ -113,7 +113,7 @@ mirai <- function(
     check_positive(.timeout, ".timeout")
   }
   if (!is.null(.compute)) {
-    check_string(.compute, ".compute")
+    .compute <- check_profile(.compute)
   }
   rules <- if (!is.null(.retry) || !identical(.priority, 0)) task_rules(.retry, .priority)
   if (!is.null(.on_report)) {

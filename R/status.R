@@ -82,9 +82,30 @@ info <- function(.compute = NULL) {
   )
 }
 
+# The integers of info() alone, which is what they are wherever they are not just printed.
+plain_info <- function(x) if (inherits(x, "miraiInfo")) unclass(x)[seq_along(x)] else x
+
+#' @export
+Ops.miraiInfo <- function(e1, e2) {
+  f <- get(.Generic, mode = "function")
+  if (missing(e2)) f(plain_info(e1)) else f(plain_info(e1), plain_info(e2))
+}
+
+#' @export
+Math.miraiInfo <- function(x, ...) get(.Generic, mode = "function")(plain_info(x), ...)
+
+#' @export
+`[<-.miraiInfo` <- function(x, ..., value) `[<-`(plain_info(x), ..., value = value)
+
+#' @export
+`[[<-.miraiInfo` <- function(x, ..., value) `[[<-`(plain_info(x), ..., value = value)
+
+#' @export
+as.data.frame.miraiInfo <- function(x, ...) as.data.frame(plain_info(x), ...)
+
 #' @export
 print.miraiInfo <- function(x, ...) {
-  print(c(unclass(x)[seq_along(x)]))
+  print(plain_info(x))
   tally <- attr(x, "tally")[-1L]
   names(tally) <- c("failed", "cancelled", "timed out", "lost")
   tally <- tally[tally > 0]

@@ -467,3 +467,26 @@ test_that("a cluster across the network, in TLS, is launched and works", {
   one <- launch_remote(cl[[2L]])
   expect_match(unclass(one), "/2\"", fixed = TRUE)
 })
+
+test_that("a node that there is not cannot be chosen", {
+  cl <- make_cluster(2)
+  defer(function() stop_cluster(cl), environment())
+  expect_length(cl[-1], 1L)
+  expect_error(cl[3], "'x' must be indexed by the numbers of its 2 nodes", class = "mirai_error_argument")
+})
+
+test_that("an element of a map cannot start local daemons, in whichever way", {
+  local_test_daemons(1)
+  start <- list(
+    function() mirai::daemons(1),
+    function() mirai::make_cluster(1),
+    function() {
+      mirai::daemons(url = mirai::local_url())
+      on.exit(mirai::daemons(0))
+      mirai::launch_local(1)
+    }
+  )
+  for (value in mirai_map(start, function(f) f())[]) {
+    expect_match(value, "local daemons cannot be set on a daemon from within mirai_map()", fixed = TRUE)
+  }
+})

@@ -329,3 +329,11 @@ test_that("collect_mirai() returns the value or the list of values", {
   expect_identical(failed[[2L]], 2)
   expect_identical(collect_mirai(everywhere(3)), list(3, 3))
 })
+
+test_that("no names in the brackets of a map choose no elements", {
+  local_test_daemons(1)
+  map <- mirai_map(c(a = 1, b = 2), identity)
+  expect_length(map[character()], 0L)
+  expect_identical(map[names(map)[FALSE]][], stats::setNames(list(), character()))
+  expect_identical(map[], list(a = 1, b = 2))
+})

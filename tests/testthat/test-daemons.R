@@ -431,3 +431,25 @@ test_that("a process forked from the session is told that it cannot use its daem
   expect_identical(pending[], "value")
   expect_identical(mirai(1)[], 1)
 })
+
+test_that("arguments that are of no use without daemons to set are an error", {
+  profile <- local_test_daemons(1)
+  for (given in list(list(seed = 3), list(dispatcher = FALSE), list(max = 2), list(remote = remote_config()))) {
+    text <- paste0("'n' must be given, or 'url', where there is '", names(given), "'")
+    expect_error(do.call(daemons, given), text, fixed = TRUE, class = "mirai_error_argument")
+  }
+  expect_identical(daemons(.compute = profile), status(profile))
+  expect_identical(daemons(url = NULL, sync = FALSE), status())
+})
+
+test_that("a value of daemons() and a cluster stand for their compute profile", {
+  d <- daemons(1, .compute = test_profile())
+  defer(function() daemons(NULL, .compute = d), environment())
+  expect_identical(mirai(1, .compute = d)[], 1)
+  expect_identical(try_mirai(2, .compute = d)[], 2)
+  expect_identical(status(d)$connections, 1L)
+  cl <- make_cluster(1)
+  defer(function() stop_cluster(cl), environment())
+  expect_identical(mirai(1, .compute = cl)[], 1)
+  expect_identical(with_daemons(cl, mirai(2)[]), 2)
+})

@@ -197,3 +197,13 @@ test_that("after saisei(), daemons are launched for the new URL", {
   expect_identical(rownames(status()$daemons), url)
   expect_identical(launcher$launches(), 2L)
 })
+
+test_that("there may be no daemon at first", {
+  local_test_daemons(0, max = 2, idletime = 200)
+  expect_true(daemons_set())
+  expect_identical(info()[["cumulative"]], 0L)
+  expect_identical(mirai_map(1:4, function(i) i)[.flat], 1:4)
+  expect_true(info()[["cumulative"]] %in% 1:2)
+  expect_true(wait_until(function() info()[["connections"]] == 0L))
+  expect_identical(mirai(1)[], 1)
+})

@@ -108,3 +108,20 @@ test_that("without dispatcher, status() has the number of connections and the UR
   expect_identical(x$daemons, nextget("url"))
   expect_identical(info()[["connections"]], 2L)
 })
+
+test_that("info() computes as the integers that it is", {
+  local_test_daemons(1)
+  mirai(stop("no"))[]
+  plain <- c(connections = 1L, cumulative = 1L, awaiting = 0L, executing = 0L, completed = 1L)
+  expect_identical(-info(), -plain)
+  expect_identical(info() + 1L, plain + 1L)
+  expect_identical(1L < info(), 1L < plain)
+  expect_identical(sqrt(info()), sqrt(plain))
+  expect_identical(data.frame(n = info()), data.frame(n = plain))
+  x <- info()
+  x[["awaiting"]] <- 9L
+  expect_identical(x, replace(plain, 3L, 9L))
+  x <- info()
+  x["awaiting"] <- 9L
+  expect_identical(x, replace(plain, 3L, 9L))
+})
