@@ -1,5 +1,8 @@
 # Evaluates the expression of one task, for `sync = TRUE`.
-evaluate <- function(.expr., .envir.) handling(eval(.expr., .envir.))
+evaluate <- function(.expr., .envir.) {
+  note <- noting_here()
+  handling(eval(.expr., .envir.), warning = note, message = note)
+}
 
 # Evaluates the tasks of a daemon. The daemon's loop in the glue calls this. rs_serve_tasks takes one task after
 # another: it sets `.expr.`, `.envir.` and `.when.`, and evaluates the same call as evaluate(). Returns when there are
@@ -11,7 +14,14 @@ serve <- function(session, .expr., .envir., .when.) {
 # Evaluates `expr`. An error or interrupt that it does not handle becomes the value. Calling handlers cost less than
 # half of tryCatch(), and see the stack, which they record. `when` is a promise of the function of retry_config(), or
 # NULL. `leave` is a promise to return from this frame: forcing it ends the evaluation.
-handling <- function(expr, when = NULL, outcome = NULL, leave = return(outcome)) {
+handling <- function(
+  expr,
+  when = NULL,
+  warning = note_warning,
+  message = note_condition,
+  outcome = NULL,
+  leave = return(outcome)
+) {
   depth <- sys.nframe()
   withCallingHandlers(
     expr,
@@ -27,8 +37,8 @@ handling <- function(expr, when = NULL, outcome = NULL, leave = return(outcome))
       outcome <<- new_mirai_interrupt()
       leave
     },
-    warning = note_warning,
-    message = note_condition
+    warning = warning,
+    message = message
   )
 }
 

@@ -69,10 +69,12 @@ the$node_id <- NULL
 # What startup_settings() returned when the fork server was started. NULL if it has not been started.
 the$fork_server <- NULL
 
-# On a daemon: conditions of the task that runs, the bytes of their messages, and the number of those that were dropped.
+# Of the task that runs here: its conditions, the bytes of their messages, and the number of those that were dropped.
 the$noted <- list()
 the$noted_text <- 0
 the$noted_dropped <- 0L
+# How many evaluations with `sync = TRUE` are within one another now.
+the$sync_depth <- 0L
 # On a daemon: whether warnings are printed, for `output = TRUE`.
 the$prints_warnings <- FALSE
 

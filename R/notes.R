@@ -136,6 +136,22 @@ most_conditions <- 100L
 most_text <- 65536
 most_call <- 10000
 
+# Begins notes of an evaluation with `sync = TRUE`. Returns what put_notes() puts back afterwards: those of another one
+# around it, or of a task on this daemon.
+begin_notes <- function() {
+  before <- mget(c("sync_depth", "noted", "noted_text", "noted_dropped"), the)
+  put_notes(list(sync_depth = the$sync_depth + 1L, noted = list(), noted_text = 0, noted_dropped = 0L))
+  before
+}
+
+put_notes <- function(notes) list2env(notes, the)
+
+# The handler around such an evaluation. It leaves to itself what is noted by one within it.
+noting_here <- function() {
+  depth <- the$sync_depth
+  function(cnd) if (the$sync_depth == depth) note(cnd)
+}
+
 # Called on a daemon by the handlers around its tasks.
 note_warning <- function(cnd) {
   note_condition(cnd)
@@ -153,18 +169,20 @@ note_warning <- function(cnd) {
 }
 
 note_condition <- function(cnd) {
+  if (the$sync_depth == 0L && .Call(rs_daemon_state) > 0L && note(cnd)) .Call(rs_noted)
+}
+
+# Returns whether there was room for it.
+note <- function(cnd) {
   if (length(the$noted) >= most_conditions || the$noted_text >= most_text) {
     the$noted_dropped <- the$noted_dropped + 1L
-    return()
-  }
-  if (.Call(rs_daemon_state) == 0L) {
-    return()
+    return(FALSE)
   }
   message <- condition_text(cnd)
   size <- nchar(message, "bytes")
   if (the$noted_text + size > most_text) {
     the$noted_dropped <- the$noted_dropped + 1L
-    return()
+    return(FALSE)
   }
   call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
   # A call into which large data was substituted would go with every condition.
@@ -174,7 +192,7 @@ note_condition <- function(cnd) {
   plain <- structure(list(message = message, call = call), class = class(cnd))
   the$noted <- c(the$noted, list(plain))
   the$noted_text <- the$noted_text + size
-  .Call(rs_noted)
+  TRUE
 }
 
 # Called from notes.rs when a task is over that has noted something, or printed `output`: all of it, as it is sent to

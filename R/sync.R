@@ -23,8 +23,12 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
     put_globals(list(.Random.seed = stream))
   }
   envir <- list2env(as.list(args), parent = globalenv())
+  # Of a task on a daemon, which may evaluate this.
+  outer <- begin_notes()
+  on.exit(put_notes(outer), add = TRUE)
   # An error of a full stack calls no calling handler, and is caught here.
   value <- tryCatch(evaluate(expr, envir), error = function(cnd) new_mirai_error(cnd, list()))
+  notes <- if (length(the$noted)) take_notes("")
   left <- take_globals()
   if (setup) {
     kept <- left
@@ -32,7 +36,12 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
     kept[[".Random.seed"]] <- left[[".Random.seed"]]
   }
   the$globals[[profile]] <- kept
-  .Call(rs_resolved, value)
+  m <- .Call(rs_resolved, value)
+  if (!is.null(notes)) {
+    # Where notes.rs looks for them.
+    assign(".notes", notes, envir = m)
+  }
+  m
 }
 
 # Removes all objects from the global environment and returns them. Active bindings stay there.

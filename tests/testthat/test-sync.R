@@ -87,3 +87,31 @@ test_that("random numbers go on from task to task, and start anew with a seed", 
   everywhere(rnorm(1))
   expect_identical(c(mirai(rnorm(1))[], mirai(rnorm(1))[]), a)
 })
+
+test_that("a mirai keeps its conditions, as one of a daemon does", {
+  local_test_daemons(sync = TRUE)
+  shown <- capture_messages(
+    m <- mirai({
+      message("one")
+      inner <- mirai(message("inner"))
+      suppressMessages(message("handled"))
+      message("two")
+      mirai_conditions(inner)
+    })
+  )
+  expect_identical(shown, c("one\n", "inner\n", "two\n"))
+  messages <- function(x) vapply(x, conditionMessage, "")
+  expect_identical(messages(mirai_conditions(m)), c("one\n", "two\n"))
+  expect_identical(messages(m[]), "inner\n")
+  expect_identical(capture_messages(m[.relay]), c("one\n", "two\n"))
+  expect_warning(map <- mirai_map(1:2, function(i) if (i == 2) warning("two")), "two")
+  expect_identical(lengths(mirai_conditions(map)), 0:1)
+  expect_message(
+    failed <- mirai({
+      message("before")
+      stop("no")
+    })
+  )
+  expect_identical(messages(mirai_conditions(failed)), "before\n")
+  expect_identical(mirai_conditions(mirai(1)), list())
+})
