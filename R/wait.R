@@ -3,7 +3,8 @@
 #' Waits until a mirai, or each of a list of mirai, has resolved. Ctrl-C and [setTimeLimit()] end the wait. The tasks go
 #' on.
 #'
-#' @param x a mirai, or a list of mirai (such as a mirai map). Anything else is returned as it is, without waiting.
+#' @param x a mirai, or a list of mirai (such as a mirai map), which may have maps in it. Anything else is returned as it
+#'   is, without waiting.
 #' @returns `x`, invisibly. Then `x$data` is the value.
 #' @details
 #' To wait and get the values, use `x[]`, or [collect_mirai()], which has options. `call_mirai_()` is the same as
@@ -26,7 +27,7 @@ call_mirai <- function(x) {
     return(invisible(.Call(rs_wait_all, x)))
   }
   if (is.list(x)) {
-    .Call(rs_wait_all, unclass(x)[are_mirai(x)])
+    .Call(rs_wait_all, mirai_in(x))
   }
   invisible(x)
 }
@@ -64,7 +65,7 @@ race_mirai <- function(x) {
 #'
 #' @param x a mirai, or a list of mirai (such as a mirai map).
 #' @returns A logical vector, invisibly: for each mirai, whether it was cancelled. `FALSE` if it had resolved already,
-#'   or is not a mirai.
+#'   or is not a mirai. For a map in a list, whether any of its mirai was.
 #' @seealso [mirai()] and its argument `.timeout`; [is_error_value()].
 #' @examples
 #' m <- mirai(Sys.sleep(60))
@@ -83,6 +84,9 @@ stop_mirai <- function(x) {
   }
   stopped <- are_mirai(x)
   stopped[stopped] <- .Call(rs_cancel, unclass(x)[stopped])
+  for (i in which(are_maps(x))) {
+    stopped[[i]] <- any(stop_mirai(x[[i]]))
+  }
   invisible(stopped)
 }
 
@@ -90,7 +94,7 @@ stop_mirai <- function(x) {
 #'
 #' Checks, without waiting, whether a mirai is still unresolved.
 #'
-#' @param x a mirai, the `$data` of a mirai, or a list of these.
+#' @param x a mirai, the `$data` of a mirai, or a list of these, or of mirai maps.
 #' @returns `TRUE` if `x`, or an element of the list, is unresolved. Otherwise `FALSE`, also for other objects.
 #' @seealso [call_mirai()], [race_mirai()].
 #' @examples
@@ -102,6 +106,15 @@ stop_mirai <- function(x) {
 unresolved <- function(x) .Call(rs_pending, x) > 0L
 
 are_mirai <- function(x) vapply(unclass(x), is_mirai, NA, USE.NAMES = FALSE)
+
+are_maps <- function(x) vapply(unclass(x), inherits, NA, "mirai_map", USE.NAMES = FALSE)
+
+# The mirai in a list, those in maps in it included.
+mirai_in <- function(x) {
+  found <- are_mirai(x)
+  x <- unclass(x)
+  if (all(found)) x else c(x[found], unlist(lapply(x[are_maps(x)], unclass), FALSE))
+}
 
 check_waitable <- function(x, call = sys.call(-1L)) {
   if (!missing(x) && (is_mirai(x) || is.list(x) && all(are_mirai(x)))) {

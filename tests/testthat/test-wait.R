@@ -386,3 +386,27 @@ test_that("a long wait in vain is told once, and ends when a daemon comes", {
   expect_length(told, 1L)
   expect_identical(m[], "room")
 })
+
+test_that("maps in a list are waited for, and cancelled, as mirai in it are", {
+  local_test_daemons(2)
+  go <- local_file()
+  map <- function() {
+    wait <- function(i, go) {
+      while (!file.exists(go)) {
+        Sys.sleep(0.005)
+      }
+      i
+    }
+    mirai_map(1:2, wait, .args = list(go = go))
+  }
+  maps <- list(a = map(), b = 1, c = map())
+  expect_true(unresolved(maps))
+  expect_identical(stop_mirai(maps[2:3]), c(FALSE, TRUE))
+  expect_false(unresolved(maps[2:3]))
+  expect_true(unresolved(maps))
+  file.create(go)
+  expect_identical(call_mirai(maps), maps)
+  expect_false(unresolved(maps))
+  expect_identical(maps$a[.flat], 1:2)
+  expect_identical(stop_mirai(maps), c(FALSE, FALSE, FALSE))
+})

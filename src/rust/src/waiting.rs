@@ -364,7 +364,7 @@ unsafe fn is_pending(mirai: SEXP) -> bool {
     unsafe { task_of(mirai).is_some_and(|t| !t.is_resolved()) }
 }
 
-/// `.Call(pending, x)`: the number of unresolved mirai (or unresolved values).
+/// `.Call(pending, x)`: the number of unresolved mirai (or unresolved values, or maps in a list).
 unsafe extern "C-unwind" fn pending(x: SEXP) -> SEXP {
     // SAFETY: R calls it on its main thread and protects the argument.
     unsafe {
@@ -397,6 +397,9 @@ unsafe fn unresolved(x: SEXP) -> bool {
     unsafe {
         if is_mirai(x) {
             is_pending(x)
+        } else if TYPEOF(x) == SEXPTYPE::VECSXP {
+            Rf_inherits(x, c"mirai_map".as_ptr()) == Rboolean::TRUE
+                && (0..Rf_xlength(x)).any(|i| unresolved(VECTOR_ELT(x, i)))
         } else {
             TYPEOF(x) == SEXPTYPE::LGLSXP
                 && Rf_inherits(x, c"unresolvedValue".as_ptr()) == Rboolean::TRUE
