@@ -75,6 +75,8 @@ local_ssh <- function(frame = parent.frame()) {
       "PasswordAuthentication no",
       "KbdInteractiveAuthentication no",
       "UsePAM no",
+      # Else sshd would shut out, without a word, whoever has failed to log in a few times.
+      if (sshd_knows("PerSourcePenalties no")) "PerSourcePenalties no",
       paste0("SetEnv ", paste0("\"", names(env), "=", env, "\"", collapse = " "))
     ),
     path("sshd_config")
@@ -104,6 +106,17 @@ local_ssh <- function(frame = parent.frame()) {
     refused = client("other"),
     log = server$log
   )
+}
+
+# Whether this version of sshd knows a line of its configuration.
+sshd_knows <- function(line) {
+  said <- suppressWarnings(system2(
+    find_command("sshd"),
+    c("-t", "-f", "/dev/null", "-o", shQuote(line)),
+    stdout = TRUE,
+    stderr = TRUE
+  ))
+  !any(grepl("Bad configuration option", said))
 }
 
 # Starts a Slurm cluster that consists of this machine.
