@@ -306,7 +306,8 @@ flatten <- function(values, call, done = NULL) {
     stop(map_error(values, failed[[1L]], value_condition(values[[failed[[1L]]]]), call))
   }
   at <- if (is.null(done)) seq_along(values) else which(done)
-  types <- vapply(values[at], typeof, "", USE.NAMES = FALSE)
+  # unlist() makes integers of factors among integers, and nothing else.
+  types <- vapply(values[at], function(x) if (is.factor(x)) "factor" else typeof(x), "", USE.NAMES = FALSE)
   odd <- at[types != types[1L]]
   if (length(odd)) {
     text <- paste0("cannot flatten values of different types: ", toString(unique(types)))

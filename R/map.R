@@ -26,7 +26,8 @@
 #' @section Collecting: `x[]` waits for all elements and returns a list of their values. If an element failed, an error
 #'   value is in its place: see [is_error_value()]. Options go into the brackets, separated by commas or within `c()`:
 #'
-#' * `x[.flat]` returns a vector instead of a list. It is an error if the values have different types.
+#' * `x[.flat]` returns a vector instead of a list, as [unlist()] makes it: factors stay factors, and of others such as
+#'   dates the numbers remain. It is an error if the values have different types.
 #' * `x[.progress]` shows progress: a bar if package cli is installed, otherwise a line on stderr. The display changes
 #'   when elements resolve, at most ten times a second. If stderr is not a terminal, a new line is written after each
 #'   tenth of the elements. `x[.progress = "Fitting"]` adds a label. A list has arguments of

@@ -3,8 +3,8 @@
 #' Waits until a mirai, or each of a list of mirai, has resolved. Ctrl-C and [setTimeLimit()] end the wait. The tasks go
 #' on.
 #'
-#' @param x a mirai, or a list of mirai (such as a mirai map), which may have maps in it. Anything else is returned as it
-#'   is, without waiting.
+#' @param x a mirai, or a list of mirai (such as a mirai map), which may have maps in it. Anything else is returned as
+#'   it is, without waiting.
 #' @returns `x`, invisibly. Then `x$data` is the value.
 #' @details
 #' To wait and get the values, use `x[]`, or [collect_mirai()], which has options. `call_mirai_()` is the same as

@@ -135,6 +135,15 @@ test_that("options work without the package attached", {
   expect_identical(trimws(out[grepl("^1 2|FALSE", out)]), c("1 2 1 2 1 2 1 2 1 2", "FALSE"))
 })
 
+test_that(".flat does not mix factors with integers", {
+  local_test_daemons(1)
+  expect_identical(mirai_map(c("a", "b"), factor)[.flat], factor(c("a", "b")))
+  expect_error(
+    mirai_map(1:2, function(i) if (i == 1) factor("a") else i)[.flat],
+    "cannot flatten values of different types: factor, integer"
+  )
+})
+
 test_that(".flat takes values of one type only", {
   local_test_daemons(1)
   expect_identical(mirai_map(1:2, function(x) c(x, x))[.flat], c(1L, 1L, 2L, 2L))
