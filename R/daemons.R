@@ -90,8 +90,9 @@
 #'
 #' On Linux, the session starts a *fork server* when it first needs a process: an R process that has only run R's own
 #' start (`.Rprofile` included). Daemons, and the processes of single mirai, are forked from it, which takes
-#' milliseconds. They have the session's present environment variables, working directory and library paths. With
-#' `options(mirai.fork_server = FALSE)` every process is started by `Rscript`, as on other systems.
+#' milliseconds. They have the session's present environment variables, working directory and library paths. If a
+#' variable has changed meanwhile that is read just once, such as `OMP_NUM_THREADS`, or with
+#' `options(mirai.fork_server = FALSE)`, a process is started by `Rscript`, as on other systems.
 #'
 #' `with(daemons(...), expr)` sets daemons, makes their profile current, evaluates `expr`, and ends the daemons.
 #'

@@ -77,11 +77,13 @@ server_command <- function(args) {
   c(binary, "--no-echo", "--no-restore", gsub(" ", "~+~", args, fixed = TRUE))
 }
 
-# What R reads at its start: environment variables, and when its startup files were changed.
+# What R reads at its start: environment variables, and when its startup files were changed. The dynamic linker, malloc
+# and libraries for linear algebra and threads, too, read variables just once, when they are loaded.
 startup_settings <- function() {
   env <- Sys.getenv()
+  own <- "^(R_|LC_|LANG|HOME$|LD_|MALLOC_|OMP_|GOMP_|KMP_|OPENBLAS_|GOTO_|MKL_|BLIS_|NVBLAS_)"
   files <- c(".Rprofile", ".Renviron", "~/.Rprofile", "~/.Renviron")
-  list(env[grepl("^(R_|LC_|LANG|HOME$)", names(env))], file.mtime(files))
+  list(env[grepl(own, names(env))], file.mtime(files))
 }
 
 # The fork server calls this once it is idle. R reads a function of a package when it is first used: what the server has

@@ -152,3 +152,25 @@ test_that("files that the user's profile opens are those that tasks write to, an
   expect_match(said, "^own FALSE pid [0-9]+ $")
   expect_identical(vapply(logs, readLines, "", USE.NAMES = FALSE), paste("hello", 1:8, ""))
 })
+
+test_that("variables that are read just once, when a process starts, hold for the next daemons", {
+  skip_if_not_installed("callr")
+  host <- r_process(
+    c(
+      "library(mirai)",
+      "about <- function() {",
+      "  d <- daemons(1)",
+      "  is_fork <- any(grepl('fork_server', mirai(commandArgs())[]))",
+      "  cat(is_fork, mirai(Sys.getenv(c('OMP_NUM_THREADS', 'OTHER')))[], '\\n')",
+      "}",
+      "Sys.setenv(OMP_NUM_THREADS = 2, OTHER = 1)",
+      "about()",
+      "Sys.setenv(OTHER = 2)",
+      "about()",
+      "Sys.setenv(OMP_NUM_THREADS = 1)",
+      "about()"
+    )
+  )
+  said <- words(host)
+  expect_identical(said, c("TRUE 2 1 ", "TRUE 2 2 ", "FALSE 1 2 "))
+})
