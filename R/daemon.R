@@ -13,9 +13,10 @@
 #'   `url`. A signal number, such as `tools::SIGINT`: raise that signal.
 #' @param cleanup what to restore after each task. `TRUE`: the global environment, the attached packages (new ones are
 #'   detached but stay loaded, and those that were detached are attached again), the options, and the daemon's stream of
-#'   random numbers, if the task has chosen a seed or another generator. `FALSE`: nothing. Or the sum of 1 (global
-#'   environment and random numbers), 2 (packages), 4 (options) and 8 (run the garbage collector). What existed when the
-#'   daemon started stays, and so does what [everywhere()] made.
+#'   random numbers: the next task has another part of it if this one has chosen a seed or a generator, or has drawn
+#'   thousands of numbers. `FALSE`: nothing. Or the sum of 1 (global environment and random numbers), 2 (packages), 4
+#'   (options) and 8 (run the garbage collector). What existed when the daemon started stays, and so does what
+#'   [everywhere()] made.
 #' @param output what becomes of what tasks write to stdout and stderr. `FALSE`: it is discarded. `TRUE`: it goes at
 #'   once to where the daemon's own streams go, for local daemons the host's terminal, and so do warnings. Each line
 #'   begins with the task's number, as in `[task 12]`: see below. `"task"`: it is sent to the host with the task's

@@ -143,7 +143,7 @@ daemons <- function(
   check_identity(tls, pass, call)
   settings <- daemons_settings(...)
   edition()
-  resets <- is.null(url) && !sync && (is.null(n) || n == 0L && is.null(settings$max))
+  resets <- is.null(url) && !sync && (is.null(n) || n == 0L) && is.null(settings$max)
   if (!resets && !settings$force && daemons_set(profile)) {
     return(new_daemons(the$numbers[[profile]], profile))
   }
@@ -180,7 +180,7 @@ daemons <- function(
 
 # An error if daemons() was given something that is of no use without daemons to set. `names`: of its arguments.
 check_alone <- function(names, call) {
-  others <- setdiff(names, c("", "url", "sync", ".compute"))
+  others <- setdiff(names, c("", "n", "url", "sync", ".compute"))
   if (length(others)) {
     stop_argument("n", paste0("given, or 'url', where there is '", others[[1L]], "'"), call)
   }

@@ -67,29 +67,47 @@ task_calls <- function(calls, depth, last) {
 forget_error <- function() try(stop("none", call. = FALSE), silent = TRUE)
 
 # Makes the search path that of `known`, the environments that were attached. cleanup.rs calls this if it has changed.
+# Returns the environments that are attached now in place of `known`, without those that cannot be attached again.
 restore_search <- function(known) {
   detach_others(known)
+  at <- 2L
   for (i in seq_along(known)) {
-    at <- i + 1L
-    if (at >= length(search()) || !identical(as.environment(at), known[[i]])) {
-      attach_at(known[[i]], at)
+    is_there <- at < length(search()) && identical(as.environment(at), known[[i]])
+    if (!is_there && !attach_at(known[[i]], at)) {
+      known[i] <- list(NULL)
+      next
     }
+    known[[i]] <- as.environment(at)
+    at <- at + 1L
   }
+  Filter(Negate(is.null), known)
 }
 
-# Attaches anew what a task has detached.
+# Attaches anew what a task has detached. Returns whether it could.
 attach_at <- function(env, at) {
   name <- attr(env, "name")
-  warn_of_cleanup(
-    name,
-    failure(suppressWarnings(suppressMessages(
-      if (startsWith(name, "package:")) {
-        attachNamespace(sub("^package:", "", name), pos = at)
-      } else {
-        attach(env, pos = at, name = name, warn.conflicts = FALSE)
-      }
-    )))
-  )
+  if (is.null(name)) {
+    name <- "(unknown)"
+  }
+  why <- failure(suppressWarnings(suppressMessages(
+    if (startsWith(name, "package:")) {
+      attach_package(sub("^package:", "", name), env, at)
+    } else {
+      do.call("attach", list(env, pos = at, name = name, warn.conflicts = FALSE))
+    }
+  )))
+  warn_of_cleanup(name, why)
+  is.null(why)
+}
+
+# With the exports that `env` has, where it was attached before.
+attach_package <- function(name, env, at) {
+  without <- setdiff(getNamespaceExports(name), names(env))
+  if (length(without)) {
+    attachNamespace(name, pos = at, exclude = without)
+  } else {
+    attachNamespace(name, pos = at)
+  }
 }
 
 # Detaches what is not among `known`. Packages stay loaded.

@@ -21,14 +21,14 @@ watch_page <- function(number, pid, n, timeout, options) {
   feed <- page_feed(number, n)
   app <- shiny::shinyApp(page_ui(token), page_server(token, feed))
   server <- release_of_server()
+  stop_later <- if (is.finite(timeout)) later::later(shiny::stopApp, timeout / 1000)
   on.exit({
     feed$close()
+    if (is.function(stop_later)) {
+      stop_later()
+    }
     server$wait()
   })
-  stop_later <- if (is.finite(timeout)) later::later(shiny::stopApp, timeout / 1000)
-  if (is.function(stop_later)) {
-    on.exit(stop_later(), add = TRUE)
-  }
   feed$listen()
   do.call(shiny::runApp, c(list(app), page_options(options, token, server$watch)))
   if (feed$has_ended()) {
@@ -41,14 +41,16 @@ release_patience <- 1000
 
 # After runApp() has returned, httpuv's thread still closes connections and lets go of the server, for which it calls
 # package later. If R ends meanwhile, later may have been unloaded by then, which aborts the process. The functions of
-# its AppWrapper are what httpuv gives up last: `wait` returns once the one that `watch` has found is garbage.
+# its AppWrapper are what httpuv gives up last: `wait` returns once the one that `watch` has found is garbage, or after
+# `release_patience`.
 release_of_server <- function() {
   held <- FALSE
   watch <- function(url) {
-    port <- as.integer(sub(".*:", "", url))
+    port <- sub("^.*:([0-9]+).*$", "\\1", url)
     for (server in httpuv::listServers()) {
       wrapper <- server[[".__enclos_env__"]]$private$appWrapper
-      if (identical(as.integer(server$getPort()), port) && is.environment(wrapper)) {
+      # Servers at a Unix socket have no port.
+      if (is.function(server$getPort) && server$getPort() == port && is.environment(wrapper)) {
         held <<- TRUE
         reg.finalizer(wrapper, function(e) held <<- FALSE)
       }

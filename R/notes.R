@@ -136,12 +136,12 @@ most_conditions <- 100L
 most_text <- 65536
 most_call <- 10000
 
-# Begins notes of an evaluation with `sync = TRUE`. Returns what put_notes() puts back afterwards: those of another one
-# around it, or of a task on this daemon.
+# What is noted so far: before an evaluation with `sync = TRUE`, by another one around it, or by a task on this daemon.
+notes_so_far <- function() mget(c("sync_depth", "noted", "noted_text", "noted_dropped"), the)
+
+# Begins notes of such an evaluation.
 begin_notes <- function() {
-  before <- mget(c("sync_depth", "noted", "noted_text", "noted_dropped"), the)
   put_notes(list(sync_depth = the$sync_depth + 1L, noted = list(), noted_text = 0, noted_dropped = 0L))
-  before
 }
 
 put_notes <- function(notes) list2env(notes, the)
@@ -169,20 +169,22 @@ note_warning <- function(cnd) {
 }
 
 note_condition <- function(cnd) {
-  if (the$sync_depth == 0L && .Call(rs_daemon_state) > 0L && note(cnd)) .Call(rs_noted)
+  if (the$sync_depth == 0L && .Call(rs_daemon_state) > 0L) {
+    note(cnd)
+    .Call(rs_noted)
+  }
 }
 
-# Returns whether there was room for it.
 note <- function(cnd) {
   if (length(the$noted) >= most_conditions || the$noted_text >= most_text) {
     the$noted_dropped <- the$noted_dropped + 1L
-    return(FALSE)
+    return()
   }
   message <- condition_text(cnd)
   size <- nchar(message, "bytes")
   if (the$noted_text + size > most_text) {
     the$noted_dropped <- the$noted_dropped + 1L
-    return(FALSE)
+    return()
   }
   call <- tryCatch(conditionCall(cnd), error = function(e) NULL)
   # A call into which large data was substituted would go with every condition.
@@ -192,7 +194,6 @@ note <- function(cnd) {
   plain <- structure(list(message = message, call = call), class = class(cnd))
   the$noted <- c(the$noted, list(plain))
   the$noted_text <- the$noted_text + size
-  TRUE
 }
 
 # Called from notes.rs when a task is over that has noted something, or printed `output`: all of it, as it is sent to

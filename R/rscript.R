@@ -78,10 +78,11 @@ server_command <- function(args) {
 }
 
 # What R reads at its start: environment variables, and when its startup files were changed. The dynamic linker, malloc
-# and libraries for linear algebra and threads, too, read variables just once, when they are loaded.
+# and libraries for linear algebra and threads, too, read variables just once, when they are loaded. (LD_LIBRARY_PATH is
+# not among them: packages change it when they are loaded.)
 startup_settings <- function() {
   env <- Sys.getenv()
-  own <- "^(R_|LC_|LANG|HOME$|LD_|MALLOC_|OMP_|GOMP_|KMP_|OPENBLAS_|GOTO_|MKL_|BLIS_|NVBLAS_)"
+  own <- "^(R_|LC_|LANG|HOME$|LD_PRELOAD$|MALLOC_|OMP_|GOMP_|KMP_|OPENBLAS_|GOTO_|MKL_|BLIS_|NVBLAS_)"
   files <- c(".Rprofile", ".Renviron", "~/.Rprofile", "~/.Renviron")
   list(env[grepl(own, names(env))], file.mtime(files))
 }

@@ -101,7 +101,7 @@ Math.miraiInfo <- function(x, ...) get(.Generic, mode = "function")(plain_info(x
 `[[<-.miraiInfo` <- function(x, ..., value) `[[<-`(plain_info(x), ..., value = value)
 
 #' @export
-as.data.frame.miraiInfo <- function(x, ...) as.data.frame(plain_info(x), ...)
+as.data.frame.miraiInfo <- function(x, ..., nm = deparse1(substitute(x))) as.data.frame(plain_info(x), ..., nm = nm)
 
 #' @export
 print.miraiInfo <- function(x, ...) {

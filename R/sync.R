@@ -23,12 +23,12 @@ evaluate_sync <- function(expr, globals, args, profile, setup = FALSE) {
     put_globals(list(.Random.seed = stream))
   }
   envir <- list2env(as.list(args), parent = globalenv())
-  # Of a task on a daemon, which may evaluate this.
-  outer <- begin_notes()
+  outer <- notes_so_far()
   on.exit(put_notes(outer), add = TRUE)
+  begin_notes()
   # An error of a full stack calls no calling handler, and is caught here.
   value <- tryCatch(evaluate(expr, envir), error = function(cnd) new_mirai_error(cnd, list()))
-  notes <- if (length(the$noted)) take_notes("")
+  notes <- if (length(the$noted) || the$noted_dropped > 0L) take_notes("")
   left <- take_globals()
   if (setup) {
     kept <- left

@@ -93,3 +93,13 @@ test_that("a panic is an error with its message", {
   expect_match(conditionMessage(e), "negative", fixed = TRUE)
   expect_identical(conditionCall(e), quote(open(-1)))
 })
+
+test_that("a message that is too long is counted with its own task", {
+  local_test_daemons(1)
+  long <- mirai(message(strrep("x", 1e5)))
+  long[]
+  expect_identical(mirai_conditions(long), structure(list(), dropped = 1L))
+  short <- mirai(message("short"))
+  short[]
+  expect_null(attr(mirai_conditions(short), "dropped"))
+})

@@ -277,6 +277,11 @@ test_that("what a task detaches is attached again, where it was", {
   found <- mirai(detach_all(names), detach_all = detach_all, names = path[2:8])[]
   expect_identical(found, length(path) - 7L)
   expect_identical(mirai(list(search(), attached_value, sd(c(1, 3))))[], list(path, 1, sqrt(2)))
+  # It has what it had.
+  everywhere(library(splines, exclude = "ns"))
+  mirai(detach("package:splines"))[]
+  expect_identical(mirai(c(exists("ns"), exists("bs")))[], c(FALSE, TRUE))
+  everywhere(detach("package:splines"))
   # Another order is not what was there either.
   mirai({
     detach("package:stats")
@@ -285,6 +290,41 @@ test_that("what a task detaches is attached again, where it was", {
     library(splines)
   })[]
   expect_identical(mirai(search())[], path)
+})
+
+test_that("what cannot be attached again is given up, and the rest of the path is as it was", {
+  local_test_daemons(1)
+  skip_if_not_installed("callr")
+  lib <- local_file("lib")
+  source <- local_file("gone")
+  for (dir in c(lib, source, file.path(source, "R"))) {
+    dir.create(dir)
+  }
+  writeLines(c("Package: gone", "Version: 1.0", "Title: Gone"), file.path(source, "DESCRIPTION"))
+  writeLines("export(f)", file.path(source, "NAMESPACE"))
+  writeLines("f <- function() 1", file.path(source, "R", "f.R"))
+  callr::rcmd("INSTALL", c("--no-docs", "-l", lib, source), fail_on_status = TRUE)
+  everywhere(
+    {
+      nameless <- attach(NULL)
+      attr(nameless, "name") <- NULL
+      library(gone, lib.loc = lib)
+    },
+    lib = lib
+  )
+  path <- mirai(search())[]
+  mirai(
+    {
+      detach("package:gone", unload = TRUE)
+      detach(3L)
+      detach("package:stats")
+      unlink(lib, recursive = TRUE)
+    },
+    lib = lib
+  )[]
+  for (i in 1:2) {
+    expect_identical(mirai(search())[], setdiff(path, "package:gone"))
+  }
 })
 
 test_that("output = TRUE prints lines with the number of their task, and the lines of two daemons do not mix", {

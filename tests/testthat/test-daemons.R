@@ -438,7 +438,14 @@ test_that("arguments that are of no use without daemons to set are an error", {
     text <- paste0("'n' must be given, or 'url', where there is '", names(given), "'")
     expect_error(do.call(daemons, given), text, fixed = TRUE, class = "mirai_error_argument")
   }
+  expect_error(
+    daemons(NULL, max = 2),
+    "'n' must be the number of daemons to begin with",
+    class = "mirai_error_argument"
+  )
   expect_identical(daemons(.compute = profile), status(profile))
+  wrapper <- function(n, .compute = NULL) daemons(n, .compute = .compute)
+  expect_identical(wrapper(), status())
   expect_identical(daemons(url = NULL, sync = FALSE), status())
 })
 

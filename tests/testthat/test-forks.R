@@ -133,14 +133,15 @@ test_that("files that the user's profile opens are those that tasks write to, an
   dir.create(dir)
   logs <- file.path(dir, paste0("log", 1:8))
   profile <- file.path(dir, "profile")
-  writeLines(sprintf("logs <- lapply(%s, file, 'w')", paste(deparse(logs), collapse = "")), profile)
+  code <- "logs <- lapply(%s, function(log) {\n  con <- file(log, 'w')\n  writeLines('begun', con)\n  con\n})"
+  writeLines(sprintf(code, paste(deparse(logs), collapse = "")), profile)
   host <- r_process(
     c(
       "library(mirai)",
       "Sys.unsetenv(c('R_ENVIRON', 'R_ENVIRON_USER'))", # callr's
       sprintf("Sys.setenv(R_PROFILE_USER = '%s')", profile),
       sprintf("own <- file('%s/own', 'w')", dir),
-      "d <- daemons(1)",
+      "d <- daemons(2)",
       "for (i in 1:8) {",
       "  mirai({cat('hello', i, '\\n', file = logs[[i]]); flush(logs[[i]])}, i = i)[]",
       "}",
@@ -150,7 +151,7 @@ test_that("files that the user's profile opens are those that tasks write to, an
   )
   said <- words(host)
   expect_match(said, "^own FALSE pid [0-9]+ $")
-  expect_identical(vapply(logs, readLines, "", USE.NAMES = FALSE), paste("hello", 1:8, ""))
+  expect_identical(lapply(logs, readLines), lapply(1:8, function(i) c("begun", paste("hello", i, ""))))
 })
 
 test_that("variables that are read just once, when a process starts, hold for the next daemons", {

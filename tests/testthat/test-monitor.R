@@ -481,7 +481,7 @@ local_late_httpuv <- function(frame = parent.frame()) {
     source
   )
   library <- file.path(dir, paste0("late", .Platform$dynlib.ext))
-  callr::rcmd("SHLIB", c("-o", library, source), fail_on_status = TRUE)
+  callr::rcmd("SHLIB", c("-o", library, source, "-ldl"), fail_on_status = TRUE)
   library
 }
 

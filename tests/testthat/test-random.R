@@ -160,6 +160,14 @@ test_that("a seed that everywhere() has set holds for all tasks that follow, one
   set.seed(1, "L'Ecuyer-CMRG")
   defer(function() RNGkind("default"), environment())
   expect_identical(values, runif(3))
+  # But if it has only drawn some, the stream is still the daemon's.
+  local_test_daemons(2, dispatcher = FALSE)
+  everywhere({
+    runif(1e5)
+    NULL
+  })
+  mirai_map(1:2, function(i) set.seed(1))[]
+  expect_length(unique(mirai_map(1:2, function(i) runif(1))[]), 2L)
   # What belongs to the daemon alone stays with `cleanup = FALSE`.
   local_test_daemons(1, cleanup = FALSE)
   mirai(set.seed(1))[]

@@ -119,6 +119,8 @@ test_that("info() computes as the integers that it is", {
   expect_identical(sqrt(info()), sqrt(plain))
   expect_identical(data.frame(n = info()), data.frame(n = plain))
   x <- info()
+  expect_named(as.data.frame(x), "x")
+  x <- info()
   x[["awaiting"]] <- 9L
   expect_identical(x, replace(plain, 3L, 9L))
   x <- info()

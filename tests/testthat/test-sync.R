@@ -114,4 +114,6 @@ test_that("a mirai keeps its conditions, as one of a daemon does", {
   )
   expect_identical(messages(mirai_conditions(failed)), "before\n")
   expect_identical(mirai_conditions(mirai(1)), list())
+  expect_message(long <- mirai(message(strrep("x", 1e5))))
+  expect_identical(attr(mirai_conditions(long), "dropped"), 1L)
 })

@@ -44,6 +44,8 @@ pub(crate) struct Snapshot {
     values: Vec<Variable>,
     locked: Vec<bool>,
     search: Vec<SEXP>,
+    /// Where these begin in `kept`.
+    search_at: isize,
     options: Options,
     /// The options are as they were, and no function of R has been called since.
     options_are_checked: bool,
@@ -61,12 +63,16 @@ struct Place {
     now: Stream,
 }
 
-/// A task that has drawn more numbers than this may as well have called `set.seed()`: to find out takes 15 ns a number.
-const MOST_DRAWN: u32 = 1 << 14;
+/// A task that has drawn more numbers than this may as well have called `set.seed()`: to find out takes 10 ns a number,
+/// after each task that has called it.
+const MOST_BY_A_TASK: u32 = 1 << 12;
+/// The same of an `everywhere()`.
+const MOST_BY_A_SETUP: u32 = 1 << 22;
 
 impl Place {
-    fn after(self, now: Option<Stream>) -> Option<Place> {
-        let now = now.filter(|now| mrg32k3a::is_soon_after(*now, self.now, MOST_DRAWN));
+    /// Where it is after up to `most` numbers were drawn; `None` if `now` is not such a place.
+    fn after(self, now: Option<Stream>, most: u32) -> Option<Place> {
+        let now = now.filter(|now| mrg32k3a::is_soon_after(*now, self.now, most));
         now.map(|now| Place { now, ..self })
     }
 
@@ -136,6 +142,7 @@ impl Snapshot {
                 names,
                 values,
                 locked,
+                search_at: count as isize + 2 - search.len() as isize,
                 search,
                 options,
                 options_are_checked: false,
@@ -153,9 +160,13 @@ impl Snapshot {
         // SAFETY: both lists are preserved and have an element.
         let same = unsafe { VECTOR_ELT(self.kept, 0) == VECTOR_ELT(before.kept, 0) };
         let now = self.stream.map(|place| place.now);
-        self.stream = before
-            .stream
-            .and_then(|place| if same { Some(place) } else { place.after(now) });
+        self.stream = before.stream.and_then(|place| {
+            if same {
+                Some(place)
+            } else {
+                place.after(now, MOST_BY_A_SETUP)
+            }
+        });
         self
     }
 
@@ -194,13 +205,15 @@ impl Snapshot {
             match now {
                 Variable::Value(seed) if seed == VECTOR_ELT(self.kept, 0) => return,
                 Variable::Value(seed) => {
-                    if let Some(place) = place.after(stream_of(seed)) {
+                    if let Some(place) = place.after(stream_of(seed), MOST_BY_A_TASK) {
                         SET_VECTOR_ELT(self.kept, 0, seed);
                         self.stream = Some(place);
                         return;
                     }
                 }
-                Variable::Absent if r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE => {
+                Variable::Absent | Variable::Active
+                    if r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE =>
+                {
                     return complain()
                 }
                 Variable::Active => r::R_removeVarFromFrame(SEED.get(), R_GlobalEnv),
@@ -320,15 +333,15 @@ impl Snapshot {
                 SET_VECTOR_ELT(known, i as _, *env);
             }
             let call = Rf_protect(Rf_lang2(Rf_install(c"restore_search".as_ptr()), known));
-            Rf_eval(call, r::NAMESPACE.get());
             // What was attached anew is another environment.
-            let now = search_path();
-            if now.len() == self.search.len() {
-                let first = Rf_xlength(self.kept) - n;
-                for (i, env) in now.iter().enumerate() {
-                    SET_VECTOR_ELT(self.kept, first + i as isize, *env);
+            let now = Rf_eval(call, r::NAMESPACE.get());
+            if TYPEOF(now) == SEXPTYPE::VECSXP && Rf_xlength(now) <= n {
+                let first = self.search_at;
+                self.search.clear();
+                for i in 0..Rf_xlength(now) {
+                    SET_VECTOR_ELT(self.kept, first + i, VECTOR_ELT(now, i));
+                    self.search.push(VECTOR_ELT(now, i));
                 }
-                self.search = now;
             }
             Rf_unprotect(2);
         }

@@ -159,18 +159,11 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         .process_group(0);
     super::set_environment(&mut command, program);
     command.env(TUNABLES, with_huge_pages(std::env::var_os(TUNABLES)));
-    // SAFETY: two system calls, which may be made between fork and exec.
+    // SAFETY: system calls alone, which may be made between fork and exec.
     unsafe {
         command.pre_exec(|| {
             signals::unblock_all();
-            // R opens files and sockets such that programs get them. Neither the server nor a daemon has a use for the
-            // host's. Kernels before 5.11 cannot do this.
-            libc::syscall(
-                libc::SYS_close_range,
-                3,
-                u32::MAX,
-                libc::CLOSE_RANGE_CLOEXEC,
-            );
+            keep_descriptors_from_programs();
             Ok(())
         });
     }
@@ -207,6 +200,21 @@ pub fn start_server(program: &Program) -> io::Result<()> {
         end_of(&mut process).await;
     });
     Ok(())
+}
+
+/// R opens files and sockets such that programs get them. Neither the server nor a daemon has a use for the host's.
+fn keep_descriptors_from_programs() {
+    // SAFETY: no memory is passed.
+    unsafe {
+        let close_on_exec = libc::CLOSE_RANGE_CLOEXEC;
+        if libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, close_on_exec) == 0 {
+            return;
+        }
+        // Kernels before 5.11.
+        for fd in 3..1024 {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
 }
 
 /// Asks the server for a process. Gives `on_exit` back if that cannot be done.
@@ -556,6 +564,9 @@ pub unsafe fn serve(prepare: impl FnOnce()) -> Option<Forked> {
     // The children are waited for when the host asks how they have ended.
     // SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // Else each process would write what `.Rprofile` has left in the buffers of C's streams.
+    // SAFETY: a null pointer stands for all streams that are open for writing.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
     // SAFETY: stdin is ours, and is the socket.
     let socket = unsafe { UnixStream::from_raw_fd(0) };
     let host = unix::peer_process(&socket);
