@@ -67,3 +67,15 @@ put <- function(what, file) {
 }
 
 all_pids <- "unlist(collect_mirai(everywhere(Sys.getpid())))"
+
+# Compiles a library of C code, to be preloaded. Returns its path.
+local_library <- function(code, frame) {
+  skip_if_not_installed("callr")
+  dir <- local_file(frame = frame)
+  dir.create(dir)
+  source <- file.path(dir, "preloaded.c")
+  library <- file.path(dir, paste0("preloaded", .Platform$dynlib.ext))
+  writeLines(code, source)
+  callr::rcmd("SHLIB", c("-o", library, source, "-ldl"), fail_on_status = TRUE)
+  library
+}

@@ -175,41 +175,33 @@ test_that("an unhandled Ctrl-C ends a script and its daemons", {
 # SIGINT, which it sets by signal(). Preloaded, the library is called in its place. If the file of that name exists, it
 # removes it and waits for SIGINT: just before the handler is in place, or just after.
 local_worst_moment <- function(frame = parent.frame()) {
-  dir <- local_file(frame = frame)
-  dir.create(dir)
-  source <- file.path(dir, "moment.c")
-  writeLines(
-    c(
-      "#define _GNU_SOURCE",
-      "#include <dlfcn.h>",
-      "#include <signal.h>",
-      "#include <stdlib.h>",
-      "#include <unistd.h>",
-      "typedef void (*handler)(int);",
-      "static void wait_if(const char *variable) {",
-      "  const char *file = getenv(variable);",
-      "  if (!file || access(file, F_OK)) return;",
-      "  sigset_t set, old;",
-      "  sigemptyset(&set);",
-      "  sigaddset(&set, SIGINT);",
-      "  pthread_sigmask(SIG_BLOCK, &set, &old);",
-      "  unlink(file);",
-      "  sigsuspend(&old);",
-      "  pthread_sigmask(SIG_SETMASK, &old, 0);",
-      "}",
-      "handler signal(int number, handler new) {",
-      "  handler (*real)(int, handler) = (handler (*)(int, handler)) dlsym(RTLD_NEXT, \"signal\");",
-      "  if (number == SIGINT) wait_if(\"MIRAI_TEST_BEFORE\");",
-      "  handler old = real(number, new);",
-      "  if (number == SIGINT) wait_if(\"MIRAI_TEST_AFTER\");",
-      "  return old;",
-      "}"
-    ),
-    source
+  code <- c(
+    "#define _GNU_SOURCE",
+    "#include <dlfcn.h>",
+    "#include <signal.h>",
+    "#include <stdlib.h>",
+    "#include <unistd.h>",
+    "typedef void (*handler)(int);",
+    "static void wait_if(const char *variable) {",
+    "  const char *file = getenv(variable);",
+    "  if (!file || access(file, F_OK)) return;",
+    "  sigset_t set, old;",
+    "  sigemptyset(&set);",
+    "  sigaddset(&set, SIGINT);",
+    "  pthread_sigmask(SIG_BLOCK, &set, &old);",
+    "  unlink(file);",
+    "  sigsuspend(&old);",
+    "  pthread_sigmask(SIG_SETMASK, &old, 0);",
+    "}",
+    "handler signal(int number, handler new) {",
+    "  handler (*real)(int, handler) = (handler (*)(int, handler)) dlsym(RTLD_NEXT, \"signal\");",
+    "  if (number == SIGINT) wait_if(\"MIRAI_TEST_BEFORE\");",
+    "  handler old = real(number, new);",
+    "  if (number == SIGINT) wait_if(\"MIRAI_TEST_AFTER\");",
+    "  return old;",
+    "}"
   )
-  library <- file.path(dir, paste0("moment", .Platform$dynlib.ext))
-  callr::rcmd("SHLIB", c("-o", library, source), fail_on_status = TRUE)
-  library
+  local_library(code, frame)
 }
 
 test_that("an interrupt that R does not hear as it goes to sleep is repeated, and none ends the daemon", {

@@ -457,32 +457,24 @@ test_that("the page ends by Ctrl-C, and after a time", {
 # Compiles a library that lets the threads of package httpuv be late. Preloaded, it makes them sleep whenever they have
 # taken something from their queue. The process itself sleeps after it has unloaded its packages' libraries.
 local_late_httpuv <- function(frame = parent.frame()) {
-  dir <- local_file(frame = frame)
-  dir.create(dir)
-  source <- file.path(dir, "late.c")
-  writeLines(
-    c(
-      "#define _GNU_SOURCE",
-      "#include <dlfcn.h>",
-      "#include <errno.h>",
-      "#include <string.h>",
-      "#include <sys/syscall.h>",
-      "#include <unistd.h>",
-      "void uv_mutex_unlock(void *mutex) {",
-      "  static void (*real)(void *);",
-      "  if (!real) real = (void (*)(void *)) dlsym(dlopen(\"libuv.so.1\", RTLD_NOW), \"uv_mutex_unlock\");",
-      "  real(mutex);",
-      "  if (syscall(SYS_gettid) != getpid()) usleep(5000);",
-      "}",
-      "__attribute__((destructor)) static void end(void) {",
-      "  if (!strcmp(program_invocation_short_name, \"R\")) usleep(500000);",
-      "}"
-    ),
-    source
+  code <- c(
+    "#define _GNU_SOURCE",
+    "#include <dlfcn.h>",
+    "#include <errno.h>",
+    "#include <string.h>",
+    "#include <sys/syscall.h>",
+    "#include <unistd.h>",
+    "void uv_mutex_unlock(void *mutex) {",
+    "  static void (*real)(void *);",
+    "  if (!real) real = (void (*)(void *)) dlsym(dlopen(\"libuv.so.1\", RTLD_NOW), \"uv_mutex_unlock\");",
+    "  real(mutex);",
+    "  if (syscall(SYS_gettid) != getpid()) usleep(5000);",
+    "}",
+    "__attribute__((destructor)) static void end(void) {",
+    "  if (!strcmp(program_invocation_short_name, \"R\")) usleep(500000);",
+    "}"
   )
-  library <- file.path(dir, paste0("late", .Platform$dynlib.ext))
-  callr::rcmd("SHLIB", c("-o", library, source, "-ldl"), fail_on_status = TRUE)
-  library
+  local_library(code, frame)
 }
 
 test_that("the page does not return while httpuv still closes its server, which would abort a process that ends then", {
