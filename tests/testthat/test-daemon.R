@@ -308,8 +308,9 @@ test_that("what cannot be attached again is given up, and the rest of the path i
     {
       nameless <- attach(NULL)
       attr(nameless, "name") <- NULL
-      library(gone, lib.loc = lib)
+      library(name, lib.loc = lib, character.only = TRUE)
     },
+    name = "gone",
     lib = lib
   )
   path <- mirai(search())[]

@@ -111,19 +111,18 @@ test_that("daemons end with a host that is killed, even if a fork of the host li
 
 test_that("a task that reads its standard input finds its end, as in Rscript, and its daemon stays healthy", {
   local_test_daemons(1)
-  readers <- list(
-    quote(readLines(stdin(), n = 1L)),
-    quote(scan(quiet = TRUE)),
-    quote({
+  ask <- function(expr) mirai(eval(expr), expr = expr, .timeout = 10000)[]
+  expect_false(is_error_value(ask(quote(readLines(stdin(), n = 1L)))))
+  expect_identical(ask(quote(scan(quiet = TRUE))), numeric())
+  # R 4.6 has it an error where nobody can answer.
+  expect_match(
+    ask(quote({
       browser()
       "on"
-    })
+    })),
+    "^on$|non-interactive browser()",
+    perl = TRUE
   )
-  for (reader in readers) {
-    value <- mirai(eval(reader), reader = reader, .timeout = 10000)[]
-    expect_false(is_error_value(value))
-  }
-  expect_identical(value, "on")
   expect_identical(mirai(1, .timeout = 10000)[], 1)
 })
 
