@@ -27,8 +27,12 @@ for (helper in c("daemons", "network", "launch")) {
 
 # ---- The host's script
 
-# Notes in a file who starts it, and for which session: daemons may begin another task after their host was killed.
+# Notes in a file who starts it, and for which session: daemons may begin another task after their host was killed. It
+# waits until that session has said what it has found in the checkpoint: else it could seem to be among that.
 work <- function(i, marks) {
+  while (!file.exists(paste0(marks, "-go-", Sys.getenv("JOB_SESSION")))) {
+    Sys.sleep(0.005)
+  }
   job <- Sys.getenv("SLURM_JOB_ID", "-")
   line <- sprintf("%s %d %d %s\n", Sys.getenv("JOB_SESSION"), i, Sys.getpid(), job)
   cat(line, file = marks, append = TRUE)
@@ -47,6 +51,7 @@ script <- function(file, marks, options) {
     "invisible(launch_local(n = 4))",
     sprintf("map <- mirai_map(seq_len(%d), work, .args = list(marks = '%s'), .checkpoint = '%s')", n, marks, file),
     "cat('found', which(!vapply(map, unresolved, NA)), '\\n')",
+    sprintf("invisible(file.create(paste0('%s-go-', Sys.getenv('JOB_SESSION'))))", marks),
     "x <- map[]",
     sprintf("stopifnot(identical(x, as.list(seq_len(%d)^2)))", n),
     "cat('done\\n')"
