@@ -49,7 +49,7 @@ profile_of <- function(x) {
   }
 }
 
-# An error where a map evaluates one of its elements: it could start any number of daemons.
+# An error on a daemon that evaluates an element of a map: each element could start daemons.
 check_not_in_map <- function(call) {
   if (.Call(rs_daemon_state) == 2L) {
     stop_error("local daemons cannot be set on a daemon from within mirai_map()", call)

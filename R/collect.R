@@ -306,7 +306,7 @@ flatten <- function(values, call, done = NULL) {
     stop(map_error(values, failed[[1L]], value_condition(values[[failed[[1L]]]]), call))
   }
   at <- if (is.null(done)) seq_along(values) else which(done)
-  # unlist() makes integers of factors among integers, and nothing else.
+  # Of a factor among integers, unlist() would take the codes.
   types <- vapply(values[at], function(x) if (is.factor(x)) "factor" else typeof(x), "", USE.NAMES = FALSE)
   odd <- at[types != types[1L]]
   if (length(odd)) {

@@ -136,17 +136,22 @@ most_conditions <- 100L
 most_text <- 65536
 most_call <- 10000
 
-# What is noted so far: before an evaluation with `sync = TRUE`, by another one around it, or by a task on this daemon.
-notes_so_far <- function() mget(c("sync_depth", "noted", "noted_text", "noted_dropped"), the)
+# Nothing noted: see R/mirai-package.R.
+no_notes <- list(noted = list(), noted_text = 0, noted_dropped = 0L)
 
-# Begins notes of such an evaluation.
+# What evaluate_sync() puts back after its evaluation: the notes of the evaluation or task that called it.
+notes_so_far <- function() mget(c("sync_depth", names(no_notes)), the)
+
+# evaluate_sync() calls this before its evaluation, which then notes for itself.
 begin_notes <- function() {
-  put_notes(list(sync_depth = the$sync_depth + 1L, noted = list(), noted_text = 0, noted_dropped = 0L))
+  put_notes(no_notes)
+  the$sync_depth <- the$sync_depth + 1L
 }
 
 put_notes <- function(notes) list2env(notes, the)
 
-# The handler around such an evaluation. It leaves to itself what is noted by one within it.
+# The handler of warnings and messages around the evaluation that evaluate_sync() has just begun. If that calls
+# evaluate_sync() in its turn, a condition gets to both handlers: only the inner one notes it.
 noting_here <- function() {
   depth <- the$sync_depth
   function(cnd) if (the$sync_depth == depth) note(cnd)
@@ -203,9 +208,7 @@ take_notes <- function(output) {
   if (the$noted_dropped > 0L) {
     attr(conditions, "dropped") <- the$noted_dropped
   }
-  the$noted <- list()
-  the$noted_text <- 0
-  the$noted_dropped <- 0L
+  put_notes(no_notes)
   .Call(rs_encode, list(conditions = conditions, output = output))
 }
 

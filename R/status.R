@@ -82,7 +82,7 @@ info <- function(.compute = NULL) {
   )
 }
 
-# The integers of info() alone, which is what they are wherever they are not just printed.
+# The integers of info(), without the class and the tally, which are for printing only.
 plain_info <- function(x) if (inherits(x, "miraiInfo")) unclass(x)[seq_along(x)] else x
 
 #' @export

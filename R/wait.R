@@ -63,7 +63,7 @@ race_mirai <- function(x) {
 #' What a task waits for, by its arguments, is cancelled with it if nobody else wants it: see section *Pipelines* of
 #' [mirai()].
 #'
-#' @param x a mirai, or a list of mirai (such as a mirai map).
+#' @param x a mirai, or a list of mirai (such as a mirai map), which may have maps in it.
 #' @returns A logical vector, invisibly: for each mirai, whether it was cancelled. `FALSE` if it had resolved already,
 #'   or is not a mirai. For a map in a list, whether any of its mirai was.
 #' @seealso [mirai()] and its argument `.timeout`; [is_error_value()].
@@ -82,10 +82,12 @@ stop_mirai <- function(x) {
   if (!is.list(x)) {
     return(invisible(FALSE))
   }
-  stopped <- are_mirai(x)
-  stopped[stopped] <- .Call(rs_cancel, unclass(x)[stopped])
-  for (i in which(are_maps(x))) {
-    stopped[[i]] <- any(stop_mirai(x[[i]]))
+  found <- are_mirai(x)
+  x <- unclass(x)
+  stopped <- found
+  stopped[found] <- .Call(rs_cancel, x[found])
+  for (i in which(!found)) {
+    stopped[[i]] <- is_mirai_map(x[[i]]) && any(stop_mirai(x[[i]]))
   }
   invisible(stopped)
 }
@@ -107,13 +109,11 @@ unresolved <- function(x) .Call(rs_pending, x) > 0L
 
 are_mirai <- function(x) vapply(unclass(x), is_mirai, NA, USE.NAMES = FALSE)
 
-are_maps <- function(x) vapply(unclass(x), inherits, NA, "mirai_map", USE.NAMES = FALSE)
-
 # The mirai in a list, those in maps in it included.
 mirai_in <- function(x) {
   found <- are_mirai(x)
   x <- unclass(x)
-  if (all(found)) x else c(x[found], unlist(lapply(x[are_maps(x)], unclass), FALSE))
+  if (all(found)) x else c(x[found], unlist(lapply(Filter(is_mirai_map, x[!found]), unclass), FALSE))
 }
 
 check_waitable <- function(x, call = sys.call(-1L)) {

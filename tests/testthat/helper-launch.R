@@ -75,7 +75,8 @@ local_ssh <- function(frame = parent.frame()) {
       "PasswordAuthentication no",
       "KbdInteractiveAuthentication no",
       "UsePAM no",
-      # Else sshd would shut out, without a word, whoever has failed to log in a few times.
+      # A test fails to log in on purpose. After a few such failures, sshd from OpenSSH 9.8 on closes all connections
+      # from that address for a while, and tells ssh nothing.
       if (sshd_knows("PerSourcePenalties no")) "PerSourcePenalties no",
       paste0("SetEnv ", paste0("\"", names(env), "=", env, "\"", collapse = " "))
     ),

@@ -1,10 +1,10 @@
 //! Vectors in shared memory: what a large vector that has been sent arrives as.
 //!
-//! An ALTREP vector of an ordinary type whose data are a private mapping of the sender's
-//! segment (copy-on-write), or, of what came across the network, memory that its bytes were read into. Whatever asks for
-//! the data gets a pointer into the mapping, to read and to write: the system copies a page when it is written, so no other process sees the change. While few pages
-//! are copied, a duplicate of the vector is another mapping, and to send it on sends the same segment.
-//! Otherwise both are copies. In all else it behaves as R's ordinary vector, and `saveRDS()` writes one.
+//! An ALTREP vector of an ordinary type whose data are a private mapping of the sender's segment (copy-on-write), or, of
+//! what came across the network, memory that its bytes were read into. Whatever asks for the data gets a pointer into the
+//! mapping, to read and to write: the system copies a page when it is written, so no other process sees the change. While
+//! few pages are copied, a duplicate of the vector is another mapping, and to send it on sends the same segment. Otherwise
+//! both are copies. In all else it behaves as R's ordinary vector, and `saveRDS()` writes one.
 //!
 //! Strings are R's own objects, so they cannot be mapped: see [`strings`].
 //!

@@ -63,14 +63,15 @@ struct Place {
     now: Stream,
 }
 
-/// A task that has drawn more numbers than this may as well have called `set.seed()`: to find out takes 10 ns a number,
-/// after each task that has called it.
+/// Whether a task has called `set.seed()` shows by stepping through so many states of its stream, 10 ns for each, without
+/// finding `.Random.seed`. A task that has drawn more numbers than this is taken for one that has.
 const MOST_BY_A_TASK: u32 = 1 << 12;
-/// The same of an `everywhere()`.
+/// The same of the code of an `everywhere()`, which seldom runs.
 const MOST_BY_A_SETUP: u32 = 1 << 22;
 
 impl Place {
-    /// Where it is after up to `most` numbers were drawn; `None` if `now` is not such a place.
+    /// The place where `.Random.seed` is `now`, if drawing up to `most` numbers leads there from here. `None` if it does not:
+    /// R code has called `set.seed()`, say.
     fn after(self, now: Option<Stream>, most: u32) -> Option<Place> {
         let now = now.filter(|now| mrg32k3a::is_soon_after(*now, self.now, most));
         now.map(|now| Place { now, ..self })
@@ -192,29 +193,33 @@ impl Snapshot {
         }
     }
 
-    /// The daemon's stream goes on from task to task. But if a task has chosen a seed or a generator, the next one begins
-    /// at the stream's next substream: otherwise daemons of which each had such a task would all have the same numbers.
-    unsafe fn restore_stream(&mut self) {
+    /// The daemon's stream goes on from task to task. If a task has called `set.seed()` or `RNGkind()`, the next task begins
+    /// at the next substream of the daemon's own stream. Otherwise, after a task with `set.seed(1)` on each of several
+    /// daemons, later tasks on all of these would draw the same numbers. Returns whether there is a `.Random.seed`.
+    unsafe fn restore_stream(&mut self) -> bool {
         // SAFETY: on R's main thread. `seed` is protected until `kept` has it.
         unsafe {
-            let Some(place) = self.stream else { return };
             let now = Variable::of(SEED.get(), R_GlobalEnv);
+            let Some(place) = self.stream else {
+                return !matches!(now, Variable::Absent);
+            };
             if is_locked(SEED.get(), now) {
                 r::R_unLockBinding(SEED.get(), R_GlobalEnv);
             }
             match now {
-                Variable::Value(seed) if seed == VECTOR_ELT(self.kept, 0) => return,
+                Variable::Value(seed) if seed == VECTOR_ELT(self.kept, 0) => return true,
                 Variable::Value(seed) => {
                     if let Some(place) = place.after(stream_of(seed), MOST_BY_A_TASK) {
                         SET_VECTOR_ELT(self.kept, 0, seed);
                         self.stream = Some(place);
-                        return;
+                        return true;
                     }
                 }
                 Variable::Absent | Variable::Active
                     if r::R_EnvironmentIsLocked(R_GlobalEnv) == Rboolean::TRUE =>
                 {
-                    return complain()
+                    complain();
+                    return matches!(now, Variable::Active);
                 }
                 Variable::Active => r::R_removeVarFromFrame(SEED.get(), R_GlobalEnv),
                 _ => {}
@@ -225,6 +230,7 @@ impl Snapshot {
             SET_VECTOR_ELT(self.kept, 0, seed);
             self.stream = Some(next);
             Rf_unprotect(1);
+            true
         }
     }
 
@@ -232,8 +238,8 @@ impl Snapshot {
         // SAFETY: on R's main thread. `ls` is protected; the objects of the snapshot are in `kept`, which is
         // preserved.
         unsafe {
-            self.restore_stream();
-            if self.has_same_globals() {
+            let has_seed = self.restore_stream();
+            if self.has_same_globals(has_seed) {
                 return;
             }
             // No binding can be added to or removed from it then, and nothing can unlock it.
@@ -287,17 +293,16 @@ impl Snapshot {
         }
     }
 
-    /// Whether the global environment has no variables but those of the snapshot, with the same values.
-    unsafe fn has_same_globals(&self) -> bool {
+    /// Whether the global environment has no variables but those of the snapshot, with the same values, and `.Random.seed` if
+    /// `has_seed`.
+    unsafe fn has_same_globals(&self, has_seed: bool) -> bool {
         // SAFETY: on R's main thread; the objects of the snapshot are in `kept`, which is preserved.
         unsafe {
-            let before = self.names.iter().zip(&self.values).zip(&self.locked);
-            let seed = Variable::of(SEED.get(), R_GlobalEnv);
-            let others = self.names.len() as isize;
-            Rf_xlength(R_GlobalEnv) == others + isize::from(!matches!(seed, Variable::Absent)) && {
-                before
+            if Rf_xlength(R_GlobalEnv) != self.names.len() as isize + isize::from(has_seed) {
+                return false;
             }
-            .all(|((name, value), locked)| {
+            let mut before = self.names.iter().zip(&self.values).zip(&self.locked);
+            before.all(|((name, value), locked)| {
                 let symbol = Rf_installChar(*name);
                 let now = Variable::of(symbol, R_GlobalEnv);
                 now.is_still(*value) && is_locked(symbol, now) == *locked

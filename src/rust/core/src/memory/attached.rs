@@ -60,6 +60,8 @@ impl Whole {
             if self.descriptors + segment.weight() <= MOST_DESCRIPTORS {
                 self.descriptors += segment.weight();
                 let at = self.bytes.len();
+                // An iterator, because on systems without segments the compiler warns of code after `segment.clone()`, which
+                // cannot be reached there.
                 let segment = std::iter::once(segment).cloned();
                 self.insets
                     .extend(segment.map(|segment| Inset { at, segment }));

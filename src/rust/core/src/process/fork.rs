@@ -45,7 +45,7 @@ use super::{Child, Exit, OnExit, Program, Surroundings, line};
 use crate::descriptors;
 use crate::protocol::frame::encode_head;
 use crate::protocol::{FrameReader, Limits};
-use crate::sys::{Polled, io_thread, signals};
+use crate::sys::{Polled, flush_c_streams, io_thread, signals};
 use crate::transport::unix;
 
 /// Requests that are sent and not answered at most.
@@ -163,7 +163,7 @@ pub fn start_server(program: &Program) -> io::Result<()> {
     unsafe {
         command.pre_exec(|| {
             signals::unblock_all();
-            keep_descriptors_from_programs();
+            close_on_exec();
             Ok(())
         });
     }
@@ -202,12 +202,13 @@ pub fn start_server(program: &Program) -> io::Result<()> {
     Ok(())
 }
 
-/// R opens files and sockets such that programs get them. Neither the server nor a daemon has a use for the host's.
-fn keep_descriptors_from_programs() {
+/// Has this process close all descriptors from 3 on when it becomes the server. R opens files and sockets without
+/// `FD_CLOEXEC`: the server, and each daemon that it forks, would keep those of the host open.
+fn close_on_exec() {
     // SAFETY: no memory is passed.
     unsafe {
-        let close_on_exec = libc::CLOSE_RANGE_CLOEXEC;
-        if libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, close_on_exec) == 0 {
+        let flag = libc::CLOSE_RANGE_CLOEXEC;
+        if libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, flag) == 0 {
             return;
         }
         // Kernels before 5.11.
@@ -564,9 +565,8 @@ pub unsafe fn serve(prepare: impl FnOnce()) -> Option<Forked> {
     // The children are waited for when the host asks how they have ended.
     // SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-    // Else each process would write what `.Rprofile` has left in the buffers of C's streams.
-    // SAFETY: a null pointer stands for all streams that are open for writing.
-    unsafe { libc::fflush(std::ptr::null_mut()) };
+    // Else each forked process would write once more what code in `.Rprofile` has left in them.
+    flush_c_streams();
     // SAFETY: stdin is ours, and is the socket.
     let socket = unsafe { UnixStream::from_raw_fd(0) };
     let host = unix::peer_process(&socket);
@@ -591,7 +591,8 @@ pub unsafe fn serve(prepare: impl FnOnce()) -> Option<Forked> {
                 // SAFETY: the process has a single thread, as the caller says.
                 Some(Ok(fds)) => match unsafe { libc::fork() } {
                     0 => {
-                        // What is not ours stays open: R has its script and the files of .Rprofile by number.
+                        // Only the server's descriptors are closed. R knows others by number: its script, and files that
+                        // code in `.Rprofile` has opened.
                         drop((host, passed));
                         become_new(&request, socket, fds);
                         super::owner::is_its_own();

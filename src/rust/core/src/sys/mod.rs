@@ -30,7 +30,7 @@ pub(crate) use platform::shared::memfd;
 #[cfg(target_os = "linux")]
 pub(crate) use platform::{board, page_size, readers, ring};
 #[cfg(unix)]
-pub(crate) use platform::{end_of_process, no_sigpipe, pipe};
+pub(crate) use platform::{end_of_process, flush_c_streams, no_sigpipe, pipe};
 pub(crate) use platform::{files, signals};
 #[cfg(windows)]
 pub(crate) use platform::{handles, security};

@@ -35,7 +35,7 @@ use rustix::fs::{OFlags, fcntl_setfl, fstat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
 use rustix::stdio::{dup2_stderr, dup2_stdout, stderr, stdout};
 
-use crate::sys::{pipe, signals};
+use crate::sys::{flush_c_streams, pipe, signals};
 use printer::Printer;
 use tail::Tail;
 use text::Text;
@@ -60,18 +60,12 @@ impl Saved {
 
 impl Drop for Saved {
     fn drop(&mut self) {
-        flush();
+        flush_c_streams();
         let [out, err] = &self.0;
         // If that fails, nothing better can be done.
         let _ = out.as_ref().map(dup2_stdout);
         let _ = err.as_ref().map(dup2_stderr);
     }
-}
-
-/// Writes what C's streams hold back.
-fn flush() {
-    // SAFETY: a null pointer stands for all streams that are open for writing.
-    unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
 /// What is kept of what tasks write, besides the tail.
@@ -279,7 +273,7 @@ impl Output {
         if self.keep == Keep::LastWords {
             return String::new();
         }
-        flush();
+        flush_c_streams();
         if self.keep == Keep::Shown {
             self.settle(0);
         }

@@ -85,6 +85,12 @@ pub(crate) fn register_for<T: AsRawFd + AsFd>(fd: T, interest: Interest) -> io::
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 
+/// Writes what C's streams (`FILE`) hold back.
+pub(crate) fn flush_c_streams() {
+    // SAFETY: a null pointer stands for all streams that are open for writing.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
 /// A pipe whose ends, the one to read first, are closed in programs that are started. `std::io::pipe` came with Rust
 /// 1.87.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -92,7 +92,7 @@ fn two_streams_are_shown_apart_and_half_a_line_after_a_while() {
 }
 
 #[test]
-fn whoever_writes_goes_on_though_nobody_reads_what_is_shown() {
+fn a_task_goes_on_writing_though_nobody_reads_where_it_is_shown() {
     let (shown, to) = pipe().unwrap();
     with_streams_at(&to, &to, || {
         let output = Output::begin(Keep::Shown).unwrap();
@@ -122,7 +122,7 @@ fn somebody_else_who_floods_the_streams_does_not_keep_a_task_from_its_end() {
 }
 
 #[test]
-fn a_flood_is_kept_in_part_and_does_not_stop_whoever_writes() {
+fn a_flood_is_kept_in_part_and_does_not_stop_the_task_that_writes_it() {
     let output = Output::begin(Keep::Tasks).unwrap();
     output.task_begins(1);
     let line = "x".repeat(1023) + "\n";
